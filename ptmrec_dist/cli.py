@@ -1,0 +1,136 @@
+"""`ptmrec COMMAND …`: the only place that knows argv, `--config` and `--local_rank`. Imports nothing heavy."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ptmrec_dist import config
+from ptmrec_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: the settings it takes and the function that takes them."""
+
+    settings: type
+    function: str  # "module:name", imported only when the command runs
+
+
+COMMANDS = {
+    "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
+    "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
+    "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1"),
+    "stage2": Command(config.Stage2Config, "ptmrec_dist.training.stage2:train_stage2"),
+    "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
+    "register": Command(config.RegisterConfig, "ptmrec_dist.registry:register"),
+    "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry:recommend"),
+    "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
+}
+
+
+def usage() -> str:
+    """Return the help text of `ptmrec` itself.
+
+    Returns:
+        A line for each command.
+    """
+    lines = [f"  {name:<10} {_summary(command.settings)}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: ptmrec COMMAND [--config FILE.yaml] [--OPTION VALUE …]", "", *lines, ""]) + (
+        "\nptmrec COMMAND --help lists a command's options; --print_config prints them as YAML."
+    )
+
+
+def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
+    """Turn a command line into its settings.
+
+    Args:
+        settings: The dataclass of the command's settings.
+        argv: Arguments after the command; `--local_rank` (added by DeepSpeed's launcher) is accepted and dropped.
+        prog: Name shown in messages.
+
+    Returns:
+        An instance of `settings`.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, or one that the settings refuse.
+        SystemExit: After `--help` and `--print_config`.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=_summary(settings), exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_class_arguments(settings, None)
+    kept = [arg for arg in argv if not arg.startswith(("--local_rank=", "--local-rank="))]
+    try:
+        values = parser.instantiate(parser.parse_args(kept))
+    except ArgumentError as error:
+        raise UserError(f"{_one_line(error)}; {prog} --help lists the options") from error
+    return settings(**{item.name: values[item.name] for item in fields(settings)})
+
+
+def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
+    """Run one command, turning the user's mistakes into one line and exit code 2.
+
+    Args:
+        command: A key of `COMMANDS`.
+        argv: Arguments after the command.
+        prog: Name shown in messages; by default `ptmrec COMMAND`.
+
+    Returns:
+        The exit code.
+    """
+    prog = prog or f"ptmrec {command}"
+    try:
+        settings = parse(COMMANDS[command].settings, argv, prog)
+        _function(COMMANDS[command].function)(settings)
+    except UserError as error:
+        # All ranks read the same input: the first one speaks for them.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ptmrec`.
+
+    Args:
+        argv: Arguments; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("ptmrec-dist"))
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(argv[0], argv[1:])
+
+
+def _summary(settings: type) -> str:
+    return (settings.__doc__ or "").strip().splitlines()[0]
+
+
+def _one_line(error: Exception) -> str:
+    """The parser's message without its headings, on one line."""
+    return " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
+
+
+def _function(path: str) -> Callable[[Any], object]:
+    module, name = path.split(":")
+    function: Callable[[Any], object] = getattr(importlib.import_module(module), name)
+    return function

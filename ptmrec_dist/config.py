@@ -1,0 +1,369 @@
+"""Every setting of every command, as frozen dataclasses: one schema for the command line, YAML, sweeps and tracking.
+
+Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A value that can be judged alone is judged
+in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ptmrec_dist.errors import UserError
+
+Modalities = Literal["both", "image", "text"]
+
+
+def _require(ok: bool, name: str, got: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name}: got {got!r}, expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Names of the columns in the tables that `ptmrec pack` reads."""
+
+    item: str = "item_id"
+    """Item id, in both tables (`itemID` in `.inter` files)."""
+    text: tuple[str, ...] = ("text",)
+    """Text columns of the catalogue, joined by a space in this order."""
+    title: str = "title"
+    """Short name shown with recommendations; the start of the text stands in where the column is absent."""
+    image: str = "image"
+    """Image path, relative to `--images`."""
+    user: str = "user_id"
+    """User id (`userID` in `.inter` files)."""
+    rating: str = "rating"
+    """Rating; needed only with `--min_rating`."""
+    time: str = "timestamp"
+    """Time of the interaction; needed only by the split `leave_one_out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
+
+    interactions: Path
+    """Interactions: CSV (also .csv.gz), Parquet, or a tab-separated `.inter` file with `x_label`."""
+    out: Path
+    """Folder of the packed data set; must be new or hold a packed data set to replace."""
+    items: Path | None = None
+    """Catalogue: CSV, Parquet or JSONL. Without it only interactions are packed, for ID-only recommenders."""
+    images: Path | None = None
+    """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Column names."""
+    split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
+    """random: 8:1:1 per user; leave_one_out: the last two per user by time; given: x_label; cold_items: 5 % and 15 % of
+    the items held out whole for validation and test, the rest as random."""
+    core: int = 5
+    """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
+    min_rating: float | None = None
+    """Keep only interactions rated at least this."""
+    seed: int = 0
+    """Seed of the split and of the order of items in the shards."""
+    image_size: int = 224
+    """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
+    max_image_pixels: int = 100_000_000
+    """Images with more pixels than this are refused before they are decoded."""
+    shard_bytes: int = 256_000_000
+    """Upper bound of a shard's size in bytes."""
+    num_shards: int | None = None
+    """Number of shards; by default 32 (fewer for tiny catalogues), more where `shard_bytes` asks for it."""
+    workers: int | None = None
+    """Processes that decode and write; by default one per processor."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What to do with bad rows and images: leave them out and count them, or stop before anything is written."""
+
+    def __post_init__(self) -> None:
+        _require(self.core >= 0, "core", self.core, "0 or more")
+        _require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
+        _require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
+        _require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        _require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
+        _require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The image-text encoder, as open_clip names it or as a local folder."""
+
+    model: str
+    """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
+    pretrained: str | None = None
+    """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Extract the frozen encoder's features of every item into memory-mapped arrays."""
+
+    shards: Path
+    """Packed data set."""
+    encoder: EncoderConfig
+    """Encoder to read features from."""
+    out: Path
+    """Folder for `image.npy`, `text.npy` and `manifest.json`."""
+    batch_size: int = 256
+    """Items a forward pass, per rank."""
+    workers: int = 0
+    """Loader processes per rank; 0 decodes in the rank's own process."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow. The server comes from `MLFLOW_TRACKING_URI`, by default `sqlite:///mlflow.db`."""
+
+    enabled: bool = True
+    """Log this run to MLflow."""
+    experiment: str = "ptmrec"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Hyper-parameters of the recommender; empty ones take the recommender's own default."""
+
+    dim: int | None = None
+    """Width of the ID embeddings (64)."""
+    layers: int | None = None
+    """Propagation layers over the user-item graph (LightGCN, FREEDOM)."""
+    reg_weight: float | None = None
+    """Weight of the L2 term (FREEDOM: of the modal BPR terms)."""
+    knn: int | None = None
+    """Neighbours of an item in the item graph (FREEDOM)."""
+    image_weight: float | None = None
+    """Share of the image graph in the item graph, in [0, 1] (FREEDOM)."""
+    edge_dropout: float | None = None
+    """Share of the interaction edges pruned every epoch, in [0, 1) (FREEDOM)."""
+
+    def __post_init__(self) -> None:
+        _require(self.dim is None or self.dim >= 1, "model.dim", self.dim, "1 or more")
+        _require(self.layers is None or self.layers >= 0, "model.layers", self.layers, "0 or more")
+        _require(self.reg_weight is None or self.reg_weight >= 0, "model.reg_weight", self.reg_weight, "0 or more")
+        _require(self.knn is None or self.knn >= 1, "model.knn", self.knn, "1 or more")
+        share = self.image_weight
+        _require(share is None or 0 <= share <= 1, "model.image_weight", share, "a share in [0, 1]")
+        share = self.edge_dropout
+        _require(share is None or 0 <= share < 1, "model.edge_dropout", share, "a share in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config:
+    """Train a recommender on the frozen encoder's features."""
+
+    shards: Path
+    """Packed data set."""
+    out: Path
+    """Run folder. Started again with the same settings, an interrupted run goes on."""
+    features: Path | None = None
+    """Frozen features; not needed by ID-only recommenders."""
+    recommender: Literal["bpr", "lightgcn", "vbpr", "freedom"] = "vbpr"
+    """Recommender to train."""
+    modalities: Modalities = "both"
+    """Modalities that the recommender sees."""
+    train_features: bool = False
+    """Train the feature tables as well (the field's reference code does so unasked)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Hyper-parameters of the recommender."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    batch_size: int = 2048
+    """Interactions a step."""
+    epochs: int = 1000
+    """Most epochs to train."""
+    patience: int = 20
+    """Evaluations without a better validation Recall@20 before training stops."""
+    eval_every: int = 1
+    """Epochs between evaluations."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints."""
+    mask_validation_at_test: bool = False
+    """Leave validation positives out of the ranking at test time (the field keeps them in)."""
+    seed: int = 0
+    """Seed of initialisation, batches and negatives."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "patience", "eval_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.lr > 0, "lr", self.lr, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How the encoder is tuned in stage 2."""
+
+    method: Literal["prompt", "none"] = "prompt"
+    """prompt: deep prompts in both towers; none: the encoder stays frozen and everything else is trained the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Deep prompts: fresh vectors that join the tokens of each of the first `depth` layers."""
+
+    depth: int | Literal["all"] = "all"
+    """Layers 1 to depth of each tower receive their own prompts; `all`: every layer of each tower."""
+    length: int = 4
+    """Prompt vectors a layer."""
+
+    def __post_init__(self) -> None:
+        _require(self.depth == "all" or self.depth >= 1, "prompt.depth", self.depth, "1 or more, or 'all'")
+        _require(self.length >= 1, "prompt.length", self.length, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW of stage 2."""
+
+    encoder_lr: float = 3e-3
+    """Learning rate of what is tuned inside the encoder."""
+    recommender_lr: float = 1e-3
+    """Learning rate of the recommender."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_lr", "recommender_lr", "weight_decay", "grad_clip"):
+            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO: what is divided over the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """0: nothing; 1: optimiser state; 2: gradients too; 3: parameters too (for encoders too large for one device)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config:
+    """Tune prompts inside the encoder under DeepSpeed, guided by what stage 1 learned about people."""
+
+    stage1: Path
+    """Run folder of stage 1: the recommender to start from, the features and the encoder they came from."""
+    out: Path
+    """Run folder. Started again with the same settings, an interrupted run goes on."""
+    shards: Path | None = None
+    """Packed data set; by default the one that stage 1 used, and it must have the same fingerprint."""
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """What is tuned inside the encoder."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Prompts, for `--tuning.method prompt`."""
+    kt_weight: float = 1.0
+    """Weight of the knowledge transfer loss L_KT (eq. 13)."""
+    teacher: Literal["stage1", "live"] = "stage1"
+    """Whose ID distribution teaches: the model as stage 1 left it, or the live model (with stopgrad)."""
+    temperature: float = 1.0
+    """Divides the logits of both distributions of L_KT."""
+    known_positives: Literal["mask", "keep"] = "keep"
+    """Other items of the batch that a user is known to like: left out of the user's distributions, or kept in."""
+    batching: Literal["item", "interaction"] = "item"
+    """item: an epoch streams every item once with its interactions; interaction: an epoch visits every pair (the paper)."""
+    batch_size: int = 256
+    """Items (or pairs) a step over all ranks together."""
+    users_per_item: int | None = None
+    """Most interactions of an item that one item-major step trains on, drawn anew each epoch; by default all."""
+    accumulation: int = 1
+    """Micro-batches a step; each has its own in-batch softmax, their gradients are averaged."""
+    epochs: int = 10
+    """Most epochs to train."""
+    patience: int = 5
+    """Evaluations without a better result before training stops."""
+    select_on: Literal["auto", "validation", "cold_validation"] = "auto"
+    """Whose Recall@20 chooses the best epoch; auto: cold_validation where the split has cold items."""
+    refresh_every: int = 1
+    """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is also written after every refresh."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """DeepSpeed ZeRO."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder; the recommender and the losses are always fp32."""
+    workers: int = 0
+    """Loader processes per rank; 0 decodes in the rank's own process."""
+    mask_validation_at_test: bool = False
+    """Leave validation positives out of the ranking at test time (the field keeps them in)."""
+    seed: int = 0
+    """Seed of prompts, the order of items and negatives."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "accumulation", "patience", "refresh_every", "checkpoint_every", "keep_checkpoints")
+        for name in positive:
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(self.kt_weight >= 0, "kt_weight", self.kt_weight, "0 or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "more than 0")
+        limit = self.users_per_item
+        _require(limit is None or limit >= 1, "users_per_item", limit, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Rank every item for every user with a finished run and write its metrics.json anew."""
+
+    run: Path
+    """Run folder of stage 1 or stage 2."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """Register a finished run as a model that recommends."""
+
+    run: Path
+    """Run folder of stage 1 or stage 2."""
+    name: str
+    """Name in the model registry."""
+    alias: str = "candidate"
+    """Alias that the new version gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendConfig:
+    """Print recommendations of a registered model."""
+
+    model: str
+    """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder."""
+    users: str
+    """User ids, separated by commas."""
+    top_k: int = 10
+    """Items a user."""
+    exclude_seen: bool = True
+    """Leave out what the user took in training."""
+
+    def __post_init__(self) -> None:
+        _require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole way in small: draw a shop, train a tiny CLIP, both stages, register, recommend, report."""
+
+    out: Path = Path("demo")
+    """Folder for everything that the demo makes; `report.html` is in it."""
+    seed: int = 0
+    """One seed gives one result."""

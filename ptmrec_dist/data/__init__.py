@@ -1,0 +1,1 @@
+"""From a catalogue and its interactions to packed shards, and back to batches."""

@@ -1,0 +1,122 @@
+"""The read side of a packed data set: cheap to open, columns read when they are first asked for.
+
+Shape suffixes: E interactions, I items, U users.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ptmrec_dist.data.manifest import Manifest
+from ptmrec_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who took what: two parallel columns."""
+
+    users: np.ndarray
+    """User indices, int64 [E]."""
+    items: np.ndarray
+    """Item indices, int64 [E]."""
+
+
+class Dataset:
+    """A packed data set, opened for reading.
+
+    Args:
+        folder: Folder that `ptmrec pack` wrote.
+
+    Raises:
+        UserError: The folder is missing, is not a packed data set, has a newer format, or lacks files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        self.num_users = self.manifest.num_users
+        self.num_items = self.manifest.num_items
+        self.fingerprint = self.manifest.fingerprint
+        self.parts: tuple[str, ...] = tuple(self.manifest.interactions)
+        self._check_files()
+
+    def interactions(self, part: str) -> Interactions:
+        """Read the interactions of one part.
+
+        Args:
+            part: `train`, `validation`, `test`, and where the split has cold items `cold_validation`, `cold_test`.
+
+        Returns:
+            User and item indices, int64 [E] each, in the order in which they were packed.
+
+        Raises:
+            UserError: The data set has no such part.
+        """
+        if part not in self.parts:
+            raise UserError(f"part: got {part!r}, but {self.folder} has {', '.join(self.parts)}")
+        table = pl.read_parquet(self._interactions_path(part), columns=["user_index", "item_index"])
+        # Writable copies: torch.from_numpy warns about arrays that it may not write to.
+        return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
+
+    def cold_items(self, part: str) -> np.ndarray:
+        """Return the items that were held out whole.
+
+        Args:
+            part: `cold_validation` or `cold_test`.
+
+        Returns:
+            Item indices, sorted, int64; empty where the split has no such items.
+        """
+        return np.flatnonzero((self._column("items", "part") == part).to_numpy())
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item ids by item index, I of them."""
+        return self._column("items", "item_id").to_list()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Item titles by item index, I of them."""
+        return self._column("items", "title").to_list()
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Item texts by item index, I of them; empty strings in a data set without content."""
+        return self._column("items", "text").to_list()
+
+    @cached_property
+    def item_shards(self) -> np.ndarray:
+        """Shard number by item index, int64 [I]; -1 in a data set without content."""
+        return self._column("items", "shard").to_numpy()
+
+    @cached_property
+    def user_ids(self) -> list[str]:
+        """User ids by user index, U of them."""
+        return self._column("users", "user_id").to_list()
+
+    def shard_paths(self) -> list[Path]:
+        """Return the tar files in order.
+
+        Returns:
+            Paths of the shards; empty in a data set without content.
+        """
+        return [self.folder / shard.name for shard in self.manifest.shards]
+
+    def _column(self, table: str, name: str) -> pl.Series:
+        return pl.read_parquet(self.folder / f"{table}.parquet", columns=[name])[name]
+
+    def _interactions_path(self, part: str) -> Path:
+        return self.folder / "interactions" / f"{part}.parquet"
+
+    def _check_files(self) -> None:
+        tables = [self.folder / "items.parquet", self.folder / "users.parquet"]
+        wanted = [*tables, *map(self._interactions_path, self.parts), *self.shard_paths()]
+        missing = [path for path in wanted if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"shards: {self.folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0].name}; "
+                "copy the folder whole or run `ptmrec pack` again"
+            )

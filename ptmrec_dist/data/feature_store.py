@@ -1,0 +1,131 @@
+"""Features of all items on disk: one memory-mapped array per modality, row = item index, and where they came from."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ptmrec_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class FeatureManifest:
+    """What the arrays of a features folder were made from."""
+
+    fingerprint: str
+    """sha256 over the arrays and what they were made from."""
+    data: str
+    """Fingerprint of the packed data set."""
+    encoder: str
+    """Fingerprint of the backbone."""
+    encoder_model: str
+    """open_clip name or folder of the backbone."""
+    encoder_pretrained: str | None
+    """open_clip tag of the backbone's weights."""
+    widths: dict[str, int]
+    """Modality to width of its rows."""
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """An opened features folder."""
+
+    folder: Path
+    """Where it lies."""
+    manifest: FeatureManifest
+    """What it was made from."""
+    tables: dict[str, np.ndarray]
+    """Modality to float32 [I, d_m], memory-mapped."""
+
+
+def open_features(folder: Path, data_fingerprint: str, num_items: int) -> FeatureStore:
+    """Open a features folder and check that it belongs to a data set.
+
+    Args:
+        folder: Features folder.
+        data_fingerprint: Fingerprint of the packed data set that it is used with.
+        num_items: Rows expected.
+
+    Returns:
+        The opened store.
+
+    Raises:
+        UserError: No such folder, features of another data set, arrays of another shape.
+    """
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
+    try:
+        manifest = FeatureManifest(**json.loads((folder / "manifest.json").read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})") from error
+    if manifest.data != data_fingerprint:
+        raise UserError(
+            f"features: {folder} was made from data {manifest.data[:12]}, but the shards are {data_fingerprint[:12]}; "
+            "run `ptmrec features` on these shards"
+        )
+    tables = {name: _open_table(folder / f"{name}.npy", (num_items, width)) for name, width in manifest.widths.items()}
+    return FeatureStore(folder, manifest, tables)
+
+
+def write_features(
+    folder: Path, tables: dict[str, np.ndarray], *, data: str, encoder: str, model: str, pretrained: str | None
+) -> FeatureManifest:
+    """Write a features folder, replacing an older one only when the new one is complete.
+
+    Args:
+        folder: Folder to write.
+        tables: Modality to float32 [I, d_m].
+        data: Fingerprint of the packed data set.
+        encoder: Fingerprint of the backbone.
+        model: open_clip name or folder of the backbone.
+        pretrained: open_clip tag of its weights.
+
+    Returns:
+        The manifest written.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    digest = hashlib.sha256(f"{data}:{encoder}".encode())
+    for name, table in sorted(tables.items()):
+        np.save(fresh / f"{name}.npy", table)
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(table).data)
+    widths = {name: int(table.shape[1]) for name, table in tables.items()}
+    manifest = FeatureManifest(digest.hexdigest(), data, encoder, model, pretrained, widths)
+    (fresh / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    if folder.exists():
+        check_replaceable(folder)
+        shutil.rmtree(folder)
+    os.replace(fresh, folder)
+    return manifest
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write features over something that is not a features folder.
+
+    Args:
+        folder: Folder about to be replaced.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    if not folder.exists():
+        return
+    known = {"manifest.json", "image.npy", "text.npy"}
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= known:
+        raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
+
+
+def _open_table(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        table: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"features: cannot read {path} ({error}); run `ptmrec features` again") from error
+    if table.shape != shape or table.dtype != np.float32:
+        raise UserError(f"features: {path} is {table.dtype} {table.shape}, expected float32 {shape}")
+    return table

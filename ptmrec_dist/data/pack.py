@@ -1,0 +1,213 @@
+"""`ptmrec pack`: from a catalogue and its interactions to a packed data set, or to a line that says what is wrong.
+
+Everything is judged before it is written: first the tables, then the images, then what is left of both.
+
+Shape suffixes: I items.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import starmap
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ptmrec_dist.config import PackConfig
+from ptmrec_dist.data import splits
+from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.images import Prepared, prepare_images, start_worker
+from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
+from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
+from ptmrec_dist.data.report import Report, Tally
+from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
+from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.errors import UserError
+
+
+def pack(config: PackConfig) -> None:
+    """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: Input that cannot be used, bad rows with `on_error="fail"`, nothing left, or an `out` that holds
+            something else.
+    """
+    out = config.out.resolve()
+    check_replaceable(out)
+    items, rows, report = _read_tables(config)
+    with staged(out) as fresh, _workers(config) as pool:
+        spool = fresh / "spool"
+        spool.mkdir()
+        if config.items is not None:
+            items, rows = _drop_bad_images(items, rows, report, pool, spool, config)
+        items, rows = _keep_core(items, rows, report, config.core)
+        items, rows, user_ids = _split(items, rows, report, config)
+        items, shards = _write_shards(items, pool, fresh, spool, config)
+        shutil.rmtree(spool)
+        parts = _divide_by_part(rows, config.split)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            fingerprint=_write_tables(items, user_ids, parts, shards, fresh),
+            split=config.split,
+            seed=config.seed,
+            core=config.core,
+            num_users=len(user_ids),
+            num_items=items.height,
+            has_content=config.items is not None,
+            interactions={part: table.height for part, table in parts.items()},
+            shards=tuple(shards),
+            report=report.to_dict(),
+        )
+        manifest.write(fresh)
+    report.print()
+    counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
+    print(f"{out}: {manifest.num_users:,} users, {manifest.num_items:,} items, {len(shards)} shards; {counts}")
+
+
+def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
+    rows, row_tally = read_interactions(config)
+    if config.items is None:
+        if config.split == "cold_items":
+            raise UserError(
+                "split: got cold_items without --items, but unseen items can only be told by image and text"
+            )
+        items = catalogue_of_ids(sort_ids(rows["item_id"]))
+        report = Report(Tally("items", items.height), row_tally)
+    else:
+        images = config.images or config.items.parent
+        if not images.is_dir():
+            raise UserError(
+                f"images: got {images}, expected the folder that the catalogue's image paths are relative to"
+            )
+        catalogue = read_catalogue(config.items, config.columns)
+        report = Report(Tally("items", catalogue.height), row_tally)
+        rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
+        items = drop_bad_items(catalogue, report.items, images)
+    _judge(report, config)
+    return items, rows, report
+
+
+def _judge(report: Report, config: PackConfig) -> None:
+    if config.on_error == "fail":
+        report.stop_on_faults()
+    report.stop_if_nothing_left()
+
+
+@contextmanager
+def _workers(config: PackConfig) -> Iterator[Executor]:
+    pool = ProcessPoolExecutor(
+        config.workers or os.cpu_count(),
+        mp_context=multiprocessing.get_context("spawn"),  # polars has threads, which do not survive a fork
+        initializer=start_worker,
+        initargs=(config.max_image_pixels,),
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _drop_bad_images(
+    items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Executor, spool: Path, config: PackConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    prepared = prepare_images(pool, items["path"].to_list(), spool, config.image_size)
+    items = items.hstack(pl.DataFrame(prepared, schema=list(Prepared._fields), orient="row"))
+    for problem in sorted(set(items["problem"]) - {""}):
+        show = "row {row}: item {item_id!r}, image {image!r}: {detail}"
+        items = report.items.drop(items, pl.col("problem") == problem, problem, show=show)
+    _judge(report, config)
+    return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
+
+
+def _keep_core(items: pl.DataFrame, rows: pl.DataFrame, report: Report, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    user_index = index_of(rows["user_id"], sort_ids(rows["user_id"]))
+    item_index = index_of(rows["item_id"], items["item_id"])
+    rows = rows.with_columns(user_index=user_index, item_index=item_index)
+    rows = keep_core(rows, report.interactions, core)
+    rare_I = np.bincount(rows["item_index"], minlength=items.height) < core
+    show, reason = "item {item_id!r}", f"fewer than {core} interactions"
+    items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
+    report.stop_if_nothing_left()
+    index_I = np.cumsum(~rare_I) - 1
+    return items, rows.with_columns(item_index=pl.Series(index_I[rows["item_index"]]))
+
+
+def _split(
+    items: pl.DataFrame, rows: pl.DataFrame, report: Report, config: PackConfig
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series]:
+    cold = config.split == "cold_items"
+    if cold and items.height < 3:
+        raise UserError(
+            f"split: got cold_items for {items.height} items, expected 3 or more; pack more or split otherwise"
+        )
+    labels_I = splits.draw_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
+    users, item_index = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
+    if config.split == "given":
+        labels = rows["label"].to_numpy()
+    elif config.split == "leave_one_out":
+        labels = splits.split_leave_one_out(users, rows["timestamp"].to_numpy())
+    else:
+        labels = splits.split_cold_items(users, item_index, labels_I, config.seed)
+    names = pl.Series(splits.PARTS)
+    rows = rows.with_columns(part=names.gather(labels))
+    untrained = pl.Series(splits.without_training(users, labels))
+    show = "row {row}: user {user_id!r}, item {item_id!r}"
+    rows = report.interactions.drop(rows, untrained, "user without training rows", show=show, fault=False)
+    report.stop_if_nothing_left()
+    users_left = rows.unique("user_index").sort("user_index")
+    rows = rows.with_columns(user_index=index_of(rows["user_index"], users_left["user_index"]))
+    items = items.with_columns(part=names.gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
+    return items, rows, users_left["user_id"]
+
+
+def _write_shards(
+    items: pl.DataFrame, pool: Executor, folder: Path, spool: Path, config: PackConfig
+) -> tuple[pl.DataFrame, list[Shard]]:
+    if config.items is None:
+        return items, []
+    if config.num_shards is not None and config.num_shards > items.height:
+        raise UserError(
+            f"num_shards: got {config.num_shards}, but {items.height} items are left; expected at most that many"
+        )
+    lengths = items.select("size", text=pl.col("text").str.len_bytes(), item_id=pl.col("item_id").str.len_bytes())
+    sizes_I = sample_bytes(*lengths.cast(pl.Int64).to_numpy().T)
+    divided = divide(sizes_I, config.shard_bytes, config.num_shards, config.seed)
+    samples = items.with_row_index("item_index").select(Sample._fields)
+    shards = write_shards(pool, folder, spool, [list(starmap(Sample, samples[chosen].rows())) for chosen in divided])
+    shard_I = np.empty(items.height, dtype=np.int64)
+    for number, chosen in enumerate(divided):
+        shard_I[chosen] = number
+    return items.with_columns(shard=pl.Series(shard_I)), shards
+
+
+def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
+    parts = splits.PARTS if split == "cold_items" else splits.PARTS[:3]
+    columns = [name for name in ("user_index", "item_index", "rating", "timestamp") if name in rows.columns]
+    return {part: rows.filter(pl.col("part") == part).select(columns) for part in parts}
+
+
+def _write_tables(
+    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], shards: list[Shard], folder: Path
+) -> str:
+    tables = {f"interactions/{part}": table for part, table in parts.items()}
+    tables["items"] = _numbered(items.select("item_id", "title", "text", "part", "shard"), "item_index")
+    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
+    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
+    (folder / "interactions").mkdir()
+    for name, table in tables.items():
+        table.write_parquet(folder / f"{name}.parquet")
+        # Not the file's bytes: they change with the library that writes it.
+        digest.update(f"{name}\n{table.write_csv()}".encode())
+    return digest.hexdigest()
+
+
+def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    return table.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))

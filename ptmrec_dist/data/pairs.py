@@ -1,0 +1,180 @@
+"""Training batches of stage 2: items with their content, and the interactions that are trained on with them.
+
+Item-major (ours): a step streams B distinct items and joins each with the users who took it, in memory. Interaction-major
+(the paper's): a step draws B interactions and fetches the content of their items. Both give the same `TrainBatch`.
+
+Legend: B local items, R local rows (interactions), V distinct users of the rows, E interactions of the training part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """A rank's share of one step."""
+
+    content: ItemBatch
+    """The step's distinct items on this rank."""
+    users: Tensor
+    """User of each row, int64 [R]."""
+    columns: Tensor
+    """Position in `content.items` of each row's item, int64 [R]."""
+    distinct_users: Tensor
+    """The users of the rows, each once, int64 [V]."""
+    user_counts: Tensor
+    """Rows of each of them, int64 [V]."""
+
+    @classmethod
+    def of(cls, content: ItemBatch, users_R: np.ndarray, columns_R: np.ndarray) -> "TrainBatch":
+        """Make a batch on the host, where sizes that depend on data cost no synchronisation.
+
+        Args:
+            content: The items.
+            users_R: User of each row, int64 [R].
+            columns_R: Position of each row's item, int64 [R].
+
+        Returns:
+            The batch.
+        """
+        users_V, counts_V = np.unique(users_R, return_counts=True)
+        return cls(content, *map(torch.from_numpy, (users_R, columns_R, users_V, counts_V)))
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """Move everything to a device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            The moved batch.
+        """
+        content = ItemBatch(*(_moved(part, device) for part in vars(self.content).values()))
+        rest = (self.users, self.columns, self.distinct_users, self.user_counts)
+        return TrainBatch(content, *(part.to(device, non_blocking=True) for part in rest))
+
+
+class TrainStream(Protocol):
+    """Where stage 2 gets its steps from."""
+
+    def steps(self, epoch: int) -> int:
+        """Steps of an epoch, the same on every rank."""
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
+        """The batches of an epoch but the first `skip`."""
+
+
+class ItemMajor:
+    """One epoch streams every item once, each with all its interactions or a sample of them.
+
+    Args:
+        stream: The items.
+        train: Training interactions.
+        num_items: I.
+        limit: Most interactions of an item a step trains on, drawn anew every epoch; None takes all.
+        seed: Seed of that draw.
+    """
+
+    def __init__(self, stream: ItemStream, train: Interactions, num_items: int, limit: int | None, seed: int) -> None:
+        self.stream, self.limit, self.seed = stream, limit, seed
+        by_item = np.argsort(train.items, kind="stable")
+        self.users_E = train.users[by_item]
+        self.starts = np.searchsorted(train.items[by_item], np.arange(num_items + 1))
+
+    def steps(self, epoch: int) -> int:
+        """Count the steps of an epoch.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Returns:
+            Steps, the same on every rank.
+        """
+        return self.stream.steps(epoch)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
+        """Stream one epoch.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            skip: Steps to leave out at the start.
+
+        Yields:
+            The remaining batches.
+        """
+        for content in self.stream.epoch(epoch, skip):
+            yield TrainBatch.of(content, *self._join(content.items.numpy(), epoch))
+
+    def _join(self, items_B: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = [self._users_of(int(item), epoch) for item in items_B]
+        sizes = [len(part) for part in parts]
+        columns = np.repeat(np.arange(len(items_B)), sizes)
+        return (np.concatenate(parts) if parts else np.empty(0, np.int64)), columns
+
+    def _users_of(self, item: int, epoch: int) -> np.ndarray:
+        users: np.ndarray = self.users_E[self.starts[item] : self.starts[item + 1]]
+        if self.limit is None or len(users) <= self.limit:
+            return users
+        # Seeded by item, not by rank: the draw is the same however the items are spread.
+        drawn: np.ndarray = np.random.default_rng((self.seed, epoch, item)).choice(users, self.limit, replace=False)
+        return drawn
+
+
+class InteractionMajor:
+    """One epoch visits every interaction once, in random order; an item is fetched as often as its interactions come.
+
+    Args:
+        files: Random access to the items' content.
+        train: Training interactions.
+        rank: This rank.
+        world_size: Number of ranks.
+        batch_size: Interactions a step on this rank.
+        seed: Seed of the order.
+    """
+
+    def __init__(
+        self, files: ItemFiles, train: Interactions, rank: int, world_size: int, batch_size: int, seed: int
+    ) -> None:
+        self.files, self.train, self.rank, self.world_size = files, train, rank, world_size
+        self.batch_size, self.seed = batch_size, seed
+
+    def steps(self, epoch: int) -> int:
+        """Count the steps of an epoch.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Returns:
+            Steps, the same on every rank.
+        """
+        return -(-len(self.train.items) // (self.batch_size * self.world_size))
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
+        """Visit one epoch.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            skip: Steps to leave out at the start.
+
+        Yields:
+            The remaining batches.
+        """
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.train.items))
+        for step in range(skip, self.steps(epoch)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            rows = order[first : first + self.batch_size]
+            items, columns = np.unique(self.train.items[rows], return_inverse=True)
+            yield TrainBatch.of(self.files.read(items), self.train.users[rows], columns.reshape(-1))
+
+
+def _moved(part: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if part is None else part.to(device, non_blocking=True)

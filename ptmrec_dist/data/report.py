@@ -1,0 +1,145 @@
+"""The validation report: how many rows were read, how many were left out, why, and which ones for example."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from ptmrec_dist.errors import UserError
+
+_MOST_EXAMPLES = 5
+_LONGEST_EXAMPLE = 200
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    count: int
+    fault: bool
+    examples: list[str]
+
+
+class Tally:
+    """The account of one table. Every row that goes leaves through `drop`, so the counts add up.
+
+    Args:
+        name: What the rows are.
+        rows: Number of rows read.
+    """
+
+    def __init__(self, name: str, rows: int) -> None:
+        self.name = name
+        self.read = rows
+        self._dropped: dict[str, _Dropped] = {}
+
+    @property
+    def kept(self) -> int:
+        """Rows that are left."""
+        return self.read - sum(dropped.count for dropped in self._dropped.values())
+
+    def drop(
+        self, table: pl.DataFrame, bad: pl.Expr | pl.Series, reason: str, *, show: str, fault: bool = True
+    ) -> pl.DataFrame:
+        """Leave out rows and write down how many, why and which.
+
+        Args:
+            table: The rows that are left so far.
+            bad: True for each row to leave out; no nulls.
+            reason: Why, a few words.
+            show: Format string of an example, with the table's columns as fields.
+            fault: Whether such rows are mistakes in the input, rather than what the settings ask to leave out.
+
+        Returns:
+            The other rows.
+        """
+        mask = table.select(bad=bad).to_series()
+        count = int(mask.sum())
+        if count == 0:
+            return table
+        rows = table.filter(mask).head(_MOST_EXAMPLES).to_dicts()
+        examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in rows]
+        self._dropped[reason] = _Dropped(count, fault, examples)
+        return table.filter(~mask)
+
+    def faults(self) -> list[str]:
+        """List the mistakes in the input.
+
+        Returns:
+            A line for each kind: count, reason and the first example.
+        """
+        faulty = [(reason, dropped) for reason, dropped in self._dropped.items() if dropped.fault]
+        return [f"{dropped.count} {self.name}: {reason} ({dropped.examples[0]})" for reason, dropped in faulty]
+
+    def summary(self) -> str:
+        """Put the counts into one line.
+
+        Returns:
+            Rows read, left out for each reason, and kept.
+        """
+        dropped = [f"{dropped.count} {reason}" for reason, dropped in self._dropped.items()]
+        return ", ".join([f"{self.read} {self.name} read", *dropped, f"{self.kept} kept"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account for the manifest.
+
+        Returns:
+            `read`, `kept`, and `dropped`: reason to `count` and `examples`.
+        """
+        dropped = {
+            reason: {"count": dropped.count, "examples": dropped.examples} for reason, dropped in self._dropped.items()
+        }
+        return {"read": self.read, "kept": self.kept, "dropped": dropped}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The accounts of a catalogue and of its interactions."""
+
+    items: Tally
+    """Account of the catalogue's rows."""
+    interactions: Tally
+    """Account of the interactions."""
+
+    def stop_on_faults(self) -> None:
+        """Refuse input that has mistakes in it.
+
+        Raises:
+            UserError: Rows were left out for a mistake in the input.
+        """
+        faults = [*self.items.faults(), *self.interactions.faults()]
+        if faults:
+            raise UserError(f"bad input: {'; '.join(faults)}; mend it, or leave such rows out with --on_error skip")
+
+    def stop_if_nothing_left(self) -> None:
+        """Refuse input of which nothing can be packed.
+
+        Raises:
+            UserError: All items or all interactions were left out.
+        """
+        if self.items.kept and self.interactions.kept:
+            return
+        raise UserError(
+            f"nothing is left to pack: {self.items.summary()}; {self.interactions.summary()}; expected at least "
+            "one item with an interaction to train on; mend the input, or lower --core or --min_rating"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the accounts for the manifest.
+
+        Returns:
+            `items` and `interactions`, each as `Tally.to_dict` gives it.
+        """
+        return {tally.name: tally.to_dict() for tally in (self.items, self.interactions)}
+
+    def print(self) -> None:
+        """Print the accounts as a table."""
+        table = Table("", "rows", "examples")
+        table.columns[1].justify = "right"
+        for name, account in self.to_dict().items():
+            table.add_row(f"{name} read", f"{account['read']:,}", "")
+            for reason, dropped in account["dropped"].items():
+                table.add_row(f"  {reason}", f"-{dropped['count']:,}", "\n".join(dropped["examples"]))
+            table.add_row(f"{name} kept", f"{account['kept']:,}", "", end_section=True)
+        # Ids come from the data: they are printed as they are, never as markup.
+        Console(markup=False, highlight=False, emoji=False).print(table)

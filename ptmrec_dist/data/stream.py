@@ -1,0 +1,217 @@
+"""Item-major streaming: WebDataset shards to batches of distinct items, every wanted item once an epoch over all ranks.
+
+Which rank reads which shard, and how many steps an epoch has, follow from the manifest alone, so all ranks agree without
+talking and none waits for another that has run out. The order is a function of (seed, epoch, ranks, workers): a run that
+was interrupted at step k goes on by skipping the first k batches.
+
+Legend: B local batch, N tokens.
+"""
+
+import io
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.errors import UserError
+
+SHUFFLE_BUFFER = 2048
+"""Samples, still encoded, among which the order within an epoch is drawn."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How an encoder wants its inputs; a modality without a reader is not decoded."""
+
+    load_image: Callable[[Image.Image], Tensor] | None = None
+    """PIL image to uint8 [3, H, W]."""
+    tokenize: Callable[[list[str]], Tensor] | None = None
+    """Texts to token ids int64 [B, N]."""
+
+    def collate(self, images: list[Tensor], texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
+        """Stack decoded items; no items give empty tensors of the right trailing shape.
+
+        Args:
+            images: B images uint8 [3, H, W].
+            texts: B texts.
+
+        Returns:
+            uint8 [B, 3, H, W] and int64 [B, N], None where there is no reader.
+        """
+        pixels = tokens = None
+        if self.load_image is not None:
+            pixels = torch.stack(images) if images else self.load_image(Image.new("RGB", (8, 8)))[None][:0]
+        if self.tokenize is not None:
+            tokens = self.tokenize(texts) if texts else self.tokenize([""])[:0]
+        return pixels, tokens
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """A rank's share of one step's items."""
+
+    items: Tensor
+    """Item indices, int64 [B], distinct."""
+    images: Tensor | None
+    """uint8 [B, 3, H, W]."""
+    texts: Tensor | None
+    """Token ids, int64 [B, N]."""
+
+
+class ItemStream:
+    """Streams a rank's share of the items of a packed data set.
+
+    Args:
+        dataset: The packed data set.
+        rank: This rank.
+        world_size: Number of ranks.
+        batch_size: Items a step on this rank.
+        reader: How to decode.
+        wanted: bool [I], items to stream; by default all.
+        seed: Seed of the order; None streams in the order of the shards.
+        workers: Loader processes.
+
+    Raises:
+        UserError: Fewer shards than ranks times workers.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        reader: Reader,
+        *,
+        wanted: np.ndarray | None = None,
+        seed: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        readers = world_size * max(workers, 1)
+        if len(dataset.manifest.shards) < readers:
+            raise UserError(
+                f"shards: {len(dataset.manifest.shards)} tars for {world_size} ranks x {max(workers, 1)} loader processes, "
+                f"expected at least {readers}; pack again with --num_shards {readers} or lower --workers"
+            )
+        self.rank, self.world_size, self.batch_size, self.workers = rank, world_size, batch_size, workers
+        self.reader, self.seed = reader, seed
+        self.wanted = np.ones(dataset.num_items, dtype=bool) if wanted is None else wanted
+        self.paths = [str(path) for path in dataset.shard_paths()]
+        self.counts = np.bincount(dataset.item_shards[self.wanted], minlength=len(self.paths))
+
+    def shards_of(self, epoch: int) -> list[list[int]]:
+        """Deal the shards of an epoch to the ranks.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Returns:
+            Shard numbers of every rank, disjoint and complete, the same on every rank.
+        """
+        order = np.arange(len(self.paths))
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        return [order[rank :: self.world_size].tolist() for rank in range(self.world_size)]
+
+    def steps(self, epoch: int) -> int:
+        """Count the steps of an epoch: as many as the rank with most items needs.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Returns:
+            Steps, the same on every rank.
+        """
+        most = max(int(self.counts[shards].sum()) for shards in self.shards_of(epoch))
+        return -(-most // self.batch_size)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[ItemBatch]:
+        """Stream one epoch; a rank that has run out gives empty batches until all are done.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            skip: Steps to leave out at the start (they were done before an interruption).
+
+        Yields:
+            `steps(epoch) - skip` batches.
+
+        Raises:
+            UserError: A shard holds fewer items than the manifest says.
+        """
+        shards = self.shards_of(epoch)[self.rank]
+        expected = int(self.counts[shards].sum())
+        samples = iter(self._samples(shards, epoch))
+        seen = 0
+        for step in range(self.steps(epoch)):
+            size = min(self.batch_size, expected - seen) if seen < expected else 0
+            rows = [sample for _, sample in zip(range(size), samples, strict=False)]
+            seen += len(rows)
+            if len(rows) < size:
+                raise UserError(f"shards: {expected - seen} items are missing from the tars that rank {self.rank} read")
+            if step >= skip:
+                pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
+                yield ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens)
+
+    def _samples(self, shards: list[int], epoch: int) -> DataLoader[Any]:
+        """Raw bytes are shuffled, not decoded images; each worker reads whole shards."""
+        stages = [
+            wds.SimpleShardList([self.paths[shard] for shard in shards]),
+            wds.split_by_worker,
+            wds.tarfile_to_samples(),
+            wds.select(_Wanted(self.wanted)),
+        ]
+        if self.seed is not None:
+            rng = random.Random(f"{self.seed}:{epoch}:{self.rank}")
+            stages.append(wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=rng))
+        stages.append(wds.map(_Decode(self.reader)))
+        return DataLoader(wds.DataPipeline(*stages), batch_size=None, num_workers=self.workers)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    wanted: np.ndarray
+
+    def __call__(self, sample: dict[str, Any]) -> bool:
+        return bool(self.wanted[int(sample["__key__"])])
+
+
+@dataclass(frozen=True)
+class _Decode:
+    reader: Reader
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        return decode_item(sample["__key__"], sample.get("jpg"), sample.get("txt"), self.reader)
+
+
+def decode_item(key: str, jpeg: bytes | None, text: bytes | None, reader: Reader) -> dict[str, Any]:
+    """Decode one item of a shard.
+
+    Args:
+        key: Its key, the item index in nine digits.
+        jpeg: Its image file.
+        text: Its text file.
+        reader: How to decode.
+
+    Returns:
+        `item`, `image` (None without an image reader) and `text`.
+
+    Raises:
+        UserError: A part is missing or the image cannot be read.
+    """
+    if jpeg is None or text is None:
+        raise UserError(f"shards: item {int(key)} lacks its image or text; the tar is damaged, pack again")
+    image = None
+    if reader.load_image is not None:
+        try:
+            image = reader.load_image(Image.open(io.BytesIO(jpeg)))
+        except OSError as error:
+            raise UserError(f"shards: the image of item {int(key)} cannot be read ({error}); pack again") from error
+    return {"item": int(key), "image": image, "text": text.decode()}

@@ -1,0 +1,100 @@
+"""A shop that is drawn: products with pictures and generic captions, and people who care about more than captions say.
+
+The captions name a product's kind and colour. The people also choose by its pattern and by the scene it is shown in, which
+no text mentions: an encoder that only learned to match captions has no reason to keep them, and interactions are the
+only place to learn them from.
+
+Legend: U users, I items.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from ptmrec_dist.data.drawing import COLOURS, KINDS, PATTERNS, SCENES, Look, draw_product
+
+ITEMS_FILE = "items.csv"
+INTERACTIONS_FILE = "interactions.csv"
+_VALUES: dict[str, Sequence[str]] = {
+    "kind": tuple(KINDS),
+    "colour": tuple(COLOURS),
+    "pattern": tuple(PATTERNS),
+    "scene": tuple(SCENES),
+}
+_WEIGHTS = {"kind": 1.0, "colour": 1.0, "pattern": 2.0, "scene": 1.0}  # how much people care about each
+_POPULARITY = 0.5  # how much one item is liked more than another of the same look
+_TEMPLATES = ("a {colour} {kind}", "{kind} in {colour}", "{colour} {kind} for every day", "our {kind}, {colour}")
+_PICTURE_SIZE = 160  # pixels
+_YEAR_START, _YEAR = 1_750_000_000, 31_536_000  # seconds
+
+
+def draw_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> None:
+    """Draw a catalogue with its pictures and sample what people take from it.
+
+    Writes `items.csv` (item_id, title, text, image), `images/` and `interactions.csv` (user_id, item_id, timestamp).
+
+    Args:
+        folder: Folder to write into; made where it is absent.
+        num_items: Items I of the catalogue.
+        num_users: Users U.
+        seed: The same seed draws the same shop.
+    """
+    rng = np.random.default_rng(seed)
+    looks = _draw_looks(num_items, rng)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, look in enumerate(tqdm(looks, desc="draw the shop", unit="item"), start=1):
+        name = f"images/{number:04d}.jpg"
+        draw_product(look, _PICTURE_SIZE, rng).save(folder / name, quality=92)
+        title = f"{look.colour} {look.kind}".capitalize()
+        rows.append({"item_id": f"{number:04d}", "title": title, "text": _caption(look, rng), "image": name})
+    pl.DataFrame(rows).write_csv(folder / ITEMS_FILE)
+    _sample_interactions(looks, num_users, rng).write_csv(folder / INTERACTIONS_FILE)
+
+
+def draw_pairs(count: int, *, size: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Draw pictures with generic captions, to train an image-text encoder on.
+
+    Args:
+        count: Pairs N.
+        size: Side of a picture in pixels.
+        seed: The same seed draws the same pairs.
+
+    Returns:
+        Pictures uint8 [N, 3, size, size] and N captions.
+    """
+    rng = np.random.default_rng(seed)
+    pictures = np.empty((count, 3, size, size), np.uint8)
+    captions = []
+    for row, look in enumerate(tqdm(_draw_looks(count, rng), desc="draw pairs", unit="pair")):
+        pictures[row] = np.asarray(draw_product(look, size, rng)).transpose(2, 0, 1)
+        captions.append(_caption(look, rng))
+    return pictures, captions
+
+
+def _draw_looks(count: int, rng: np.random.Generator) -> list[Look]:
+    columns = {name: rng.choice(values, count) for name, values in _VALUES.items()}
+    return [Look(**{name: str(column[row]) for name, column in columns.items()}) for row in range(count)]
+
+
+def _caption(look: Look, rng: np.random.Generator) -> str:
+    return str(rng.choice(_TEMPLATES)).format(kind=look.kind, colour=look.colour)
+
+
+def _sample_interactions(looks: Sequence[Look], num_users: int, rng: np.random.Generator) -> pl.DataFrame:
+    """Every user takes items with the odds of a softmax over utilities, none twice (the Gumbel trick), in random order."""
+    utility_UI = rng.gumbel(size=(num_users, len(looks))) + _POPULARITY * rng.normal(size=len(looks))
+    for name, values in _VALUES.items():
+        taste_UV = _WEIGHTS[name] * rng.normal(size=(num_users, len(values)))
+        utility_UI += taste_UV[:, [values.index(asdict(look)[name]) for look in looks]]
+    order_UI = np.argsort(-utility_UI, axis=1)
+    rows = []
+    for user, order in enumerate(order_UI, start=1):
+        taken = rng.permutation(order[: rng.integers(12, 24)])
+        times = np.sort(rng.integers(_YEAR_START, _YEAR_START + _YEAR, len(taken)))
+        rows += [(f"{user:04d}", f"{item + 1:04d}", int(time)) for item, time in zip(taken, times, strict=True)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")

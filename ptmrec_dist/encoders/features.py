@@ -1,0 +1,123 @@
+"""Reading features of all items from an encoder: every rank its shards, once.
+
+Legend: B local batch, I items, D width.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ptmrec_dist.config import FeaturesConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.feature_store import check_replaceable, write_features
+from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
+from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
+from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.errors import UserError
+
+
+def extract_features(config: FeaturesConfig) -> None:
+    """Extract the frozen encoder's features of every item (`ptmrec features`).
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: Shards without content, an encoder that cannot be loaded, a folder that holds something else.
+    """
+    dataset = Dataset(config.shards)
+    check_replaceable(config.out)
+    require_content(dataset)
+    backbone = load_backbone(config.encoder)
+    encoder = Encoder(backbone, ("image", "text"), config.precision)
+    world = join_world(config.device)
+    encoder.to(world.device)
+    stream = ItemStream(
+        dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers
+    )
+    tables = encode_all(encoder, stream, dataset.num_items, world, "features")
+    if world.is_first:
+        manifest = write_features(
+            config.out,
+            {modality: table.numpy() for modality, table in tables.items()},
+            data=dataset.fingerprint,
+            encoder=backbone.fingerprint,
+            model=config.encoder.model,
+            pretrained=config.encoder.pretrained,
+        )
+        widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
+        print(f"{dataset.num_items} items ({widths}) in {config.out}, fingerprint {manifest.fingerprint[:12]}")
+    barrier()
+
+
+def encode_all(
+    encoder: Encoder, stream: ItemStream, num_items: int, world: World, label: str | None = None
+) -> dict[str, Tensor]:
+    """Encode every item of a stream and give all ranks the whole table.
+
+    Collective: every rank must call this.
+
+    Args:
+        encoder: The encoder, as it stands.
+        stream: The items, in the order of the shards.
+        num_items: I.
+        world: This rank's place.
+        label: Name of the progress bar; None shows none.
+
+    Returns:
+        Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero.
+    """
+    tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        for batch in _with_progress(stream, label if world.is_first else None):
+            images = None if batch.images is None else batch.images.to(world.device)
+            texts = None if batch.texts is None else batch.texts.to(world.device)
+            for modality, rows_BD in encoder.encode(images, texts).items():
+                tables[modality][batch.items] = rows_BD.cpu()
+    encoder.train(training)
+    # Every row was written by one rank and is zero on the others, so the sum is exact.
+    return {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
+
+
+def reader_of(encoder: Encoder) -> Reader:
+    """How the loader makes inputs for an encoder.
+
+    Args:
+        encoder: The encoder.
+
+    Returns:
+        A reader for its towers.
+    """
+    return Reader(
+        load_image=encoder.backbone.load_image if "image" in encoder.towers else None,
+        tokenize=encoder.tokenize if "text" in encoder.towers else None,
+    )
+
+
+def require_content(dataset: Dataset) -> None:
+    """Refuse a data set that was packed from interactions alone.
+
+    Args:
+        dataset: The packed data set.
+
+    Raises:
+        UserError: It has no images and texts.
+    """
+    if not dataset.manifest.has_content:
+        raise UserError(f"shards: {dataset.folder} has no images and texts; pack it again with --items and --images")
+
+
+def _with_progress(stream: ItemStream, label: str | None) -> Iterator[ItemBatch]:
+    total = int(np.asarray([stream.counts[shard] for shard in stream.shards_of(0)[stream.rank]]).sum())
+    with tqdm(total=total, desc=label, unit="item", disable=label is None, leave=False) as bar:
+        for batch in stream.epoch(0):
+            yield batch
+            bar.update(len(batch.items))

@@ -1,0 +1,27 @@
+"""What MLflow runs to load a registered model ("models from code"): it is copied into the model, the package is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from ptmrec_dist.serving import ServedModel
+
+
+class PyfuncModel(PythonModel):
+    """Hands MLflow's tables to `ServedModel`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the model's folder."""
+        self.model = ServedModel(Path(context.artifacts["model"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Answer a request; see `ServedModel.answer`."""
+        return pd.DataFrame(self.model.answer(model_input.to_dict("list"), **(params or {})))
+
+
+set_model(PyfuncModel())

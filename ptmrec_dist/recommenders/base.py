@@ -1,0 +1,210 @@
+"""The contract between a recommender and whoever trains, tunes, evaluates or serves it.
+
+Shape suffixes: B batch rows, C chosen items, U users, I items, E interactions, D width of scores, d and d' widths that
+a model chooses for its ID-only and modal vectors, d_m width of a modality's features.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.errors import UserError
+
+Features = Mapping[str, Tensor]
+"""Modality name (`image`, `text`) to its table, float32 [I, d_m], row = item index."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recommender is built for; it fixes the shapes of the tables and the graphs."""
+
+    num_users: int
+    """Number of users U."""
+    num_items: int
+    """Number of items I, those without a training interaction included."""
+    train: Interactions
+    """Training interactions, the only ones that a graph may contain."""
+    features: Features
+    """Features of the modalities that the recommender shall use; empty for ID-only recommenders."""
+
+
+class Recommender(nn.Module, ABC):
+    """A model that scores an item for a user by a dot product.
+
+    A subclass takes `Inputs` and keyword-only hyper-parameters with defaults. Graphs are rebuilt from the inputs and
+    are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
+    `features`, and whoever owns them decides both.
+    """
+
+    propagates: ClassVar[bool]
+    """Whether the loss reads propagated tables; where not, only its batch's rows, and `representations` may be None."""
+    multimodal: ClassVar[bool]
+    """Whether the recommender reads features."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Note the modalities in use."""
+        super().__init__()
+        self.modalities: tuple[str, ...] = tuple(inputs.features)
+
+    @abstractmethod
+    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Compute what scores are made of.
+
+        Args:
+            features: Tables of the modalities in use; ID-only recommenders ignore it.
+
+        Returns:
+            Users [U, D] and items [I, D]; the score of a pair is their dot product.
+        """
+
+    @abstractmethod
+    def loss(
+        self,
+        users_B: Tensor,
+        positives_B: Tensor,
+        negatives_B: Tensor,
+        representations: tuple[Tensor, Tensor] | None,
+        features: Features,
+    ) -> dict[str, Tensor]:
+        """Compute the objective, row by row.
+
+        Args:
+            users_B: User indices, int64 [B].
+            positives_B: An item that the user took, int64 [B].
+            negatives_B: An item that the user did not take, int64 [B].
+            representations: What `representations` returned for the current weights; None only where `propagates` is
+                False.
+            features: Tables of the modalities in use; only the batch's rows are read.
+
+        Returns:
+            Named terms, weights included, float32 [B] each. The objective is the mean over the rows of their sum.
+        """
+
+    @abstractmethod
+    def collaborative(self) -> tuple[Tensor, Tensor]:
+        """Compute the representations that come from IDs alone (eq. 11 of PTMRec), propagated where the model does so.
+
+        Returns:
+            Users [U, d] and items [I, d].
+        """
+
+    def modal_users(self) -> Tensor:
+        """Compute the user vectors that projected features are compared with (eq. 12 of PTMRec).
+
+        Returns:
+            Users [U, d'].
+
+        Raises:
+            UserError: The recommender is ID-only.
+        """
+        raise self._id_only()
+
+    def modal_projection(self, modality: str) -> nn.Module:
+        """Return the linear map from a modality's features to the space of `modal_users` (eq. 12 of PTMRec).
+
+        Args:
+            modality: One of `modalities`.
+
+        Returns:
+            A module, [*, d_m] -> [*, d'].
+
+        Raises:
+            UserError: The recommender is ID-only.
+        """
+        raise self._id_only()
+
+    def cold_representations(self, features: Features, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what items are scored with that nobody has taken yet, so that their ID says nothing.
+
+        Args:
+            features: Tables of the modalities in use, [*, d_m]; they may hold other items than those of the training
+                set.
+            items: Rows of the tables, int64 [C].
+
+        Returns:
+            Users [U, d'] and items [C, d']; the score of a pair is their dot product.
+
+        Raises:
+            UserError: The recommender is ID-only.
+        """
+        raise self._id_only()
+
+    def start_epoch(self, generator: Generator) -> None:
+        """Draw anew what the model samples once an epoch; nothing by default.
+
+        Args:
+            generator: Source of randomness, on any device.
+        """
+
+    def _id_only(self) -> UserError:
+        return UserError(
+            f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
+            "reads images or texts, choose vbpr or freedom"
+        )
+
+
+def embedding_table(rows: int, dim: int) -> nn.Embedding:
+    """Make an ID table with Xavier's uniform initialisation.
+
+    Args:
+        rows: Number of users or items.
+        dim: Width of a vector.
+
+    Returns:
+        The table, [rows, dim].
+    """
+    table = nn.Embedding(rows, dim)
+    nn.init.xavier_uniform_(table.weight)
+    return table
+
+
+def modal_maps(features: Features, dim: int) -> nn.ModuleDict:
+    """Make the linear maps W_m, with Xavier's uniform initialisation.
+
+    They have no bias: it would add the same to every item's score for a user, so no ranking, no difference of scores
+    and no softmax over items could ever show it.
+
+    Args:
+        features: Tables of the modalities, [I, d_m].
+        dim: Width that features are mapped to.
+
+    Returns:
+        Modality to its map, [*, d_m] -> [*, dim].
+    """
+    maps = nn.ModuleDict()
+    for modality, table in features.items():
+        linear = nn.Linear(table.shape[1], dim, bias=False)
+        nn.init.xavier_uniform_(linear.weight)
+        maps[modality] = linear
+    return maps
+
+
+def bpr_term(users_BD: Tensor, gaps_BD: Tensor) -> Tensor:
+    """Compute the Bayesian personalised ranking loss -log sigmoid(u . (p - n)).
+
+    Args:
+        users_BD: User vectors, float32 [B, D].
+        gaps_BD: Vector of the item taken minus that of the item not taken, float32 [B, D].
+
+    Returns:
+        The loss of each row, float32 [B].
+    """
+    return -F.logsigmoid((users_BD * gaps_BD).sum(dim=1))
+
+
+def l2_term(*tables_BD: Tensor) -> Tensor:
+    """Compute half the squared norm of all that belongs to a row, 1/2 (|u|^2 + |p|^2 + |n|^2).
+
+    Args:
+        *tables_BD: Vectors, float32 [B, *]; their widths may differ.
+
+    Returns:
+        The penalty of each row, float32 [B].
+    """
+    return 0.5 * torch.stack([table.square().sum(dim=1) for table in tables_BD]).sum(dim=0)

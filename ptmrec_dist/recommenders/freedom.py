@@ -1,0 +1,130 @@
+"""FREEDOM: a frozen graph of items that look or read alike, and a denoised graph of interactions.
+
+Shape suffixes: B batch rows, C chosen items, N training items, U users, I items, D width of the embeddings.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, modal_maps
+from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
+
+
+class FREEDOM(Recommender):
+    r"""FREEDOM, for one modality or both.
+
+    Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023.
+
+    .. math::
+        S = \sum_m \alpha_m S_m, \quad h = S E_I, \quad
+        (\hat E_U, \hat E_I) = \mathrm{LightGCN}(A_\rho, E_U, E_I), \quad
+        \hat y_{ui} = \hat e_u \cdot (\hat e_i + h_i)
+
+        L = -\ln \sigma(\hat y_{up} - \hat y_{un}) -
+        \lambda \sum_m \ln \sigma(\hat e_u \cdot W_m x_{pm} - \hat e_u \cdot W_m x_{nm})
+
+    Users [U, dim] and items [I, dim]. S_m is the mean over the k items of the highest cosine similarity. A_rho is what
+    is left of the training graph after `start_epoch` has dropped the share rho of its edges, busy ends first; until
+    then, and in evaluation, it is the whole graph. Nothing else is regularised.
+
+    A cold item is scored by its features alone: e_u . mean_m W_m x_im against the propagated users. Items without
+    training interactions stay outside S, so that their untrained embeddings reach nobody; `representations` gives them
+    nothing but the share of LightGCN's layer 0.
+
+    Where common code differs: it counts an item as the first of its own k neighbours (here k others), gives the maps a
+    bias (which no difference of scores can show), lets Adam train the feature tables although S stays frozen (here
+    whoever owns the tables decides), and keeps the int of (1 - rho) E edges (here the nearest whole number).
+
+    Args:
+        inputs: Numbers of users and items, the training interactions, and the features.
+        dim: Width of the embeddings.
+        layers: Layers of propagation over A_rho.
+        reg_weight: Weight lambda of the modal terms.
+        knn: Neighbours k of an item in S_m.
+        image_weight: Share alpha of the image graph; the text graph has the rest. With one modality S is its graph.
+        edge_dropout: Share rho of the edges dropped each epoch, in [0, 1).
+    """
+
+    propagates: ClassVar[bool] = True
+    multimodal: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        *,
+        dim: int = 64,
+        layers: int = 2,
+        reg_weight: float = 1e-3,
+        knn: int = 10,
+        image_weight: float = 0.1,
+        edge_dropout: float = 0.8,
+    ) -> None:
+        super().__init__(inputs)
+        self.layers = layers
+        self.reg_weight = reg_weight
+        self.edge_dropout = edge_dropout
+        self.users = embedding_table(inputs.num_users, dim)
+        self.items = embedding_table(inputs.num_items, dim)
+        self.maps = modal_maps(inputs.features, dim)
+        users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
+        self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
+        self.pruned_graph = self.graph
+        shares = {"image": image_weight, "text": 1 - image_weight} if len(inputs.features) > 1 else {}
+        self.similar_items = item_graph(
+            list(inputs.features.values()),
+            [shares.get(modality, 1.0) for modality in inputs.features],
+            items_E.unique(),
+            knn,
+        )
+
+    def start_epoch(self, generator: Generator) -> None:
+        """Draw the edges that this epoch's training sees."""
+        self.pruned_graph = self.graph.prune(self.edge_dropout, generator)
+
+    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Propagate the embeddings, users [U, dim] and items [I, dim]; of features only the frozen graph remains."""
+        return self.collaborative()
+
+    def loss(
+        self,
+        users_B: Tensor,
+        positives_B: Tensor,
+        negatives_B: Tensor,
+        representations: tuple[Tensor, Tensor] | None,
+        features: Features,
+    ) -> dict[str, Tensor]:
+        """Compute the term `bpr` and for each modality `bpr_MODALITY`, [B] each."""
+        assert representations is not None
+        users_UD, items_ID = representations
+        users_BD = F.embedding(users_B, users_UD)
+
+        def gaps(table: Tensor) -> Tensor:
+            return F.embedding(positives_B, table) - F.embedding(negatives_B, table)
+
+        terms = {"bpr": bpr_term(users_BD, gaps(items_ID))}
+        for modality in self.modalities:
+            projected_BD = self.maps[modality](gaps(features[modality]))
+            terms[f"bpr_{modality}"] = self.reg_weight * bpr_term(users_BD, projected_BD)
+        return terms
+
+    def collaborative(self) -> tuple[Tensor, Tensor]:
+        """Propagate the embeddings, users [U, dim] and items [I, dim], over both graphs."""
+        graph = self.pruned_graph if self.training else self.graph
+        users_UD, items_ID = graph.propagate(self.users.weight, self.items.weight, self.layers)
+        return users_UD, items_ID + self.similar_items(self.items.weight)
+
+    def modal_users(self) -> Tensor:
+        """Propagate the users, [U, dim]."""
+        return self.collaborative()[0]
+
+    def modal_projection(self, modality: str) -> nn.Module:
+        """Return W_m, [*, d_m] -> [*, dim]."""
+        return self.maps[modality]
+
+    def cold_representations(self, features: Features, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the propagated users [U, dim] and the mean of these items' projected features [C, dim]."""
+        projected = [self.maps[modality](features[modality][items]) for modality in self.modalities]
+        return self.modal_users(), torch.stack(projected).mean(dim=0)

@@ -1,0 +1,98 @@
+"""VBPR: matrix factorisation beside a second one whose item vectors come from images and texts.
+
+Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, modal_maps
+
+
+class VBPR(Recommender):
+    r"""VBPR, for any modalities.
+
+    He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016.
+
+    .. math::
+        \hat y_{ui} = [\gamma_u ; \theta_u] \cdot [\gamma_i ; \sum_m W_m x_{im}], \qquad
+        L = -\ln \sigma(\hat y_{up} - \hat y_{un}) +
+        \frac{\lambda}{2} (|\gamma_u|^2 + |\theta_u|^2 + |\gamma_p|^2 + |\gamma_n|^2)
+
+    Users [U, 2 dim], items [I, 2 dim]: the first half comes from IDs, the second from features. One map a modality,
+    added up, is the same function as one map of the concatenated features, and gives eq. 12 its Linear for each
+    modality.
+
+    A cold item is scored by the second half alone: theta_u . sum_m W_m x_im.
+
+    Features are taken as they come, unit vectors or not: whoever makes them decides. The paper's biases (an item's own
+    and one linear in its features) are left out, as in common code, so that a score is a dot product. Common code also
+    regularises the projected features; the paper regularises parameters. Here those are the rows looked up in the ID
+    tables, and W is free.
+
+    Args:
+        inputs: Numbers of users and items, and features whose widths set those of the maps.
+        dim: Width of each half.
+        reg_weight: Weight lambda of the squared norms.
+    """
+
+    propagates: ClassVar[bool] = False
+    multimodal: ClassVar[bool] = True
+
+    def __init__(self, inputs: Inputs, *, dim: int = 64, reg_weight: float = 1e-2) -> None:
+        super().__init__(inputs)
+        self.dim = dim
+        self.reg_weight = reg_weight
+        self.users = embedding_table(inputs.num_users, 2 * dim)
+        self.items = embedding_table(inputs.num_items, dim)
+        self.maps = modal_maps(inputs.features, dim)
+
+    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return users [U, 2 dim] and items [I, 2 dim], the ID half first."""
+        projected_ID = self._project({modality: features[modality] for modality in self.modalities})
+        return self.users.weight, torch.cat([self.items.weight, projected_ID], dim=1)
+
+    def loss(
+        self,
+        users_B: Tensor,
+        positives_B: Tensor,
+        negatives_B: Tensor,
+        representations: tuple[Tensor, Tensor] | None,
+        features: Features,
+    ) -> dict[str, Tensor]:
+        """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows; representations are not read."""
+        users_BD, positives_BD, negatives_BD = self.users(users_B), self.items(positives_B), self.items(negatives_B)
+        # W is linear: projecting the difference of two items is half the work of projecting both.
+        projected_BD = self._project(
+            {
+                modality: F.embedding(positives_B, features[modality]) - F.embedding(negatives_B, features[modality])
+                for modality in self.modalities
+            }
+        )
+        gaps_BD = torch.cat([positives_BD - negatives_BD, projected_BD], dim=1)
+        return {
+            "bpr": bpr_term(users_BD, gaps_BD),
+            "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
+        }
+
+    def collaborative(self) -> tuple[Tensor, Tensor]:
+        """Return the ID halves, users [U, dim] and items [I, dim]."""
+        return self.users.weight[:, : self.dim], self.items.weight
+
+    def modal_users(self) -> Tensor:
+        """Return the users' second halves, [U, dim]."""
+        return self.users.weight[:, self.dim :]
+
+    def modal_projection(self, modality: str) -> nn.Module:
+        """Return W_m, [*, d_m] -> [*, dim]."""
+        return self.maps[modality]
+
+    def cold_representations(self, features: Features, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the second halves of users [U, dim] and of these items [C, dim]."""
+        return self.modal_users(), self._project({name: features[name][items] for name in self.modalities})
+
+    def _project(self, rows: Features) -> Tensor:
+        return torch.stack([self.maps[modality](table) for modality, table in rows.items()]).sum(dim=0)

@@ -1,0 +1,193 @@
+"""MLflow runs: the settings, metrics, files and lineage of a training run, logged by the first rank.
+
+Training talks to a `Tracker` and never to MLflow: where tracking is off, or MLflow is not installed, or the process is
+not the first rank, the tracker does nothing. It uses MLflow's client, which keeps no global state: several trackers may
+be open in one process.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ptmrec_dist.config import TrackingConfig
+from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+_PARENT_TAG = "mlflow.parentRunId"
+_BATCH = 100  # MLflow takes no more parameters or tags in one request
+
+
+class Tracker:
+    """Does nothing, in the shape of a tracker that does; `start` chooses. A context manager."""
+
+    run_id: str | None = None
+    """MLflow run id; None where nothing is logged."""
+
+    @staticmethod
+    def start(
+        config: TrackingConfig,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        run_id: str | None = None,
+        active: bool | None = None,
+    ) -> "Tracker":
+        """Open an MLflow run, or go on with one.
+
+        Args:
+            config: Settings.
+            name: Name of the run.
+            params: Dotted key to value.
+            tags: Lineage, as fingerprints.
+            parent: MLflow run that this one belongs under.
+            run_id: MLflow run to go on with after an interruption: nothing that it holds is logged a second time.
+            active: Whether this process logs; by default only the first rank does.
+
+        Returns:
+            A tracker, to be used as a context manager: the run ends as FINISHED, FAILED or KILLED.
+
+        Raises:
+            UserError: MLflow's store cannot be reached.
+        """
+        first = os.environ.get("RANK", "0") == "0"
+        if not (first if active is None else active):
+            return Tracker()
+        if not config.enabled:
+            print("tracking: off, nothing is logged to MLflow")
+            return Tracker()
+        try:
+            client = connect()
+        except ImportError as error:
+            print(f"tracking: off, MLflow cannot be imported ({error})")
+            return Tracker()
+        with asking_mlflow():
+            tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, run_id))
+            tracker._log_params(params)
+        tracker.tags({**tags, _PARENT_TAG: parent} if parent else tags)
+        return tracker
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step.
+
+        Args:
+            values: Metric (`validation.recall@20`) to value; MLflow gets them under `metric_name`.
+            step: Epoch or step that they belong to. A metric is logged once a step: the first value stays.
+        """
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags.
+
+        Args:
+            tags: Tag to value.
+        """
+
+    def artifacts(self, paths: Sequence[Path]) -> None:
+        """Copy files to the run.
+
+        Args:
+            paths: Files.
+        """
+
+    def interrupted(self) -> None:
+        """Note that the run was stopped on its way: it will end as KILLED, to be gone on with."""
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class _MlflowTracker(Tracker):
+    """Logs to MLflow. What cannot be sent is sent with the next call: a server may come and go while we train."""
+
+    run_id: str
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.run_id = run_id
+        self._client = client
+        self._status = "FINISHED"
+        self._unsent: dict[str, list[Any]] = {"metrics": [], "tags": []}
+        self._logged = {
+            (name, point.step)
+            for name in client.get_run(run_id).data.metrics
+            for point in client.get_metric_history(run_id, name)
+        }
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        named = {metric_name(name): value for name, value in values.items()}
+        fresh = [name for name in named if (name, step) not in self._logged]
+        self._logged.update((name, step) for name in fresh)
+        self._unsent["metrics"] += [Metric(name, named[name], now, step) for name in fresh]
+        self._send()
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._unsent["tags"] += [RunTag(name, str(value)) for name, value in tags.items()]
+        self._send()
+
+    def artifacts(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            with self._going_on(f"{path.name} is not copied to MLflow; it stays in the run folder"):
+                self._client.log_artifact(self.run_id, str(path))
+
+    def interrupted(self) -> None:
+        self._status = "KILLED"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self._send("are not in MLflow; the run folder has them")
+        with self._going_on(f"the run is not marked as {self._status}"):
+            self._client.set_terminated(self.run_id, self._status)
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
+        for start in range(0, len(fresh), _BATCH):
+            self._client.log_batch(self.run_id, params=fresh[start : start + _BATCH])
+
+    def _send(self, otherwise: str = "wait for the next call") -> None:
+        waiting = sum(map(len, self._unsent.values()))
+        with self._going_on(f"{waiting} metrics and tags {otherwise}"):
+            for kind, entities in self._unsent.items():
+                while entities:
+                    self._client.log_batch(self.run_id, **{kind: entities[:_BATCH]})
+                    del entities[:_BATCH]
+
+    @contextmanager
+    def _going_on(self, consequence: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of whatever kind: tracking must never end a training run
+            log.warning("tracking: %s (%s)", consequence, reason(error))
+
+
+def _open_run(client: "MlflowClient", experiment: str, name: str, run_id: str | None) -> str:
+    if run_id is not None:
+        if has_run(client, run_id):
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        log.warning("tracking: MLflow run %s is gone; a new one takes its place", run_id)
+    return str(client.create_run(find_experiment(client, experiment), run_name=name).info.run_id)

@@ -1,0 +1,1 @@
+"""Both stages: the only room that knows encoders and recommenders."""

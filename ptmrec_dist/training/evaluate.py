@@ -1,0 +1,153 @@
+"""Evaluation of a recommender on a packed data set, and `ptmrec evaluate`.
+
+Warm protocol: every item that was there in training is ranked for every user. Cold protocol: the held-out items are ranked
+among themselves, scored through the modal projections, for they have no ID representation.
+
+Legend: U users, I items, C cold items, D width.
+"""
+
+import json
+
+import numpy as np
+import torch
+
+from ptmrec_dist.config import EvaluateConfig
+from ptmrec_dist.data.dataset import Dataset, Interactions
+from ptmrec_dist.distributed import World, join_world, sum_over_ranks
+from ptmrec_dist.evaluation.ranking import rank_sums
+from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.training.runs import load_run, write_atomically
+
+Metrics = dict[str, dict[str, float]]
+"""Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
+
+
+class Evaluator:
+    """Scores one phase of a data set; a validation evaluator has no way to reach the test split.
+
+    Args:
+        dataset: The packed data set.
+        phase: `validation` or `test`.
+        mask_validation: Leave validation positives out of the ranking (test phase).
+    """
+
+    def __init__(self, dataset: Dataset, phase: str, mask_validation: bool = False) -> None:
+        self.phase = phase
+        self.positives = dataset.interactions(phase)
+        self.seen = dataset.interactions("train")
+        if mask_validation and phase == "test":
+            self.seen = _both(self.seen, dataset.interactions("validation"))
+        self.num_users = dataset.num_users
+        self.cold_items: np.ndarray | None = None
+        self.warm_items: np.ndarray | None = None
+        if f"cold_{phase}" in dataset.parts:
+            self.cold_positives = dataset.interactions(f"cold_{phase}")
+            self.cold_items = dataset.cold_items(f"cold_{phase}")
+            held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
+            self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
+
+    @torch.no_grad()
+    def __call__(self, recommender: Recommender, features: Features, world: World) -> Metrics:
+        """Evaluate; each rank takes its share of the users, every user exactly once.
+
+        Collective: every rank must call this.
+
+        Args:
+            recommender: The model.
+            features: Features of all items, [I, d_m], on the model's device.
+            world: This rank's place.
+
+        Returns:
+            Metrics of the phase, of its cold part too where there is one and the recommender reads features.
+        """
+        training = recommender.training
+        recommender.eval()
+        share = (self.num_users * world.rank // world.size, self.num_users * (world.rank + 1) // world.size)
+        users_UD, items_ID = recommender.representations(features)
+        sums, count = rank_sums(
+            users_UD, items_ID, self.positives, self.seen, candidates=self.warm_items, user_range=share
+        )
+        metrics = {self.phase: _mean(sums, count)}
+        if self.cold_items is not None and recommender.multimodal:
+            cold = torch.from_numpy(self.cold_items).to(users_UD.device)
+            users_UD, items_CD = recommender.cold_representations(features, cold)
+            items_ID = items_CD.new_zeros(len(items_ID), items_CD.shape[1]).index_copy(0, cold, items_CD)
+            sums, count = rank_sums(
+                users_UD, items_ID, self.cold_positives, None, candidates=self.cold_items, user_range=share
+            )
+            metrics[f"cold_{self.phase}"] = _mean(sums, count)
+        recommender.train(training)
+        return metrics
+
+
+def evaluate_run(config: EvaluateConfig) -> None:
+    """Evaluate a finished run and write its `metrics.json` anew (`ptmrec evaluate`).
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: No finished run, or data or features that are not those it was made from.
+    """
+    run = load_run(config.run)
+    world = join_world(config.device)
+    recommender = run.recommender.to(world.device)
+    features = {modality: table.to(world.device) for modality, table in run.features.items()}
+    metrics = evaluate_phases(run.dataset, recommender, features, world, run.record.mask_validation_at_test)
+    if world.is_first:
+        write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
+        print_metrics(metrics)
+
+
+def evaluate_phases(
+    dataset: Dataset, recommender: Recommender, features: Features, world: World, mask_validation: bool
+) -> Metrics:
+    """Evaluate validation and test, once training has ended.
+
+    Collective: every rank must call this.
+
+    Args:
+        dataset: The packed data set.
+        recommender: The model.
+        features: Features of all items, on the model's device.
+        world: This rank's place.
+        mask_validation: Leave validation positives out of the ranking at test time.
+
+    Returns:
+        Metrics of every part.
+    """
+    found: Metrics = {}
+    for phase in ("validation", "test"):
+        found |= Evaluator(dataset, phase, mask_validation)(recommender, features, world)
+    return {part: found[part] for part in ("validation", "test", "cold_validation", "cold_test") if part in found}
+
+
+def print_metrics(metrics: Metrics) -> None:
+    """Print metrics as a table.
+
+    Args:
+        metrics: Part to metric to value.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    names = list(next(iter(metrics.values())))
+    for heading in ("part", *names):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, values in metrics.items():
+        table.add_row(part, *(f"{values[name]:.4f}" for name in names))
+    Console().print(table)
+
+
+def _mean(sums: dict[str, float], count: int) -> dict[str, float]:
+    """Sums and counts are added over the ranks before they are divided: never a mean of means."""
+    total = sum_over_ranks(torch.tensor([*sums.values(), count], dtype=torch.float64))
+    *values, number = total.tolist()
+    return {name: value / max(number, 1) for name, value in zip(sums, values, strict=True)}
+
+
+def _both(first: Interactions, second: Interactions) -> Interactions:
+    return Interactions(np.concatenate([first.users, second.users]), np.concatenate([first.items, second.items]))

@@ -1,0 +1,95 @@
+"""Known positives, and items that a user did not take.
+
+Everything here stays on the tensors' device and never waits for it.
+
+Shape suffixes: B batch rows, E interactions, U users, I items.
+"""
+
+import logging
+
+import torch
+from torch import Generator, Tensor
+
+from ptmrec_dist.data.dataset import Interactions
+
+_log = logging.getLogger(__name__)
+
+
+class KnownPositives:
+    """Tells whether a user is known to like an item.
+
+    Args:
+        interactions: The known pairs.
+        num_items: Number of items I.
+        device: Where the answers are wanted.
+    """
+
+    def __init__(self, interactions: Interactions, num_items: int, device: torch.device | str = "cpu") -> None:
+        keys_E = torch.tensor(interactions.users) * num_items + torch.tensor(interactions.items)
+        self._num_items = num_items
+        # The last key is no pair's: every search ends inside the table.
+        self._keys = torch.cat([keys_E.unique(), torch.tensor([torch.iinfo(torch.int64).max])]).to(device)
+
+    def contains(self, users: Tensor, items: Tensor) -> Tensor:
+        """Look pairs up.
+
+        Args:
+            users: User indices, int64, any shape.
+            items: Item indices, int64, a shape that broadcasts with that of `users`: [R, 1] and [1, G] give [R, G].
+
+        Returns:
+            True where the pair is known, bool, the broadcast shape.
+        """
+        keys = users * self._num_items + items
+        return self._keys[torch.searchsorted(self._keys, keys)] == keys
+
+
+class NegativeSampler:
+    """Draws items uniformly among the training items that a user did not take in training.
+
+    Nothing is drawn twice: with the user's n items s_0 < s_1 < ... among the I training items, the r-th item that is
+    not one of them is r + j, where j counts the i with s_i - i <= r. A uniform r in [0, I - n) and one binary search
+    give the item.
+
+    A user who took every training item has no negatives; for such a user all training items are equally likely.
+
+    Args:
+        train: Training interactions; only items that occur in them are drawn.
+        num_users: Number of users U.
+        device: Where the users come from and the items are wanted.
+    """
+
+    def __init__(self, train: Interactions, num_users: int, device: torch.device | str = "cpu") -> None:
+        items_I, places_E = torch.tensor(train.items).unique(return_inverse=True)
+        pairs_E = (torch.tensor(train.users) * len(items_I) + places_E).unique()
+        users_E, places_E = pairs_E // len(items_I), pairs_E % len(items_I)
+        counts_U = torch.bincount(users_E, minlength=num_users)
+        full_U = counts_U == len(items_I)
+        if full_U.any():
+            _log.warning("%d users took every training item: their negatives are drawn from all items", full_U.sum())
+            partial_E = ~full_U[users_E]
+            users_E, places_E = users_E[partial_E], places_E[partial_E]
+            counts_U = counts_U.where(~full_U, 0)
+        starts_U = counts_U.cumsum(0) - counts_U
+        skipped_E = torch.arange(len(users_E)) - starts_U[users_E]
+        self._stride = len(items_I)
+        self._items = items_I.to(device)
+        self._starts = starts_U.to(device)
+        self._free = (len(items_I) - counts_U).to(device)
+        self._keys = (users_E * self._stride + places_E - skipped_E).to(device)
+
+    def sample(self, users_B: Tensor, generator: Generator) -> Tensor:
+        """Draw one item for each row.
+
+        Args:
+            users_B: User indices, int64 [B], on the sampler's device.
+            generator: Source of randomness, on the same device.
+
+        Returns:
+            Item indices, int64 [B].
+        """
+        uniform_B = torch.rand(users_B.shape, generator=generator, dtype=torch.float64, device=users_B.device)
+        ranks_B = (uniform_B * self._free[users_B]).long()
+        before_B = torch.searchsorted(self._keys, users_B * self._stride + ranks_B, right=True) - self._starts[users_B]
+        negatives_B: Tensor = self._items[ranks_B + before_B]
+        return negatives_B

@@ -1,0 +1,289 @@
+"""Run folders: what a run was asked, what it came from, what it reached; and reading a finished one back.
+
+    config.yaml   the settings            history.jsonl   a line an evaluation
+    run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
+    recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.feature_store import FeatureStore, open_features
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Recommender
+
+RECOMMENDER_FILE = "recommender.safetensors"
+ENCODER_FILE = "encoder.safetensors"
+# Settings that change where or how fast a run goes, never what comes out of it.
+INCIDENTAL = {"out", "device", "tracking", "workers", "checkpoint_every", "keep_checkpoints"}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Lineage of a finished run (`run.json`)."""
+
+    stage: int
+    """1 or 2."""
+    recommender: str
+    """Name of the recommender."""
+    modalities: list[str]
+    """Modalities that it reads."""
+    hyperparameters: dict[str, Any]
+    """Hyper-parameters given to it; the others are its defaults."""
+    data: dict[str, str]
+    """`path` and `fingerprint` of the packed data set."""
+    features: dict[str, str] | None
+    """`path` and `fingerprint` of the features it ends with."""
+    graph_features: dict[str, str] | None
+    """`path` and `fingerprint` of the features that item graphs are made of: the frozen ones, also in stage 2."""
+    encoder: dict[str, Any] | None
+    """`model`, `pretrained` and `fingerprint` of the backbone."""
+    stage1: dict[str, str] | None = None
+    """`path` and `fingerprint` of the stage 1 run that it started from."""
+    mlflow_run: str | None = None
+    """MLflow run id."""
+    train_features: bool = False
+    """Whether the feature tables were trained."""
+    mask_validation_at_test: bool = False
+    """Whether validation positives were left out of the ranking at test time."""
+    fingerprint: str = ""
+    """sha256 over weights and lineage."""
+
+
+@dataclass
+class LoadedRun:
+    """A finished run, ready to score."""
+
+    folder: Path
+    """Run folder."""
+    record: RunRecord
+    """Its lineage."""
+    dataset: Dataset
+    """Its data."""
+    features: dict[str, Tensor] = field(repr=False)
+    """Modality to table [I, d_m]."""
+    recommender: Recommender = field(repr=False)
+    """Its recommender with trained weights."""
+
+
+class RunFolder:
+    """A run folder being written.
+
+    Args:
+        folder: Where.
+        settings: The command's settings.
+
+    Raises:
+        UserError: The folder holds a run of other settings, or something that is no run.
+    """
+
+    def __init__(self, folder: Path, settings: Any) -> None:
+        self.folder = folder
+        self.settings = plain_settings(settings)
+        config = folder / "config.yaml"
+        if config.is_file():
+            self._check_same(yaml.safe_load(config.read_text()))
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"out: {folder} exists and is not a run folder; choose another --out")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has ended."""
+        return (self.folder / "metrics.json").is_file()
+
+    def start(self) -> None:
+        """Make the folder and note the settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+
+    @property
+    def mlflow_run(self) -> str | None:
+        """MLflow run that an interrupted run goes on with; noted as soon as there is one."""
+        path = self.folder / "tracking.json"
+        return json.loads(path.read_text())["mlflow_run"] if path.is_file() else None
+
+    @mlflow_run.setter
+    def mlflow_run(self, run_id: str | None) -> None:
+        write_atomically(self.folder / "tracking.json", json.dumps({"mlflow_run": run_id}))
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write the evaluations so far, a line each.
+
+        Args:
+            history: One dict an evaluation.
+        """
+        write_atomically(self.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+
+    def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]]) -> None:
+        """Write lineage and metrics; the metrics last, for they mark the run as complete.
+
+        Args:
+            record: Lineage, its fingerprint still empty.
+            metrics: Part to metric to value.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(record), sort_keys=True).encode())
+        for name in (RECOMMENDER_FILE, ENCODER_FILE):
+            if (self.folder / name).is_file():
+                digest.update((self.folder / name).read_bytes())
+        written = asdict(record) | {"fingerprint": digest.hexdigest()}
+        write_atomically(self.folder / "run.json", json.dumps(written, indent=1))
+        write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
+
+    def _check_same(self, before: dict[str, Any]) -> None:
+        old, new = flatten(before), flatten(self.settings)
+        keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL]
+        changed = sorted(key for key in keys if old.get(key) != new.get(key))
+        if changed:
+            what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
+            raise UserError(f"out: {self.folder} holds a run of other settings ({what}); choose another --out")
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Turn a settings dataclass into plain values, as YAML and MLflow take them.
+
+    Args:
+        settings: A dataclass of `ptmrec_dist.config`.
+
+    Returns:
+        Nested dict of numbers, strings, lists and None.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    return plain
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted keys, as on the command line.
+
+    Args:
+        nested: Nested dict.
+        prefix: Put in front of every key.
+
+    Returns:
+        Dotted key to value.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
+    """Read a finished run and everything that it stands on, checking every fingerprint.
+
+    Args:
+        folder: Run folder of stage 1 or stage 2.
+        shards: Where the packed data set lies now; by default where the run found it.
+
+    Returns:
+        The run, on the CPU.
+
+    Raises:
+        UserError: No finished run there, or data or features that are not those it was made from.
+    """
+    record = read_record(folder)
+    dataset = Dataset(shards or Path(record.data["path"]))
+    if dataset.fingerprint != record.data["fingerprint"]:
+        raise UserError(
+            f"shards: {dataset.folder} is {dataset.fingerprint[:12]}, but {folder} was trained on "
+            f"{record.data['fingerprint'][:12]}; train again or bring the old shards back"
+        )
+    own = folder / "features" if record.stage == 2 else None
+    features = tensors_of(_open_recorded(record.features, own, folder, dataset), record.modalities)
+    frozen = tensors_of(_open_recorded(record.graph_features, None, folder, dataset), record.modalities)
+    weights = load_file(folder / RECOMMENDER_FILE)
+    for modality in features:
+        features[modality] = weights.pop(f"features.{modality}", features[modality])
+    recommender = build_recommender(
+        record.recommender,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        train=dataset.interactions("train"),
+        features=frozen,
+        modalities=tuple(record.modalities),
+        **record.hyperparameters,
+    )
+    recommender.load_state_dict(weights)
+    return LoadedRun(folder, record, dataset, features, recommender)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the lineage of a finished run.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        Its record.
+
+    Raises:
+        UserError: No finished run there.
+    """
+    if not (folder / "metrics.json").is_file() or not (folder / "run.json").is_file():
+        state = "is not finished; start it again to go on" if (folder / "config.yaml").is_file() else "is not a run folder"
+        raise UserError(f"run: {folder} {state}")
+    return RunRecord(**json.loads((folder / "run.json").read_text()))
+
+
+def tensors_of(store: FeatureStore | None, modalities: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
+    """Read the chosen tables of a features folder into memory.
+
+    Args:
+        store: Opened features, or None for an ID-only recommender.
+        modalities: Tables to read.
+
+    Returns:
+        Modality to float32 [I, d_m].
+    """
+    if store is None:
+        return {}
+    return {modality: torch.from_numpy(store.tables[modality].copy()) for modality in modalities}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors, in one move.
+
+    Args:
+        path: File to write.
+        tensors: Name to tensor, on any device.
+    """
+    fresh = path.with_name(path.name + ".new")
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh)
+    os.replace(fresh, path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file in one move: a reader finds the old one or the new one, never half of it.
+
+    Args:
+        path: File to write.
+        text: Its content.
+    """
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def _open_recorded(
+    recorded: dict[str, str] | None, own: Path | None, folder: Path, dataset: Dataset
+) -> FeatureStore | None:
+    """Open features that a record names, in the run's own folder where they lie there (it may have been moved)."""
+    if recorded is None:
+        return None
+    store = open_features(own or Path(recorded["path"]), dataset.fingerprint, dataset.num_items)
+    if store.manifest.fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"features: {store.folder} is {store.manifest.fingerprint[:12]}, but {folder} was trained on "
+            f"{recorded['fingerprint'][:12]}; train again or bring the old features back"
+        )
+    return store

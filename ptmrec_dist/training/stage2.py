@@ -1,0 +1,201 @@
+"""Stage 2: tune prompts inside the encoder, guided by what stage 1 learned about people (PTMRec sections 2.3 and 2.4).
+
+    deepspeed --num_gpus 8 launchers/stage2.py --stage1 runs/a --out runs/b        # GPUs, or ranks on a CPU
+    ptmrec stage2 --stage1 runs/a --out runs/b                                     # one process
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ptmrec_dist.config import Stage2Config
+from ptmrec_dist.data.pairs import TrainBatch, TrainStream
+from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
+from ptmrec_dist.encoders.features import encode_all
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.engine import whole_parameters
+from ptmrec_dist.training.evaluate import Evaluator, Metrics
+from ptmrec_dist.training.interrupt import Interrupt
+from ptmrec_dist.training.runs import RunFolder, flatten, load_run, plain_settings
+from ptmrec_dist.training.stage2_parts import Stage2, check_start, finish, prepare, resume, save_best, write_checkpoint
+
+
+def train_stage2(config: Stage2Config) -> None:
+    """Tune the encoder and write the run folder (`ptmrec stage2`, `launchers/stage2.py`).
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: A stage 1 run that is missing, unfinished, ID-only or of other data; an encoder that is not the one that
+            the features came from; prompts deeper than a tower; a run folder of other settings.
+    """
+    run = RunFolder(config.out, config)
+    start = load_run(config.stage1, config.shards)
+    if run.is_complete:
+        print(f"{config.out} is complete; nothing to do")
+        return
+    encoder = check_start(config, start)
+    world = join_world(config.device)
+    stage = prepare(config, start, encoder, world)
+    if world.is_first:
+        run.start()
+    barrier()
+    checkpoints = Checkpoints(config.out / "checkpoints", config.keep_checkpoints)
+    loop = resume(stage, checkpoints)
+    with Tracker.start(
+        config.tracking,
+        name=config.out.name,
+        params=flatten(plain_settings(config)),
+        tags={"stage": "2", "data": start.dataset.fingerprint, "stage1": start.record.fingerprint},
+        parent=start.record.mlflow_run,
+        run_id=run.mlflow_run,
+        active=world.is_first,
+    ) as tracker:
+        if world.is_first:
+            run.mlflow_run = tracker.run_id
+        if _train(stage, loop, run, checkpoints, tracker):
+            finish(stage, loop, run, tracker)
+            if world.is_first:
+                checkpoints.clear()
+        else:
+            tracker.interrupted()
+    barrier()
+
+
+def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> dict[str, float]:
+    """Do one step of the optimiser on one or more micro-batches.
+
+    Each micro-batch has its own in-batch distributions; their gradients are averaged, also in a window that an epoch's end
+    cut short.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Model, engine, settings.
+        window: The step's micro-batches.
+        step: Number of the step since the start.
+
+    Returns:
+        The terms of the objective, means over the global batch and the window.
+
+    Raises:
+        UserError: A term is not finite on some rank; nothing was updated.
+    """
+    engine, sums = stage.engine, {}
+    for index, batch in enumerate(window):
+        losses = engine(batch.to(stage.world.device), step * stage.config.accumulation + index)
+        means = _checked(losses, stage.world, step)
+        sums = {name: sums.get(name, 0.0) + value / len(window) for name, value in means.items()}
+        engine.set_gradient_accumulation_boundary(index == len(window) - 1)
+        # The engine divides by the full window; a shorter one is scaled back.
+        loss = torch.stack(list(losses.values())).sum() * (stage.config.accumulation / len(window))
+        engine.backward(loss)
+        engine.step()
+    return sums
+
+
+def _checked(losses: dict[str, Tensor], world: World, step: int) -> dict[str, float]:
+    """Means over the ranks; all ranks stop together, before the update, if any term of any rank is not finite."""
+    values = sum_over_ranks(torch.stack([loss.detach() for loss in losses.values()])).tolist()
+    means = {name: value / world.size for name, value in zip(losses, values, strict=True)}
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(f"loss: {', '.join(broken)} is not finite at step {step + 1}; lower --optim.encoder_lr")
+    return means
+
+
+def _train(stage: Stage2, loop: LoopState, run: RunFolder, checkpoints: Checkpoints, tracker: Tracker) -> bool:
+    """Train to the end; False where the user interrupted."""
+    config, world = stage.config, stage.world
+    evaluate = Evaluator(stage.start.dataset, "validation")
+    save = lambda: checkpoints.save(loop, lambda folder: write_checkpoint(stage, folder), world)  # noqa: E731
+    if not loop.history:
+        _evaluate(stage, loop, run, evaluate, tracker, {})
+    with Interrupt() as interrupt:
+        while loop.epoch < config.epochs and not loop.stopping.should_stop:
+            losses = _train_epoch(stage, loop, save, interrupt)
+            if losses is None:
+                if world.is_first:
+                    print(f"interrupted at step {loop.total_steps}; run the same command to go on")
+                return False
+            loop.epoch, loop.step = loop.epoch + 1, 0
+            if loop.epoch % config.refresh_every == 0 or loop.epoch == config.epochs:
+                _evaluate(stage, loop, run, evaluate, tracker, losses)
+            save()
+    return True
+
+
+def _train_epoch(
+    stage: Stage2, loop: LoopState, save: Callable[[], None], interrupt: Interrupt
+) -> dict[str, float] | None:
+    """Train from the loop's step to the end of its epoch; the last step's losses, or None where the user interrupted."""
+    config, world = stage.config, stage.world
+    total = -(-stage.stream.steps(loop.epoch) // config.accumulation)
+    generator = torch.Generator(world.device).manual_seed(config.seed * 1_000_003 + loop.epoch)
+    stage.tuner.recommender.start_epoch(generator)
+    stage.engine.train()
+    losses: dict[str, float] = {}
+    label = f"epoch {loop.epoch + 1}/{config.epochs}"
+    with tqdm(total=total, initial=loop.step, desc=label, unit="step", disable=not world.is_first, leave=False) as bar:
+        for window in _windows(stage.stream, loop.epoch, loop.step, config.accumulation):
+            losses = train_step(stage, window, loop.total_steps)
+            loop.step, loop.total_steps = loop.step + 1, loop.total_steps + 1
+            bar.update()
+            bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+            if interrupt.requested_anywhere(world.device):
+                save()
+                return None
+            if loop.total_steps % config.checkpoint_every == 0 and loop.step < total:
+                save()
+    return losses
+
+
+def _windows(stream: TrainStream, epoch: int, skip: int, size: int) -> Iterator[list[TrainBatch]]:
+    batches = stream.epoch(epoch, skip * size)
+    while window := list(itertools.islice(batches, size)):
+        yield window
+
+
+def _evaluate(
+    stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker, losses: dict[str, float]
+) -> None:
+    """Refresh all features, evaluate, and keep the weights where they are the best so far."""
+    with whole_parameters(stage.engine, stage.config.zero.stage):
+        _refresh_features(stage)
+        metrics = evaluate(stage.tuner.recommender, stage.tuner.features, stage.world)
+        best = loop.stopping.update(metrics[_selects(stage.config, metrics)]["recall@20"], loop.epoch)
+        if best and stage.world.is_first:
+            save_best(stage, run.folder)
+    line = {"epoch": loop.epoch, **{f"loss/{name}": value for name, value in losses.items()}, **flatten(metrics)}
+    loop.history.append(line)
+    if stage.world.is_first:
+        run.write_history(loop.history)
+        shown = "  ".join(f"{part} recall@20 {values['recall@20']:.4f}" for part, values in metrics.items())
+        tqdm.write(f"epoch {loop.epoch}: {shown}{'  (best)' if best else ''}")
+    tracker.metrics({name: value for name, value in line.items() if name != "epoch"}, loop.epoch)
+
+
+def _refresh_features(stage: Stage2) -> None:
+    if stage.tuner.encoder is None or stage.refresh is None:
+        return
+    device = stage.world.device
+    fresh = encode_all(stage.tuner.encoder, stage.refresh, stage.start.dataset.num_items, stage.world, "refresh")
+    stage.tuner.features = {modality: table.to(device) for modality, table in fresh.items()}
+
+
+def _selects(config: Stage2Config, metrics: Metrics) -> str:
+    """The part whose Recall@20 chooses the best epoch."""
+    if config.select_on == "auto":
+        return "cold_validation" if "cold_validation" in metrics else "validation"
+    if config.select_on not in metrics:
+        raise UserError(f"select_on: got {config.select_on}, but the split has only {', '.join(metrics)}")
+    return config.select_on

@@ -1,0 +1,255 @@
+"""What stage 2 is put together from before its first step, and what it leaves behind after its last."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ptmrec_dist.config import EncoderConfig, Stage2Config
+from ptmrec_dist.data.feature_store import write_features
+from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor, TrainStream
+from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.data.stream import ItemStream, Reader
+from ptmrec_dist.distributed import World, barrier
+from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.features import reader_of, require_content
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.engine import load_engine, make_engine, save_engine, whole_parameters
+from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
+from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, LoadedRun, RunFolder, flatten, save_tensors
+from ptmrec_dist.training.tuner import Transfer, Tuner
+
+
+@dataclass
+class Stage2:
+    """Everything that a step of stage 2 touches."""
+
+    config: Stage2Config
+    """Settings."""
+    start: LoadedRun
+    """The run of stage 1."""
+    tuner: Tuner
+    """Encoder and recommender."""
+    engine: Any
+    """DeepSpeed's engine around the tuner."""
+    stream: TrainStream
+    """Where steps come from."""
+    refresh: ItemStream | None
+    """All items, to refresh their features; None where the encoder is frozen."""
+    world: World
+    """This rank's place."""
+
+
+def check_start(config: Stage2Config, start: LoadedRun) -> Encoder | None:
+    """Check that stage 2 can start from a run, and load the encoder that its features came from.
+
+    Args:
+        config: Settings.
+        start: The run of stage 1.
+
+    Returns:
+        The encoder with fresh prompts, or None where the features stay frozen.
+
+    Raises:
+        UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; prompts that are
+            too deep.
+    """
+    record = start.record
+    if record.stage != 1:
+        raise UserError(f"stage1: {config.stage1} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
+    if not start.recommender.multimodal or record.encoder is None:
+        raise UserError(f"stage1: {record.recommender} knows items by their IDs only; train vbpr or freedom in stage 1")
+    if record.train_features:
+        raise UserError("stage1: its feature tables were trained and no encoder gives them; train without --train_features")
+    require_content(start.dataset)
+    if config.tuning.method == "none":
+        return None
+    backbone = load_backbone(EncoderConfig(model=record.encoder["model"], pretrained=record.encoder["pretrained"]))
+    if backbone.fingerprint != record.encoder["fingerprint"]:
+        raise UserError(
+            f"encoder: {record.encoder['model']} is {backbone.fingerprint[:12]}, but the features of {config.stage1} came "
+            f"from {record.encoder['fingerprint'][:12]}; run `ptmrec features` and `ptmrec stage1` again"
+        )
+    encoder = Encoder(backbone, tuple(record.modalities), config.precision)
+    encoder.add_prompts(config.prompt, torch.Generator().manual_seed(config.seed))
+    return encoder
+
+
+def prepare(config: Stage2Config, start: LoadedRun, encoder: Encoder | None, world: World) -> Stage2:
+    """Put model, engine and streams together.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        start: The run of stage 1.
+        encoder: What `check_start` gave.
+        world: This rank's place.
+
+    Returns:
+        Stage 2, ready for its first step.
+
+    Raises:
+        UserError: A batch that cannot be divided over the ranks, or too few shards.
+    """
+    if config.batch_size % world.size:
+        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
+    torch.manual_seed(config.seed)
+    stream = _train_stream(config, start, encoder, world)
+    refresh = None
+    if encoder is not None:
+        local = max(config.batch_size // world.size, 64)
+        refresh = ItemStream(
+            start.dataset, world.rank, world.size, local, reader_of(encoder), workers=config.workers
+        )
+        encoder.to(world.device)
+    tuner = Tuner(
+        encoder,
+        start.recommender.to(world.device),
+        {modality: table.to(world.device) for modality, table in start.features.items()},
+        KnownPositives(start.dataset.interactions("train"), start.dataset.num_items, world.device),
+        Transfer(
+            weight=config.kt_weight,
+            temperature=config.temperature,
+            live_teacher=config.teacher == "live",
+            mask_known=config.known_positives == "mask",
+        ),
+        config.seed,
+    )
+    return Stage2(config, start, tuner, make_engine(tuner, config, world), stream, refresh, world)
+
+
+def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
+    """Go on from the newest whole checkpoint, or from the start where there is none.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2 as `prepare` made it.
+        checkpoints: Checkpoints of the run.
+
+    Returns:
+        State of the loop.
+
+    Raises:
+        UserError: The checkpoint was written by another number of ranks.
+    """
+    found = checkpoints.latest()
+    if found is None:
+        return LoopState(world_size=stage.world.size, stopping=EarlyStopping(stage.config.patience))
+    folder, loop = found
+    if loop.world_size != stage.world.size:
+        raise UserError(
+            f"out: {stage.config.out} was interrupted with {loop.world_size} ranks, got {stage.world.size}; start it with "
+            f"{loop.world_size} ranks again, or choose another --out"
+        )
+    load_engine(stage.engine, folder)
+    if stage.world.is_first:
+        print(f"going on at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1})")
+    # The stored features are those of the last refresh, which the interrupted run had in memory.
+    features = load_file(folder / "features.safetensors")
+    stage.tuner.features = {modality: table.to(stage.world.device) for modality, table in features.items()}
+    return loop
+
+
+def write_checkpoint(stage: Stage2, folder: Path) -> None:
+    """Write what `resume` needs into a checkpoint folder.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2.
+        folder: The checkpoint's folder.
+    """
+    save_engine(stage.engine, folder)
+    if stage.world.is_first:
+        save_tensors(folder / "features.safetensors", stage.tuner.features)
+
+
+def save_best(stage: Stage2, folder: Path) -> None:
+    """Write the weights and features as they stand; for the first rank, while parameters are whole.
+
+    Args:
+        stage: Stage 2.
+        folder: Run folder.
+    """
+    save_tensors(folder / RECOMMENDER_FILE, stage.tuner.recommender.state_dict())
+    if stage.tuner.encoder is not None:
+        save_tensors(folder / ENCODER_FILE, stage.tuner.encoder.tuned_state())
+    made = stage.start.record.encoder
+    assert made is not None  # check_start refused runs without an encoder
+    write_features(
+        folder / "features",
+        {modality: table.cpu().numpy() for modality, table in stage.tuner.features.items()},
+        data=stage.start.dataset.fingerprint,
+        encoder=made["fingerprint"],
+        model=made["model"],
+        pretrained=made["pretrained"],
+    )
+
+
+def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
+    """Evaluate the best epoch on every part, the test split for the first time, and write lineage and metrics.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2 after its last step.
+        loop: State of the loop.
+        run: Run folder; it holds the best epoch's weights.
+        tracker: Where metrics and artefacts are logged.
+    """
+    barrier()
+    store = _best_features(stage, run.folder)
+    recommender, masked = stage.tuner.recommender, stage.config.mask_validation_at_test
+    with whole_parameters(stage.engine, stage.config.zero.stage):
+        recommender.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
+        metrics = evaluate_phases(stage.start.dataset, recommender, stage.tuner.features, stage.world, masked)
+    if stage.world.is_first:
+        record = replace(
+            stage.start.record,
+            stage=2,
+            data={"path": str(stage.start.dataset.folder.resolve()), "fingerprint": stage.start.dataset.fingerprint},
+            features={"path": str((run.folder / "features").resolve()), "fingerprint": store},
+            stage1={"path": str(stage.config.stage1.resolve()), "fingerprint": stage.start.record.fingerprint},
+            mlflow_run=tracker.run_id,
+            mask_validation_at_test=masked,
+            fingerprint="",
+        )
+        run.finish(record, metrics)
+        print_metrics(metrics)
+    names = ("config.yaml", "run.json", "metrics.json", "history.jsonl", RECOMMENDER_FILE, ENCODER_FILE)
+    tracker.metrics(flatten(metrics), loop.stopping.best_epoch)
+    tracker.artifacts([run.folder / name for name in names if (run.folder / name).is_file()])
+
+
+def _best_features(stage: Stage2, folder: Path) -> str:
+    from ptmrec_dist.data.feature_store import open_features
+
+    dataset = stage.start.dataset
+    store = open_features(folder / "features", dataset.fingerprint, dataset.num_items)
+    stage.tuner.features = {
+        modality: torch.from_numpy(np.array(table)).to(stage.world.device) for modality, table in store.tables.items()
+    }
+    return store.manifest.fingerprint
+
+
+def _train_stream(config: Stage2Config, start: LoadedRun, encoder: Encoder | None, world: World) -> TrainStream:
+    dataset, local = start.dataset, config.batch_size // world.size
+    reader = Reader() if encoder is None else reader_of(encoder)
+    train = dataset.interactions("train")
+    if config.batching == "interaction":
+        return InteractionMajor(ItemFiles(dataset, reader), train, world.rank, world.size, local, config.seed)
+    wanted = np.bincount(train.items, minlength=dataset.num_items) > 0
+    stream = ItemStream(
+        dataset, world.rank, world.size, local, reader, wanted=wanted, seed=config.seed, workers=config.workers
+    )
+    return ItemMajor(stream, train, dataset.num_items, config.users_per_item, config.seed)

@@ -1,0 +1,138 @@
+"""The objective of stage 2 over the global batch: L = L_rec + kt_weight * L_KT.
+
+Each rank encodes its own items; features and item indices are gathered over the ranks with gradient; each rank computes
+the rows of its own users against the items of all ranks.
+
+Legend: B local items, G gathered items, R local rows (interactions), V distinct users of the rows, T tries, U users,
+I items, D width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptmrec_dist.data.pairs import TrainBatch
+from ptmrec_dist.distributed import gather_rows, mean_over_ranks
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
+from ptmrec_dist.training.negatives import KnownPositives
+
+NEGATIVE_TRIES = 8
+"""Candidates drawn for a row's negative; a row that finds none among them is left out of L_rec."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Settings of the knowledge transfer."""
+
+    weight: float
+    """Weight of L_KT."""
+    temperature: float
+    """Divides the scores of both distributions."""
+    live_teacher: bool
+    """The live model teaches, not the one that stage 1 left."""
+    mask_known: bool
+    """Other items that a user is known to like are left out of the user's distributions."""
+
+
+class Tuner(nn.Module):
+    """Encoder and recommender, trained together on the global batch.
+
+    Args:
+        encoder: The encoder with its prompts; None keeps the features frozen and trains everything else.
+        recommender: The recommender as stage 1 left it.
+        features: Frozen features, float32 [I, d_m] by modality.
+        known: Training positives.
+        transfer: Settings of the knowledge transfer.
+        seed: Seed of the negatives.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        recommender: Recommender,
+        features: Features,
+        known: KnownPositives,
+        transfer: Transfer,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.recommender = encoder, recommender
+        self.known, self.transfer, self.seed = known, transfer, seed
+        self.features = dict(features)
+        with torch.no_grad():
+            self.teacher = tuple(table.clone() for table in recommender.collaborative())
+
+    def forward(self, batch: TrainBatch, step: int) -> dict[str, Tensor]:
+        """Compute the named terms of the objective, each ready to be summed.
+
+        Collective: every rank must call this.
+
+        Args:
+            batch: This rank's share of the step, on this rank's device.
+            step: Number of the step; with the seed it decides the negatives.
+
+        Returns:
+            Scalars whose mean over ranks is the mean over the rows of the global batch.
+        """
+        items_G, counted_G, features_G = self._gather(batch)
+        live = {
+            modality: _with_live_rows(self.features[modality], items_G, rows_GD, counted_G)
+            for modality, rows_GD in features_G.items()
+        }
+        positives_R = batch.content.items[batch.columns]
+        negatives_R, found_R = self._negatives(batch.users, positives_R, items_G, counted_G, step)
+        representations = self.recommender.representations(live) if self.recommender.propagates else None
+        terms = self.recommender.loss(batch.users, positives_R, negatives_R, representations, live)
+        losses = {name: mean_over_ranks(rows_R, found_R) for name, rows_R in terms.items()}
+        if self.transfer.weight:
+            losses["kt"] = self.transfer.weight * self._transfer(batch, items_G, counted_G, features_G)
+        return losses
+
+    def _gather(self, batch: TrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Items and features of all ranks; of an item that several ranks brought, only the first copy counts."""
+        items_B = batch.content.items
+        if self.encoder is None:
+            rows = {modality: table[items_B] for modality, table in self.features.items()}
+        else:
+            rows = self.encoder.encode(batch.content.images, batch.content.texts)
+        items_G = gather_rows(items_B)
+        features_G = {modality: gather_rows(rows_BD) for modality, rows_BD in rows.items()}
+        first_G = (items_G[:, None] == items_G[None, :]).int().argmax(dim=1)
+        counted_G = first_G == torch.arange(len(items_G), device=items_G.device)
+        return items_G, counted_G, features_G
+
+    def _negatives(
+        self, users_R: Tensor, positives_R: Tensor, items_G: Tensor, counted_G: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """For every row another item of the global batch that its user is not known to like."""
+        ordered_G = torch.where(counted_G, items_G, torch.iinfo(torch.int64).max).sort().values
+        drawn_RT = hashed_choice(users_R, positives_R, counted_G.sum(), self.seed * 1_000_003 + step, NEGATIVE_TRIES)
+        candidates_RT = ordered_G[drawn_RT]
+        free_RT = ~self.known.contains(users_R[:, None], candidates_RT)
+        chosen_R1 = free_RT.int().argmax(dim=1, keepdim=True)
+        return candidates_RT.gather(1, chosen_R1).squeeze(1), free_RT.any(dim=1).float()
+
+    def _transfer(self, batch: TrainBatch, items_G: Tensor, counted_G: Tensor, features_G: Features) -> Tensor:
+        """L_KT; a user's distribution is the same in all of the user's rows unless known positives are masked."""
+        users_V, weights_V = batch.distinct_users, batch.user_counts.float()
+        counted_VG = counted_G[None, :]
+        if self.transfer.mask_known:
+            users_V, weights_V = batch.users, torch.ones_like(batch.users, dtype=torch.float32)
+            own_VG = batch.content.items[batch.columns][:, None] == items_G
+            counted_VG = counted_VG & (own_VG | ~self.known.contains(users_V[:, None], items_G[None, :]))
+        users_UD, items_ID = self.recommender.collaborative() if self.transfer.live_teacher else self.teacher
+        teacher_VG = users_UD[users_V] @ items_ID[items_G].T
+        modal_VD = self.recommender.modal_users()[users_V]
+        total = teacher_VG.new_zeros(len(users_V))
+        for modality, rows_GD in features_G.items():
+            student_VG = modal_VD @ self.recommender.modal_projection(modality)(rows_GD).T
+            total = total + knowledge_transfer(student_VG, teacher_VG, counted_VG, self.transfer.temperature)
+        return mean_over_ranks(total, weights_V)
+
+
+def _with_live_rows(table_ID: Tensor, items_G: Tensor, rows_GD: Tensor, counted_G: Tensor) -> Tensor:
+    """The table with the batch's rows in place of the stored ones; an item's gradient goes to its first copy."""
+    return table_ID.index_fill(0, items_G, 0).index_add(0, items_G, rows_GD * counted_G[:, None])

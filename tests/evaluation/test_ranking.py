@@ -1,0 +1,160 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation import ranking
+from ptmrec_dist.evaluation.ranking import NO_ITEM, Seen, per_user_metrics, rank_metrics, rank_sums, top_items
+
+USERS, ITEMS = 23, 31
+
+
+def pairs(seed: int, count: int, items: range = range(ITEMS)) -> Interactions:
+    rng = np.random.default_rng(seed)
+    # The last three users have nothing.
+    return Interactions(rng.integers(0, USERS - 3, count), rng.choice(np.array(items), count))
+
+
+def tables(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(USERS, 4, generator=generator), torch.randn(ITEMS, 4, generator=generator)
+
+
+def brute_force_top(
+    scores: np.ndarray, user: int, seen: Interactions | None, candidates: list[int] | None = None
+) -> list[int]:
+    hidden = set() if seen is None else set(seen.items[seen.users == user].tolist())
+    open_items = [item for item in candidates or range(ITEMS) if item not in hidden]
+    return sorted(open_items, key=lambda item: (-scores[user, item], item))
+
+
+def brute_force_metrics(
+    users: torch.Tensor,
+    items: torch.Tensor,
+    positives: Interactions,
+    seen: Interactions | None,
+    cutoffs: tuple[int, ...],
+    candidates: list[int] | None = None,
+) -> dict[str, dict[int, float]]:
+    scores = (users @ items.T).numpy()
+    values: dict[str, dict[int, float]] = {f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr")}
+    for user in range(USERS):
+        wanted = set(positives.items[positives.users == user].tolist())
+        if not wanted:
+            continue
+        ranked = brute_force_top(scores, user, seen, candidates)
+        for k in cutoffs:
+            hits = [rank for rank, item in enumerate(ranked[:k], start=1) if item in wanted]
+            best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(wanted), k) + 1))
+            values[f"recall@{k}"][user] = len(hits) / len(wanted)
+            values[f"ndcg@{k}"][user] = sum(1 / math.log2(rank + 1) for rank in hits) / best
+            values[f"hr@{k}"][user] = float(bool(hits))
+    return values
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+@pytest.mark.parametrize("with_seen", [False, True])
+def test_metrics_of_every_user_equal_brute_force(monkeypatch: pytest.MonkeyPatch, block: int, with_seen: bool) -> None:
+    monkeypatch.setitem(ranking._BLOCK_SCORES, "cpu", block)
+    users, items = tables()
+    positives, seen = pairs(1, 70), pairs(2, 90) if with_seen else None
+    expected = brute_force_metrics(users, items, positives, seen, (1, 3, 10))
+    got = per_user_metrics(users, items, positives, seen, (1, 3, 10))
+    assert got.values.keys() == expected.keys()
+    for name, values in expected.items():
+        assert got.users.tolist() == list(values)
+        np.testing.assert_allclose(got.values[name], list(values.values()), rtol=1e-12)
+
+
+def test_rank_metrics_are_means_over_users_with_positives_only() -> None:
+    users, items = tables()
+    positives, seen = pairs(1, 40), pairs(2, 90)
+    expected = brute_force_metrics(users, items, positives, seen, (10, 20))
+    got = rank_metrics(users, items, positives, seen)
+    assert got == pytest.approx({name: sum(values.values()) / len(values) for name, values in expected.items()})
+
+
+def test_candidates_restrict_the_ranking() -> None:
+    users, items = tables()
+    candidates = [30, 4, 7, 8, 21, 22]
+    positives = pairs(1, 40, range(7, 9))
+    expected = brute_force_metrics(users, items, positives, pairs(2, 90), (1, 3), candidates)
+    got = per_user_metrics(users, items, positives, pairs(2, 90), (1, 3), np.array(candidates))
+    for name, values in expected.items():
+        np.testing.assert_allclose(got.values[name], list(values.values()), rtol=1e-12)
+
+
+def test_sums_and_counts_of_user_ranges_add_up_to_the_whole() -> None:
+    users, items = tables()
+    positives, seen = pairs(1, 40), pairs(2, 90)
+    whole, count = rank_sums(users, items, positives, seen)
+    parts = [rank_sums(users, items, positives, seen, user_range=bounds) for bounds in [(0, 8), (8, 9), (9, 23)]]
+    assert sum(part_count for _, part_count in parts) == count
+    assert {name: sum(sums[name] for sums, _ in parts) for name in whole} == pytest.approx(whole)
+    assert rank_sums(users, items, positives, seen, user_range=(20, 23))[1] == 0
+
+
+def test_equal_scores_are_ranked_by_item_index() -> None:
+    rng = np.random.default_rng(0)
+    users = torch.tensor(rng.integers(0, 2, (USERS, 3)), dtype=torch.float32)
+    items = torch.tensor(rng.integers(0, 2, (ITEMS, 3)), dtype=torch.float32)
+    seen = pairs(2, 90)
+    got, _ = top_items(users, items, np.arange(USERS), Seen(seen, USERS), 7)
+    scores = (users @ items.T).numpy()
+    assert got.tolist() == [brute_force_top(scores, user, seen)[:7] for user in range(USERS)]
+
+
+def test_top_items_looks_up_what_the_given_users_have_seen() -> None:
+    users, items = tables()
+    seen, some = pairs(2, 90), np.array([12, 3, 22])
+    got, scores = top_items(users[some], items, some, Seen(seen, USERS), 5)
+    all_scores = users @ items.T
+    assert got.tolist() == [brute_force_top(all_scores.numpy(), user, seen)[:5] for user in some]
+    torch.testing.assert_close(scores, all_scores[torch.tensor(some)].gather(1, got))
+
+
+def test_users_with_too_few_items_left_get_no_item_for_the_rest() -> None:
+    users, items = tables()
+    everything_but_7 = np.delete(np.arange(ITEMS), 7)
+    seen = Seen(Interactions(np.zeros(ITEMS - 1, dtype=np.int64), everything_but_7), USERS)
+    got, scores = top_items(users[:2], items, np.arange(2), seen, 3)
+    assert got[0].tolist() == [7, NO_ITEM, NO_ITEM]
+    assert scores[0, 1:].tolist() == [-math.inf, -math.inf]
+    assert NO_ITEM not in got[1]
+    few, _ = top_items(users[:2], items, np.arange(2), seen, 3, candidates=np.array([9, 7]))
+    assert few[0].tolist() == [7, NO_ITEM, NO_ITEM]
+    assert sorted(few[1].tolist()) == [NO_ITEM, 7, 9]
+
+
+def test_a_positive_that_occurs_twice_counts_once() -> None:
+    users, items = tables()
+    once, twice = (
+        Interactions(np.array([0, 0]), np.array([1, 2])),
+        Interactions(np.array([0, 0, 0]), np.array([1, 2, 2])),
+    )
+    assert rank_metrics(users, items, once, None) == rank_metrics(users, items, twice, None)
+
+
+def test_vectors_and_scores_that_are_not_finite_are_refused_by_name() -> None:
+    users, items = tables()
+    for bad in (math.nan, math.inf):
+        broken = items.clone()
+        broken[3, 1] = bad
+        with pytest.raises(UserError, match=r"items_ID: 1 of .* NaN or infinite"):
+            rank_metrics(users, broken, pairs(1, 40), None)
+    with pytest.raises(UserError, match=r"scores: .* NaN or infinite"):
+        rank_metrics(users.abs() * 1e30, items.abs() * 1e30, pairs(1, 40), None)
+
+
+def test_positives_outside_the_candidates_are_refused() -> None:
+    positives = Interactions(np.array([0, 1]), np.array([4, 9]))
+    with pytest.raises(UserError, match=r"1 items .* \(item index 9 is one\)"):
+        rank_metrics(*tables(), positives, None, candidates=np.array([4, 5]))
+
+
+def test_no_positives_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="positives: got none"):
+        rank_metrics(*tables(), pairs(1, 0), None)

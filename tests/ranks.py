@@ -1,0 +1,73 @@
+"""Run a function on several ranks in processes of this machine."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# Loaded once in the server that ranks are forked from: seconds for each rank otherwise.
+_PRELOAD = ["torch", "torch._dynamo", "open_clip", "tests.preload_deepspeed"]
+
+
+def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` on every rank of a gloo world; give what each returned, in rank order."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    results: Any = context.Queue()
+    port = _free_port()
+    ranks = [
+        context.Process(target=_rank, args=(rank, world_size, port, results, function, arguments))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < world_size:
+            rank, value, failure = results.get(timeout=120)
+            if failure:  # the other ranks may wait for this one for ever
+                raise AssertionError(f"rank {rank}: {failure}")
+            found[rank] = value
+    finally:
+        for process in ranks:
+            if len(found) < world_size:
+                process.terminate()
+            process.join()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        results.put((rank, _plain(function(*arguments)), ""))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _plain(value: Any) -> Any:
+    """Arrays instead of tensors: a queue shares a tensor's memory, which ends with its process."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().numpy()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

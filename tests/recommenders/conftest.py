@@ -1,0 +1,69 @@
+"""A small graph with everything that real ones have: repeated pairs, a user and items that nobody can learn about."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Recommender
+
+
+@dataclass(frozen=True)
+class Toy:
+    num_users: int
+    num_items: int
+    train: Interactions
+    features: dict[str, Tensor]
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    def build(self, name: str, modalities: tuple[str, ...] = ("image", "text"), **overrides: object) -> Recommender:
+        torch.manual_seed(5)
+        return build_recommender(
+            name,
+            num_users=self.num_users,
+            num_items=self.num_items,
+            train=self.train,
+            features=self.features,
+            modalities=modalities,
+            **overrides,
+        )
+
+    @property
+    def lone_user(self) -> int:
+        return self.num_users - 1
+
+    @property
+    def cold_items(self) -> list[int]:
+        return [self.num_items - 2, self.num_items - 1]
+
+    def adjacency(self) -> Tensor:
+        """D^-1/2 A D^-1/2 over users and items, dense."""
+        size = self.num_users + self.num_items
+        dense = torch.zeros(size, size)
+        for user, item in zip(self.train.users, self.train.items, strict=True):
+            dense[user, self.num_users + item] = dense[self.num_users + item, user] = 1
+        degrees = dense.sum(dim=1)
+        scale = torch.where(degrees > 0, degrees, 1).rsqrt()
+        return scale[:, None] * dense * scale
+
+
+@pytest.fixture
+def toy() -> Toy:
+    rng = np.random.default_rng(3)
+    users = np.concatenate([np.arange(11), rng.integers(0, 11, 30)])
+    items = np.concatenate([np.arange(11), rng.integers(0, 11, 30)])
+    train = Interactions(users=np.append(users, users[:4]), items=np.append(items, items[:4]))
+    generator = torch.Generator().manual_seed(1)
+    features = {
+        "image": torch.randn(13, 5, generator=generator),
+        "text": torch.randn(13, 4, generator=generator),
+    }
+    users_B, positives_B = torch.tensor(train.users[:6]), torch.tensor(train.items[:6])
+    negatives_B = torch.tensor([3, 3, 0, 1, 7, 2])
+    return Toy(12, 13, train, features, users_B, positives_B, negatives_B)

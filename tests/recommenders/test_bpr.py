@@ -1,0 +1,29 @@
+import math
+
+import pytest
+
+from ptmrec_dist.errors import UserError
+from tests.recommenders.conftest import Toy
+
+
+def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
+    model = toy.build("bpr", dim=3, reg_weight=0.2)
+    users, items = (table.tolist() for table in model.representations({}))
+    terms = model.loss(toy.users, toy.positives, toy.negatives, None, {})
+    assert set(terms) == {"bpr", "l2"}
+    for row, (u, p, n) in enumerate(zip(toy.users.tolist(), toy.positives.tolist(), toy.negatives.tolist())):
+        margin = sum(users[u][d] * (items[p][d] - items[n][d]) for d in range(3))
+        squares = sum(users[u][d] ** 2 + items[p][d] ** 2 + items[n][d] ** 2 for d in range(3))
+        assert terms["bpr"][row].item() == pytest.approx(-math.log(1 / (1 + math.exp(-margin))), rel=1e-5)
+        assert terms["l2"][row].item() == pytest.approx(0.2 * squares / 2, rel=1e-5)
+
+
+def test_id_only_recommenders_refuse_what_needs_features(toy: Toy) -> None:
+    for name in ("bpr", "lightgcn"):
+        model = toy.build(name)
+        with pytest.raises(UserError, match="IDs only"):
+            model.modal_users()
+        with pytest.raises(UserError, match="IDs only"):
+            model.modal_projection("image")
+        with pytest.raises(UserError, match="IDs only"):
+            model.cold_representations(toy.features, toy.positives)

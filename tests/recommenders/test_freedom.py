@@ -1,0 +1,99 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ptmrec_dist.recommenders.freedom import FREEDOM
+from tests.recommenders.conftest import Toy
+
+
+def dense_item_graph(toy: Toy, shares: dict[str, float], knn: int) -> torch.Tensor:
+    graph = torch.zeros(toy.num_items, toy.num_items)
+    warm = sorted(set(toy.train.items.tolist()))
+    for modality, share in shares.items():
+        for item in warm:
+            others = [other for other in warm if other != item]
+            cosines = torch.cosine_similarity(toy.features[modality][[item]], toy.features[modality][others])
+            for place in cosines.argsort(descending=True)[:knn].tolist():
+                graph[item, others[place]] += share / knn
+    return graph
+
+
+def dense_representations(model: FREEDOM, toy: Toy, item_graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = torch.cat([model.users.weight, model.items.weight])
+    adjacency = toy.adjacency()
+    mean = (layer + adjacency @ layer + adjacency @ adjacency @ layer) / 3
+    return mean[: toy.num_users], mean[toy.num_users :] + item_graph @ model.items.weight
+
+
+@pytest.mark.parametrize("shares", [{"image": 0.3, "text": 0.7}, {"image": 1.0}, {"text": 1.0}])
+def test_representations_equal_the_dense_ones(toy: Toy, shares: dict[str, float]) -> None:
+    model = toy.build("freedom", tuple(shares), dim=3, knn=2, image_weight=0.3)
+    expected = dense_representations(model, toy, dense_item_graph(toy, shares, 2))
+    for got, want in zip(model.representations(toy.features), expected):
+        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(model.modal_users(), expected[0])
+
+
+def test_loss_terms_equal_the_formula(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, knn=2, reg_weight=0.2)
+    users, items = model.representations(toy.features)
+    u, p, n = toy.users, toy.positives, toy.negatives
+    terms = model.loss(u, p, n, (users, items), toy.features)
+    assert set(terms) == {"bpr", "bpr_image", "bpr_text"}
+    scores = users @ items.T
+    torch.testing.assert_close(terms["bpr"], F.softplus(scores[u, n] - scores[u, p]))
+    for modality, table in toy.features.items():
+        scores = users @ (table @ model.modal_projection(modality).weight.T).T
+        torch.testing.assert_close(terms[f"bpr_{modality}"], 0.2 * F.softplus(scores[u, n] - scores[u, p]))
+
+
+def test_gradients_equal_those_of_the_dense_model(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, knn=2, image_weight=0.3)
+    representations = model.representations(toy.features)
+    model.loss(toy.users, toy.positives, toy.negatives, representations, toy.features)["bpr"].mean().backward()
+    got = model.users.weight.grad, model.items.weight.grad
+    users, items = dense_representations(model, toy, dense_item_graph(toy, {"image": 0.3, "text": 0.7}, 2))
+    gaps = items[toy.positives] - items[toy.negatives]
+    loss = F.softplus(-(users[toy.users] * gaps).sum(dim=1)).mean()
+    expected = torch.autograd.grad(loss, [model.users.weight, model.items.weight])
+    torch.testing.assert_close(got, expected)
+
+
+def test_untrained_embeddings_of_cold_items_reach_nobody(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, knn=4)
+    before = model.representations(toy.features)
+    with torch.no_grad():
+        model.items.weight[toy.cold_items] += 100
+    after = model.representations(toy.features)
+    torch.testing.assert_close(after[0], before[0])
+    torch.testing.assert_close(after[1][: toy.cold_items[0]], before[1][: toy.cold_items[0]])
+
+
+def test_cold_items_are_scored_by_the_mean_of_their_projected_features(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3)
+    users, items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
+    projected = [
+        toy.features[modality][toy.cold_items] @ model.modal_projection(modality).weight.T for modality in toy.features
+    ]
+    torch.testing.assert_close(items, (projected[0] + projected[1]) / 2)
+    torch.testing.assert_close(users, model.representations(toy.features)[0])
+
+
+def test_training_sees_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_one(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, edge_dropout=0.5)
+    whole = model.eval().representations(toy.features)[0]
+    generator = torch.Generator().manual_seed(0)
+    model.train().start_epoch(generator)
+    first = model.representations(toy.features)[0]
+    model.start_epoch(generator)
+    second = model.representations(toy.features)[0]
+    assert not torch.allclose(first, whole)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(model.eval().representations(toy.features)[0], whole)
+
+
+def test_without_edge_dropout_every_epoch_sees_the_whole_graph(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, edge_dropout=0.0)
+    whole = model.representations(toy.features)
+    model.start_epoch(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.representations(toy.features), whole)

@@ -1,0 +1,138 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ptmrec_dist.recommenders import graphs
+from ptmrec_dist.recommenders.graphs import InteractionGraph, SparseMatrix, item_graph, nearest_neighbours
+from tests.recommenders.conftest import Toy
+
+
+def graph_of(toy: Toy) -> InteractionGraph:
+    return InteractionGraph(torch.tensor(toy.train.users), torch.tensor(toy.train.items), toy.num_users, toy.num_items)
+
+
+def edges_of(graph: InteractionGraph) -> set[tuple[int, int]]:
+    rows, columns = graph.items_to_users.edges.as_tensor().tolist()
+    assert len(set(zip(rows, columns, strict=True))) == len(rows)
+    return set(zip(rows, columns, strict=True))
+
+
+def test_sparse_product_and_its_gradient_equal_the_dense_ones() -> None:
+    rows, columns = torch.tensor([3, 0, 1, 1]), torch.tensor([1, 0, 1, 1])
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    dense = torch.tensor([[2.0, 0, 0], [0, 7, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    table = torch.randn(3, 2, requires_grad=True)
+    weights = torch.randn(5, 2)
+    product = SparseMatrix(rows, columns, values, (5, 3))(table)
+    (gradient,) = torch.autograd.grad((product * weights).sum(), table)
+    torch.testing.assert_close(product, dense @ table)
+    torch.testing.assert_close(gradient, dense.T @ weights)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_propagation_and_its_gradient_equal_powers_of_the_dense_adjacency(toy: Toy, layers: int) -> None:
+    table = torch.randn(toy.num_users + toy.num_items, 4, requires_grad=True)
+    weights = torch.randn_like(table)
+    adjacency = toy.adjacency()
+    expected = sum(torch.linalg.matrix_power(adjacency, layer) @ table for layer in range(layers + 1)) / (layers + 1)
+    got = torch.cat(graph_of(toy).propagate(*table.split([toy.num_users, toy.num_items]), layers))
+    torch.testing.assert_close(got, expected)
+    (got_gradient,) = torch.autograd.grad((got * weights).sum(), table)
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), table)
+    torch.testing.assert_close(got_gradient, expected_gradient)
+
+
+def test_nodes_without_edges_get_zeros_from_propagation(toy: Toy) -> None:
+    graph = graph_of(toy)
+    users, items = (
+        graph.items_to_users(torch.ones(toy.num_items, 2)),
+        graph.users_to_items(torch.ones(toy.num_users, 2)),
+    )
+    assert users.isfinite().all()
+    assert items.isfinite().all()
+    assert (users[toy.lone_user] == 0).all()
+    assert (items[toy.cold_items] == 0).all()
+
+
+def test_a_graph_without_any_edge_propagates_layer_0_only() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    graph = InteractionGraph(none, none, 2, 3).prune(0.5, torch.Generator())
+    users, items = graph.propagate(torch.ones(2, 4), torch.ones(3, 4), layers=1)
+    assert (users == 0.5).all()
+    assert (items == 0.5).all()
+
+
+def test_pruning_keeps_the_stated_number_of_edges_and_weights_them_anew(toy: Toy) -> None:
+    graph = graph_of(toy)
+    kept = graph.prune(0.3, torch.Generator().manual_seed(0))
+    assert edges_of(kept) < edges_of(graph)
+    assert len(edges_of(kept)) == round(0.7 * len(edges_of(graph)))
+    degrees = Counter(user for user, _ in edges_of(kept)), Counter(item for _, item in edges_of(kept))
+    users, items = kept.items_to_users.edges.as_tensor().tolist()
+    for user, item, weight in zip(users, items, kept.items_to_users.values.tolist(), strict=True):
+        assert weight == pytest.approx((degrees[0][user] * degrees[1][item]) ** -0.5)
+
+
+def test_pruning_follows_its_generator(toy: Toy) -> None:
+    graph, generator = graph_of(toy), torch.Generator().manual_seed(0)
+    first, second = edges_of(graph.prune(0.5, generator)), edges_of(graph.prune(0.5, generator))
+    assert first != second
+    assert edges_of(graph.prune(0.5, torch.Generator().manual_seed(0))) == first
+
+
+def test_pruning_draws_edges_as_one_by_one_draws_without_replacement_do() -> None:
+    users, items = torch.tensor([0, 0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 0, 0, 3])
+    graph, generator, rng = (
+        InteractionGraph(users, items, 4, 4),
+        torch.Generator().manual_seed(2),
+        np.random.default_rng(2),
+    )
+    pairs = sorted(edges_of(graph))
+    weights = graph.items_to_users.values.numpy().astype(np.float64)
+    draws, got, expected = 1500, np.zeros(len(pairs)), np.zeros(len(pairs))
+    for _ in range(draws):
+        kept = edges_of(graph.prune(0.5, generator))
+        got += [pair in kept for pair in pairs]
+        expected[rng.choice(len(pairs), size=3, replace=False, p=weights / weights.sum())] += 1
+    np.testing.assert_allclose(got / draws, expected / draws, atol=0.06)
+    assert got.max() - got.min() > 0.2 * draws
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_nearest_neighbours_in_blocks_equal_the_dense_ones(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(graphs, "_BLOCK_SIMILARITIES", block)
+    features = torch.randn(17, 6, generator=torch.Generator().manual_seed(0))
+    features[[4, 9]] = 0
+    got: dict[int, list[int]] = {}
+    for node, neighbour in zip(*(column.tolist() for column in nearest_neighbours(features, 3)), strict=True):
+        got.setdefault(node, []).append(neighbour)
+    rows = features.numpy()
+    for node in range(17):
+        others = [other for other in range(17) if other not in (node, 4, 9)]
+        cosines = {
+            other: rows[node] @ rows[other] / np.linalg.norm(rows[node]) / np.linalg.norm(rows[other])
+            for other in others
+            if node not in (4, 9)
+        }
+        best = sorted(cosines, key=lambda other: -cosines[other])[:3]
+        assert got.get(node, []) == best
+
+
+def test_nearest_neighbours_are_fewer_where_there_are_fewer_nodes() -> None:
+    nodes, neighbours = nearest_neighbours(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]), 10)
+    assert (nodes.tolist(), neighbours.tolist()) == ([0, 1], [1, 0])
+
+
+def test_item_graph_is_the_weighted_mean_over_neighbours_and_leaves_other_items_out() -> None:
+    tables = [torch.randn(9, 4), torch.randn(9, 3)]
+    taking_part = torch.tensor([0, 2, 3, 5, 6, 8])
+    expected = torch.zeros(9, 9)
+    for table, share in zip(tables, [0.3, 0.7], strict=True):
+        for item in taking_part.tolist():
+            others = [other for other in taking_part.tolist() if other != item]
+            cosines = torch.cosine_similarity(table[[item]], table[others])
+            for place in cosines.argsort(descending=True)[:2].tolist():
+                expected[item, others[place]] += share / 2
+    torch.testing.assert_close(item_graph(tables, [0.3, 0.7], taking_part, 2)(torch.eye(9)), expected)

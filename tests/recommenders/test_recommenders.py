@@ -1,0 +1,114 @@
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import RECOMMENDERS, build_recommender
+from tests.recommenders.conftest import Toy
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_every_recommender_overfits_a_tiny_data_set(name: str) -> None:
+    taken = np.kron(np.eye(3, dtype=bool), np.ones((3, 4), dtype=bool))
+    taken[[0, 4, 8], [5, 9, 0]] = True
+    users, items = np.nonzero(taken)
+    generator = torch.Generator().manual_seed(0)
+    features = {modality: torch.randn(12, 6, generator=generator) for modality in ("image", "text")}
+    torch.manual_seed(0)
+    model = build_recommender(
+        name,
+        num_users=9,
+        num_items=12,
+        train=Interactions(users, items),
+        features=features,
+        modalities=("image", "text"),
+        **({"edge_dropout": 0.2} if name == "freedom" else {}),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    rows, missing = torch.tensor(users), [np.flatnonzero(~row) for row in taken]
+    for epoch in range(150):
+        model.start_epoch(generator)
+        negatives = torch.tensor(
+            [missing[user][(epoch + place) % len(missing[user])] for place, user in enumerate(users)]
+        )
+        representations = model.representations(features) if model.propagates else None
+        terms = model.loss(rows, torch.tensor(items), negatives, representations, features)
+        optimizer.zero_grad()
+        sum(term.mean() for term in terms.values()).backward()
+        optimizer.step()
+    user_table, item_table = model.eval().representations(features)
+    scores = (user_table @ item_table.T).detach().numpy()
+    assert all(scores[user, taken[user]].min() > scores[user, ~taken[user]].max() for user in range(9))
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_a_recommender_rebuilt_from_its_state_dict_gives_the_same_representations(name: str, toy: Toy) -> None:
+    model, again = toy.build(name), toy.build(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    state = copy.deepcopy(model.state_dict())
+    assert set(state) == {name for name, _ in model.named_parameters()}
+    again.load_state_dict(state)
+    torch.testing.assert_close(again.representations(toy.features), model.representations(toy.features))
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_users_and_items_without_interactions_never_give_nan(name: str, toy: Toy) -> None:
+    model = toy.build(name)
+    model.start_epoch(torch.Generator().manual_seed(0))
+    users, items = model.representations(toy.features)
+    lone, cold = torch.tensor([toy.lone_user] * 2), torch.tensor(toy.cold_items)
+    terms = model.loss(lone, cold, cold.flip(0), (users, items), toy.features)
+    sum(term.sum() for term in terms.values()).backward()
+    assert users.isfinite().all()
+    assert items.isfinite().all()
+    assert all(term.shape == (2,) and term.isfinite().all() for term in terms.values())
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_losses_of_the_rows_of_two_halves_are_those_of_the_whole_batch(name: str, toy: Toy) -> None:
+    model = toy.build(name)
+    representations = model.representations(toy.features)
+    batch = toy.users, toy.positives, toy.negatives
+    whole = model.loss(*batch, representations, toy.features)
+    halves = [
+        model.loss(*(column[part] for column in batch), representations, toy.features)
+        for part in (slice(0, 2), slice(2, None))
+    ]
+    for term, values in whole.items():
+        torch.testing.assert_close(values, torch.cat([half[term] for half in halves]))
+
+
+def test_id_only_recommenders_use_no_modality_whatever_is_asked_for(toy: Toy) -> None:
+    assert toy.build("bpr").modalities == toy.build("lightgcn").modalities == ()
+
+
+def test_unknown_name_is_refused_with_the_known_ones(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"recommender: got 'svd'.*bpr, lightgcn, vbpr, freedom"):
+        toy.build("svd")
+
+
+def test_a_hyper_parameter_that_the_recommender_lacks_is_refused_with_those_it_takes(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"model\.knn: lightgcn .* dim, layers, reg_weight"):
+        toy.build("lightgcn", knn=5)
+
+
+def test_features_that_are_missing_short_or_not_finite_are_refused(toy: Toy) -> None:
+    def with_image(table: torch.Tensor) -> Toy:
+        return dataclasses.replace(toy, features={**toy.features, "image": table})
+
+    image = toy.features["image"]
+    with pytest.raises(UserError, match=r"'image'.*got features of text.*ptmrec features"):
+        dataclasses.replace(toy, features={"text": toy.features["text"]}).build("vbpr")
+    with pytest.raises(UserError, match="'image' has 12 rows, expected one for each of 13 items"):
+        with_image(image[:-1]).build("vbpr")
+    with pytest.raises(UserError, match="2 rows of 'image' hold NaN"):
+        with_image(image.clone().index_fill_(0, torch.tensor([1, 4]), torch.nan)).build("freedom")
+    with pytest.raises(UserError, match="needs image, text or both"):
+        toy.build("freedom", modalities=())

@@ -1,0 +1,53 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.recommenders.conftest import Toy
+
+
+@pytest.mark.parametrize("modalities", [("image",), ("text",), ("image", "text")])
+def test_scores_equal_two_dot_products_with_one_map_of_concatenated_features(
+    toy: Toy, modalities: tuple[str, ...]
+) -> None:
+    model = toy.build("vbpr", modalities, dim=3)
+    users, items = model.representations(toy.features)
+    one_map = torch.cat([model.modal_projection(modality).weight for modality in modalities], dim=1)
+    concatenated = torch.cat([toy.features[modality] for modality in modalities], dim=1)
+    own, modal = model.users.weight.split(3, dim=1)
+    assert users.shape == (toy.num_users, 6)
+    assert items.shape == (toy.num_items, 6)
+    assert model.modalities == modalities
+    torch.testing.assert_close(users @ items.T, own @ model.items.weight.T + modal @ (one_map @ concatenated.T))
+
+
+def test_loss_terms_equal_the_formula_on_representations(toy: Toy) -> None:
+    model = toy.build("vbpr", dim=3, reg_weight=0.2)
+    users, items = model.representations(toy.features)
+    u, p, n = toy.users, toy.positives, toy.negatives
+    scores = users @ items.T
+    terms = model.loss(u, p, n, None, toy.features)
+    squares = [model.users.weight[u] ** 2, model.items.weight[p] ** 2, model.items.weight[n] ** 2]
+    assert set(terms) == {"bpr", "l2"}
+    torch.testing.assert_close(terms["bpr"], F.softplus(scores[u, n] - scores[u, p]))
+    torch.testing.assert_close(terms["l2"], 0.1 * sum(square.sum(dim=1) for square in squares))
+
+
+def test_halves_are_the_id_part_and_the_modal_part(toy: Toy) -> None:
+    model = toy.build("vbpr", dim=3)
+    users, items = model.representations(toy.features)
+    torch.testing.assert_close(torch.cat(model.collaborative()), torch.cat([users[:, :3], items[:, :3]]))
+    torch.testing.assert_close(model.modal_users(), users[:, 3:])
+    cold_users, cold_items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
+    torch.testing.assert_close(cold_users, users[:, 3:])
+    torch.testing.assert_close(cold_items, items[toy.cold_items, 3:])
+
+
+def test_gradients_reach_live_features_of_the_batch_only(toy: Toy) -> None:
+    model = toy.build("vbpr", dim=3)
+    image = toy.features["image"].clone().requires_grad_()
+    terms = model.loss(toy.users, toy.positives, toy.negatives, None, toy.features | {"image": image})
+    terms["bpr"].sum().backward()
+    touched = torch.zeros(toy.num_items, dtype=torch.bool)
+    touched[torch.cat([toy.positives, toy.negatives])] = True
+    assert (image.grad[~touched] == 0).all()
+    assert image.grad[touched].abs().sum() > 0
