@@ -1,8 +1,10 @@
 """`ptmrec COMMAND …`: the only place that knows argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -84,6 +86,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         The exit code.
     """
     prog = prog or f"ptmrec {command}"
+    _quiet_libraries()
     try:
         settings = parse(COMMANDS[command].settings, argv, prog)
         _function(COMMANDS[command].function)(settings)
@@ -123,6 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _summary(settings: type) -> str:
     return (settings.__doc__ or "").strip().splitlines()[0]
+
+
+def _quiet_libraries() -> None:
+    """Keep to this project's own words what users read; the settings hold for worker processes too."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    for message in ("Sparse", "`torch.jit.script` is deprecated"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _one_line(error: Exception) -> str:

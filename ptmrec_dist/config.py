@@ -37,6 +37,9 @@ class ColumnsConfig:
     time: str = "timestamp"
     """Time of the interaction; needed only by the split `leave_one_out`."""
 
+    def __post_init__(self) -> None:
+        _require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
@@ -76,6 +79,7 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         _require(self.core >= 0, "core", self.core, "0 or more")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
         _require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
         _require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
@@ -195,6 +199,7 @@ class Stage1Config:
     """Tracking."""
 
     def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("batch_size", "patience", "eval_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
@@ -267,6 +272,8 @@ class Stage2Config:
     """Weight of the knowledge transfer loss L_KT (eq. 13)."""
     teacher: Literal["stage1", "live"] = "stage1"
     """Whose ID distribution teaches: the model as stage 1 left it, or the live model (with stopgrad)."""
+    teacher_scores: Literal["whole", "id"] = "whole"
+    """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 to the letter)."""
     temperature: float = 1.0
     """Divides the logits of both distributions of L_KT."""
     known_positives: Literal["mask", "keep"] = "keep"
@@ -313,6 +320,7 @@ class Stage2Config:
         for name in positive:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.workers >= 0, "workers", self.workers, "0 or more")
         _require(self.kt_weight >= 0, "kt_weight", self.kt_weight, "0 or more")
         _require(self.temperature > 0, "temperature", self.temperature, "more than 0")

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving import ServedModel
 
 
@@ -20,8 +22,11 @@ class PyfuncModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Answer a request; see `ServedModel.answer`."""
-        return pd.DataFrame(self.model.answer(model_input.to_dict("list"), **(params or {})))
+        """Answer a request; see `ServedModel.answer`. MLflow's server shows its own errors without a traceback."""
+        try:
+            return pd.DataFrame(self.model.answer(model_input.to_dict("list"), **(params or {})))
+        except UserError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 
 
 set_model(PyfuncModel())

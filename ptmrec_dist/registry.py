@@ -43,15 +43,15 @@ def register(config: RegisterConfig) -> None:
     """
     _check_names(config)
     with TemporaryDirectory() as scratch, tqdm(total=4, desc="register", bar_format="{desc}", leave=False) as bar:
-        bar.set_description("reading the run")
+        bar.set_description_str("reading the run")
         run = load_run(config.run)
         backbone = _backbone_of(run)
-        bar.set_description("writing the model")
+        bar.set_description_str("writing the model")
         served, package = Path(scratch) / "model", Path(scratch) / "package"
         _write_model(run, backbone, served)
         client = _client()
         _save_pyfunc(served, package, run.dataset.user_ids[0])
-        bar.set_description("registering the model")
+        bar.set_description_str("registering the model")
         with asking_mlflow():
             version = _publish(client, package, run, config)
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
@@ -71,9 +71,13 @@ def recommend(config: RecommendConfig) -> None:
         raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
     model = load_model(config.model)
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
     params = {"top_k": config.top_k, "exclude_seen": config.exclude_seen}
-    answer = model.predict(pd.DataFrame({"user_id": users}), params=params)
+    try:
+        answer = model.predict(pd.DataFrame({"user_id": users}), params=params)
+    except MlflowException as error:
+        raise UserError(error.message) from error
     _print_table(answer.to_dict("records"))
 
 

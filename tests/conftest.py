@@ -1,13 +1,28 @@
-"""What several rooms of tests share."""
+"""What several rooms of tests share: real data where it is, and a tiny shop that every chain of commands can run on."""
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
+from PIL import Image
+
+from ptmrec_dist.config import (
+    ColumnsConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    ModelConfig,
+    PackConfig,
+    Stage1Config,
+    TrackingConfig,
+)
 
 REPOSITORY = Path(__file__).parents[1]
+UNTRACKED = TrackingConfig(enabled=False)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +41,89 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A tiny shop, packed with cold items, and what was made from it."""
+
+    source: Path
+    """items.csv, interactions.csv and images/."""
+    shards: Path
+    """The packed data set."""
+    clip: Path
+    """A tiny CLIP with random weights, as a local folder."""
+    features: Path
+    """Its features."""
+    stage1: Path
+    """A run of stage 1 (VBPR)."""
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with random weights: 16 pixels, 3 image layers, 2 text layers."""
+    from tests.tiny_clip import write_tiny_clip
+
+    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_shop(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Shop:
+    """60 items in 8 shards and 40 users, each of whom likes one colour."""
+    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.encoders.features import extract_features
+    from ptmrec_dist.training.stage1 import train_stage1
+
+    folder = tmp_path_factory.mktemp("shop")
+    write_source(folder, num_items=60, num_users=40)
+    shop = Shop(folder, folder / "shards", tiny_clip, folder / "features", folder / "stage1")
+    pack(
+        PackConfig(
+            items=folder / "items.csv",
+            interactions=folder / "interactions.csv",
+            out=shop.shards,
+            split="cold_items",
+            core=2,
+            num_shards=8,
+            workers=1,
+            columns=ColumnsConfig(),
+        )
+    )
+    extract_features(FeaturesConfig(shards=shop.shards, out=shop.features, encoder=EncoderConfig(model=str(tiny_clip))))
+    train_stage1(
+        Stage1Config(
+            shards=shop.shards,
+            features=shop.features,
+            out=shop.stage1,
+            epochs=3,
+            batch_size=64,
+            model=ModelConfig(dim=8),
+            tracking=UNTRACKED,
+        )
+    )
+    return shop
+
+
+def write_source(folder: Path, num_items: int, num_users: int) -> None:
+    """A catalogue of coloured squares, and people who each like one colour."""
+    rng = np.random.default_rng(0)
+    colours = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200)}
+    names = [list(colours)[item % 3] for item in range(num_items)]
+    (folder / "images").mkdir()
+    for item, name in enumerate(names):
+        noise = rng.integers(-25, 25, (24, 24, 3))
+        pixels = np.clip(np.array(colours[name]) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{item}.jpg", quality=95)
+    pl.DataFrame(
+        {
+            "item_id": [f"i{item}" for item in range(num_items)],
+            "title": [f"{name} thing {item}" for item, name in enumerate(names)],
+            "text": [f"a {name} thing, number {item}" for item, name in enumerate(names)],
+            "image": [f"images/{item}.jpg" for item in range(num_items)],
+        }
+    ).write_csv(folder / "items.csv")
+    rows = []
+    for user in range(num_users):
+        liked = [item for item in range(num_items) if item % 3 == user % 3]
+        rows += [(f"u{user}", f"i{item}", int(time)) for time, item in enumerate(rng.permutation(liked)[:12])]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "interactions.csv")

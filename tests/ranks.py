@@ -16,16 +16,7 @@ _PRELOAD = ["torch", "torch._dynamo", "open_clip", "tests.preload_deepspeed"]
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `function(*arguments)` on every rank of a gloo world; give what each returned, in rank order."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    results: Any = context.Queue()
-    port = _free_port()
-    ranks = [
-        context.Process(target=_rank, args=(rank, world_size, port, results, function, arguments))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
+    results, ranks = _start(world_size, function, arguments)
     found: dict[int, Any] = {}
     try:
         while len(found) < world_size:
@@ -39,6 +30,29 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any)
                 process.terminate()
             process.join()
     return [found[rank] for rank in range(world_size)]
+
+
+def exit_codes_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[int | None]:
+    """Call a function that does not return on every rank; give how each process ended."""
+    _, ranks = _start(world_size, function, arguments)
+    for process in ranks:
+        process.join(timeout=120)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in ranks]
+
+
+def _start(world_size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    results, port = context.Queue(), _free_port()
+    ranks = [
+        context.Process(target=_rank, args=(rank, world_size, port, results, function, arguments))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return results, ranks
 
 
 def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Any) -> None:

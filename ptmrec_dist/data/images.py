@@ -120,8 +120,8 @@ def _prepare_chunk(paths: Sequence[str], spool: Path, shorter_side: int) -> list
                 problem, detail = "image file is missing", "no such file"
             except UnidentifiedImageError:
                 problem, detail = "file is not an image", "no format that is known"
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-                problem, detail = "image has too many pixels", str(error)
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+                problem, detail = "image has too many pixels", f"more than {Image.MAX_IMAGE_PIXELS:,}"
             except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
                 problem, detail = "image cannot be decoded", str(error)
             results.append(Prepared(problem, detail, spool.name, file.tell(), len(data)))

@@ -66,10 +66,10 @@ class Tally:
         """List the mistakes in the input.
 
         Returns:
-            A line for each kind: count, reason and the first example.
+            For each kind: count, reason and the first example.
         """
         faulty = [(reason, dropped) for reason, dropped in self._dropped.items() if dropped.fault]
-        return [f"{dropped.count} {self.name}: {reason} ({dropped.examples[0]})" for reason, dropped in faulty]
+        return [f"{self.name}: {dropped.count} {reason} ({dropped.examples[0]})" for reason, dropped in faulty]
 
     def summary(self) -> str:
         """Put the counts into one line.

@@ -63,7 +63,7 @@ def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: 
 
     Args:
         sizes_I: What each item takes, from `sample_bytes`.
-        shard_bytes: Most bytes of a shard, unless a single item takes more; ignored with `num_shards`.
+        shard_bytes: Most bytes of a shard, unless one item takes half of that; ignored with `num_shards`.
         num_shards: Number of shards; by default 32 (or one an item), more where `shard_bytes` asks for it.
         seed: Seed of the order.
 
@@ -75,7 +75,7 @@ def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: 
     if num_shards is not None:
         return np.array_split(order, num_shards)
     # A tar file ends with two empty blocks and is padded to whole records.
-    room = max(shard_bytes - 2 * tarfile.RECORDSIZE, int(sizes_I.max()))
+    room = max(shard_bytes - 2 * tarfile.RECORDSIZE, 2 * int(sizes_I.max()))
     num_shards = max(min(_DEFAULT_SHARDS, num_items), -(-int(sizes_I.sum()) // room))
     while True:
         shards = np.array_split(order, min(num_shards, num_items))

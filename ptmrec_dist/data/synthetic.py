@@ -1,8 +1,8 @@
 """A shop that is drawn: products with pictures and generic captions, and people who care about more than captions say.
 
-The captions name a product's kind and colour. The people also choose by its pattern and by the scene it is shown in, which
-no text mentions: an encoder that only learned to match captions has no reason to keep them, and interactions are the
-only place to learn them from.
+The captions name a product's kind and colour. The people choose most of all by the scene that it is shown in, and a
+little by its pattern. No text mentions either: an encoder that only learned to match captions has no reason to keep
+them, and interactions are the only place to learn them from.
 
 Legend: U users, I items.
 """
@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ptmrec_dist.data.drawing import COLOURS, KINDS, PATTERNS, SCENES, Look, draw_product
+from ptmrec_dist.data.drawing import PATTERNS, draw_product
+from ptmrec_dist.data.products import COLOURS, KINDS, SCENES, Look
 
 ITEMS_FILE = "items.csv"
 INTERACTIONS_FILE = "interactions.csv"
@@ -25,7 +26,7 @@ _VALUES: dict[str, Sequence[str]] = {
     "pattern": tuple(PATTERNS),
     "scene": tuple(SCENES),
 }
-_WEIGHTS = {"kind": 1.0, "colour": 1.0, "pattern": 2.0, "scene": 1.0}  # how much people care about each
+_WEIGHTS = {"kind": 1.0, "colour": 0.7, "pattern": 0.7, "scene": 2.0}  # how much people care about each
 _POPULARITY = 0.5  # how much one item is liked more than another of the same look
 _TEMPLATES = ("a {colour} {kind}", "{kind} in {colour}", "{colour} {kind} for every day", "our {kind}, {colour}")
 _PICTURE_SIZE = 160  # pixels
@@ -86,7 +87,7 @@ def _caption(look: Look, rng: np.random.Generator) -> str:
 
 
 def _sample_interactions(looks: Sequence[Look], num_users: int, rng: np.random.Generator) -> pl.DataFrame:
-    """Every user takes items with the odds of a softmax over utilities, none twice (the Gumbel trick), in random order."""
+    """Users draw items from a softmax over utilities, none twice (the Gumbel trick), and take them in any order."""
     utility_UI = rng.gumbel(size=(num_users, len(looks))) + _POPULARITY * rng.normal(size=len(looks))
     for name, values in _VALUES.items():
         taste_UV = _WEIGHTS[name] * rng.normal(size=(num_users, len(values)))

@@ -45,15 +45,17 @@ class Table:
         self._setting = setting
         suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
         if not path.is_file():
-            raise UserError(f"{setting}: got {path}, which is not a file; expected one of {', '.join(suffixes)}")
+            raise UserError(
+                f"{setting}: got {path}, which is not a file; expected one that ends in {', '.join(suffixes)}"
+            )
         if suffix is None:
-            raise UserError(f"{setting}: got {path}, expected a file name ending in {', '.join(suffixes)}")
+            raise UserError(f"{setting}: got {path}, expected a file that ends in {', '.join(suffixes)}")
         if path.stat().st_size == 0:
             raise UserError(f"{setting}: {path} is empty; expected a header and at least one row")
         try:
             self._frame = _SCANNERS[suffix](path)
             self.columns = self._frame.collect_schema().names()
-        except PolarsError as error:
+        except (PolarsError, OSError) as error:
             raise self._unreadable(error) from error
 
     def read(self, required: Iterable[str], optional: Iterable[str] = ()) -> pl.DataFrame:
@@ -74,18 +76,18 @@ class Table:
         if missing:
             raise UserError(
                 f"{self._setting}: {self._path} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, self.columns))}; name yours with --columns.…"
+                f"{', '.join(map(repr, self.columns))}; rename yours, or name it with --columns.…"
             )
         names = required + [name for name in optional if name in self.columns and name not in required]
         try:
             texts = self._frame.select(pl.col(names).cast(pl.String).str.strip_chars().fill_null(""))
             table = texts.collect().with_row_index("row", offset=1)
-        except PolarsError as error:
+        except (PolarsError, OSError) as error:
             raise self._unreadable(error) from error
         if table.is_empty():
             raise UserError(f"{self._setting}: {self._path} has a header but no rows; expected at least one row")
         return table
 
-    def _unreadable(self, error: PolarsError) -> UserError:
+    def _unreadable(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines()[0]
-        return UserError(f"{self._setting}: cannot read {self._path} ({reason}); expected what its name says")
+        return UserError(f"{self._setting}: cannot read {self._path} ({reason}); expected a well-formed file in UTF-8")

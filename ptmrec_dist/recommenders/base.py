@@ -5,7 +5,7 @@ a model chooses for its ID-only and modal vectors, d_m width of a modality's fea
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,14 +105,14 @@ class Recommender(nn.Module, ABC):
         """
         raise self._id_only()
 
-    def modal_projection(self, modality: str) -> nn.Module:
+    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
         """Return the linear map from a modality's features to the space of `modal_users` (eq. 12 of PTMRec).
 
         Args:
             modality: One of `modalities`.
 
         Returns:
-            A module, [*, d_m] -> [*, d'].
+            The map, [*, d_m] -> [*, d'].
 
         Raises:
             UserError: The recommender is ID-only.

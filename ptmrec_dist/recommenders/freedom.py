@@ -3,11 +3,12 @@
 Shape suffixes: B batch rows, C chosen items, N training items, U users, I items, D width of the embeddings.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, modal_maps
 from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
@@ -120,7 +121,7 @@ class FREEDOM(Recommender):
         """Propagate the users, [U, dim]."""
         return self.collaborative()[0]
 
-    def modal_projection(self, modality: str) -> nn.Module:
+    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
         """Return W_m, [*, d_m] -> [*, dim]."""
         return self.maps[modality]
 

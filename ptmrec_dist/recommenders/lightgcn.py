@@ -35,13 +35,13 @@ class LightGCN(Recommender):
         inputs: Numbers of users and items, and the training interactions.
         dim: Width of the embeddings.
         layers: Layers L of propagation.
-        reg_weight: Weight lambda of the squared norms.
+        reg_weight: Weight lambda of the squared norms; 0.0001 in the paper.
     """
 
     propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = False
 
-    def __init__(self, inputs: Inputs, *, dim: int = 64, layers: int = 2, reg_weight: float = 1e-4) -> None:
+    def __init__(self, inputs: Inputs, *, dim: int = 64, layers: int = 2, reg_weight: float = 1e-2) -> None:
         super().__init__(inputs)
         self.layers = layers
         self.reg_weight = reg_weight

@@ -3,6 +3,7 @@
 Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,10 @@ class VBPR(Recommender):
     added up, is the same function as one map of the concatenated features, and gives eq. 12 its Linear for each
     modality.
 
-    A cold item is scored by the second half alone: theta_u . sum_m W_m x_im.
+    In stage 2 a modality's projection (eq. 12) reaches both halves, [P_m ; M W_m] with M modalities: P_m predicts from
+    features what an item's ID half would be, and starts at zero. A cold item, which has no gamma_i, is scored by the mean
+    over its modalities, [gamma_u ; theta_u] . [mean_m P_m x_im ; sum_m W_m x_im]; before stage 2 that is the second half
+    alone. The ID half alone teaches badly here: it is what features left unexplained, so teach with whole scores.
 
     Features are taken as they come, unit vectors or not: whoever makes them decides. The paper's biases (an item's own
     and one linear in its features) are left out, as in common code, so that a score is a dot product. Common code also
@@ -49,6 +53,9 @@ class VBPR(Recommender):
         self.users = embedding_table(inputs.num_users, 2 * dim)
         self.items = embedding_table(inputs.num_items, dim)
         self.maps = modal_maps(inputs.features, dim)
+        self.id_maps = modal_maps(inputs.features, dim)
+        for id_map in self.id_maps.parameters():
+            nn.init.zeros_(id_map)
 
     def representations(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return users [U, 2 dim] and items [I, 2 dim], the ID half first."""
@@ -83,16 +90,21 @@ class VBPR(Recommender):
         return self.users.weight[:, : self.dim], self.items.weight
 
     def modal_users(self) -> Tensor:
-        """Return the users' second halves, [U, dim]."""
-        return self.users.weight[:, self.dim :]
+        """Return both halves of the users, [U, 2 dim]."""
+        return self.users.weight
 
-    def modal_projection(self, modality: str) -> nn.Module:
-        """Return W_m, [*, d_m] -> [*, dim]."""
-        return self.maps[modality]
+    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
+        """Return [P_m ; M W_m], [*, d_m] -> [*, 2 dim]."""
+
+        def project(rows: Tensor) -> Tensor:
+            return torch.cat([self.id_maps[modality](rows), len(self.modalities) * self.maps[modality](rows)], dim=-1)
+
+        return project
 
     def cold_representations(self, features: Features, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the second halves of users [U, dim] and of these items [C, dim]."""
-        return self.modal_users(), self._project({name: features[name][items] for name in self.modalities})
+        """Return users [U, 2 dim] and the mean of these items' projected features [C, 2 dim]."""
+        projected = [self.modal_projection(modality)(features[modality][items]) for modality in self.modalities]
+        return self.modal_users(), torch.stack(projected).mean(dim=0)
 
     def _project(self, rows: Features) -> Tensor:
         return torch.stack([self.maps[modality](table) for modality, table in rows.items()]).sum(dim=0)

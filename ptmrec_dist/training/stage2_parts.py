@@ -120,6 +120,7 @@ def prepare(config: Stage2Config, start: LoadedRun, encoder: Encoder | None, wor
             weight=config.kt_weight,
             temperature=config.temperature,
             live_teacher=config.teacher == "live",
+            id_only=config.teacher_scores == "id",
             mask_known=config.known_positives == "mask",
         ),
         config.seed,

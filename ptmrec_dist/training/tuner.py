@@ -33,6 +33,8 @@ class Transfer:
     """Divides the scores of both distributions."""
     live_teacher: bool
     """The live model teaches, not the one that stage 1 left."""
+    id_only: bool
+    """The teacher's ID vectors alone score, not everything that it knows."""
     mask_known: bool
     """Other items that a user is known to like are left out of the user's distributions."""
 
@@ -63,7 +65,8 @@ class Tuner(nn.Module):
         self.known, self.transfer, self.seed = known, transfer, seed
         self.features = dict(features)
         with torch.no_grad():
-            self.teacher = tuple(table.clone() for table in recommender.collaborative())
+            recommender.eval()
+            self.teacher = tuple(table.clone() for table in self._teacher_tables(self.features))
 
     def forward(self, batch: TrainBatch, step: int) -> dict[str, Tensor]:
         """Compute the named terms of the objective, each ready to be summed.
@@ -88,7 +91,8 @@ class Tuner(nn.Module):
         terms = self.recommender.loss(batch.users, positives_R, negatives_R, representations, live)
         losses = {name: mean_over_ranks(rows_R, found_R) for name, rows_R in terms.items()}
         if self.transfer.weight:
-            losses["kt"] = self.transfer.weight * self._transfer(batch, items_G, counted_G, features_G)
+            teacher = self._teacher_tables(live) if self.transfer.live_teacher else self.teacher
+            losses["kt"] = self.transfer.weight * self._transfer(batch, items_G, counted_G, features_G, teacher)
         return losses
 
     def _gather(self, batch: TrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -115,7 +119,19 @@ class Tuner(nn.Module):
         chosen_R1 = free_RT.int().argmax(dim=1, keepdim=True)
         return candidates_RT.gather(1, chosen_R1).squeeze(1), free_RT.any(dim=1).float()
 
-    def _transfer(self, batch: TrainBatch, items_G: Tensor, counted_G: Tensor, features_G: Features) -> Tensor:
+    def _teacher_tables(self, features: Features) -> tuple[Tensor, Tensor]:
+        if self.transfer.id_only:
+            return self.recommender.collaborative()
+        return self.recommender.representations(features)
+
+    def _transfer(
+        self,
+        batch: TrainBatch,
+        items_G: Tensor,
+        counted_G: Tensor,
+        features_G: Features,
+        teacher: tuple[Tensor, ...],
+    ) -> Tensor:
         """L_KT; a user's distribution is the same in all of the user's rows unless known positives are masked."""
         users_V, weights_V = batch.distinct_users, batch.user_counts.float()
         counted_VG = counted_G[None, :]
@@ -123,7 +139,7 @@ class Tuner(nn.Module):
             users_V, weights_V = batch.users, torch.ones_like(batch.users, dtype=torch.float32)
             own_VG = batch.content.items[batch.columns][:, None] == items_G
             counted_VG = counted_VG & (own_VG | ~self.known.contains(users_V[:, None], items_G[None, :]))
-        users_UD, items_ID = self.recommender.collaborative() if self.transfer.live_teacher else self.teacher
+        users_UD, items_ID = teacher
         teacher_VG = users_UD[users_V] @ items_ID[items_G].T
         modal_VD = self.recommender.modal_users()[users_V]
         total = teacher_VG.new_zeros(len(users_V))

@@ -97,10 +97,11 @@ def test_sums_and_counts_of_user_ranges_add_up_to_the_whole() -> None:
     assert rank_sums(users, items, positives, seen, user_range=(20, 23))[1] == 0
 
 
-def test_equal_scores_are_ranked_by_item_index() -> None:
+@pytest.mark.parametrize("levels", [2, 6])
+def test_equal_scores_are_ranked_by_item_index(levels: int) -> None:
     rng = np.random.default_rng(0)
-    users = torch.tensor(rng.integers(0, 2, (USERS, 3)), dtype=torch.float32)
-    items = torch.tensor(rng.integers(0, 2, (ITEMS, 3)), dtype=torch.float32)
+    users = torch.tensor(rng.integers(0, levels, (USERS, 3)), dtype=torch.float32)
+    items = torch.tensor(rng.integers(0, levels, (ITEMS, 3)), dtype=torch.float32)
     seen = pairs(2, 90)
     got, _ = top_items(users, items, np.arange(USERS), Seen(seen, USERS), 7)
     scores = (users @ items.T).numpy()
@@ -127,6 +128,13 @@ def test_users_with_too_few_items_left_get_no_item_for_the_rest() -> None:
     few, _ = top_items(users[:2], items, np.arange(2), seen, 3, candidates=np.array([9, 7]))
     assert few[0].tolist() == [7, NO_ITEM, NO_ITEM]
     assert sorted(few[1].tolist()) == [NO_ITEM, 7, 9]
+
+
+def test_missing_items_are_no_hits() -> None:
+    users, items = tables()
+    positives = Interactions(np.array([0, 1]), np.array([ITEMS - 1, 7]))
+    seen = Interactions(np.ones(ITEMS - 1, dtype=np.int64), np.delete(np.arange(ITEMS), 7))
+    assert per_user_metrics(users, items, positives, seen, (3,)).values["recall@3"][1] == 1
 
 
 def test_a_positive_that_occurs_twice_counts_once() -> None:

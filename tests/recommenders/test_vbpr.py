@@ -11,7 +11,7 @@ def test_scores_equal_two_dot_products_with_one_map_of_concatenated_features(
 ) -> None:
     model = toy.build("vbpr", modalities, dim=3)
     users, items = model.representations(toy.features)
-    one_map = torch.cat([model.modal_projection(modality).weight for modality in modalities], dim=1)
+    one_map = torch.cat([model.maps[modality].weight for modality in modalities], dim=1)
     concatenated = torch.cat([toy.features[modality] for modality in modalities], dim=1)
     own, modal = model.users.weight.split(3, dim=1)
     assert users.shape == (toy.num_users, 6)
@@ -32,14 +32,24 @@ def test_loss_terms_equal_the_formula_on_representations(toy: Toy) -> None:
     torch.testing.assert_close(terms["l2"], 0.1 * sum(square.sum(dim=1) for square in squares))
 
 
-def test_halves_are_the_id_part_and_the_modal_part(toy: Toy) -> None:
+def test_a_cold_item_is_scored_by_its_predicted_id_half_and_its_modal_half(toy: Toy) -> None:
     model = toy.build("vbpr", dim=3)
+    for id_map in model.id_maps.values():
+        torch.nn.init.normal_(id_map.weight)
     users, items = model.representations(toy.features)
     torch.testing.assert_close(torch.cat(model.collaborative()), torch.cat([users[:, :3], items[:, :3]]))
-    torch.testing.assert_close(model.modal_users(), users[:, 3:])
+    cold = torch.tensor(toy.cold_items)
+    cold_users, cold_items = model.cold_representations(toy.features, cold)
+    predicted = sum(toy.features[name][cold] @ model.id_maps[name].weight.T for name in ("image", "text")) / 2
+    torch.testing.assert_close(cold_users, users)
+    torch.testing.assert_close(cold_items, torch.cat([predicted, items[cold, 3:]], dim=1))
+
+
+def test_before_stage_2_a_cold_item_is_scored_by_its_modal_half_alone(toy: Toy) -> None:
+    model = toy.build("vbpr", dim=3)
+    users, items = model.representations(toy.features)
     cold_users, cold_items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
-    torch.testing.assert_close(cold_users, users[:, 3:])
-    torch.testing.assert_close(cold_items, items[toy.cold_items, 3:])
+    torch.testing.assert_close(cold_users @ cold_items.T, users[:, 3:] @ items[toy.cold_items, 3:].T)
 
 
 def test_gradients_reach_live_features_of_the_batch_only(toy: Toy) -> None:

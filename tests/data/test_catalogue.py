@@ -1,0 +1,60 @@
+"""The catalogue: formats, joined texts, and rows that are bad on their face."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
+from ptmrec_dist.data.report import Tally
+
+_ITEMS = pl.DataFrame({"item_id": [1, 2], "text": ["a red cup", "a blue cup"], "image": ["1.jpg", "2.jpg"]})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+def test_every_format_gives_the_same_catalogue(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"items.{suffix}"
+    {"csv": _ITEMS.write_csv, "parquet": _ITEMS.write_parquet, "jsonl": _ITEMS.write_ndjson}[suffix](path)
+    expected = [(1, "1", "a red cup", "a red cup", "1.jpg"), (2, "2", "a blue cup", "a blue cup", "2.jpg")]
+    assert read_catalogue(path, ColumnsConfig()).rows() == expected
+
+
+def test_text_columns_are_joined_and_empty_ones_leave_no_gap(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("sku,name,brand,story,photo\n1,Cup,,A cup.,1.jpg\n2,,,,2.jpg\n")
+    columns = ColumnsConfig(item="sku", text=("name", "brand", "story"), title="name", image="photo")
+    catalogue = read_catalogue(tmp_path / "items.csv", columns)
+    assert catalogue.select("title", "text").rows() == [("Cup", "Cup A cup."), ("", "")]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("../../etc/passwd", "image path outside the image folder"),
+        ("/etc/passwd", "image path outside the image folder"),
+        ("a/../../images-of-others/1.jpg", "image path outside the image folder"),
+        ("", "no image path"),
+    ],
+)
+def test_image_paths_may_not_leave_the_image_folder(image: str, reason: str, tmp_path: Path) -> None:
+    catalogue = _ITEMS.select("item_id", "text", row=pl.lit(1), image=pl.lit(image)).cast({"item_id": pl.String})
+    tally = Tally("items", 2)
+    assert drop_bad_items(catalogue, tally, tmp_path / "images").is_empty()
+    assert tally.to_dict()["dropped"][reason]["count"] == 2
+
+
+def test_image_paths_inside_the_folder_are_resolved_against_it(tmp_path: Path) -> None:
+    catalogue = _ITEMS.select("item_id", "text", "image", row=pl.lit(1)).cast({"item_id": pl.String})
+    catalogue = catalogue.with_columns(image="x/../" + pl.col("image"))
+    paths = drop_bad_items(catalogue, Tally("items", 2), tmp_path)["path"].to_list()
+    assert paths == [str(tmp_path / "1.jpg"), str(tmp_path / "2.jpg")]
+
+
+def test_of_rows_with_one_id_the_first_good_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,text,image\n1,,1.jpg\n1,first,1.jpg\n1,second,1.jpg\n")
+    tally = Tally("items", 3)
+    good = drop_bad_items(read_catalogue(tmp_path / "items.csv", ColumnsConfig()), tally, tmp_path)
+    assert good["text"].to_list() == ["first"]
+    dropped = tally.to_dict()["dropped"]
+    assert {reason: entry["count"] for reason, entry in dropped.items()} == {"empty text": 1, "duplicate item id": 1}
+    assert dropped["duplicate item id"]["examples"] == ["row 3: item '1'"]

@@ -1,0 +1,90 @@
+"""The read side: what is opened is what was packed, or the reason why it cannot be opened."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from ptmrec_dist.config import PackConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = [(f"{user}", f"{item}", (user + item) % 3) for user in range(8) for item in range(12)]
+    table = pl.DataFrame(rows, schema=["userID", "itemID", "x_label"], orient="row")
+    table.write_csv(folder / "a.inter", separator="\t")
+    pack(PackConfig(interactions=folder / "a.inter", out=folder / "packed", split="given"))
+    return folder / "packed"
+
+
+@pytest.fixture
+def copied(packed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packed, tmp_path / "copied")
+
+
+def test_columns_are_those_that_were_packed(packed: Path) -> None:
+    data = Dataset(packed)
+    assert data.parts == ("train", "validation", "test")
+    assert (data.num_users, data.num_items) == (8, 12)
+    assert data.user_ids == [str(user) for user in range(8)]
+    assert data.item_ids == data.titles == [str(item) for item in range(12)]
+    assert data.texts == [""] * 12
+    assert data.shard_paths() == []
+    for label, part in enumerate(data.parts):
+        read = data.interactions(part)
+        expected = [(user, item) for user in range(8) for item in range(12) if (user + item) % 3 == label]
+        assert list(zip(read.users.tolist(), read.items.tolist(), strict=True)) == expected
+        assert read.users.dtype == read.items.dtype == np.int64
+
+
+def test_interactions_become_tensors_that_may_be_written_to(packed: Path) -> None:
+    torch.from_numpy(Dataset(packed).interactions("train").users).add_(1)
+    assert Dataset(packed).interactions("train").users.min() == 0
+
+
+def test_split_without_cold_items_has_none(packed: Path) -> None:
+    assert Dataset(packed).cold_items("cold_test").tolist() == []
+    with pytest.raises(UserError, match=r"got 'cold_test', but .* has train, validation, test"):
+        Dataset(packed).interactions("cold_test")
+
+
+def test_missing_folder_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        Dataset(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "users.parquet", "interactions/test.parquet"])
+def test_missing_file_is_named(name: str, copied: Path) -> None:
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of 5 files, the first is {Path(name).name}"):
+        Dataset(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99, this program reads up to 1"),
+        ({"interactions": {"../../train": 1}}, "is not the name of a file in it"),
+        ({"colour": "red"}, "is not one that `ptmrec pack` wrote"),
+        ({"shards": [{"name": "a.tar"}]}, "is not one that `ptmrec pack` wrote"),
+    ],
+)
+def test_manifest_of_another_kind_is_refused(change: dict, message: str, copied: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=message):
+        Dataset(copied)
+
+
+def test_manifest_that_is_not_json_is_refused(copied: Path) -> None:
+    (copied / "manifest.json").write_text('{"schema_version": 1,')
+    with pytest.raises(UserError, match="is not one that `ptmrec pack` wrote"):
+        Dataset(copied)

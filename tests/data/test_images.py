@@ -1,0 +1,74 @@
+"""What is stored for an image."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ptmrec_dist.data.images import prepare_image
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3)
+    return Image.fromarray(ramp.astype(np.uint8))
+
+
+def _stored(path: Path, shorter_side: int = 32) -> Image.Image:
+    return Image.open(io.BytesIO(prepare_image(str(path), shorter_side)))
+
+
+def test_a_small_rgb_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
+    _picture(40, 32).save(tmp_path / "a.jpg")
+    assert prepare_image(str(tmp_path / "a.jpg"), 32) == (tmp_path / "a.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(("size", "expected"), [((128, 64), (64, 32)), ((64, 200), (32, 100)), ((20, 90), (20, 90))])
+def test_the_shorter_side_is_reduced_and_never_enlarged(size: tuple, expected: tuple, tmp_path: Path) -> None:
+    _picture(*size).save(tmp_path / "a.png")
+    assert _stored(tmp_path / "a.png").size == expected
+
+
+def test_a_reduced_image_looks_like_the_original(tmp_path: Path) -> None:
+    picture = _picture(128, 64)
+    picture.save(tmp_path / "a.png")
+    expected = picture.resize((64, 32), Image.Resampling.BICUBIC)
+    difference = np.asarray(_stored(tmp_path / "a.png"), dtype=float) - np.asarray(expected, dtype=float)
+    assert np.abs(difference).mean() < 2
+
+
+def test_a_photograph_lying_on_its_side_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture = Image.new("RGB", (30, 20), "black")
+    picture.paste("white", (0, 0, 15, 20))
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    stored = _stored(tmp_path / "a.jpg")
+    assert stored.size == (20, 30)
+    assert stored.getpixel((10, 3))[0] > 240
+    assert stored.getpixel((10, 26))[0] < 15
+    assert stored.getexif().get(0x0112, 1) == 1
+
+
+def test_transparency_shows_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert min(_stored(tmp_path / "a.png").getpixel((10, 10))) > 250
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA"])
+def test_every_colour_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    _picture(20, 20).convert(mode).save(path)
+    stored = _stored(path)
+    assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (20, 20))
+
+
+@pytest.mark.parametrize("size", [(200, 200), (300, 32)])
+def test_a_truncated_image_is_an_error_though_its_header_is_sound(size: tuple, tmp_path: Path) -> None:
+    _picture(*size).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    assert Image.open(tmp_path / "a.jpg").size == size
+    with pytest.raises(OSError, match="truncated"):
+        prepare_image(str(tmp_path / "a.jpg"), 32)

@@ -1,0 +1,88 @@
+"""Splits against slow, obvious references."""
+
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ptmrec_dist.data import splits
+from ptmrec_dist.data.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
+
+
+def _users_with(*counts: int) -> np.ndarray:
+    users = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(1).permutation(users)
+
+
+def _counts_of(users: np.ndarray, labels: np.ndarray, user: int) -> tuple[int, int, int]:
+    found = Counter(labels[users == user].tolist())
+    return found[TRAIN], found[VALIDATION], found[TEST]
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_random_split_holds_out_what_the_rule_says_for_each_number_of_interactions(count: int) -> None:
+    users = _users_with(count, 7, count)
+    labels = splits.split_random(users, seed=3)
+    if count < 3:
+        expected = (count, 0, 0)
+    elif count < 10:
+        expected = (count - 2, 1, 1)
+    else:
+        held_out = int(0.2 * count)
+        expected = (count - held_out, held_out // 2, held_out - held_out // 2)
+    assert _counts_of(users, labels, 0) == _counts_of(users, labels, 2) == expected
+
+
+def test_random_split_of_baby_has_the_published_counts(shared_data) -> None:
+    users = pl.read_csv(shared_data("baby") / "baby.inter", separator="\t")["userID"].to_numpy()
+    assert np.bincount(splits.split_random(users, seed=0)).tolist() == [118_551, 20_559, 21_682]
+
+
+def test_random_split_repeats_with_its_seed_and_changes_with_another() -> None:
+    users = _users_with(*[20] * 50)
+    first = splits.split_random(users, seed=1)
+    assert np.array_equal(first, splits.split_random(users, seed=1))
+    assert not np.array_equal(first, splits.split_random(users, seed=2))
+
+
+def test_random_split_holds_out_every_position_equally_often() -> None:
+    users = np.repeat(np.arange(4000), 10)
+    labels = splits.split_random(users, seed=0).reshape(4000, 10)
+    for label in (VALIDATION, TEST):
+        # Standard error of a share of .1 among 4,000 users: .005.
+        assert np.abs((labels == label).mean(axis=0) - 0.1).max() < 0.025
+
+
+def test_leave_one_out_holds_out_the_last_two_and_ties_follow_file_order() -> None:
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(0, 40, 200), rng.integers(0, 4, 200).astype(float)
+    expected = np.full(200, TRAIN)
+    for user in set(users.tolist()):
+        rows = sorted(np.flatnonzero(users == user).tolist(), key=lambda row: (times[row], row))
+        if len(rows) >= 3:
+            expected[rows[-1]], expected[rows[-2]] = TEST, VALIDATION
+    assert np.array_equal(splits.split_leave_one_out(users, times), expected)
+
+
+def test_cold_items_are_held_out_whole_and_the_others_split_as_random() -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 50, 3000), rng.integers(0, 200, 3000)
+    item_labels = splits.draw_cold_items(200, seed=5)
+    labels = splits.split_cold_items(users, items, item_labels, seed=5)
+    assert (item_labels == COLD_VALIDATION).sum() == 10
+    assert (item_labels == COLD_TEST).sum() == 30
+    for cold in (COLD_VALIDATION, COLD_TEST):
+        assert np.array_equal(labels == cold, item_labels[items] == cold)
+    warm = item_labels[items] == TRAIN
+    assert np.array_equal(labels[warm], splits.split_random(users[warm], seed=5))
+
+
+def test_smallest_catalogue_still_has_a_cold_item_for_each_part() -> None:
+    assert sorted(splits.draw_cold_items(3, seed=0).tolist()) == [TRAIN, COLD_VALIDATION, COLD_TEST]
+
+
+def test_users_without_training_rows_are_found() -> None:
+    users = np.array([0, 0, 1, 2, 2, 3])
+    labels = np.array([TRAIN, TEST, TEST, COLD_TEST, VALIDATION, TRAIN])
+    assert splits.without_training(users, labels).tolist() == [False, False, True, True, True, False]

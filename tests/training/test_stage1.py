@@ -1,0 +1,143 @@
+"""Stage 1 from packed data to a run folder: what it learns, going on after a kill, and refusals."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptmrec_dist.config import EvaluateConfig, ModelConfig, Stage1Config
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.runs import load_run
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.conftest import UNTRACKED, Shop
+from tests.ranks import exit_codes_on_ranks
+
+
+def _config(shop: Shop, out: Path, **changes: Any) -> Stage1Config:
+    settings: dict[str, Any] = {
+        "shards": shop.shards,
+        "features": shop.features,
+        "out": out,
+        "epochs": 6,
+        "batch_size": 64,
+        "checkpoint_every": 2,
+        "model": ModelConfig(dim=8),
+        "lr": 0.02,
+        "tracking": UNTRACKED,
+    }
+    return Stage1Config(**(settings | changes))
+
+
+def _metrics(run: Path) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = json.loads((run / "metrics.json").read_text())
+    return metrics
+
+
+@pytest.mark.parametrize("recommender", ["bpr", "lightgcn", "vbpr", "freedom"])
+def test_every_recommender_learns_who_likes_what(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
+    run = tmp_path / "run"
+    train_stage1(_config(tiny_shop, run, recommender=recommender, epochs=25, model=ModelConfig(dim=8, reg_weight=1e-3)))
+    metrics = _metrics(run)
+    cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom") else set()
+    assert set(metrics) == {"validation", "test"} | cold
+    # Each person likes a third of about 48 items, and most of it is masked: blind luck is about .4 at 20.
+    assert metrics["test"]["recall@20"] > 0.7
+    if cold and recommender == "vbpr":
+        assert all(0 <= value <= 1 for part in cold for value in metrics[part].values())
+
+
+def _killed_in_epoch_5(config: Stage1Config) -> None:
+    from ptmrec_dist.training import stage1
+
+    whole_epoch = stage1._train_epoch
+
+    def epoch_or_death(stage: stage1.Stage1, epoch: int) -> float:
+        if epoch == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole_epoch(stage, epoch)
+
+    stage1._train_epoch = epoch_or_death
+    train_stage1(config)
+
+
+@pytest.mark.parametrize("recommender", ["vbpr", "freedom"])
+def test_a_killed_run_ends_like_an_undisturbed_one(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_stage1(_config(tiny_shop, whole, recommender=recommender))
+    assert exit_codes_on_ranks(1, _killed_in_epoch_5, _config(tiny_shop, broken, recommender=recommender)) == [-9]
+    assert not (broken / "metrics.json").exists()
+    train_stage1(_config(tiny_shop, broken, recommender=recommender))
+    assert _metrics(broken) == _metrics(whole)
+    assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    expected = load_file(whole / "recommender.safetensors")
+    for name, value in load_file(broken / "recommender.safetensors").items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_one_seed_gives_one_result(tiny_shop: Shop, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_stage1(_config(tiny_shop, tmp_path / name, seed=seed, epochs=2))
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
+    assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
+
+
+def test_evaluating_a_run_anew_gives_the_same_metrics(tiny_shop: Shop, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=3))
+    before = _metrics(tmp_path / "run")
+    evaluate_run(EvaluateConfig(run=tmp_path / "run", device="cpu"))
+    assert _metrics(tmp_path / "run") == before
+
+
+def test_a_finished_run_is_left_alone(tiny_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _config(tiny_shop, tmp_path / "run", epochs=1)
+    train_stage1(config)
+    before = (tmp_path / "run" / "recommender.safetensors").read_bytes()
+    train_stage1(config)
+    assert "is complete; nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "recommender.safetensors").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tiny_shop: Shop, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=1))
+    with pytest.raises(UserError, match=r"other settings \(lr 0.02 -> 0.5\); choose another --out"):
+        train_stage1(_config(tiny_shop, tmp_path / "run", epochs=1, lr=0.5))
+
+
+def test_trained_feature_tables_are_saved_and_loaded(tiny_shop: Shop, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=3, train_features=True))
+    frozen = load_run(tiny_shop.stage1).features["image"]
+    trained = load_run(tmp_path / "run").features["image"]
+    assert not torch.equal(trained, frozen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": None}, "features: vbpr reads images and texts; add --features"),
+        ({"features": Path("nowhere")}, "features: nowhere has no manifest.json"),
+        ({"shards": Path("nowhere")}, "nowhere"),
+        ({"model": ModelConfig(layers=3)}, "model.layers: vbpr has no such hyper-parameter"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_stage1(replace(_config(tiny_shop, tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_other_data_are_refused_with_both_fingerprints(tiny_shop: Shop, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    manifest = json.loads((tiny_shop.features / "manifest.json").read_text())
+    (features / "manifest.json").write_text(json.dumps(manifest | {"data": "f" * 64}))
+    with pytest.raises(UserError, match=r"was made from data ffffffffffff, but the shards are [0-9a-f]{12}; run"):
+        train_stage1(_config(tiny_shop, tmp_path / "run", features=features))

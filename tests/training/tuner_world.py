@@ -1,0 +1,92 @@
+"""A tuner on the tiny shop, and its gradients on any number of ranks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmrec_dist.config import EncoderConfig, PromptConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.feature_store import open_features
+from ptmrec_dist.data.pairs import TrainBatch
+from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.distributed import join_world, sum_over_ranks
+from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.features import reader_of
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.runs import tensors_of
+from ptmrec_dist.training.tuner import Transfer, Tuner
+
+MODALITIES = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of building a tuner."""
+
+    recommender: str = "vbpr"
+    mask_known: bool = False
+    live_teacher: bool = False
+    id_only: bool = False
+
+
+def make_tuner(shards: Path, features: Path, clip: Path, case: Case) -> tuple[Tuner, Dataset]:
+    """The same tuner in every process: weights large enough that every term matters."""
+    dataset = Dataset(shards)
+    tables = tensors_of(open_features(features, dataset.fingerprint, dataset.num_items), MODALITIES)
+    train = dataset.interactions("train")
+    torch.manual_seed(0)
+    recommender = build_recommender(
+        case.recommender,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        train=train,
+        features=tables,
+        modalities=MODALITIES,
+        dim=8,
+    )
+    for parameter in recommender.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    encoder = Encoder(load_backbone(EncoderConfig(model=str(clip))), MODALITIES)
+    encoder.add_prompts(PromptConfig(), torch.Generator().manual_seed(0))
+    transfer = Transfer(0.7, 1.5, case.live_teacher, case.id_only, case.mask_known)
+    return Tuner(encoder, recommender, tables, KnownPositives(train, dataset.num_items), transfer, seed=3), dataset
+
+
+def make_batch(tuner: Tuner, dataset: Dataset, items: list[int]) -> TrainBatch:
+    """A batch of these items with all their training interactions."""
+    assert tuner.encoder is not None
+    train = dataset.interactions("train")
+    content = ItemFiles(dataset, reader_of(tuner.encoder)).read(np.array(items, dtype=np.int64))
+    rows = [(user, column) for column, item in enumerate(items) for user in train.users[train.items == item]]
+    users, columns = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+    return TrainBatch.of(content, users.copy(), columns.copy())
+
+
+def term_gradients(tuner: Tuner, batch: TrainBatch) -> dict[str, Tensor]:
+    """Value of each term and its gradient for every trainable parameter, on this rank."""
+    found: dict[str, Tensor] = {}
+    losses = tuner(batch, step=11)
+    for term, loss in losses.items():
+        found[term] = loss.detach()
+        tuner.zero_grad()
+        loss.backward(retain_graph=True)
+        for name, parameter in tuner.named_parameters():
+            if parameter.requires_grad:
+                grad = parameter.grad
+                found[f"{term}/{name}"] = torch.zeros_like(parameter) if grad is None else grad.clone()
+    return found
+
+
+def gradients_on_ranks(
+    shards: Path, features: Path, clip: Path, case: Case, parts: list[list[int]]
+) -> dict[str, Tensor]:
+    """Mean over the ranks, each with its part of the batch."""
+    world = join_world("cpu")
+    tuner, dataset = make_tuner(shards, features, clip, case)
+    own = term_gradients(tuner, make_batch(tuner, dataset, parts[world.rank]))
+    return {name: sum_over_ranks(value) / world.size for name, value in own.items()}
