@@ -1,0 +1,1 @@
+"""Distributed two-stage tuning of image-text encoders for multimodal recommendation (PTMRec)."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ptmrec_dist.config import EncoderConfig, RecommendConfig, RegisterConfig, TrackingConfig
+from ptmrec_dist.config import RecommendConfig, RegisterConfig, TrackingConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, tracking_uri
+from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason, tracking_uri
 from ptmrec_dist.serving import write_tables
 from ptmrec_dist.training.runs import ENCODER_FILE, LoadedRun, flatten, load_run
 
@@ -104,7 +104,9 @@ def load_model(uri: str) -> Any:
     try:
         return mlflow.pyfunc.load_model(uri)
     except MlflowException as error:
-        raise UserError(f"model: cannot load {uri} ({error}); registered are: {_known_models(client)}") from error
+        raise UserError(
+            f"model: cannot load {uri} ({reason(error)}); registered are: {_known_models(client)}"
+        ) from error
 
 
 def _check_names(config: RegisterConfig) -> None:
@@ -129,15 +131,9 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
     made = run.record.encoder
     if made is None or run.record.train_features:
         return None
-    from ptmrec_dist.encoders.backbone import load_backbone  # seconds, which `recommend` need not wait for
+    from ptmrec_dist.encoders.backbone import load_backbone_of  # seconds, which `recommend` need not wait for
 
-    backbone = load_backbone(EncoderConfig(model=made["model"], pretrained=made["pretrained"]))
-    if backbone.fingerprint != made["fingerprint"]:
-        raise UserError(
-            f"encoder: {made['model']} is {backbone.fingerprint[:12]}, but the features of {run.folder} came from "
-            f"{made['fingerprint'][:12]}; bring the old encoder back, or extract features and train again"
-        )
-    return backbone
+    return load_backbone_of(made)
 
 
 def _write_model(run: LoadedRun, backbone: "Backbone | None", folder: Path) -> None:

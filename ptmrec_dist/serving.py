@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.data.images import _on_white
+from ptmrec_dist.data.images import on_white
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.ranking import NO_ITEM, Seen, top_items
 from ptmrec_dist.recommenders.base import Features, Recommender
@@ -263,6 +263,6 @@ def decode_image(encoded: str) -> Image.Image:
         image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=("JPEG", "PNG"))
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels")
-        return _on_white(ImageOps.exif_transpose(image))
+        return on_white(ImageOps.exif_transpose(image))
     except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
         raise UserError(f"image: cannot be decoded ({error}); {limit}") from error

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import open_clip
 import pandas as pd
 import pytest
 import torch
@@ -44,18 +43,13 @@ from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model, recommend, register
 from ptmrec_dist.serving import MAX_IMAGE_PIXELS
+from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, LoadedRun, RunFolder, load_run
 from ptmrec_dist.training.stage1 import train_stage1
-
-from .test_tracking import empty_store, store  # noqa: F401
+from tests.test_tracking import empty_store, store  # noqa: F401
+from tests.tiny_clip import write_tiny_clip
 
 NUM_ITEMS, NUM_USERS = 24, 12
-TINY_CLIP = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
 OFF = TrackingConfig(enabled=False)
 
 
@@ -73,7 +67,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     root = tmp_path_factory.mktemp("shop")
     shop = Shop(root, root / "shards", root / "a", root / "b", root / "c")
     draw_catalogue(root)
-    make_clip(root / "clip", seed=0)
+    write_tiny_clip(root / "clip")
     pack(
         PackConfig(
             items=root / "items.csv",
@@ -106,16 +100,6 @@ def draw_catalogue(root: Path) -> None:
         taken += [f"{user},{item}" for item in generator.sample(range(NUM_ITEMS), 12)]
     (root / "items.csv").write_text("\n".join(items))
     (root / "interactions.csv").write_text("\n".join(taken))
-
-
-def make_clip(folder: Path, seed: int) -> None:
-    torch.manual_seed(seed)
-    clip = open_clip.CLIP(
-        embed_dim=TINY_CLIP["embed_dim"], vision_cfg=TINY_CLIP["vision_cfg"], text_cfg=TINY_CLIP["text_cfg"]
-    )
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": PREPROCESS}))
-    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
 
 
 def write_stage2(shop: Shop) -> None:
@@ -357,6 +341,19 @@ def test_version_carries_its_lineage(shop, registered):
     assert tags["validation/recall_at_20"] == "0.25"
 
 
+def test_version_belongs_to_the_mlflow_run_that_trained_it(shop, registered, tmp_path):
+    with Tracker.start(TrackingConfig(), name="a", params={}, tags={}, active=True) as tracker:
+        pass
+    shutil.copytree(shop.stage1, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"mlflow_run": tracker.run_id}))
+    ended = registered.get_run(tracker.run_id).info.end_time
+    register(RegisterConfig(run=tmp_path / "run", name="tracked"))
+    version = registered.get_model_version_by_alias("tracked", "candidate")
+    assert version.run_id == tracker.run_id
+    assert registered.get_run(tracker.run_id).info.end_time == ended
+
+
 def test_alias_moves_to_the_new_version(shop, registered):
     before = registered.get_model_version_by_alias("films", "champion").version
     register(RegisterConfig(run=shop.stage1, name="films", alias="moving"))
@@ -409,7 +406,7 @@ def test_names_that_mlflow_refuses_are_refused_before_anything_is_written(name, 
 
 def test_run_of_other_data_features_or_encoder_is_refused(shop, store, tmp_path):  # noqa: F811
     record = json.loads((shop.stage2 / "run.json").read_text())
-    make_clip(tmp_path / "other-clip", seed=1)
+    write_tiny_clip(tmp_path / "other-clip", seed=1)
     changes = {
         "data": record["data"] | {"fingerprint": "0" * 64},
         "features": record["features"] | {"fingerprint": "0" * 64},

@@ -25,5 +25,7 @@ def write_tiny_clip(folder: Path, seed: int = 0, custom_text: bool = False, **vi
     preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
     saved = {"model_cfg": config | ({"custom_text": True} if custom_text else {}), "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(saved))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     return folder

@@ -61,7 +61,9 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
     try:
         manifest = FeatureManifest(**json.loads((folder / "manifest.json").read_text()))
     except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})") from error
+        raise UserError(
+            f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})"
+        ) from error
     if manifest.data != data_fingerprint:
         raise UserError(
             f"features: {folder} was made from data {manifest.data[:12]}, but the shards are {data_fingerprint[:12]}; "

@@ -89,11 +89,11 @@ def prepare_image(path: str, shorter_side: int) -> bytes:
         if image.format == "JPEG" and image.mode == "RGB" and upright and min(image.size) <= shorter_side:
             return Path(path).read_bytes()
         buffer = io.BytesIO()
-        _reduce(_on_white(ImageOps.exif_transpose(image)), shorter_side).save(buffer, "JPEG", quality=_QUALITY)
+        _reduce(on_white(ImageOps.exif_transpose(image)), shorter_side).save(buffer, "JPEG", quality=_QUALITY)
         return buffer.getvalue()
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")

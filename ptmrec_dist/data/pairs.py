@@ -58,7 +58,7 @@ class TrainBatch:
         Returns:
             The moved batch.
         """
-        content = ItemBatch(*(_moved(part, device) for part in vars(self.content).values()))
+        content = self.content.to(device)
         rest = (self.users, self.columns, self.distinct_users, self.user_counts)
         return TrainBatch(content, *(part.to(device, non_blocking=True) for part in rest))
 
@@ -174,7 +174,3 @@ class InteractionMajor:
             rows = order[first : first + self.batch_size]
             items, columns = np.unique(self.train.items[rows], return_inverse=True)
             yield TrainBatch.of(self.files.read(items), self.train.users[rows], columns.reshape(-1))
-
-
-def _moved(part: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if part is None else part.to(device, non_blocking=True)

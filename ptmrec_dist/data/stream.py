@@ -65,6 +65,20 @@ class ItemBatch:
     texts: Tensor | None
     """Token ids, int64 [B, N]."""
 
+    def to(self, device: torch.device) -> "ItemBatch":
+        """Move everything to a device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            The moved batch.
+        """
+        images, texts = (
+            None if part is None else part.to(device, non_blocking=True) for part in (self.images, self.texts)
+        )
+        return ItemBatch(self.items.to(device, non_blocking=True), images, texts)
+
 
 class ItemStream:
     """Streams a rank's share of the items of a packed data set.

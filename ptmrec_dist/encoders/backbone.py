@@ -89,6 +89,27 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     return Backbone(clip, tokenizer, image_config, model_config, _fingerprint(clip, image_config))
 
 
+def load_backbone_of(made: dict[str, Any]) -> Backbone:
+    """Load the encoder that features were read from.
+
+    Args:
+        made: `model`, `pretrained` and `fingerprint`, as a run records them.
+
+    Returns:
+        The frozen encoder.
+
+    Raises:
+        UserError: It cannot be loaded, or it is another one now.
+    """
+    backbone = load_backbone(EncoderConfig(model=made["model"], pretrained=made["pretrained"]))
+    if backbone.fingerprint != made["fingerprint"]:
+        raise UserError(
+            f"encoder: {made['model']} is {backbone.fingerprint[:12]}, but the features came from "
+            f"{made['fingerprint'][:12]}; bring the old encoder back, or extract features and train again"
+        )
+    return backbone
+
+
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write an encoder as a local folder that `load_backbone` reads.
 
@@ -112,7 +133,9 @@ def _resolve(settings: EncoderConfig) -> tuple[str, str | None]:
             if not (folder / name).is_file():
                 raise UserError(f"encoder.model: {folder} has no {name}; expected a folder with {CONFIG_FILE} and it")
         if settings.pretrained is not None:
-            raise UserError(f"encoder.pretrained: got {settings.pretrained!r} with a folder; a folder has its own weights")
+            raise UserError(
+                f"encoder.pretrained: got {settings.pretrained!r} with a folder; a folder has its own weights"
+            )
         return f"local-dir:{folder.resolve()}", None
     if settings.model not in open_clip.list_models():
         raise UserError(f"encoder.model: {settings.model!r} is neither a folder nor a model that open_clip knows")

@@ -4,6 +4,7 @@ Legend: B local batch, I items, D width.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,9 +39,7 @@ def extract_features(config: FeaturesConfig) -> None:
     encoder = Encoder(backbone, ("image", "text"), config.precision)
     world = join_world(config.device)
     encoder.to(world.device)
-    stream = ItemStream(
-        dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers
-    )
+    stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers)
     tables = encode_all(encoder, stream, dataset.num_items, world, "features")
     if world.is_first:
         manifest = write_features(
@@ -48,7 +47,7 @@ def extract_features(config: FeaturesConfig) -> None:
             {modality: table.numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
             encoder=backbone.fingerprint,
-            model=config.encoder.model,
+            model=_where(config.encoder.model),
             pretrained=config.encoder.pretrained,
         )
         widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
@@ -78,9 +77,8 @@ def encode_all(
     encoder.eval()
     with torch.no_grad():
         for batch in _with_progress(stream, label if world.is_first else None):
-            images = None if batch.images is None else batch.images.to(world.device)
-            texts = None if batch.texts is None else batch.texts.to(world.device)
-            for modality, rows_BD in encoder.encode(images, texts).items():
+            moved = batch.to(world.device)
+            for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                 tables[modality][batch.items] = rows_BD.cpu()
     encoder.train(training)
     # Every row was written by one rank and is zero on the others, so the sum is exact.
@@ -113,6 +111,11 @@ def require_content(dataset: Dataset) -> None:
     """
     if not dataset.manifest.has_content:
         raise UserError(f"shards: {dataset.folder} has no images and texts; pack it again with --items and --images")
+
+
+def _where(model: str) -> str:
+    """A folder is recorded whole, so that later stages find it from wherever they are started."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _with_progress(stream: ItemStream, label: str | None) -> Iterator[ItemBatch]:

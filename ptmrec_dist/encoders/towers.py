@@ -3,7 +3,7 @@
 Legend: B batch, N tokens, D width, L prompt vectors of a layer.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
@@ -86,7 +86,7 @@ class ImageTower:
 
     def pool(self, content_BND: Tensor, inputs: Tensor) -> Tensor:
         """Class token (or average of patches) through the projection; prompts are already out."""
-        pooled_BD, _ = self.visual._pool(content_BND)
+        pooled_BD: Tensor = self.visual._pool(content_BND)[0]
         return pooled_BD if self.visual.proj is None else pooled_BD @ self.visual.proj
 
 
@@ -103,9 +103,10 @@ class TextTower:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        clip = backbone.clip
+        clip: Any = backbone.clip
         # CLIP keeps the parts of its text tower on itself, CustomTextCLIP in `text`.
-        self.text = text = getattr(clip, "text", clip)
+        self.text: Any = getattr(clip, "text", clip)
+        text = self.text
         plain = isinstance(text, TextTransformer) or text is clip
         if not plain or getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
             raise UserError(
@@ -154,7 +155,7 @@ class TextTower:
         """
         if not self.causal or self.pool_type not in ("argmax", "eos") or not len(inputs):
             return inputs
-        ends = inputs.argmax(1) if self.pool_type == "argmax" else (inputs == self.eos_id).int().argmax(1)
+        ends = inputs.argmax(1) if self.pool_type == "argmax" else inputs.eq(int(self.eos_id or 0)).int().argmax(1)
         return inputs[:, : int(ends.max()) + 1]
 
     def _project(self, pooled_BD: Tensor) -> Tensor:

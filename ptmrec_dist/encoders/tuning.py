@@ -3,11 +3,12 @@
 Legend: B batch, D width.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.clip = backbone.clip
         self.precision = precision
-        kinds = {"image": ImageTower, "text": TextTower}
+        kinds: dict[str, Callable[[Backbone], Tower]] = {"image": ImageTower, "text": TextTower}
         self.towers: dict[str, Tower] = {modality: kinds[modality](backbone) for modality in modalities}
         self.prompts = nn.ModuleDict()
 
@@ -74,12 +75,12 @@ class Encoder(nn.Module):
             given = inputs[modality]
             if given is None:
                 raise ValueError(f"the encoder has a tower for {modality}, but the batch has no such input")
-            prompts = self.prompts[modality] if modality in self.prompts else None
+            prompts: Any = self.prompts[modality] if modality in self.prompts else None  # noqa: SIM401 (no `get` there)
             count = len(given)
             if not count:  # a rank that has run out still takes part: one blank row in, none out
                 given = given.new_zeros((1, *given.shape[1:]))
             with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                encoded_BD = encode_with_prompts(tower, given, prompts)  # type: ignore[arg-type]
+                encoded_BD = encode_with_prompts(tower, given, prompts)
             features[modality] = F.normalize(encoded_BD.float(), dim=1)[:count]
         return features
 
@@ -95,21 +96,6 @@ class Encoder(nn.Module):
         tokens = self.backbone.tokenize(texts)
         tower = self.towers.get("text")
         return tower.trimmed(tokens) if isinstance(tower, TextTower) else tokens
-
-    @torch.no_grad()
-    def encode_raw(self, images: list[Image.Image], texts: list[str]) -> dict[str, Tensor]:
-        """Encode items as they come from a shop.
-
-        Args:
-            images: B images of any size.
-            texts: B texts.
-
-        Returns:
-            Modality to features float32 [B, D].
-        """
-        device = next(self.clip.parameters()).device
-        pixels = torch.stack([self.backbone.load_image(image) for image in images]).to(device)
-        return self.encode(pixels, self.tokenize(texts).to(device))
 
     def tuned_state(self) -> dict[str, Tensor]:
         """Everything that tuning may have changed: kilobytes to megabytes, without the backbone.
@@ -133,7 +119,9 @@ class Encoder(nn.Module):
                 self.prompts[modality] = prompts
 
 
-def load_encoder(backbone_folder: Path, weights: Path | None, modalities: tuple[str, ...] = ("image", "text")) -> Encoder:
+def load_encoder(
+    backbone_folder: Path, weights: Path | None, modalities: tuple[str, ...] = ("image", "text")
+) -> Encoder:
     """Load a backbone and what was tuned inside it, ready to encode.
 
     Args:

@@ -37,7 +37,12 @@ _STYLE = {
     "svg.hashsalt": "ptmrec",
 }
 _LINES = (("#0072b2", "o", "-"), ("#8a94a0", "s", "--"), ("#e08a1e", "^", "-."), ("#56b4e9", "D", ":"))
-_BARS = (("#0072b2", ""), ("#a9b4bf", ""), ("#e6cfa4", "////"), ("#56b4e9", "...."))
+_BARS = (
+    ("#0072b2", "#0072b2", ""),
+    ("#a9b4bf", "#a9b4bf", ""),
+    ("#f3e3c3", "#b8935a", "////"),
+    ("#d5ecf9", "#56b4e9", "...."),
+)
 
 
 def learning_curves(series: Mapping[str, Series], *, x_label: str, y_label: str) -> str:
@@ -85,10 +90,10 @@ def comparison_bars(
     width = 0.8 / len(runs)
     with _axes(4.9, 3.2) as (figure, axes):
         for order, run in enumerate(runs):
-            colour, hatch = _BARS[(len(runs) - 1 - order) % len(_BARS)]
+            colour, edge, hatch = _BARS[(len(runs) - 1 - order) % len(_BARS)]
             places = [group + (order - (len(runs) - 1) / 2) * width for group in range(len(groups))]
             values = [part[run] for part in groups.values()]
-            bars = axes.bar(places, values, width * 0.92, color=colour, hatch=hatch, edgecolor="white", label=run)
+            bars = axes.bar(places, values, width * 0.92, color=colour, hatch=hatch, edgecolor=edge, label=run)
             axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=2, fontsize=10)
         for group, part in enumerate(groups):
             if chance is not None:

@@ -31,7 +31,7 @@ def make_engine(tuner: Tuner, config: Stage2Config, world: World) -> Any:
     if not dist.is_initialized():
         # A world of one needs no address: its store is in memory.
         backend = "nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config.optim), weight_decay=config.optim.weight_decay)

@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def knowledge_transfer(
-    student_VG: Tensor, teacher_VG: Tensor, counted_VG: Tensor, temperature: float = 1.0
-) -> Tensor:
+def knowledge_transfer(student_VG: Tensor, teacher_VG: Tensor, counted_VG: Tensor, temperature: float = 1.0) -> Tensor:
     """Compute KL(prob_id || prob_m) of every user over the items of the global batch.
 
     The teacher's distribution is a constant: what the ID vectors know teaches the features, never the other way. The

@@ -1,8 +1,8 @@
 """Run folders: what a run was asked, what it came from, what it reached; and reading a finished one back.
 
-    config.yaml   the settings            history.jsonl   a line an evaluation
-    run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
-    recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
+config.yaml   the settings            history.jsonl   a line an evaluation
+run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
+recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
 """
 
 import hashlib
@@ -213,7 +213,13 @@ def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
         modalities=tuple(record.modalities),
         **record.hyperparameters,
     )
-    recommender.load_state_dict(weights)
+    try:
+        recommender.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({reason}); train again"
+        ) from error
     return LoadedRun(folder, record, dataset, features, recommender)
 
 
@@ -230,7 +236,9 @@ def read_record(folder: Path) -> RunRecord:
         UserError: No finished run there.
     """
     if not (folder / "metrics.json").is_file() or not (folder / "run.json").is_file():
-        state = "is not finished; start it again to go on" if (folder / "config.yaml").is_file() else "is not a run folder"
+        state = (
+            "is not finished; start it again to go on" if (folder / "config.yaml").is_file() else "is not a run folder"
+        )
         raise UserError(f"run: {folder} {state}")
     return RunRecord(**json.loads((folder / "run.json").read_text()))
 

@@ -214,7 +214,9 @@ def _open_store(config: Stage1Config, dataset: Dataset) -> FeatureStore | None:
     if not recommender_class(config.recommender).multimodal:
         return None
     if config.features is None:
-        raise UserError(f"features: {config.recommender} reads images and texts; add --features, or choose an ID-only one")
+        raise UserError(
+            f"features: {config.recommender} reads images and texts; add --features, or choose an ID-only one"
+        )
     return open_features(config.features, dataset.fingerprint, dataset.num_items)
 
 

@@ -1,7 +1,7 @@
 """Stage 2: tune prompts inside the encoder, guided by what stage 1 learned about people (PTMRec sections 2.3 and 2.4).
 
-    deepspeed --num_gpus 8 launchers/stage2.py --stage1 runs/a --out runs/b        # GPUs, or ranks on a CPU
-    ptmrec stage2 --stage1 runs/a --out runs/b                                     # one process
+deepspeed --num_gpus 8 launchers/stage2.py --stage1 runs/a --out runs/b        # GPUs, or ranks on a CPU
+ptmrec stage2 --stage1 runs/a --out runs/b                                     # one process
 """
 
 import itertools
@@ -23,7 +23,16 @@ from ptmrec_dist.training.engine import whole_parameters
 from ptmrec_dist.training.evaluate import Evaluator, Metrics
 from ptmrec_dist.training.interrupt import Interrupt
 from ptmrec_dist.training.runs import RunFolder, flatten, load_run, plain_settings
-from ptmrec_dist.training.stage2_parts import Stage2, check_start, finish, prepare, resume, save_best, write_checkpoint
+from ptmrec_dist.training.stage2_parts import (
+    Stage2,
+    Weights,
+    check_start,
+    finish,
+    prepare,
+    resume,
+    save_best,
+    write_checkpoint,
+)
 
 
 def train_stage2(config: Stage2Config) -> None:
@@ -90,7 +99,8 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> dict[str, 
     Raises:
         UserError: A term is not finite on some rank; nothing was updated.
     """
-    engine, sums = stage.engine, {}
+    engine = stage.engine
+    sums: dict[str, float] = {}
     for index, batch in enumerate(window):
         losses = engine(batch.to(stage.world.device), step * stage.config.accumulation + index)
         means = _checked(losses, stage.world, step)
@@ -170,11 +180,12 @@ def _evaluate(
 ) -> None:
     """Refresh all features, evaluate, and keep the weights where they are the best so far."""
     with whole_parameters(stage.engine, stage.config.zero.stage):
+        weights = Weights.of(stage.tuner)  # now: under ZeRO-3 a forward pass divides its parameters again
         _refresh_features(stage)
         metrics = evaluate(stage.tuner.recommender, stage.tuner.features, stage.world)
-        best = loop.stopping.update(metrics[_selects(stage.config, metrics)]["recall@20"], loop.epoch)
-        if best and stage.world.is_first:
-            save_best(stage, run.folder)
+    best = loop.stopping.update(metrics[_selects(stage.config, metrics)]["recall@20"], loop.epoch)
+    if best and stage.world.is_first:
+        save_best(stage, weights, run.folder)
     line = {"epoch": loop.epoch, **{f"loss/{name}": value for name, value in losses.items()}, **flatten(metrics)}
     loop.history.append(line)
     if stage.world.is_first:

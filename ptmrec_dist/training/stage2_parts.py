@@ -7,24 +7,34 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from ptmrec_dist.config import EncoderConfig, Stage2Config
-from ptmrec_dist.data.feature_store import write_features
+from ptmrec_dist.config import Stage2Config
+from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor, TrainStream
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.backbone import load_backbone_of
 from ptmrec_dist.encoders.features import reader_of, require_content
 from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.engine import load_engine, make_engine, save_engine, whole_parameters
+from ptmrec_dist.training.engine import load_engine, make_engine, save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, LoadedRun, RunFolder, flatten, save_tensors
+from ptmrec_dist.training.runs import (
+    ENCODER_FILE,
+    RECOMMENDER_FILE,
+    LoadedRun,
+    RunFolder,
+    flatten,
+    load_run,
+    save_tensors,
+    tensors_of,
+)
 from ptmrec_dist.training.tuner import Transfer, Tuner
 
 
@@ -48,6 +58,29 @@ class Stage2:
     """This rank's place."""
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What stage 2 trains, copied to the CPU."""
+
+    recommender: dict[str, Tensor]
+    """State of the recommender."""
+    encoder: dict[str, Tensor]
+    """What was tuned inside the encoder; empty where it is frozen."""
+
+    @classmethod
+    def of(cls, tuner: Tuner) -> "Weights":
+        """Copy the weights of a tuner, whose parameters must be whole.
+
+        Args:
+            tuner: Encoder and recommender.
+
+        Returns:
+            The copies.
+        """
+        inside = {} if tuner.encoder is None else tuner.encoder.tuned_state()
+        return cls(_copied(tuner.recommender.state_dict()), _copied(inside))
+
+
 def check_start(config: Stage2Config, start: LoadedRun) -> Encoder | None:
     """Check that stage 2 can start from a run, and load the encoder that its features came from.
 
@@ -68,16 +101,13 @@ def check_start(config: Stage2Config, start: LoadedRun) -> Encoder | None:
     if not start.recommender.multimodal or record.encoder is None:
         raise UserError(f"stage1: {record.recommender} knows items by their IDs only; train vbpr or freedom in stage 1")
     if record.train_features:
-        raise UserError("stage1: its feature tables were trained and no encoder gives them; train without --train_features")
+        raise UserError(
+            "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
+        )
     require_content(start.dataset)
     if config.tuning.method == "none":
         return None
-    backbone = load_backbone(EncoderConfig(model=record.encoder["model"], pretrained=record.encoder["pretrained"]))
-    if backbone.fingerprint != record.encoder["fingerprint"]:
-        raise UserError(
-            f"encoder: {record.encoder['model']} is {backbone.fingerprint[:12]}, but the features of {config.stage1} came "
-            f"from {record.encoder['fingerprint'][:12]}; run `ptmrec features` and `ptmrec stage1` again"
-        )
+    backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision)
     encoder.add_prompts(config.prompt, torch.Generator().manual_seed(config.seed))
     return encoder
@@ -107,9 +137,7 @@ def prepare(config: Stage2Config, start: LoadedRun, encoder: Encoder | None, wor
     refresh = None
     if encoder is not None:
         local = max(config.batch_size // world.size, 64)
-        refresh = ItemStream(
-            start.dataset, world.rank, world.size, local, reader_of(encoder), workers=config.workers
-        )
+        refresh = ItemStream(start.dataset, world.rank, world.size, local, reader_of(encoder), workers=config.workers)
         encoder.to(world.device)
     tuner = Tuner(
         encoder,
@@ -175,16 +203,17 @@ def write_checkpoint(stage: Stage2, folder: Path) -> None:
         save_tensors(folder / "features.safetensors", stage.tuner.features)
 
 
-def save_best(stage: Stage2, folder: Path) -> None:
-    """Write the weights and features as they stand; for the first rank, while parameters are whole.
+def save_best(stage: Stage2, weights: Weights, folder: Path) -> None:
+    """Write weights, and the features as they stand; for the first rank alone.
 
     Args:
         stage: Stage 2.
+        weights: Weights that the features were made with.
         folder: Run folder.
     """
-    save_tensors(folder / RECOMMENDER_FILE, stage.tuner.recommender.state_dict())
-    if stage.tuner.encoder is not None:
-        save_tensors(folder / ENCODER_FILE, stage.tuner.encoder.tuned_state())
+    save_tensors(folder / RECOMMENDER_FILE, weights.recommender)
+    if weights.encoder:
+        save_tensors(folder / ENCODER_FILE, weights.encoder)
     made = stage.start.record.encoder
     assert made is not None  # check_start refused runs without an encoder
     write_features(
@@ -209,17 +238,21 @@ def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> 
         tracker: Where metrics and artefacts are logged.
     """
     barrier()
-    store = _best_features(stage, run.folder)
-    recommender, masked = stage.tuner.recommender, stage.config.mask_validation_at_test
-    with whole_parameters(stage.engine, stage.config.zero.stage):
-        recommender.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
-        metrics = evaluate_phases(stage.start.dataset, recommender, stage.tuner.features, stage.world, masked)
+    dataset, masked = stage.start.dataset, stage.config.mask_validation_at_test
+    # What was written is evaluated, as anyone who loads the run would find it.
+    best = load_run(stage.config.stage1, stage.config.shards).recommender.to(stage.world.device)
+    best.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
+    store = open_features(run.folder / "features", dataset.fingerprint, dataset.num_items)
+    tables = {
+        modality: table.to(stage.world.device) for modality, table in tensors_of(store, list(store.tables)).items()
+    }
+    metrics = evaluate_phases(dataset, best, tables, stage.world, masked)
     if stage.world.is_first:
         record = replace(
             stage.start.record,
             stage=2,
-            data={"path": str(stage.start.dataset.folder.resolve()), "fingerprint": stage.start.dataset.fingerprint},
-            features={"path": str((run.folder / "features").resolve()), "fingerprint": store},
+            data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
+            features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
             stage1={"path": str(stage.config.stage1.resolve()), "fingerprint": stage.start.record.fingerprint},
             mlflow_run=tracker.run_id,
             mask_validation_at_test=masked,
@@ -232,15 +265,8 @@ def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> 
     tracker.artifacts([run.folder / name for name in names if (run.folder / name).is_file()])
 
 
-def _best_features(stage: Stage2, folder: Path) -> str:
-    from ptmrec_dist.data.feature_store import open_features
-
-    dataset = stage.start.dataset
-    store = open_features(folder / "features", dataset.fingerprint, dataset.num_items)
-    stage.tuner.features = {
-        modality: torch.from_numpy(np.array(table)).to(stage.world.device) for modality, table in store.tables.items()
-    }
-    return store.manifest.fingerprint
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def _train_stream(config: Stage2Config, start: LoadedRun, encoder: Encoder | None, world: World) -> TrainStream:

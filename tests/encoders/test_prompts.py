@@ -86,7 +86,7 @@ def test_every_layer_of_each_tower_gets_its_own_prompts_by_default(folder: Path)
 def test_without_prompts_the_features_are_those_of_open_clip(folder: Path) -> None:
     encoder = _encoder(folder)
     images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in _images()]
-    features = encoder.encode_raw(images, TEXTS)
+    features = encoder.encode(torch.stack(list(map(encoder.backbone.load_image, images))), encoder.tokenize(TEXTS))
     transform = image_transform_v2(encoder.backbone.image_config, is_train=False)
     with torch.no_grad():
         image = encoder.clip.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
@@ -138,7 +138,9 @@ def test_saved_prompts_load_into_an_equal_encoder(folder: Path, tmp_path: Path) 
 
 
 def test_prompts_deeper_than_a_tower_are_refused_with_both_depths(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"got 3, but the image tower has 3 layers, the text tower has 2 layers; use at most 2"):
+    with pytest.raises(
+        UserError, match=r"got 3, but the image tower has 3 layers, the text tower has 2 layers; use at most 2"
+    ):
         _encoder(folder, 3)
 
 

@@ -1,0 +1,303 @@
+"""`ptmrec demo`: the whole way in small, on a shop that is drawn on the spot.
+
+Every step after the drawing calls what the command of the same name calls. A finished step is not done again: a demo that
+was interrupted goes on, and one that had ended registers its model once more and writes the page anew.
+
+Legend: B people shown, K items of a row.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ptmrec_dist.config import (
+    DemoConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    ModelConfig,
+    OptimConfig,
+    PackConfig,
+    RecommendConfig,
+    RegisterConfig,
+    Stage1Config,
+    Stage2Config,
+    TuningConfig,
+)
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.staging import staged
+from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
+from ptmrec_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ptmrec_dist.evaluation.report import Person
+
+NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
+MODEL_NAME = "ptmrec-demo"
+RUNS = {"stage 1": "stage1", "stage 2, frozen": "stage2-frozen", "stage 2, prompts": "stage2-prompts"}
+"""Name of each run on the page, and its folder."""
+_THREADS = 2  # sums are added in an order that depends on it: fixed, a seed gives one result on any number of cores
+_PEOPLE = 3
+_SHELF = 8  # items of a row
+_SUMMARY = (
+    "We drew a shop of {items} products and {users} people. Each product has a picture and a caption, but the captions name "
+    "only the kind and the colour. The people also care about the scene that a product is shown in, and a little about its "
+    "pattern. Nobody wrote those down.",
+    "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and colours. "
+    "Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 went on in two ways from there: once with the "
+    "encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had learned about "
+    "the people. Everything else was the same for both.",
+    "On products that nobody had touched, the share of what people really took among the first 20 recommendations "
+    "(Recall@20) is {frozen:.3f} with the frozen encoder and {tuned:.3f} with tuned prompts. It is one draw of one shop: "
+    "another seed gives other numbers.",
+)
+_PEOPLE_NOTE = (
+    "The first three people of the data set who took at least three of the held-out new products. A tick marks a new product "
+    "that the person really did take; neither model had seen that. Look at the backgrounds: they are what the captions leave "
+    "out."
+)
+_COMMANDS = """\
+ptmrec pack --items items.csv --images DIR --interactions interactions.csv --split cold_items --out shards/mine
+ptmrec features --shards shards/mine --encoder.model ViT-B-32 --encoder.pretrained laion2b_s34b_b79k --out features/mine
+ptmrec stage1 --shards shards/mine --features features/mine --recommender vbpr --out runs/a
+deepspeed --num_gpus 2 launchers/stage2.py --stage1 runs/a --out runs/b
+ptmrec register --run runs/b --name mine --alias champion
+ptmrec recommend --model models:/mine@champion --users 1,2,3
+
+items.csv          item_id,title,text,image
+interactions.csv   user_id,item_id,timestamp"""
+
+
+def demo(config: DemoConfig) -> None:
+    """Draw a shop, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: The folder holds something else, or a demo of another seed.
+        KeyboardInterrupt: The user stopped a stage; the same command goes on.
+    """
+    out = config.out
+    _claim(out, config.seed)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').resolve()}")
+    torch.set_num_threads(_THREADS)
+    steps = _Steps(out / "seconds.json")
+    _make_inputs(out, config.seed, steps)
+    _train(out, config.seed, steps)
+    dataset = Dataset(out / "shards")
+    people = _choose_people(dataset)
+    steps.always("register and recommend", lambda: _register(out, [dataset.user_ids[user] for user in people]))
+    _write_page(out, dataset, people, steps.seconds)
+    _print_comparison(out)
+    print(f"open {out / 'report.html'} in a browser")
+
+
+class _Steps:
+    """Does each step once, says which, and keeps how long it took, also over a restart."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def once(self, name: str, result: Path, step: Callable[[], None]) -> None:
+        """Do a step unless its result is there; a stage that the user stopped leaves none."""
+        if not result.exists():
+            self.always(name, step)
+        if not result.exists():
+            raise KeyboardInterrupt
+
+    def always(self, name: str, step: Callable[[], None]) -> None:
+        Console().rule(f"[bold]{name}", align="left", style="dim")
+        start = time.perf_counter()
+        step()
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        self._path.write_text(json.dumps(self.seconds, indent=1))
+
+
+def _claim(out: Path, seed: int) -> None:
+    """Make the folder ours, or see that it already is."""
+    marker = out / "demo.json"
+    if marker.is_file():
+        before = json.loads(marker.read_text())["seed"]
+        if before != seed:
+            raise UserError(f"out: {out} holds the demo of seed {before}, got seed {seed}; choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out: {out} exists and holds no demo; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({"seed": seed}))
+
+
+def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
+    """The shop and the encoder, packed shards and frozen features."""
+    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.encoders.features import extract_features
+
+    shop, clip, shards, features = (out / name for name in ("shop", "clip", "shards", "features"))
+    steps.once("draw a shop", shop, lambda: _draw(shop, seed))
+    steps.once("train a tiny CLIP", clip, lambda: _train_clip(clip, seed))
+    packing = PackConfig(
+        items=shop / ITEMS_FILE,
+        interactions=shop / INTERACTIONS_FILE,
+        out=shards,
+        split="cold_items",
+        seed=seed,
+        num_shards=8,
+        workers=_THREADS,
+    )
+    steps.once("pack", shards, lambda: pack(packing))
+    reading = FeaturesConfig(shards=shards, encoder=EncoderConfig(model=str(clip)), out=features, device="cpu")
+    steps.once("features", features, lambda: extract_features(reading))
+
+
+def _draw(shop: Path, seed: int) -> None:
+    with staged(shop) as fresh:
+        draw_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
+
+
+def _train_clip(clip: Path, seed: int) -> None:
+    from ptmrec_dist.training.contrastive import IMAGE_SIZE, train_clip
+
+    # Other pictures than the shop's: another stream of random numbers.
+    pictures, captions = draw_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
+    with staged(clip) as fresh:
+        train_clip(fresh, pictures, captions, seed=seed)
+
+
+def _train(out: Path, seed: int, steps: _Steps) -> None:
+    """Stage 1, and stage 2 with and without prompts from there."""
+    from ptmrec_dist.training.stage1 import train_stage1
+    from ptmrec_dist.training.stage2 import train_stage2
+
+    stage1, frozen, tuned = (out / folder for folder in RUNS.values())
+    first = Stage1Config(
+        shards=out / "shards",
+        features=out / "features",
+        out=stage1,
+        model=ModelConfig(reg_weight=0.02),
+        lr=3e-3,
+        batch_size=1024,
+        epochs=100,
+        eval_every=2,
+        patience=8,
+        checkpoint_every=50,
+        seed=seed,
+        device="cpu",
+    )
+    steps.once("stage 1", stage1 / "metrics.json", lambda: train_stage1(first))
+    for folder, method in ((frozen, "none"), (tuned, "prompt")):
+        second = Stage2Config(
+            stage1=stage1,
+            out=folder,
+            tuning=TuningConfig(method=method),  # type: ignore[arg-type]
+            batch_size=64,
+            epochs=15,
+            patience=15,
+            optim=OptimConfig(encoder_lr=1e-2, recommender_lr=1e-2),
+            seed=seed,
+            device="cpu",
+        )
+        name = f"stage 2 ({'prompts' if method == 'prompt' else 'frozen'})"
+        steps.once(name, folder / "metrics.json", lambda second=second: train_stage2(second))  # type: ignore[misc]
+
+
+def _choose_people(dataset: Dataset) -> np.ndarray:
+    """The first users who took at least three cold items, int64 [B]."""
+    taken = np.bincount(dataset.interactions("cold_test").users, minlength=dataset.num_users)
+    return np.flatnonzero(taken >= 3)[:_PEOPLE]
+
+
+def _register(out: Path, users: list[str]) -> None:
+    from ptmrec_dist.registry import recommend, register
+
+    register(RegisterConfig(run=out / RUNS["stage 2, prompts"], name=MODEL_NAME, alias="champion"))
+    recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
+
+
+def _write_page(out: Path, dataset: Dataset, people: np.ndarray, seconds: dict[str, float]) -> None:
+    from ptmrec_dist.evaluation.report import Page, write_report
+
+    cold = _metrics(out, "cold_test")
+    values = {
+        "items": NUM_ITEMS,
+        "users": NUM_USERS,
+        "frozen": cold["stage 2, frozen"],
+        "tuned": cold["stage 2, prompts"],
+    }
+    page = Page(
+        title="What people see and captions leave out",
+        summary=[paragraph.format(**values) for paragraph in _SUMMARY],
+        runs={name: out / folder for name, folder in RUNS.items()},
+        samples=range(20),
+        people=_people(out, dataset, people),
+        people_note=_PEOPLE_NOTE,
+        commands=_COMMANDS,
+        seconds=seconds,
+    )
+    write_report(out / "report.html", dataset, page)
+
+
+def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list["Person"]:
+    """What each of them took, what the registered model recommends, and the new products that either encoder finds."""
+    from ptmrec_dist.evaluation.report import Person, Shelf
+
+    train, held_out = dataset.interactions("train"), dataset.interactions("cold_test")
+    recommended = _recommended(dataset, people)
+    frozen_BK, tuned_BK = (_new_items(out / folder, dataset, people) for folder in list(RUNS.values())[1:])
+    persons = []
+    for row, user in enumerate(people):
+        hits = frozenset(held_out.items[held_out.users == user].tolist())
+        shelves = (
+            Shelf("Took", train.items[train.users == user][:_SHELF].tolist()),
+            Shelf("Is recommended, from what others took as well", recommended[row]),
+            Shelf("Is recommended among new products, frozen encoder", frozen_BK[row].tolist(), hits),
+            Shelf("Is recommended among new products, tuned prompts", tuned_BK[row].tolist(), hits),
+        )
+        persons.append(Person(dataset.user_ids[user], shelves))
+    return persons
+
+
+def _recommended(dataset: Dataset, people: np.ndarray) -> list[list[int]]:
+    """Items that the registered model recommends to each of them."""
+    import pandas as pd
+
+    from ptmrec_dist.registry import load_model
+
+    model = load_model(f"models:/{MODEL_NAME}@champion")
+    rows = {item: row for row, item in enumerate(dataset.item_ids)}
+    asked = [pd.DataFrame({"user_id": [dataset.user_ids[user]]}) for user in people]
+    return [[rows[item] for item in model.predict(one, params={"top_k": _SHELF})["item_id"]] for one in asked]
+
+
+def _new_items(folder: Path, dataset: Dataset, people: np.ndarray) -> np.ndarray:
+    """The held-out cold items that a run ranks first for each of them, int64 [B, K]."""
+    from ptmrec_dist.evaluation.ranking import top_items
+    from ptmrec_dist.training.runs import load_run
+
+    run, cold = load_run(folder), dataset.cold_items("cold_test")
+    with torch.no_grad():
+        users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(cold))
+        columns_BK, _ = top_items(users_UD[people], items_CD, people, None, _SHELF)
+    return np.asarray(cold[columns_BK.numpy()])
+
+
+def _metrics(out: Path, part: str) -> dict[str, float]:
+    """Recall@20 of each run on one part of the data."""
+    files = {name: out / folder / "metrics.json" for name, folder in RUNS.items()}
+    return {name: json.loads(path.read_text())[part]["recall@20"] for name, path in files.items()}
+
+
+def _print_comparison(out: Path) -> None:
+    parts = {"warm items": _metrics(out, "test"), "cold items": _metrics(out, "cold_test")}
+    table = Table("test Recall@20", *parts, title="frozen against tuned", title_justify="left")
+    for name in RUNS:
+        table.add_row(name, *(f"{values[name]:.4f}" for values in parts.values()))
+    Console().print(table)

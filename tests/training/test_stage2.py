@@ -1,0 +1,215 @@
+"""Stage 2 under a real DeepSpeed engine: what it tunes, going on after a kill, every ZeRO stage, and refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptmrec_dist.config import EvaluateConfig, PromptConfig, Stage2Config, TuningConfig, ZeroConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.stage2 import train_stage2
+from tests.conftest import REPOSITORY, UNTRACKED, Shop
+from tests.ranks import exit_codes_on_ranks, run_on_ranks
+from tests.tiny_clip import write_tiny_clip
+
+
+def _config(shop: Shop, out: Path, **changes: Any) -> Stage2Config:
+    settings: dict[str, Any] = {
+        "stage1": shop.stage1,
+        "out": out,
+        "epochs": 2,
+        "batch_size": 12,
+        "checkpoint_every": 2,
+        "device": "cpu",
+        "tracking": UNTRACKED,
+    }
+    return Stage2Config(**(settings | changes))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "recommender.safetensors") | load_file(run / "encoder.safetensors")
+
+
+def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_shop: Shop, tmp_path: Path) -> None:
+    backbone = (tiny_shop.clip / "open_clip_model.safetensors").read_bytes()
+    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run"))
+    metrics = _json(tmp_path / "run" / "metrics.json")
+    assert list(metrics) == ["validation", "test", "cold_validation", "cold_test"]
+    for part in metrics.values():
+        assert {"recall@10", "recall@20", "ndcg@10", "ndcg@20"} <= part.keys()
+    prompts = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert {name: tuple(value.shape) for name, value in prompts.items()} == {
+        "prompts.image": (3, 4, 32),
+        "prompts.text": (2, 4, 24),
+    }
+    record, first = _json(tmp_path / "run" / "run.json"), _json(tiny_shop.stage1 / "run.json")
+    assert record["stage1"]["fingerprint"] == first["fingerprint"]
+    assert record["data"]["fingerprint"] == first["data"]["fingerprint"]
+    assert record["features"]["fingerprint"] != first["features"]["fingerprint"]
+    assert (tiny_shop.clip / "open_clip_model.safetensors").read_bytes() == backbone
+    before = (tmp_path / "run" / "metrics.json").read_text()
+    evaluate_run(EvaluateConfig(run=tmp_path / "run", device="cpu"))
+    assert (tmp_path / "run" / "metrics.json").read_text() == before
+
+
+def test_without_tuning_the_features_stay_as_they_are(tiny_shop: Shop, tmp_path: Path) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run", tuning=TuningConfig(method="none")))
+    assert not (tmp_path / "run" / "encoder.safetensors").exists()
+    for name in ("image.npy", "text.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "run" / "features" / name), np.load(tiny_shop.features / name))
+
+
+@pytest.mark.parametrize("batching", ["item", "interaction"])
+def test_ranks_and_zero_stages_learn_the_same(tiny_shop: Shop, tmp_path: Path, batching: str) -> None:
+    """On one order of items; only the order of additions differs."""
+    settings: dict[str, Any] = {"batching": batching, "epochs": 1, "patience": 9, "accumulation": 2}
+    found = []
+    for stage in (0, 1, 2, 3):
+        out = tmp_path / f"zero{stage}"
+        config = _config(tiny_shop, out, zero=ZeroConfig(stage=stage), **settings)  # type: ignore[arg-type]
+        run_on_ranks(2, train_stage2, config)
+        found.append((_json(out / "metrics.json"), _weights(out)))
+    for metrics, weights in found[1:]:
+        for part, values in found[0][0].items():
+            assert metrics[part] == pytest.approx(values, abs=0.03)
+        for name, value in found[0][1].items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def _killed_at_step(config: Stage2Config, step: int) -> None:
+    from ptmrec_dist.training import stage2
+
+    whole_step = stage2.train_step
+
+    def step_or_death(stage: Any, window: Any, number: int) -> dict[str, float]:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole_step(stage, window, number)
+
+    stage2.train_step = step_or_death
+    train_stage2(config)
+
+
+@pytest.mark.parametrize(("zero", "ranks", "step"), [(1, 1, 1), (2, 2, 3), (3, 2, 6)])
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    tiny_shop: Shop, tmp_path: Path, zero: int, ranks: int, step: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    settings: dict[str, Any] = {"zero": ZeroConfig(stage=zero)}  # type: ignore[arg-type]
+    run_on_ranks(ranks, train_stage2, _config(tiny_shop, whole, **settings))
+    codes = exit_codes_on_ranks(ranks, _killed_at_step, _config(tiny_shop, broken, **settings), step)
+    assert codes == [-9] * ranks
+    assert not (broken / "metrics.json").exists()
+    run_on_ranks(ranks, train_stage2, _config(tiny_shop, broken, **settings))
+    assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
+    assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    expected = _weights(whole)
+    for name, value in _weights(broken).items():
+        assert torch.equal(value, expected[name]), name
+    assert not (broken / "checkpoints").exists()
+
+
+def _asked_to_stop_at_step(config: Stage2Config, step: int) -> str:
+    from ptmrec_dist.training import stage2
+
+    whole_step = stage2.train_step
+
+    def step_and_signal(stage: Any, window: Any, number: int) -> dict[str, float]:
+        if number == step and stage.world.is_first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole_step(stage, window, number)
+
+    stage2.train_step = step_and_signal
+    train_stage2(config)
+    return "returned"
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(tiny_shop: Shop, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_on_ranks(2, train_stage2, _config(tiny_shop, whole))
+    assert run_on_ranks(2, _asked_to_stop_at_step, _config(tiny_shop, broken), 4) == ["returned", "returned"]
+    assert not (broken / "metrics.json").exists()
+    loop = _json(sorted((broken / "checkpoints").iterdir())[-1] / "loop.json")
+    assert loop["state"]["total_steps"] == 5
+    run_on_ranks(2, train_stage2, _config(tiny_shop, broken))
+    assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
+
+
+@pytest.mark.launch
+def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_shop: Shop, tmp_path: Path) -> None:
+    run_on_ranks(2, train_stage2, _config(tiny_shop, tmp_path / "ranks", epochs=1))
+    bin_folder = Path(sys.executable).parent
+    command = [
+        *(str(bin_folder / "deepspeed"), "--num_gpus", "2", "launchers/stage2.py"),
+        *("--stage1", str(tiny_shop.stage1), "--out", str(tmp_path / "launched"), "--epochs", "1"),
+        *("--batch_size", "12", "--checkpoint_every", "2", "--device", "cpu", "--tracking.enabled", "false"),
+    ]
+    environment = os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert _json(tmp_path / "launched" / "metrics.json") == _json(tmp_path / "ranks" / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prompt": PromptConfig(depth=9)},
+            "prompt.depth: got 9, but the image tower has 3 layers, the text tower has 2",
+        ),
+        ({"stage1": Path("nowhere")}, "run: nowhere is not a run folder"),
+        ({"shards": Path("nowhere")}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
+    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_stage2(replace(_config(tiny_shop, tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_encoder_are_refused_with_both_fingerprints(tiny_shop: Shop, tmp_path: Path) -> None:
+    stage1 = tmp_path / "stage1"
+    shutil.copytree(tiny_shop.stage1, stage1)
+    record = _json(stage1 / "run.json")
+    record["encoder"]["model"] = str(write_tiny_clip(tmp_path / "other", seed=9))
+    (stage1 / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"encoder: .* is [0-9a-f]{12}, but the features came from [0-9a-f]{12}; bring"):
+        train_stage2(_config(tiny_shop, tmp_path / "run", stage1=stage1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_id_only_recommender_is_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+    from ptmrec_dist.config import Stage1Config
+    from ptmrec_dist.training.stage1 import train_stage1
+
+    stage1 = tmp_path / "bpr"
+    train_stage1(Stage1Config(shards=tiny_shop.shards, out=stage1, recommender="bpr", epochs=1, tracking=UNTRACKED))
+    with pytest.raises(UserError, match="bpr knows items by their IDs only; train vbpr or freedom"):
+        train_stage2(_config(tiny_shop, tmp_path / "run", stage1=stage1))
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="batch_size: got 7, expected a multiple of the 2 ranks"):
+        run_on_ranks(2, train_stage2, _config(tiny_shop, tmp_path / "run", batch_size=7))
