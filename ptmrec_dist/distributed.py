@@ -127,23 +127,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def first_rank_says(value: object) -> object:
-    """Give every rank what the first one has.
-
-    Collective: every rank must call this.
-
-    Args:
-        value: A JSON-like value; only the first rank's counts.
-
-    Returns:
-        The first rank's value.
-    """
-    box = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def import_deepspeed() -> object:
     """Import DeepSpeed without what it drags in and does not need here.
 

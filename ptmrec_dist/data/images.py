@@ -94,6 +94,14 @@ def prepare_image(path: str, shorter_side: int) -> bytes:
 
 
 def on_white(image: Image.Image) -> Image.Image:
+    """Turn any image into RGB, showing transparency on white.
+
+    Args:
+        image: Any PIL image.
+
+    Returns:
+        An RGB image of the same size.
+    """
     if not image.has_transparency_data:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")

@@ -31,6 +31,8 @@ class LoopState:
     """Steps done since the start."""
     world_size: int = 1
     """Ranks that wrote it."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Terms of the objective at the last step."""
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=1))
     """Early stopping."""
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -14,7 +14,7 @@ import torch
 from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import rank_sums
+from ptmrec_dist.evaluation.ranking import CUTOFFS, rank_sums
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.runs import load_run, write_atomically
 
@@ -67,7 +67,7 @@ class Evaluator:
         sums, count = rank_sums(
             users_UD, items_ID, self.positives, self.seen, candidates=self.warm_items, user_range=share
         )
-        metrics = {self.phase: _mean(sums, count)}
+        metrics = {self.phase: _mean(sums, count, world)}
         if self.cold_items is not None and recommender.multimodal:
             cold = torch.from_numpy(self.cold_items).to(users_UD.device)
             users_UD, items_CD = recommender.cold_representations(features, cold)
@@ -75,7 +75,7 @@ class Evaluator:
             sums, count = rank_sums(
                 users_UD, items_ID, self.cold_positives, None, candidates=self.cold_items, user_range=share
             )
-            metrics[f"cold_{self.phase}"] = _mean(sums, count)
+            metrics[f"cold_{self.phase}"] = _mean(sums, count, world)
         recommender.train(training)
         return metrics
 
@@ -134,17 +134,17 @@ def print_metrics(metrics: Metrics) -> None:
     from rich.table import Table
 
     table = Table()
-    names = list(next(iter(metrics.values())))
+    names = [f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in CUTOFFS]
     for heading in ("part", *names):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+        table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
         table.add_row(part, *(f"{values[name]:.4f}" for name in names))
     Console().print(table)
 
 
-def _mean(sums: dict[str, float], count: int) -> dict[str, float]:
+def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:
     """Sums and counts are added over the ranks before they are divided: never a mean of means."""
-    total = sum_over_ranks(torch.tensor([*sums.values(), count], dtype=torch.float64))
+    total = sum_over_ranks(torch.tensor([*sums.values(), count], dtype=torch.float64, device=world.device))
     *values, number = total.tolist()
     return {name: value / max(number, 1) for name, value in zip(sums, values, strict=True)}
 

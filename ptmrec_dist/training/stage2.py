@@ -4,6 +4,7 @@ deepspeed --num_gpus 8 launchers/stage2.py --stage1 runs/a --out runs/b        #
 ptmrec stage2 --stage1 runs/a --out runs/b                                     # one process
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -127,46 +128,42 @@ def _train(stage: Stage2, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
     """Train to the end; False where the user interrupted."""
     config, world = stage.config, stage.world
     evaluate = Evaluator(stage.start.dataset, "validation")
-    save = lambda: checkpoints.save(loop, lambda folder: write_checkpoint(stage, folder), world)  # noqa: E731
+    save = functools.partial(checkpoints.save, loop, functools.partial(write_checkpoint, stage), world)
     if not loop.history:
-        _evaluate(stage, loop, run, evaluate, tracker, {})
+        _evaluate(stage, loop, run, evaluate, tracker)
     with Interrupt() as interrupt:
         while loop.epoch < config.epochs and not loop.stopping.should_stop:
-            losses = _train_epoch(stage, loop, save, interrupt)
-            if losses is None:
+            if not _train_epoch(stage, loop, save, interrupt):
                 if world.is_first:
                     print(f"interrupted at step {loop.total_steps}; run the same command to go on")
                 return False
             loop.epoch, loop.step = loop.epoch + 1, 0
             if loop.epoch % config.refresh_every == 0 or loop.epoch == config.epochs:
-                _evaluate(stage, loop, run, evaluate, tracker, losses)
+                _evaluate(stage, loop, run, evaluate, tracker)
             save()
     return True
 
 
-def _train_epoch(
-    stage: Stage2, loop: LoopState, save: Callable[[], None], interrupt: Interrupt
-) -> dict[str, float] | None:
-    """Train from the loop's step to the end of its epoch; the last step's losses, or None where the user interrupted."""
+def _train_epoch(stage: Stage2, loop: LoopState, save: Callable[[], None], interrupt: Interrupt) -> bool:
+    """Train from the loop's step to the end of its epoch; False where the user interrupted."""
     config, world = stage.config, stage.world
     total = -(-stage.stream.steps(loop.epoch) // config.accumulation)
     generator = torch.Generator(world.device).manual_seed(config.seed * 1_000_003 + loop.epoch)
     stage.tuner.recommender.start_epoch(generator)
     stage.engine.train()
-    losses: dict[str, float] = {}
     label = f"epoch {loop.epoch + 1}/{config.epochs}"
     with tqdm(total=total, initial=loop.step, desc=label, unit="step", disable=not world.is_first, leave=False) as bar:
         for window in _windows(stage.stream, loop.epoch, loop.step, config.accumulation):
-            losses = train_step(stage, window, loop.total_steps)
+            loop.losses = train_step(stage, window, loop.total_steps)
             loop.step, loop.total_steps = loop.step + 1, loop.total_steps + 1
             bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()})
+            bar.set_postfix({name: f"{value:.4f}" for name, value in loop.losses.items()})
             if interrupt.requested_anywhere(world.device):
                 save()
-                return None
+                return False
             if loop.total_steps % config.checkpoint_every == 0 and loop.step < total:
                 save()
-    return losses
+    return True
 
 
 def _windows(stream: TrainStream, epoch: int, skip: int, size: int) -> Iterator[list[TrainBatch]]:
@@ -175,9 +172,7 @@ def _windows(stream: TrainStream, epoch: int, skip: int, size: int) -> Iterator[
         yield window
 
 
-def _evaluate(
-    stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker, losses: dict[str, float]
-) -> None:
+def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker) -> None:
     """Refresh all features, evaluate, and keep the weights where they are the best so far."""
     with whole_parameters(stage.engine, stage.config.zero.stage):
         weights = Weights.of(stage.tuner)  # now: under ZeRO-3 a forward pass divides its parameters again
@@ -186,7 +181,7 @@ def _evaluate(
     best = loop.stopping.update(metrics[_selects(stage.config, metrics)]["recall@20"], loop.epoch)
     if best and stage.world.is_first:
         save_best(stage, weights, run.folder)
-    line = {"epoch": loop.epoch, **{f"loss/{name}": value for name, value in losses.items()}, **flatten(metrics)}
+    line = {"epoch": loop.epoch, **{f"loss/{name}": value for name, value in loop.losses.items()}, **flatten(metrics)}
     loop.history.append(line)
     if stage.world.is_first:
         run.write_history(loop.history)
@@ -207,6 +202,4 @@ def _selects(config: Stage2Config, metrics: Metrics) -> str:
     """The part whose Recall@20 chooses the best epoch."""
     if config.select_on == "auto":
         return "cold_validation" if "cold_validation" in metrics else "validation"
-    if config.select_on not in metrics:
-        raise UserError(f"select_on: got {config.select_on}, but the split has only {', '.join(metrics)}")
     return config.select_on

@@ -105,6 +105,8 @@ def check_start(config: Stage2Config, start: LoadedRun) -> Encoder | None:
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
     require_content(start.dataset)
+    if config.select_on not in ("auto", *start.dataset.parts):
+        raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":
         return None
     backbone = load_backbone_of(record.encoder)

@@ -170,6 +170,17 @@ def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_shop: Shop, tmp_path:
     assert _json(tmp_path / "launched" / "metrics.json") == _json(tmp_path / "ranks" / "metrics.json")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_learns_what_a_cpu_learns(tiny_shop: Shop, tmp_path: Path, precision: str) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "cpu"))
+    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "gpu", device="cuda", precision=precision))
+    expected = _json(tmp_path / "cpu" / "metrics.json")
+    for part, values in _json(tmp_path / "gpu" / "metrics.json").items():
+        assert values == pytest.approx(expected[part], abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

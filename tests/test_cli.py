@@ -1,0 +1,123 @@
+"""The command line: one line and exit code 2 for a user's mistake, the same schema for flags and YAML, and README's lines."""
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ptmrec_dist import cli, config
+from ptmrec_dist.errors import UserError
+from tests.conftest import REPOSITORY, Shop
+
+
+def _parse(command: str, *arguments: object) -> object:
+    return cli.parse(cli.COMMANDS[command].settings, [str(argument) for argument in arguments], f"ptmrec {command}")
+
+
+STAGE2 = ("--stage1", "runs/a", "--out", "runs/b")
+
+
+def test_flags_yaml_and_defaults_are_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("prompt:\n  depth: 2\n  length: 7\noptim:\n  encoder_lr: 1e-4\n")
+    settings = _parse("stage2", *STAGE2, "--config", tmp_path / "settings.yaml", "--prompt.depth", 9)
+    assert isinstance(settings, config.Stage2Config)
+    assert settings.prompt == config.PromptConfig(depth=9, length=7)
+    assert settings.optim.encoder_lr == 1e-4
+    assert settings.stage1 == Path("runs/a")
+    assert settings.batch_size == config.Stage2Config(stage1=Path(), out=Path()).batch_size
+
+
+def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
+    assert _parse("stage2", "--local_rank=3", *STAGE2) == _parse("stage2", *STAGE2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*STAGE2, "--prompt.depht", 9), "--prompt.depht"),
+        ((*STAGE2, "--prompt.depth", 0), "prompt.depth: got 0, expected 1 or more, or 'all'"),
+        ((*STAGE2, "--zero.stage", 7), "zero.stage"),
+        ((*STAGE2, "--batch_size", "many"), "batch_size"),
+        ((*STAGE2, "--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("--out", "runs/b"), "stage1"),
+        ((*STAGE2, "--seed", -1), "seed: got -1, expected 0 or more"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _parse("stage2", *arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_in_yaml_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("prompt:\n  dpeth: 3\n")
+    with pytest.raises(UserError, match="dpeth"):
+        _parse("stage2", *STAGE2, "--config", tmp_path / "settings.yaml")
+
+
+def _ptmrec(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import sys; from ptmrec_dist.cli import main; sys.exit(main())"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def test_mistakes_end_with_code_2_and_one_line_without_a_traceback(tiny_shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    mistakes = [
+        ("pack", "--interactions", tmp_path / "missing.csv", "--out", tmp_path / "x"),
+        ("pack", "--interactions", tmp_path / "empty.csv", "--out", tmp_path / "x"),
+        ("features", "--shards", tmp_path, "--encoder.model", tiny_shop.clip, "--out", tmp_path / "x"),
+        ("evaluate", "--run", tmp_path),
+        ("stage3",),
+    ]
+    for arguments in mistakes:
+        done = _ptmrec(*arguments)
+        assert done.returncode == 2, arguments
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert "error:" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_is_instant_and_loads_nothing_heavy() -> None:
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit) as stopped:
+            _parse(command, "--help")
+        assert stopped.value.code == 0
+    code = "import sys; from ptmrec_dist.cli import main\ntry: main(['stage2', '--help'])\nexcept SystemExit: pass\n"
+    heavy = "print(sorted({'torch', 'deepspeed', 'mlflow', 'ray', 'open_clip', 'polars', 'numpy'} & set(sys.modules)))"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code + heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", f"after {time.perf_counter() - started:.1f} s"
+
+
+def test_printed_settings_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse("stage2", *STAGE2, "--prompt.depth", 3, "--print_config")
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert yaml.safe_load((tmp_path / "printed.yaml").read_text())["prompt"]["depth"] == 3
+    assert _parse("stage2", "--config", tmp_path / "printed.yaml") == _parse("stage2", *STAGE2, "--prompt.depth", 3)
+
+
+def _documented_lines() -> list[str]:
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    blocks = [
+        block for page in pages for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if re.search(r"(^|run )ptmrec \w|launchers/\w+\.py", line)]
+
+
+@pytest.mark.parametrize("line", _documented_lines())
+def test_documented_commands_are_understood(line: str) -> None:
+    words = shlex.split(line)
+    launcher = next((word for word in words if word.startswith("launchers/")), None)
+    if launcher:
+        command, start = Path(launcher).stem, words.index(launcher) + 1
+    else:
+        command, start = words[words.index("ptmrec") + 1], words.index("ptmrec") + 2
+    assert isinstance(_parse(command, *words[start:]), cli.COMMANDS[command].settings)
