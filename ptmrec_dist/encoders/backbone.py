@@ -16,6 +16,7 @@ import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, PILToTensor
@@ -77,7 +78,7 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
         logging.getLogger().setLevel(max(quiet, logging.ERROR))
         clip, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {reason}") from error
     finally:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -201,7 +202,10 @@ def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
     own = folder / "features" if record.stage == 2 else None
     features = tensors_of(_open_recorded(record.features, own, folder, dataset), record.modalities)
     frozen = tensors_of(_open_recorded(record.graph_features, None, folder, dataset), record.modalities)
-    weights = load_file(folder / RECOMMENDER_FILE)
+    try:
+        weights = load_file(folder / RECOMMENDER_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"run: cannot read {folder / RECOMMENDER_FILE} ({error}); train again") from error
     for modality in features:
         features[modality] = weights.pop(f"features.{modality}", features[modality])
     recommender = build_recommender(

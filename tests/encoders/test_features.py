@@ -1,0 +1,58 @@
+"""Feature extraction: the same on any number of ranks, and nothing else overwritten."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptmrec_dist.config import EncoderConfig, FeaturesConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.feature_store import open_features
+from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.errors import UserError
+from tests.conftest import Shop
+from tests.ranks import run_on_ranks
+
+
+def _config(shop: Shop, out: Path) -> FeaturesConfig:
+    return FeaturesConfig(
+        shards=shop.shards, out=out, encoder=EncoderConfig(model=str(shop.clip)), batch_size=7, device="cpu"
+    )
+
+
+def test_ranks_write_what_one_process_writes(tiny_shop: Shop, tmp_path: Path) -> None:
+    run_on_ranks(3, extract_features, _config(tiny_shop, tmp_path / "features"))
+    dataset = Dataset(tiny_shop.shards)
+    alone = open_features(tiny_shop.features, dataset.fingerprint, dataset.num_items)
+    ranks = open_features(tmp_path / "features", dataset.fingerprint, dataset.num_items)
+    for modality, table in alone.tables.items():
+        np.testing.assert_allclose(ranks.tables[modality], table, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+    assert ranks.manifest.encoder == alone.manifest.encoder
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is not a features folder; choose another --out"):
+        extract_features(_config(tiny_shop, tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_encoder_that_cannot_be_loaded_leaves_old_features_alone(tiny_shop: Shop, tmp_path: Path) -> None:
+    config = _config(tiny_shop, tmp_path / "features")
+    extract_features(config)
+    before = (tmp_path / "features" / "image.npy").read_bytes()
+    with pytest.raises(UserError, match="neither a folder nor"):
+        extract_features(replace(config, encoder=EncoderConfig(model="nothing")))
+    assert (tmp_path / "features" / "image.npy").read_bytes() == before
+
+
+def test_shards_without_pictures_are_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+    from ptmrec_dist.config import PackConfig
+    from ptmrec_dist.data.pack import pack
+
+    pack(PackConfig(interactions=tiny_shop.source / "interactions.csv", out=tmp_path / "shards", core=0))
+    config = replace(_config(tiny_shop, tmp_path / "features"), shards=tmp_path / "shards")
+    with pytest.raises(UserError, match="has no images and texts; pack it again with --items"):
+        extract_features(config)
