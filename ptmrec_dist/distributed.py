@@ -54,6 +54,7 @@ def join_world(device: str = "auto") -> World:
         dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=30))
     if not dist.is_initialized():
         return World(0, 1, where)
+    _share_processors()
     return World(dist.get_rank(), dist.get_world_size(), where)
 
 
@@ -147,6 +148,13 @@ def import_deepspeed() -> object:
                 sys.modules["mlflow"] = mlflow
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return sys.modules["deepspeed"]
+
+
+def _share_processors() -> None:
+    """Ranks of one machine that each used all of its processors would mostly wait for each other."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", dist.get_world_size())))
+    if "OMP_NUM_THREADS" not in os.environ and neighbours > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
 
 
 class _GatherRows(torch.autograd.Function):
