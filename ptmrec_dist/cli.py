@@ -66,9 +66,9 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     parser = ArgumentParser(prog=prog, description=_summary(settings), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(settings, None)
-    kept = [arg for arg in argv if not arg.startswith(("--local_rank=", "--local-rank="))]
+    words = [_underscored(word) for word in argv]
     try:
-        values = parser.instantiate(parser.parse_args(kept))
+        values = parser.instantiate(parser.parse_args([word for word in words if not word.startswith("--local_rank=")]))
     except ArgumentError as error:
         raise UserError(f"{_one_line(error)}; {prog} --help lists the options") from error
     return settings(**{item.name: values[item.name] for item in fields(settings)})
@@ -134,6 +134,12 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     for message in ("Sparse", "`torch.jit.script` is deprecated"):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _underscored(word: str) -> str:
+    """`--on-error` is `--on_error`: people type both."""
+    option, equals, value = word.partition("=")
+    return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else word
 
 
 def _one_line(error: Exception) -> str:

@@ -137,6 +137,8 @@ def import_deepspeed() -> object:
         The module.
     """
     if "deepspeed" not in sys.modules:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would guess the same, with a warning
         mlflow = sys.modules.get("mlflow")
         sys.modules["mlflow"] = None  # type: ignore[assignment]
         try:

@@ -55,6 +55,13 @@ def test_a_wrong_setting_is_one_line_that_names_it(arguments: tuple[object, ...]
     assert "\n" not in str(caught.value)
 
 
+def test_dashes_and_underscores_in_option_names_mean_the_same() -> None:
+    dashed = _parse("pack", "--interactions", "a-b.csv", "--out=x-y", "--on-error", "fail", "--min-rating=3")
+    assert dashed == _parse(
+        "pack", "--interactions", "a-b.csv", "--out", "x-y", "--on_error", "fail", "--min_rating", 3
+    )
+
+
 def test_an_unknown_key_in_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("prompt:\n  dpeth: 3\n")
     with pytest.raises(UserError, match="dpeth"):
