@@ -86,7 +86,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         The exit code.
     """
     prog = prog or f"ptmrec {command}"
-    _quiet_libraries()
+    _prepare_process()
     try:
         settings = parse(COMMANDS[command].settings, argv, prog)
         _function(COMMANDS[command].function)(settings)
@@ -128,8 +128,10 @@ def _summary(settings: type) -> str:
     return (settings.__doc__ or "").strip().splitlines()[0]
 
 
-def _quiet_libraries() -> None:
-    """Keep to this project's own words what users read; the settings hold for worker processes too."""
+def _prepare_process() -> None:
+    """Set what libraries read when they load; it holds for the processes that this one starts, too."""
+    # Threads that wait by spinning slow everything down five times over where another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     for message in ("Sparse", "`torch.jit.script` is deprecated"):

@@ -198,7 +198,10 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
             stage1=stage1,
             out=folder,
             tuning=TuningConfig(method=method),  # type: ignore[arg-type]
-            batch_size=64,
+            # What the ID vectors know and the frozen features do not is what the prompts are to learn (eq. 11).
+            teacher_scores="id",
+            kt_weight=0.15,
+            batch_size=32,
             epochs=15,
             patience=15,
             optim=OptimConfig(encoder_lr=1e-2, recommender_lr=1e-2),
