@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,33 +34,32 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.staging import staged
 from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
 from ptmrec_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from ptmrec_dist.evaluation.report import Person
+from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
 MODEL_NAME = "ptmrec-demo"
-RUNS = {"stage 1": "stage1", "stage 2, frozen": "stage2-frozen", "stage 2, prompts": "stage2-prompts"}
+RUNS = {"stage 1": "stage1", "stage 2 frozen": "stage2-frozen", "stage 2 prompts": "stage2-prompts"}
 """Name of each run on the page, and its folder."""
 _THREADS = 1  # sums are added in an order that depends on it; small models gain little from more
 _PEOPLE = 3
 _SHELF = 8  # items of a row
 _SUMMARY = (
-    "We drew a shop of {items} products and {users} people. Each product has a picture and a caption, but the captions name "
-    "only the kind and the colour. The people also care about the scene that a product is shown in, and a little about its "
-    "pattern. Nobody wrote those down.",
-    "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and colours. "
-    "Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 went on in two ways from there: once with the "
-    "encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had learned about "
-    "the people. Everything else was the same for both.",
+    "We drew a shop of {items} products and {users} people. Each product has a picture and a caption, but the captions "
+    "name only the kind and the colour. The people also care about the scene that a product is shown in, and a little "
+    "about its pattern. Nobody wrote those down.",
+    "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
+    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 went on from there in two ways: "
+    "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
+    "learned about the people. Everything else was the same for both.",
     "On products that nobody had touched, the share of what people really took among the first 20 recommendations "
-    "(Recall@20) is {frozen:.3f} with the frozen encoder and {tuned:.3f} with tuned prompts. It is one draw of one shop: "
-    "another seed gives other numbers.",
+    "(Recall@20) is {cold_frozen:.3f} with the frozen encoder and {cold_tuned:.3f} with tuned prompts. On products that "
+    "others had taken it is {warm_frozen:.3f} and {warm_tuned:.3f}: there, who took what says most of it. This is one "
+    "draw of one shop; another seed gives other numbers.",
 )
 _PEOPLE_NOTE = (
-    "The first three people of the data set who took at least three of the held-out new products. A tick marks a new product "
-    "that the person really did take; neither model had seen that. Look at the backgrounds: they are what the captions leave "
-    "out."
+    "The first three people of the data set who took at least three of the held-out new products. A tick marks a new "
+    "product that the person really did take; neither model had seen that. Look at the backgrounds: they are what the "
+    "captions leave out."
 )
 _COMMANDS = """\
 ptmrec pack --items items.csv --images DIR --interactions interactions.csv --split cold_items --out shards/mine
@@ -221,20 +219,15 @@ def _choose_people(dataset: Dataset) -> np.ndarray:
 def _register(out: Path, users: list[str]) -> None:
     from ptmrec_dist.registry import recommend, register
 
-    register(RegisterConfig(run=out / RUNS["stage 2, prompts"], name=MODEL_NAME, alias="champion"))
+    register(RegisterConfig(run=out / RUNS["stage 2 prompts"], name=MODEL_NAME, alias="champion"))
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
 
 
 def _write_page(out: Path, dataset: Dataset, people: np.ndarray, seconds: dict[str, float]) -> None:
-    from ptmrec_dist.evaluation.report import Page, write_report
-
-    cold = _metrics(out, "cold_test")
-    values = {
-        "items": NUM_ITEMS,
-        "users": NUM_USERS,
-        "frozen": cold["stage 2, frozen"],
-        "tuned": cold["stage 2, prompts"],
-    }
+    values: dict[str, float] = {"items": NUM_ITEMS, "users": NUM_USERS}
+    for part, words in (("test", "warm"), ("cold_test", "cold")):
+        _, frozen, tuned = _metrics(out, part).values()
+        values |= {f"{words}_frozen": frozen, f"{words}_tuned": tuned}
     page = Page(
         title="What people see and captions leave out",
         summary=[paragraph.format(**values) for paragraph in _SUMMARY],
@@ -248,10 +241,8 @@ def _write_page(out: Path, dataset: Dataset, people: np.ndarray, seconds: dict[s
     write_report(out / "report.html", dataset, page)
 
 
-def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list["Person"]:
+def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list[Person]:
     """What each of them took, what the registered model recommends, and the new products that either encoder finds."""
-    from ptmrec_dist.evaluation.report import Person, Shelf
-
     train, held_out = dataset.interactions("train"), dataset.interactions("cold_test")
     recommended = _recommended(dataset, people)
     frozen_BK, tuned_BK = (_new_items(out / folder, dataset, people) for folder in list(RUNS.values())[1:])
@@ -260,9 +251,9 @@ def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list["Person"]:
         hits = frozenset(held_out.items[held_out.users == user].tolist())
         shelves = (
             Shelf("Took", train.items[train.users == user][:_SHELF].tolist()),
-            Shelf("Is recommended, from what others took as well", recommended[row]),
-            Shelf("Is recommended among new products, frozen encoder", frozen_BK[row].tolist(), hits),
-            Shelf("Is recommended among new products, tuned prompts", tuned_BK[row].tolist(), hits),
+            Shelf("Is recommended by the registered model, among known products", recommended[row]),
+            Shelf("Is recommended among new products, with the frozen encoder", frozen_BK[row].tolist(), hits),
+            Shelf("Is recommended among new products, with tuned prompts", tuned_BK[row].tolist(), hits),
         )
         persons.append(Person(dataset.user_ids[user], shelves))
     return persons

@@ -69,7 +69,7 @@ def learning_curves(series: Mapping[str, Series], *, x_label: str, y_label: str)
         axes.margins(x=0.06, y=0.16)
         axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
         if len(series) > 1:
-            axes.legend(frameon=False, loc="lower right")
+            axes.legend(frameon=False, loc="best")
         return _svg(figure)
 
 

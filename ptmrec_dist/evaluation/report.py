@@ -95,7 +95,7 @@ def write_report(path: Path, dataset: Dataset, page: Page) -> None:
     runs = [_read_run(name, folder, dataset) for name, folder in page.runs.items()]
     shown = {item for person in page.people for shelf in person.shelves for item in shelf.items} | set(page.samples)
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{share:+.0%}"
+    environment.filters["percent"] = lambda share: f"{share:+.0%}".replace("-", "\N{MINUS SIGN}")
     html = environment.get_template("report.html").render(
         page=page,
         dataset=dataset,
@@ -104,6 +104,7 @@ def write_report(path: Path, dataset: Dataset, page: Page) -> None:
         curves=_curves(runs),
         bars=comparison_bars(_values(runs, _METRIC), y_label="Recall@20", chance=_chance(dataset)),
         table=_table(runs),
+        headline=_METRIC,
         runs=runs,
         facts=_facts(dataset, runs),
     )
@@ -166,11 +167,12 @@ def _table(runs: list[_Run]) -> list[dict[str, Any]]:
     """A row for each part and metric: every run's value, the best one, the gain of the last run on the one before."""
     rows = []
     for part, words in _PARTS.items():
-        for metric in runs[-1].metrics.get(part, {}):
+        for order, metric in enumerate(runs[-1].metrics.get(part, {})):
             values = [run.metrics[part][metric] for run in runs]
             before = values[-2] if len(values) > 1 else 0.0
             gain = values[-1] / before - 1 if before else None
-            rows.append({"part": words, "metric": metric, "values": values, "best": max(values), "gain": gain})
+            row = {"part": words, "first": order == 0, "metric": metric, "values": values, "best": max(values)}
+            rows.append(row | {"gain": gain})
     return rows
 
 

@@ -41,6 +41,14 @@ def test_titles_and_ids_cannot_break_out_of_the_page(tiny_shop: Shop, tmp_path: 
     assert "u1 &amp; co" in html
 
 
+def test_plots_take_on_the_colour_of_the_page_and_fill_its_columns(tiny_shop: Shop, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", Dataset(tiny_shop.shards), _page(tiny_shop))
+    html = (tmp_path / "report.html").read_text()
+    for plot in html.split("<svg")[1:]:
+        assert "width=" not in plot[: plot.index(">")]
+        assert "currentColor" in plot
+
+
 def test_an_unfinished_run_or_one_of_other_data_is_refused_and_the_old_page_stays(
     tiny_shop: Shop, tmp_path: Path
 ) -> None:
