@@ -39,6 +39,19 @@ class Encoder(nn.Module):
         self.towers: dict[str, Tower] = {modality: kinds[modality](backbone) for modality in modalities}
         self.prompts = nn.ModuleDict()
 
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set the mode, but never the frozen backbone's: features must not depend on its dropout.
+
+        Args:
+            mode: As in `nn.Module.train`.
+
+        Returns:
+            The encoder.
+        """
+        super().train(mode)
+        self.clip.eval()
+        return self
+
     @property
     def widths(self) -> dict[str, int]:
         """Width of each modality's features."""

@@ -118,6 +118,13 @@ def test_only_prompts_get_a_gradient_and_all_of_them_do(folder: Path) -> None:
     assert all(parameter.grad is None for parameter in encoder.clip.parameters())
 
 
+def test_training_mode_never_reaches_the_frozen_backbone(tmp_path: Path) -> None:
+    encoder = _encoder(write_tiny_clip(tmp_path, patch_dropout=0.5))
+    ids = encoder.tokenize(TEXTS)
+    expected = encoder.eval().encode(_images(), ids)["image"]
+    torch.testing.assert_close(encoder.train().encode(_images(), ids)["image"], expected, rtol=0, atol=0)
+
+
 def test_no_items_give_no_rows_that_still_reach_the_prompts(folder: Path) -> None:
     encoder = _encoder(folder, "all")
     features = encoder.encode(_images()[:0], encoder.tokenize(["a"])[:0])
