@@ -1,0 +1,58 @@
+"""Every setting of every command, as frozen dataclasses: one schema for the command line, YAML, sweeps and tracking.
+
+Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A value that can be judged alone is judged
+in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
+"""
+
+from ptmrec_dist.config.common import EncoderConfig, Modalities, TrackingConfig
+from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
+from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.methods import (
+    AdapterConfig,
+    EncoderOptimConfig,
+    LastNConfig,
+    LoraConfig,
+    Method,
+    MethodConfig,
+    PromptConfig,
+    TunesEncoder,
+    TuningConfig,
+    ZeroConfig,
+)
+from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
+from ptmrec_dist.config.use import DemoConfig, EvaluateConfig, RecommendConfig, RegisterConfig
+
+__all__ = [
+    "AdapterConfig",
+    "ChoosesRecommender",
+    "ColumnsConfig",
+    "ContrastiveConfig",
+    "DemoConfig",
+    "EncoderConfig",
+    "EncoderOptimConfig",
+    "EvaluateConfig",
+    "ExperimentConfig",
+    "FeaturesConfig",
+    "JointConfig",
+    "LastNConfig",
+    "LoraConfig",
+    "Method",
+    "MethodConfig",
+    "Modalities",
+    "ModelConfig",
+    "OptimConfig",
+    "PackConfig",
+    "Paradigm",
+    "PromptConfig",
+    "RecommendConfig",
+    "RegisterConfig",
+    "Stage1Config",
+    "Stage1ZeroConfig",
+    "Stage2Config",
+    "TrackingConfig",
+    "TrainsBoth",
+    "TunesEncoder",
+    "TuningConfig",
+    "ZeroConfig",
+]

@@ -1,0 +1,47 @@
+"""What several commands take, and how a value is judged."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ptmrec_dist.errors import UserError
+
+
+def require(ok: bool, name: str, got: object, expected: str) -> None:
+    """Refuse a value.
+
+    Args:
+        ok: what must hold.
+        name: the setting, as the command line spells it.
+        got: the value given.
+        expected: what the setting takes, in words.
+
+    Raises:
+        UserError: `ok` is false.
+    """
+    if not ok:
+        raise UserError(f"{name}: got {got!r}, expected {expected}")
+
+
+Modalities = Literal["both", "image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow. The server comes from `MLFLOW_TRACKING_URI`, by default `sqlite:///mlflow.db`."""
+
+    enabled: bool = True
+    """Log this run to MLflow."""
+    experiment: str = "ptmrec"
+    """MLflow experiment."""
+    parent: str | None = None
+    """MLflow run that this one is shown under; by default stage 2 is shown under its stage 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The image-text encoder, as open_clip names it or as a local folder."""
+
+    model: str
+    """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
+    pretrained: str | None = None
+    """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""

@@ -1,0 +1,103 @@
+"""Settings of the commands that make data: packing and features."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ptmrec_dist.config.common import EncoderConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Names of the columns in the tables that `ptmrec pack` reads."""
+
+    item: str = "item_id"
+    """Item id, in both tables (`itemID` in `.inter` files)."""
+    text: tuple[str, ...] = ("text",)
+    """Text columns of the catalogue, joined by a space in this order."""
+    title: str = "title"
+    """Short name shown with recommendations; the start of the text stands in where the column is absent."""
+    image: str = "image"
+    """Image path, relative to `--images`."""
+    user: str = "user_id"
+    """User id (`userID` in `.inter` files)."""
+    rating: str = "rating"
+    """Rating; needed only with `--min_rating`."""
+    time: str = "timestamp"
+    """Time of the interaction; needed only by the split `leave_one_out`."""
+
+    def __post_init__(self) -> None:
+        require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
+
+    interactions: Path
+    """Interactions: CSV (also .csv.gz), Parquet, or a tab-separated `.inter` file with `x_label`."""
+    out: Path
+    """Folder of the packed data set; must be new or hold a packed data set to replace."""
+    items: Path | None = None
+    """Catalogue: CSV, Parquet or JSONL. Without it only interactions are packed, for ID-only recommenders."""
+    images: Path | None = None
+    """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Column names."""
+    split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
+    """random: 8:1:1 per user; leave_one_out: the last two per user by time; given: x_label; cold_items: 5 % and 15 % of
+    the items held out whole for validation and test, the rest as random."""
+    core: int = 5
+    """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
+    min_rating: float | None = None
+    """Keep only interactions rated at least this."""
+    seed: int = 0
+    """Seed of the split and of the order of items in the shards."""
+    image_size: int = 224
+    """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
+    max_image_pixels: int = 100_000_000
+    """Images with more pixels than this are refused before they are decoded."""
+    shard_bytes: int = 256_000_000
+    """Upper bound of a shard's size in bytes."""
+    num_shards: int | None = None
+    """Number of shards; by default 32 (fewer for tiny catalogues), more where `shard_bytes` asks for it."""
+    workers: int | None = None
+    """Processes of each rank that decode and write; by default as many as processors, divided among a machine's ranks."""
+    timeout: float = 3600.0
+    """Seconds that ranks wait for each other, also while the first one reads the tables, before they give up."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What to do with bad rows and images: leave them out and count them, or stop before anything is written."""
+
+    def __post_init__(self) -> None:
+        require(self.core >= 0, "core", self.core, "0 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
+        require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
+        require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Extract the frozen encoder's features of every item into memory-mapped arrays."""
+
+    shards: Path
+    """Packed data set."""
+    encoder: EncoderConfig
+    """Encoder to read features from."""
+    out: Path
+    """Folder for `image.npy`, `text.npy` and `manifest.json`."""
+    batch_size: int = 256
+    """Items a forward pass, per rank."""
+    workers: int = 0
+    """Loader processes per rank; 0 decodes in the rank's own process."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        require(self.workers >= 0, "workers", self.workers, "0 or more")

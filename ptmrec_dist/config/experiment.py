@@ -1,0 +1,69 @@
+"""Settings of the command that compares."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ptmrec_dist.config.common import EncoderConfig, Modalities, TrackingConfig, require
+from ptmrec_dist.config.methods import Method
+from ptmrec_dist.config.stage1 import ChoosesRecommender
+
+Paradigm = Literal["frozen", "two_stage", "two_stage_without_kt", "joint", "contrastive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Compare recommenders, methods of tuning and paradigms on one packed data set, over seeds, and write the tables."""
+
+    shards: Path
+    """Packed data set."""
+    encoder: EncoderConfig
+    """Encoder that everything starts from."""
+    out: Path
+    """Folder of the experiment. Started again, it goes on with what is not finished."""
+    recommenders: tuple[str, ...] = ("vbpr",)
+    """Recommenders; those that know IDs only take part in the paradigm `frozen`."""
+    paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
+    """frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or without_kt; joint: both from
+    scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
+    methods: tuple[Method, ...] = ("prompt",)
+    """Ways of tuning the encoder, in all paradigms but `frozen`; `none` takes no part in `contrastive`."""
+    modalities: tuple[Modalities, ...] = ("both",)
+    """What the recommenders see."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds; a cell is run once with each."""
+    baseline: Paradigm = "frozen"
+    """Paradigm that the others are tested against, with the same recommender, modalities and, where it has one, method."""
+    features: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ptmrec features`."""
+    stage1: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ptmrec stage1`, in every paradigm that has one."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """Settings that stage2, joint and contrastive share: those of the methods, `optim`, `zero`, `batch_size`."""
+    stage2: dict[str, Any] = field(default_factory=dict)
+    """Further settings of `ptmrec stage2`."""
+    joint: dict[str, Any] = field(default_factory=dict)
+    """Further settings of `ptmrec joint`."""
+    contrastive: dict[str, Any] = field(default_factory=dict)
+    """Further settings of `ptmrec contrastive`."""
+    processes: int = 1
+    """Runs at a time on this machine."""
+    ranks: int = 1
+    """Ranks of each run that tunes an encoder."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking; each cell is a child of the experiment's run."""
+
+    def __post_init__(self) -> None:
+        known = get_args(next(item.type for item in fields(ChoosesRecommender) if item.name == "recommender"))
+        for name in self.recommenders:
+            require(name in known, "recommenders", name, f"some of {', '.join(known)}")
+        for name in ("recommenders", "paradigms", "methods", "modalities", "seeds"):
+            values = getattr(self, name)
+            require(len(values) > 0, name, list(values), "one or more")
+            require(len(set(values)) == len(values), name, list(values), "each only once")
+        require(min(self.seeds) >= 0, "seeds", list(self.seeds), "0 or more")
+        require(self.baseline in self.paradigms, "baseline", self.baseline, f"one of {', '.join(self.paradigms)}")
+        for name in ("processes", "ranks"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")

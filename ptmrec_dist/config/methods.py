@@ -1,0 +1,149 @@
+"""Settings of the ways of tuning an encoder, and of what every command that tunes one takes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ptmrec_dist.config.common import TrackingConfig, require
+
+Method = Literal["prompt", "lora", "adapter", "full", "last_n", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How the encoder is tuned; each method but `full` and `none` has settings of its own under its name."""
+
+    method: Method = "prompt"
+    """prompt: deep prompts; lora: low-rank updates of attention and MLP projections; adapter: bottlenecks after attention
+    and MLP; full: all weights; last_n: all weights of the last blocks; none: the encoder stays frozen and everything else
+    is trained the same. Always in every tower that the recommender reads."""
+    gradient_checkpointing: bool = False
+    """Compute each block anew in the backward pass instead of keeping its activations: less memory, more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Deep prompts: fresh vectors that join the tokens of each of the first `depth` layers."""
+
+    depth: int | Literal["all"] = "all"
+    """Layers 1 to depth of each tower receive their own prompts; `all`: every layer of each tower."""
+    length: int = 4
+    """Prompt vectors a layer."""
+
+    def __post_init__(self) -> None:
+        require(self.depth == "all" or self.depth >= 1, "prompt.depth", self.depth, "1 or more, or 'all'")
+        require(self.length >= 1, "prompt.length", self.length, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """LoRA: a trained low-rank update beside each projection of attention and MLP, in every layer."""
+
+    rank: int = 8
+    """Rank of each update."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Houlsby adapters: a bottleneck after the attention and one after the MLP of every layer."""
+
+    bottleneck: int = 64
+    """Width of the bottleneck."""
+
+    def __post_init__(self) -> None:
+        require(self.bottleneck >= 1, "adapter.bottleneck", self.bottleneck, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastNConfig:
+    """The last blocks of each tower, trained as they are."""
+
+    n: int = 2
+    """Blocks."""
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "last_n.n", self.n, "1 or more")
+
+
+MethodConfig = PromptConfig | LoraConfig | AdapterConfig | LastNConfig
+
+
+_ENCODER_LR: dict[str, float] = {
+    "prompt": 3e-3,
+    "lora": 1e-3,
+    "adapter": 1e-3,
+    "last_n": 1e-4,
+    "full": 1e-5,
+    "none": 0.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptimConfig:
+    """AdamW of what is tuned inside the encoder."""
+
+    encoder_lr: float | None = None
+    """Learning rate of what is tuned inside the encoder; by default prompt 3e-3, lora and adapter 1e-3, last_n 1e-4, full
+    1e-5."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_lr", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"optim.{name}", value, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO: what is divided over the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """0: nothing; 1: optimiser state; 2: gradients too; 3: parameters too (for encoders too large for one device)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunesEncoder:
+    """What every command that tunes an encoder takes: method, optimiser, engine."""
+
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """What is tuned inside the encoder."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """Prompts, for `--tuning.method prompt`."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank updates, for `--tuning.method lora`."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Bottlenecks, for `--tuning.method adapter`."""
+    last_n: LastNConfig = field(default_factory=LastNConfig)
+    """Blocks, for `--tuning.method last_n`."""
+    optim: EncoderOptimConfig = field(default_factory=EncoderOptimConfig)
+    """Optimiser."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """DeepSpeed ZeRO."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoder; all else is always fp32."""
+    workers: int = 0
+    """Loader processes per rank; 0 decodes in the rank's own process."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking."""
+
+    @property
+    def method_settings(self) -> MethodConfig | None:
+        """Settings of the chosen method; None for one that has none."""
+        settings: MethodConfig | None = getattr(self, self.tuning.method, None)
+        return settings
+
+    @property
+    def encoder_lr(self) -> float:
+        """Learning rate of what is tuned inside the encoder."""
+        chosen = self.optim.encoder_lr
+        return _ENCODER_LR[self.tuning.method] if chosen is None else chosen

@@ -1,0 +1,139 @@
+"""Settings of the commands that tune an encoder: stage 2, joint and contrastive training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ptmrec_dist.config.common import EncoderConfig, require
+from ptmrec_dist.config.methods import EncoderOptimConfig, TunesEncoder, TuningConfig
+from ptmrec_dist.config.stage1 import ChoosesRecommender
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(EncoderOptimConfig):
+    """AdamW of encoder and recommender."""
+
+    recommender_lr: float = 1e-3
+    """Learning rate of the recommender."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.recommender_lr >= 0, "optim.recommender_lr", self.recommender_lr, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainsBoth(TunesEncoder):
+    """What every command that trains encoder and recommender together takes: the loop over items and interactions."""
+
+    out: Path
+    """Run folder. Started again with the same settings, an interrupted run goes on."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    batching: Literal["item", "interaction"] = "item"
+    """item: an epoch streams every item once with its interactions; interaction: an epoch visits every pair (the paper)."""
+    batch_size: int = 256
+    """Items (or pairs) a step over all ranks together."""
+    users_per_item: int | None = None
+    """Most interactions of an item that one item-major step trains on, drawn anew each epoch; by default all."""
+    accumulation: int = 1
+    """Micro-batches a step; each has its own in-batch softmax, their gradients are averaged."""
+    epochs: int = 10
+    """Most epochs to train."""
+    patience: int = 5
+    """Evaluations without a better result before training stops."""
+    select_on: Literal["auto", "validation", "cold_validation"] = "auto"
+    """Whose Recall@20 chooses the best epoch; auto: cold_validation where the split has cold items."""
+    refresh_every: int = 1
+    """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is also written after every refresh."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    check_every: int | None = None
+    """Steps between readings of the losses, which stop the run where one is not finite and act upon signals; by default 1 on
+    a CPU and 10 on a GPU, which waits for the host at every reading."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for the others, or for its own next step, before it gives up with exit code 3."""
+    max_damaged: float = 0.0
+    """Largest share of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
+    it the run stops with exit code 3."""
+    mask_validation_at_test: bool = False
+    """Leave validation positives out of the ranking at test time (the field keeps them in)."""
+    seed: int = 0
+    """Seed of what is new inside the encoder, of the order of items and of negatives."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "accumulation", "patience", "refresh_every", "checkpoint_every", "keep_checkpoints")
+        for name in positive:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("epochs", "seed", "workers"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a share in [0, 1)")
+        limit = self.users_per_item
+        require(limit is None or limit >= 1, "users_per_item", limit, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(TrainsBoth):
+    """Tune the encoder under DeepSpeed, guided by what stage 1 learned about people."""
+
+    stage1: Path
+    """Run folder of stage 1: the recommender to start from, the features and the encoder they came from."""
+    shards: Path | None = None
+    """Packed data set; by default the one that stage 1 used, and it must have the same fingerprint."""
+    kt_weight: float = 1.0
+    """Weight of the knowledge transfer loss L_KT (eq. 13)."""
+    teacher: Literal["stage1", "live"] = "stage1"
+    """Whose ID distribution teaches: the model as stage 1 left it, or the live model (with stopgrad)."""
+    teacher_scores: Literal["whole", "id"] = "whole"
+    """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 to the letter)."""
+    temperature: float = 1.0
+    """Divides the logits of both distributions of L_KT."""
+    known_positives: Literal["mask", "keep"] = "keep"
+    """Other items of the batch that a user is known to like: left out of the user's distributions, or kept in."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.kt_weight >= 0, "kt_weight", self.kt_weight, "0 or more")
+        require(self.temperature > 0, "temperature", self.temperature, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(ChoosesRecommender, TrainsBoth):
+    """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
+
+    shards: Path
+    """Packed data set."""
+    epochs: int = 100
+    """Most epochs to train."""
+    patience: int = 10
+    """Evaluations without a better result before training stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(TunesEncoder):
+    """Fine-tune the encoder on the catalogue's own pairs of image and text; no interaction is read."""
+
+    shards: Path
+    """Packed data set; held-out cold items take no part."""
+    encoder: EncoderConfig
+    """Encoder to start from."""
+    out: Path
+    """Encoder folder to write, which `--encoder.model` takes."""
+    tuning: TuningConfig = field(default_factory=lambda: TuningConfig(method="full"))
+    """What is tuned inside the encoder."""
+    batch_size: int = 256
+    """Pairs a step over all ranks together; each is told from all others of the step."""
+    epochs: int = 5
+    """Passes over the catalogue."""
+    seed: int = 0
+    """Seed of what is new inside the encoder and of the order of items."""
+
+    def __post_init__(self) -> None:
+        require(self.tuning.method != "none", "tuning.method", "none", "a method that trains something")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        for name in ("seed", "workers"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
