@@ -21,7 +21,8 @@ from ptmrec_dist.config import RecommendConfig, RegisterConfig, TrackingConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason, tracking_uri
 from ptmrec_dist.serving import write_tables
-from ptmrec_dist.training.runs import ENCODER_FILE, LoadedRun, flatten, load_run
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import ENCODER_FILE, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

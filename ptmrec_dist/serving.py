@@ -36,7 +36,8 @@ from ptmrec_dist.data.images import on_white
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM, Seen, top_items
 from ptmrec_dist.recommenders.base import Features, Recommender
-from ptmrec_dist.training.runs import ENCODER_FILE, LoadedRun, save_tensors
+from ptmrec_dist.training.loaded import LoadedRun
+from ptmrec_dist.training.runs import ENCODER_FILE, save_tensors
 
 if TYPE_CHECKING:
     from ptmrec_dist.encoders.tuning import Encoder

@@ -44,7 +44,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model, recommend, register
 from ptmrec_dist.serving import MAX_IMAGE_PIXELS
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, LoadedRun, RunFolder, load_run
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.test_tracking import empty_store, store  # noqa: F401
 from tests.tiny_clip import write_tiny_clip

@@ -18,7 +18,8 @@ from ptmrec_dist.evaluation.tables import Entry, Table
 from ptmrec_dist.experiment.grid import Cell, Plan, Step, encoder_step
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.runs import EFFICIENCY_FILE, load_run
+from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.runs import EFFICIENCY_FILE
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 PARTS = {"test": "warm items", "cold_test": "cold items"}

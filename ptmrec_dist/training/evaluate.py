@@ -16,7 +16,8 @@ from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
 from ptmrec_dist.evaluation.ranking import CUTOFFS, UserMetrics, per_user_metrics
 from ptmrec_dist.recommenders.base import Features, Recommender
-from ptmrec_dist.training.runs import load_run, write_atomically
+from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.runs import write_atomically
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""

@@ -17,9 +17,10 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender, recommender_class
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.engine import OneProcess, engine_config, make_engine
+from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.negatives import NegativeSampler
-from ptmrec_dist.training.runs import RunRecord, neighbour_cache, tensors_of
+from ptmrec_dist.training.runs import RunRecord
 from ptmrec_dist.training.watch import Watch
 
 

@@ -19,18 +19,10 @@ from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import whole_parameters
 from ptmrec_dist.training.evaluate import Evaluator, Metrics
-from ptmrec_dist.training.runs import LoadedRun, RunFolder, flatten, load_run, plain_settings
-from ptmrec_dist.training.stage2_parts import (
-    Stage2,
-    Weights,
-    check_start,
-    finish,
-    prepare,
-    resume,
-    save_best,
-    with_fitted_maps,
-    write_checkpoint,
-)
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings
+from ptmrec_dist.training.stage2_parts import Stage2, check_start, prepare
+from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_best, with_fitted_maps, write_checkpoint
 
 
 def train_stage2(config: Stage2Config) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.training import evaluate
-from ptmrec_dist.training.runs import load_run
+from ptmrec_dist.training.loaded import load_run
 from tests.conftest import Shop
 from tests.ranks import run_on_ranks
 

@@ -23,7 +23,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.joint import train_joint
-from ptmrec_dist.training.runs import load_run
+from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Shop
 from tests.ranks import run_on_ranks

@@ -19,7 +19,7 @@ from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import RECOMMENDERS
 from ptmrec_dist.training.evaluate import evaluate_run
-from ptmrec_dist.training.runs import load_run
+from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_epoch, train_stage1, train_step
 from ptmrec_dist.training.stage1_parts import Stage1, open_store, parameter_counts, prepare
 from tests.conftest import UNTRACKED, Shop

@@ -53,7 +53,7 @@ def _trained(config: Stage2Config) -> dict[str, Any]:
     """Train; how far each of the encoder's weights moved by the last step, and which of them may."""
     from ptmrec_dist.training import stage2
     from ptmrec_dist.training.engine import whole_parameters
-    from ptmrec_dist.training.runs import load_run
+    from ptmrec_dist.training.loaded import load_run
 
     found: dict[str, Any] = {}
     whole_end = stage2.finish

@@ -16,8 +16,8 @@ from ptmrec_dist.encoders.backbone import load_backbone
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.training.loaded import tensors_of
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.runs import tensors_of
 from ptmrec_dist.training.tuner import Transfer, Tuner
 
 MODALITIES = ("image", "text")

@@ -1,0 +1,203 @@
+"""What stage 2 keeps: checkpoints to go on from, the best weights so far, and the finished run."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.data.feature_store import open_features, write_features
+from ptmrec_dist.distributed import World, barrier, gather_rows
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.engine_state import load_engine, save_engine
+from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
+from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
+from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
+from ptmrec_dist.training.stage2_parts import Stage2
+from ptmrec_dist.training.tuner import Tuner
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What stage 2 trains, copied to the CPU."""
+
+    recommender: dict[str, Tensor]
+    """State of the recommender."""
+    encoder: dict[str, Tensor]
+    """What was tuned inside the encoder; empty where it is frozen."""
+
+    @classmethod
+    def of(cls, tuner: Tuner) -> "Weights":
+        """Copy the weights of a tuner, whose parameters must be whole.
+
+        Args:
+            tuner: Encoder and recommender.
+
+        Returns:
+            The copies.
+        """
+        inside = {} if tuner.encoder is None else tuner.encoder.tuned_state()
+        return cls(_copied(tuner.recommender.state_dict()), _copied(inside))
+
+
+def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
+    """Go on from the newest whole checkpoint, or from the start where there is none.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2 as `prepare` made it.
+        checkpoints: Checkpoints of the run.
+
+    Returns:
+        State of the loop.
+
+    Raises:
+        UserError: Ranks see different checkpoints, or they are of another model.
+    """
+    config, world = stage.config, stage.world
+    found = checkpoints.latest()
+    steps = gather_rows(torch.tensor([-1 if found is None else found[1].total_steps], device=world.device)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"out: ranks see checkpoints of different steps in {config.out} ({steps}, -1 for none); expected one folder "
+            "that all machines share"
+        )
+    if found is None:
+        return LoopState(world_size=world.size, stopping=EarlyStopping(config.patience))
+    folder, loop = found
+    load_engine(stage.engine, folder)
+    # The stored features are those of the last refresh, which the interrupted run had in memory.
+    features = load_file(folder / "features.safetensors")
+    stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
+    _go_on(loop, config, world)
+    return loop
+
+
+def write_checkpoint(stage: Stage2, folder: Path) -> None:
+    """Write what `resume` needs into a checkpoint folder.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2.
+        folder: The checkpoint's folder.
+    """
+    save_engine(stage.engine, folder)
+    if stage.world.is_first:
+        save_tensors(folder / "features.safetensors", stage.tuner.features)
+
+
+def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weights]:
+    """Say which recommender is evaluated and kept: the one in training, or where stage 1 has fitted nothing a fitted copy.
+
+    The maps that score cold items are fitted as stage 1 fits its own, in a copy, for ZeRO's optimiser would undo it in the
+    one in training.
+
+    Args:
+        stage: Stage 2; its features are those of the weights.
+        weights: Weights as training left them.
+
+    Returns:
+        The recommender, and the weights with its own in them.
+    """
+    if stage.fitted is None:
+        return stage.tuner.recommender, weights
+    stage.fitted.load_state_dict(weights.recommender)
+    stage.fitted.fit_projections(stage.tuner.features)
+    return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))
+
+
+def save_best(stage: Stage2, weights: Weights, folder: Path) -> None:
+    """Write weights, and the features as they stand; for the first rank alone.
+
+    Args:
+        stage: Stage 2.
+        weights: Weights that the features were made with.
+        folder: Run folder.
+    """
+    save_tensors(folder / RECOMMENDER_FILE, weights.recommender)
+    if stage.tuner.encoder is not None:
+        save_tensors(folder / ENCODER_FILE, weights.encoder, stage.tuner.encoder.description)
+    made = stage.start.record.encoder
+    assert made is not None  # check_start refused runs without an encoder
+    write_features(
+        folder / "features",
+        {modality: table.cpu().numpy() for modality, table in stage.tuner.features.items()},
+        data=stage.start.dataset.fingerprint,
+        encoder=made["fingerprint"],
+        model=made["model"],
+        pretrained=made["pretrained"],
+    )
+
+
+def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
+    """Evaluate the best epoch on every part, the test split for the first time, and write lineage and metrics.
+
+    Collective: every rank must call this.
+
+    Args:
+        stage: Stage 2 after its last step.
+        loop: State of the loop.
+        run: Run folder; it holds the best epoch's weights.
+        tracker: Where metrics and artefacts are logged.
+    """
+    barrier()
+    dataset, masked = stage.start.dataset, stage.config.mask_validation_at_test
+    # What was written is evaluated, as anyone who loads the run would find it.
+    best = untrained_recommender(stage.start.record, dataset, run.folder).to(stage.world.device)
+    best.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
+    store = open_features(run.folder / "features", dataset.fingerprint, dataset.num_items)
+    tables = {
+        modality: table.to(stage.world.device) for modality, table in tensors_of(store, list(store.tables)).items()
+    }
+    metrics = evaluate_phases(dataset, best, tables, stage.world, masked)
+    efficiency = stage.meter.summary(stage.world)
+    if stage.world.is_first:
+        run.write_efficiency(efficiency)
+        record = replace(
+            stage.start.record,
+            stage=2,
+            data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
+            features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
+            stage1=_reference(stage.start) if stage.start.record.stage == 1 else None,
+            parameters=stage.parameters,
+            mlflow_run=tracker.run_id,
+            mask_validation_at_test=masked,
+            fingerprint="",
+        )
+        run.finish(record, metrics)
+        print_metrics(metrics)
+        counts = stage.parameters
+        print(f"trained parameters: {counts['encoder']:,} in the encoder, {counts['recommender']:,} in the recommender")
+    names = ("config.yaml", "run.json", "metrics.json", "history.jsonl", RECOMMENDER_FILE, ENCODER_FILE)
+    counted = {f"parameters/{name}": float(count) for name, count in stage.parameters.items()}
+    tracker.metrics(flatten(metrics) | counted | efficiency, loop.stopping.best_epoch)
+    tracker.artifacts([run.folder / name for name in names if (run.folder / name).is_file()])
+
+
+def _go_on(loop: LoopState, config: TrainsBoth, world: World) -> None:
+    """Say where the run goes on; on other ranks an item-major epoch, whose order depends on them, starts again."""
+    before, loop.world_size = loop.world_size, world.size
+    changed = ""
+    if before != world.size:
+        changed = f" on {world.size} ranks instead of {before}: weights and Adam's moments carry over"
+        if config.batching == "item" and loop.step:
+            changed += f"; the epoch starts again, for its order depends on the ranks ({loop.step} steps are repeated)"
+            loop.step = 0
+    if world.is_first:
+        print(f"going on at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1}){changed}")
+
+
+def _reference(start: LoadedRun) -> dict[str, str]:
+    return {"path": str(start.folder.resolve()), "fingerprint": start.record.fingerprint}
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
