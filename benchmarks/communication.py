@@ -24,7 +24,7 @@ from ptmrec_dist.training import stage2
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.stage2_parts import Stage2
-from ptmrec_dist.training.watch import Watch
+from ptmrec_dist.watch import Watch
 from tests.conftest import Shop, make_shop
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip

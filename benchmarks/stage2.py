@@ -34,7 +34,7 @@ from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.stage2 import train_step
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Transfer, Tuner
-from ptmrec_dist.training.watch import Watch
+from ptmrec_dist.watch import Watch
 
 USERS, ITEMS, ROWS_PER_ITEM = 20_000, 7_000, 16
 

@@ -97,7 +97,10 @@ class FeaturesConfig:
     """Arithmetic of the encoder."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    timeout: float = 3600.0
+    """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
 
     def __post_init__(self) -> None:
+        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")

@@ -19,6 +19,7 @@ from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.encoders.backbone import load_backbone
 from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.watch import Watch
 
 
 def extract_features(config: FeaturesConfig) -> None:
@@ -31,16 +32,18 @@ def extract_features(config: FeaturesConfig) -> None:
 
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded, a folder that holds something else.
+        Fault: A rank was lost, or items cannot be read.
     """
     dataset = Dataset(config.shards)
     check_replaceable(config.out)
     require_content(dataset)
     backbone = load_backbone(config.encoder)
     encoder = Encoder(backbone, ("image", "text"), config.precision)
-    world = join_world(config.device)
+    world = join_world(config.device, config.timeout)
     encoder.to(world.device)
     stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers)
-    tables = encode_all(encoder, stream, dataset.num_items, world, "features")
+    with Watch(world, config.timeout, "run the same command again") as watch:
+        tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch)
     if world.is_first:
         manifest = write_features(
             config.out,
@@ -56,7 +59,12 @@ def extract_features(config: FeaturesConfig) -> None:
 
 
 def encode_all(
-    encoder: Encoder, stream: ItemStream, num_items: int, world: World, label: str | None = None
+    encoder: Encoder,
+    stream: ItemStream,
+    num_items: int,
+    world: World,
+    label: str | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """Encode every item of a stream and give all ranks the whole table.
 
@@ -68,6 +76,7 @@ def encode_all(
         num_items: I.
         world: This rank's place.
         label: Name of the progress bar; None shows none.
+        watch: Told of every batch, a step each; None where someone else watches.
 
     Returns:
         Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero.
@@ -76,11 +85,15 @@ def encode_all(
     training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        for batch in _with_progress(stream, label if world.is_first else None):
+        for number, batch in enumerate(_with_progress(stream, label if world.is_first else None), start=1):
+            if watch is not None:
+                watch.at(number)
             moved = batch.to(world.device)
             for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                 tables[modality][batch.items] = rows_BD.cpu()
     encoder.train(training)
+    if watch is not None:
+        watch.between()
     # Every row was written by one rank and is zero on the others, so the sum is exact.
     return {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
 

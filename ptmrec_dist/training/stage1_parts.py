@@ -21,7 +21,7 @@ from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.runs import RunRecord
-from ptmrec_dist.training.watch import Watch
+from ptmrec_dist.watch import Watch
 
 
 class Objective(nn.Module):

@@ -22,7 +22,7 @@ from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.tuner import Transfer, Tuner
-from ptmrec_dist.training.watch import Watch
+from ptmrec_dist.watch import Watch
 
 
 @dataclass

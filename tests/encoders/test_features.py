@@ -1,7 +1,11 @@
 """Feature extraction: the same on any number of ranks, and nothing else overwritten."""
 
+import itertools
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 from tests.conftest import Shop
-from tests.ranks import run_on_ranks
+from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 
 def _config(shop: Shop, out: Path) -> FeaturesConfig:
@@ -56,3 +60,33 @@ def test_shards_without_pictures_are_refused(tiny_shop: Shop, tmp_path: Path) ->
     config = replace(_config(tiny_shop, tmp_path / "features"), shards=tmp_path / "shards")
     with pytest.raises(UserError, match="has no images and texts; pack it again with --items"):
         extract_features(config)
+
+
+def _with_a_rank_that_dies(arguments: list[str], logs: Path) -> None:
+    from ptmrec_dist.encoders.tuning import Encoder
+
+    encode, calls = Encoder.encode, itertools.count()
+
+    def dying(self: Encoder, *inputs: Any) -> dict[str, Any]:
+        if os.environ["RANK"] == "1" and next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, *inputs)
+
+    Encoder.encode = dying  # type: ignore[method-assign]
+    command_on_rank("features", arguments, logs)
+
+
+def test_a_lost_rank_ends_the_other_with_its_name_and_old_features_stay(tiny_shop: Shop, tmp_path: Path) -> None:
+    config = _config(tiny_shop, tmp_path / "features")
+    extract_features(config)
+    before = (tmp_path / "features" / "image.npy").read_bytes()
+    arguments = [
+        *("--shards", str(tiny_shop.shards), "--encoder.model", str(tiny_shop.clip), "--out", str(config.out)),
+        *("--batch_size", "4", "--device", "cpu", "--timeout", "30"),
+    ]
+    assert exit_codes_on_ranks(2, _with_a_rank_that_dies, arguments, tmp_path) == [3, -9]
+    log = (tmp_path / "rank0").read_text()
+    assert "rank 1 gives no sign of life" in log
+    assert "run the same command again" in log
+    assert "Traceback" not in log
+    assert (tmp_path / "features" / "image.npy").read_bytes() == before

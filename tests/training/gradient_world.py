@@ -20,7 +20,7 @@ from ptmrec_dist.training import stage2, tuner
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.stage2_parts import Stage2
-from ptmrec_dist.training.watch import Watch
+from ptmrec_dist.watch import Watch
 from tests.conftest import Shop
 from tests.training.tuner_world import Case, make_batch, make_tuner, term_gradients
 

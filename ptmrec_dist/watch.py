@@ -19,7 +19,6 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 
 _STOPPED = "ptmrec/stopped"
-_GO_ON = "run the same command to go on from the last checkpoint"
 
 
 class Watch:
@@ -28,10 +27,13 @@ class Watch:
     Args:
         world: This rank's place.
         timeout: Seconds that a step may take.
+        remedy: What to do about a fault, for its message.
     """
 
-    def __init__(self, world: World, timeout: float) -> None:
-        self.world, self.timeout = world, timeout
+    def __init__(
+        self, world: World, timeout: float, remedy: str = "run the same command to go on from the last checkpoint"
+    ) -> None:
+        self.world, self.timeout, self.remedy = world, timeout, remedy
         self.pause = min(5.0, timeout / 10)
         self._step = 0
         self._since: float | None = None
@@ -83,7 +85,7 @@ class Watch:
                 self._end(stopped or f"step {self._step} took longer than {self.timeout:g} seconds (--timeout)")
 
     def _end(self, reason: str) -> None:
-        print(f"rank {self.world.rank}: error: {reason}; {_GO_ON}", file=sys.stderr, flush=True)
+        print(f"rank {self.world.rank}: error: {reason}; {self.remedy}", file=sys.stderr, flush=True)
         os._exit(FAULT_CODE)
 
     def _reason_of_others(self) -> str:
@@ -96,16 +98,18 @@ class Watch:
         stopped, second = self._attempt(self._reason_of_others), self._attempt(self._signs)
         mine = f"rank {self.world.rank} lost touch with the others at step {self._step}"
         if stopped:
-            return f"{mine}: {stopped}; {_GO_ON}"
+            return f"{mine}: {stopped}; {self.remedy}"
         if first is None or second is None:
-            return f"{mine}: their meeting point on rank 0's machine does not answer ({_first_line(error)}); {_GO_ON}"
+            return (
+                f"{mine}: their meeting point on rank 0's machine does not answer ({_first_line(error)}); {self.remedy}"
+            )
         others = [rank for rank in second if rank != self.world.rank]
         silent = [rank for rank in others if second[rank] == first[rank]]
         alive = [rank for rank in others if rank not in silent and second[rank]["step"] <= self._step]
         told = [f"rank {rank} gives no sign of life (last one at step {second[rank]['step']})" for rank in silent]
         if not silent:
             told = [f"rank {rank} is alive at step {second[rank]['step']} but does not answer" for rank in alive]
-        return f"{mine}: {', '.join(told) or _first_line(error)}; {_GO_ON}"
+        return f"{mine}: {', '.join(told) or _first_line(error)}; {self.remedy}"
 
     def _signs(self) -> dict[int, dict[str, int]]:
         signs = {}
