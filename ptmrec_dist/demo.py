@@ -202,7 +202,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
             batch_size=32,
             epochs=15,
             patience=15,
-            optim=OptimConfig(encoder_lr=1e-2, recommender_lr=1e-2),
+            optim=OptimConfig(encoder_lr=1e-2, recommender_lr=1e-3),
             seed=seed,
             device="cpu",
         )
