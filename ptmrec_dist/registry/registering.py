@@ -49,7 +49,7 @@ def register(config: RegisterConfig) -> None:
         lineage = _lineage(run)
         _write_model(run, backbone, served, config.index, lineage)
         client = client_of_registry()
-        _save_pyfunc(served, package, run.dataset.user_ids[0])
+        save_pyfunc(served, package, run.dataset.user_ids[0])
         digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: file_digest(served / PER_USER_FILE)}
         bar.set_description_str("registering the model")
         with asking_mlflow():
@@ -123,7 +123,14 @@ def _git_commit() -> str | None:
         return None
 
 
-def _save_pyfunc(served: Path, package: Path, some_user: str) -> None:
+def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
+    """Wrap a served model's folder as a pyfunc "from code", with signature and input example.
+
+    Args:
+        served: Folder of the model.
+        package: Folder to write.
+        some_user: A user id, for the example.
+    """
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
