@@ -42,13 +42,14 @@ def load_model(uri: str) -> Any:
     if not uri.startswith("models:/"):
         return _open(folder, uri, None)
     client = client_of_registry(must_exist=True)
-    import mlflow
+    import mlflow.artifacts
 
-    mlflow.set_tracking_uri(tracking_uri())  # names are resolved through this global setting alone
     files = TemporaryDirectory(prefix="ptmrec-model-")
     with _naming_models(uri, client):
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=files.name))
-        said = _version_of(client, uri).tags.get(DIGEST_TAG)
+        version = _version_of(client, uri)  # before its files: an alias may move meanwhile
+        fixed = f"models:/{version.name}/{version.version}"
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files.name))
+    said = version.tags.get(DIGEST_TAG)
     found = tree_digest(folder, but=ADDED_BY_MLFLOW)
     if said != found:
         raise UserError(
@@ -61,7 +62,7 @@ def load_model(uri: str) -> Any:
 
 
 def client_of_registry(must_exist: bool = False) -> "MlflowClient":
-    """Connect to MLflow, which registering cannot do without.
+    """Connect to MLflow, which the registry cannot do without, and make its `models:/` names those of this store.
 
     Args:
         must_exist: Refuse to create a store.
@@ -73,9 +74,13 @@ def client_of_registry(must_exist: bool = False) -> "MlflowClient":
         UserError: MLflow is not installed, cannot be reached, or does not exist and must.
     """
     try:
-        return connect(must_exist)
+        client = connect(must_exist)
     except ImportError as error:
         raise UserError(f"MLflow cannot be imported ({error}); install it with `pip install mlflow`") from error
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())  # names are resolved through this global setting alone
+    return client
 
 
 def _open(folder: Path, uri: str, client: "MlflowClient | None") -> Any:

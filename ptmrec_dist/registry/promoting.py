@@ -177,7 +177,7 @@ def _pairs(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig) -> p
 
 def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
     """Each user's metrics of a version, as they were when it was registered."""
-    import mlflow
+    import mlflow.artifacts
 
     with TemporaryDirectory() as scratch:
         uri = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/model/{PER_USER_FILE}"

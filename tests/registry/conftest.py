@@ -47,6 +47,7 @@ def registry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """A filled registry: on SQLite, or a server on PostgreSQL. A test registers under names of its own."""
     uri: str = request.getfixturevalue(f"{request.param}_registry")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 
 
@@ -54,6 +55,7 @@ def registry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def registered(sqlite_registry: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """The filled registry on SQLite, for what does not depend on the store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_registry)
+    mlflow.set_tracking_uri(sqlite_registry)
     return MlflowClient(sqlite_registry)
 
 

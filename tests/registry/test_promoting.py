@@ -51,7 +51,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return lines[0]
 
 
-PROMOTE = ("--metric", "recall@10")
+PROMOTE = ("--metric", "ndcg@10")
 
 
 def test_better_candidate_becomes_champion_and_a_worse_one_does_not(shop, oracle, registry, name, capsys):
@@ -63,7 +63,7 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not(shop, oracle
     assert champion_of(registry, name) == "2"
     assert "candidate" not in registry.get_registered_model(name).aliases
     assert re.search(
-        r"validation recall@10 1\.0000 against the champion's 0\.\d+ over \d+ users",
+        r"validation ndcg@10 1\.0000 against the champion's 0\.\d+ over \d+ users",
         registry.get_model_version(name, "2").tags["promoted"],
     )
     register(RegisterConfig(run=shop.ids_only, name=name))
