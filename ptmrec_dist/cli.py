@@ -30,8 +30,11 @@ COMMANDS = {
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),
     "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
-    "register": Command(config.RegisterConfig, "ptmrec_dist.registry:register"),
-    "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry:recommend"),
+    "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
+    "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
+    "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
+    "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
+    "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
 }
 
@@ -69,7 +72,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     parser = ArgumentParser(prog=prog, description=_summary(settings), exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(settings, None)
-    words = [_underscored(word) for word in argv]
+    words = _with_switches([_underscored(word) for word in argv], settings)
     try:
         values = parser.instantiate(parser.parse_args([word for word in words if not word.startswith("--local_rank=")]))
     except ArgumentError as error:
@@ -148,6 +151,13 @@ def _underscored(word: str) -> str:
     """`--on-error` is `--on_error`: people type both."""
     option, equals, value = word.partition("=")
     return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else word
+
+
+def _with_switches(words: list[str], settings: type) -> list[str]:
+    """A switch without a value is turned on: `--all` is `--all true`."""
+    switches = {f"--{item.name}" for item in fields(settings) if item.type is bool}
+    alone = [following.startswith("--") for following in [*words[1:], "--"]]
+    return [f"{word}=true" if word in switches and last else word for word, last in zip(words, alone)]
 
 
 def _one_line(error: Exception) -> str:

@@ -217,7 +217,8 @@ def _choose_people(dataset: Dataset) -> np.ndarray:
 
 
 def _register(out: Path, users: list[str]) -> None:
-    from ptmrec_dist.registry import recommend, register
+    from ptmrec_dist.registry.recommending import recommend
+    from ptmrec_dist.registry.registering import register
 
     register(RegisterConfig(run=out / RUNS["stage 2 prompts"], name=MODEL_NAME, alias="champion"))
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))

@@ -1,7 +1,7 @@
 """What several rooms of tests share: real data where it is, and a tiny shop that every chain of commands can run on."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ptmrec_dist.config import (
     Stage1Config,
     TrackingConfig,
 )
+from tests.stores import Store, postgresql_server
 
 REPOSITORY = Path(__file__).parents[1]
 UNTRACKED = TrackingConfig(enabled=False)
@@ -41,6 +42,26 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store as MLflow creates it, which takes seconds: once for all tests."""
+    from ptmrec_dist.mlflow_store import connect
+
+    folder = tmp_path_factory.mktemp("empty-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(folder)
+        connect()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Iterator[Store]:
+    """A real `mlflow server` on PostgreSQL, once for all tests; skipped, saying why, where there is no PostgreSQL."""
+    with postgresql_server() as server:
+        yield server
 
 
 @dataclass(frozen=True)

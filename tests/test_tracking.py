@@ -1,8 +1,8 @@
-"""Tracking against a real MLflow on SQLite."""
+"""Tracking against a real MLflow: on SQLite, and a server on PostgreSQL."""
 
 import logging
+import os
 import shutil
-import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,34 +11,34 @@ import pytest
 from mlflow import MlflowClient
 
 from ptmrec_dist.config import TrackingConfig
+from ptmrec_dist.distributed import barrier, join_world
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.mlflow_store import connect, tracking_uri
+from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.tracking import Tracker
+from tests.ranks import run_on_ranks
+from tests.stores import KINDS, Store
 
 ON = TrackingConfig(experiment="films")
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store as MLflow creates it, which takes seconds: once for all tests."""
-    folder = tmp_path_factory.getbasetemp() / "empty-store"
-    if not folder.exists():
-        folder.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            patch.chdir(folder)
-            connect()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """A fresh default store in the working directory."""
-    shutil.copy(empty_store, tmp_path)
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A fresh store: the default one in the working directory, or a server on PostgreSQL."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.chdir(tmp_path)
-    return MlflowClient(tracking_uri())
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path)
+        return Store(tracking_uri(), tracking_uri())
+    server: Store = request.getfixturevalue("mlflow_server")
+    server.execute("TRUNCATE experiments, registered_models CASCADE")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    return server
+
+
+@pytest.fixture
+def store(place: Store) -> MlflowClient:
+    return MlflowClient(place.uri)
 
 
 @pytest.fixture
@@ -72,8 +72,9 @@ def test_run_holds_settings_metrics_tags_and_files(store, start, tmp_path):
     assert history(store, tracker.run_id, "validation/recall_at_20") == [(1, 0.1), (2, 0.2)]
     assert run.info.status == "FINISHED"
     assert store.get_experiment(run.info.experiment_id).name == "films"
-    (copied,) = (tmp_path / "mlartifacts").rglob("metrics.json")
-    assert copied.read_text() == '{"test": 1}'
+    copied = store.download_artifacts(tracker.run_id, "metrics.json", str(tmp_path))
+    assert Path(copied).read_text() == '{"test": 1}'
+    assert [file.path for file in store.list_artifacts(tracker.run_id)] == ["metrics.json"]
 
 
 def test_run_gone_on_with_doubles_nothing(store, start):
@@ -175,16 +176,45 @@ def test_server_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_store_that_fails_for_a_while_stops_nothing_and_loses_nothing(store, start, tmp_path, caplog):
-    with start() as tracker, sqlite3.connect(tmp_path / "mlflow.db") as database:
+def test_store_that_fails_for_a_while_stops_nothing_and_loses_nothing(place, store, start, tmp_path, caplog):
+    with start() as tracker:
         tracker.metrics({"loss": 3.0}, 1)
-        database.execute("ALTER TABLE metrics RENAME TO away")
+        place.execute("ALTER TABLE metrics RENAME TO away")
         with caplog.at_level(logging.WARNING):
             tracker.metrics({"loss": 2.0}, 2)
             tracker.artifacts([tmp_path / "absent.json"])
-        database.execute("ALTER TABLE away RENAME TO metrics")
+        place.execute("ALTER TABLE away RENAME TO metrics")
         tracker.metrics({"loss": 1.0}, 3)
     assert "1 metrics and tags wait for the next call" in caplog.text
     assert "absent.json is not copied" in caplog.text
     assert history(store, tracker.run_id, "loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert store.get_run(tracker.run_id).info.status == "FINISHED"
+
+
+TRIALS, STEPS = 4, 25
+
+
+def log_a_trial(uri: str, parent: str) -> str | None:
+    """What one of two ranks of one of four trials does, all of them at once."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    world = join_world("cpu")
+    trial, os.environ["RANK"] = world.rank // 2, str(world.rank % 2)
+    with Tracker.start(ON, name=f"trial{trial}", params={"trial": trial}, tags={}, parent=parent) as tracker:
+        barrier()
+        for step in range(STEPS):
+            tracker.metrics({"loss": trial + step / 100, "validation.recall@20": step / 50}, step)
+    return tracker.run_id
+
+
+def test_four_trials_of_two_ranks_log_at_once_and_nothing_is_lost_or_doubled(place, store, start):
+    with start(name="sweep") as parent:
+        runs = run_on_ranks(2 * TRIALS, log_a_trial, place.uri, parent.run_id)
+    assert runs[1::2] == [None] * TRIALS
+    assert sorted(all_runs(store)) == sorted([parent.run_id, *runs[::2]])
+    for trial, run_id in enumerate(runs[::2]):
+        run = store.get_run(run_id)
+        assert run.data.params == {"trial": str(trial)}
+        assert (run.info.run_name, run.info.status) == (f"trial{trial}", "FINISHED")
+        assert store.get_parent_run(run_id).info.run_id == parent.run_id
+        assert history(store, run_id, "loss") == [(step, trial + step / 100) for step in range(STEPS)]
+        assert history(store, run_id, "validation/recall_at_20") == [(step, step / 50) for step in range(STEPS)]

@@ -21,7 +21,15 @@ from ptmrec_dist.config.methods import (
 )
 from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
-from ptmrec_dist.config.use import DemoConfig, EvaluateConfig, RecommendConfig, RegisterConfig
+from ptmrec_dist.config.use import (
+    DemoConfig,
+    EvaluateConfig,
+    ModelsConfig,
+    PromoteConfig,
+    RecommendConfig,
+    RegisterConfig,
+    RollbackConfig,
+)
 
 __all__ = [
     "AdapterConfig",
@@ -41,12 +49,15 @@ __all__ = [
     "MethodConfig",
     "Modalities",
     "ModelConfig",
+    "ModelsConfig",
     "OptimConfig",
     "PackConfig",
     "Paradigm",
+    "PromoteConfig",
     "PromptConfig",
     "RecommendConfig",
     "RegisterConfig",
+    "RollbackConfig",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",

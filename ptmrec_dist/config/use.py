@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ptmrec_dist.config.common import require
 
@@ -25,17 +26,61 @@ class RegisterConfig:
     name: str
     """Name in the model registry."""
     alias: str = "candidate"
-    """Alias that the new version gets."""
+    """Alias that the new version gets; `champion` takes the place without a comparison."""
+    index: Literal["exact", "faiss"] = "exact"
+    """How items are found for a user: all are scored, or beyond a million of items a FAISS index finds most of the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Make the candidate the champion, if it is better on the same data by more than luck."""
+
+    name: str
+    """Name in the model registry."""
+    metric: str = "recall@20"
+    """Metric of each user that is compared."""
+    part: Literal["validation", "test", "cold_validation", "cold_test"] = "validation"
+    """Part of the data that it is measured on. A test part that versions are chosen by is a test no longer."""
+    margin: float = 0.0
+    """By how much the candidate's mean must be larger, in units of the metric."""
+    significance: float = 0.05
+    """Largest p of the paired t-test over users of a difference beyond the margin."""
+
+    def __post_init__(self) -> None:
+        require(self.margin >= 0, "margin", self.margin, "0 or more")
+        require(0 < self.significance <= 1, "significance", self.significance, "more than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackConfig:
+    """Give the champion's place back to the one before."""
+
+    name: str
+    """Name in the model registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """List what is registered: versions, aliases, lineage and metrics."""
+
+    name: str | None = None
+    """Name in the model registry; by default all."""
+    metric: str = "recall@20"
+    """Metric that is shown for each part of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecommendConfig:
-    """Print recommendations of a registered model."""
+    """Print recommendations of a registered model for some users, or write those for all users to a file."""
 
     model: str
     """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder."""
-    users: str
+    users: str | None = None
     """User ids, separated by commas."""
+    all: bool = False
+    """All users of the training data, shared out over ranks; needs `--out`."""
+    out: Path | None = None
+    """Parquet file that is written: user_id, rank, item_id, score."""
     top_k: int = 10
     """Items a user."""
     exclude_seen: bool = True
@@ -43,6 +88,9 @@ class RecommendConfig:
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        require((self.users is None) == self.all, "users", self.users, "either --users or --all")
+        require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
+        require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
 
 
 @dataclass(frozen=True, kw_only=True)

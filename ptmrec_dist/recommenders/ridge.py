@@ -25,11 +25,25 @@ def fit_maps(maps: nn.ModuleDict, features: Features, items_N: Tensor, targets_N
         items_N: Items to learn from, int64 [N].
         targets_ND: Their vectors, float32 [N, D].
     """
-    targets_ND = targets_ND - targets_ND.mean(dim=0)
     for modality, linear in maps.items():
-        inputs_NX = features[modality][items_N]
-        inputs_NX = inputs_NX - inputs_NX.mean(dim=0)
-        gram_XX = (inputs_NX.T @ inputs_NX).double()
-        gram_XX.diagonal().add_(RIDGE * gram_XX.diagonal().mean().clamp(min=1e-12))
-        moments_XD = (inputs_NX.T @ targets_ND).double()
-        linear.get_parameter("weight").copy_(torch.cholesky_solve(moments_XD, torch.linalg.cholesky(gram_XX)).T)
+        linear.get_parameter("weight").copy_(ridge_weights(features[modality][items_N], targets_ND, RIDGE).T)
+
+
+def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, penalty: float) -> Tensor:
+    """Solve a ridge regression with an intercept, which is left out: it is what maps the inputs' mean to the targets'.
+
+    Args:
+        inputs_NX: float32 [N, X].
+        targets_ND: float32 [N, D].
+        penalty: Strength, as a share of the mean eigenvalue of the inputs' covariance.
+
+    Returns:
+        Weights, float64 [X, D].
+    """
+    targets_ND = targets_ND - targets_ND.mean(dim=0)
+    inputs_NX = inputs_NX - inputs_NX.mean(dim=0)
+    gram_XX = (inputs_NX.T @ inputs_NX).double()
+    gram_XX.diagonal().add_(penalty * gram_XX.diagonal().mean().clamp(min=1e-12))
+    moments_XD = (inputs_NX.T @ targets_ND).double()
+    weights_XD: Tensor = torch.cholesky_solve(moments_XD, torch.linalg.cholesky(gram_XX))
+    return weights_XD

@@ -24,7 +24,9 @@ class PyfuncModel(PythonModel):
     ) -> pd.DataFrame:
         """Answer a request; see `ServedModel.answer`. MLflow's server shows its own errors without a traceback."""
         try:
-            return pd.DataFrame(self.model.answer(model_input.to_dict("list"), **(params or {})))
+            columns = self.model.answer(model_input.to_dict("list"), **(params or {}))
+            # As objects: a column of strings would turn a visitor's None into NaN, which is no JSON.
+            return pd.DataFrame(columns | {"user_id": pd.Series(columns["user_id"], dtype=object)})
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
 

@@ -1,26 +1,23 @@
-"""The model registry: a finished run becomes a version of a registered model, and a registered model recommends.
-
-    ptmrec register --run runs/b --name movies --alias champion
-    ptmrec recommend --model models:/movies@champion --users 1,2,3 --top_k 10
-
-A version is a pyfunc "from code" (pyfunc_entry.py) with the folder that serving.py describes: no pickle, and everything
-but the code, which is the installed package `ptmrec-dist`, a declared requirement of the model.
-"""
+"""A finished run becomes a version of a registered model (`ptmrec register`)."""
 
 import json
 import re
 import shutil
+import subprocess
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ptmrec_dist.config import RecommendConfig, RegisterConfig, TrackingConfig
+from ptmrec_dist.config import RegisterConfig, TrackingConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason, tracking_uri
-from ptmrec_dist.serving import write_tables
+from ptmrec_dist.mlflow_store import asking_mlflow, find_experiment, has_run, metric_name
+from ptmrec_dist.registry.loading import CHAMPION, DIGEST_TAG, client_of_registry
+from ptmrec_dist.registry.promoting import PER_USER_TAG, crown
+from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
+from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import ENCODER_FILE, flatten
 
@@ -49,65 +46,15 @@ def register(config: RegisterConfig) -> None:
         backbone = _backbone_of(run)
         bar.set_description_str("writing the model")
         served, package = Path(scratch) / "model", Path(scratch) / "package"
-        _write_model(run, backbone, served)
-        client = _client()
-        _save_pyfunc(served, package, run.dataset.user_ids[0])
+        lineage = _lineage(run)
+        _write_model(run, backbone, served, config.index, lineage)
+        client = client_of_registry()
+        save_pyfunc(served, package, run.dataset.user_ids[0])
+        digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: file_digest(served / PER_USER_FILE)}
         bar.set_description_str("registering the model")
         with asking_mlflow():
-            version = _publish(client, package, run, config)
+            version = _publish(client, package, run, config, lineage | digests)
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
-
-
-def recommend(config: RecommendConfig) -> None:
-    """Print recommendations of a registered model (`ptmrec recommend`).
-
-    Args:
-        config: Settings.
-
-    Raises:
-        UserError: An unknown model, version, alias or user; no registry.
-    """
-    users = [user.strip() for user in config.users.split(",") if user.strip()]
-    if not users:
-        raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
-    model = load_model(config.model)
-    import pandas as pd
-    from mlflow.exceptions import MlflowException
-
-    params = {"top_k": config.top_k, "exclude_seen": config.exclude_seen}
-    try:
-        answer = model.predict(pd.DataFrame({"user_id": users}), params=params)
-    except MlflowException as error:
-        raise UserError(error.message) from error
-    _print_table(answer.to_dict("records"))
-
-
-def load_model(uri: str) -> Any:
-    """Load a registered model.
-
-    Args:
-        uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the folder of a model.
-
-    Returns:
-        MLflow's pyfunc model, whose `predict` takes a table with the column `user_id`.
-
-    Raises:
-        UserError: There is no such model, or no registry.
-    """
-    folder = Path(uri)
-    if not uri.startswith("models:/") and not (folder / "MLmodel").is_file():
-        raise UserError(f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder")
-    client = _client(must_exist=True) if uri.startswith("models:/") else None
-    import mlflow.pyfunc
-    from mlflow.exceptions import MlflowException
-
-    mlflow.set_tracking_uri(tracking_uri())  # `load_model` resolves names through this global setting alone
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    except MlflowException as error:
-        raise UserError(
-            f"model: cannot load {uri} ({reason(error)}); registered are: {_known_models(client)}"
-        ) from error
 
 
 def _check_names(config: RegisterConfig) -> None:
@@ -120,13 +67,6 @@ def _check_names(config: RegisterConfig) -> None:
         )
 
 
-def _client(must_exist: bool = False) -> "MlflowClient":
-    try:
-        return connect(must_exist)
-    except ImportError as error:
-        raise UserError(f"MLflow cannot be imported ({error}); install it with `pip install mlflow`") from error
-
-
 def _backbone_of(run: LoadedRun) -> "Backbone | None":
     """Load the encoder that new items need; None where no encoder gives the features that the run was trained on."""
     made = run.record.encoder
@@ -137,16 +77,19 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
     return load_backbone_of(made)
 
 
-def _write_model(run: LoadedRun, backbone: "Backbone | None", folder: Path) -> None:
+def _write_model(
+    run: LoadedRun, backbone: "Backbone | None", folder: Path, index: str, lineage: dict[str, str]
+) -> None:
     folder.mkdir()
     modalities = run.record.modalities if backbone is not None else []
-    write_tables(folder, run, modalities, _lineage(run))
+    write_tables(folder, run, modalities, index, lineage)
     if backbone is not None:
         from ptmrec_dist.encoders.backbone import save_backbone
 
         save_backbone(backbone, folder / "encoder")
         if (run.folder / ENCODER_FILE).is_file():
             shutil.copy(run.folder / ENCODER_FILE, folder / "encoder")
+    write_digests(folder)
 
 
 def _lineage(run: LoadedRun) -> dict[str, str]:
@@ -154,25 +97,50 @@ def _lineage(run: LoadedRun) -> dict[str, str]:
     made_from = {"data": record.data, "features": record.features, "stage1": record.stage1, "encoder": record.encoder}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
     metrics = flatten(json.loads((run.folder / "metrics.json").read_text()))
+    commit = _git_commit()
     return {
         "run": record.fingerprint,
         "stage": str(record.stage),
         "recommender": record.recommender,
         "modalities": ",".join(record.modalities),
+        "package": installed_version("ptmrec-dist"),
+        **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
         **{metric_name(name): str(value) for name, value in metrics.items()},
     }
 
 
-def _save_pyfunc(served: Path, package: Path, some_user: str) -> None:
+def _git_commit() -> str | None:
+    """Commit of the working tree that this package runs from; None where it was installed without one."""
+    try:
+        known = ["git", "-C", str(ENTRY.parent), "ls-files", "--error-unmatch", ENTRY.name]
+        subprocess.run(
+            known, check=True, capture_output=True
+        )  # a package installed inside another project's tree is none
+        described = ["git", "-C", str(ENTRY.parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+        return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
+    """Wrap a served model's folder as a pyfunc "from code", with signature and input example.
+
+    Args:
+        served: Folder of the model.
+        package: Folder to write.
+        some_user: A user id, for the example.
+    """
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
-    wanted = [ColSpec(AnyType(), "user_id"), *(ColSpec("string", name, required=False) for name in ("image", "text"))]
-    found = [ColSpec("string", "user_id"), ColSpec("double", "score"), ColSpec("long", "rank", required=False)]
+    wanted = [ColSpec(AnyType(), name, required=False) for name in ("user_id", "history")]
+    wanted += [ColSpec("string", name, required=False) for name in ("image", "text")]
+    found = [ColSpec("long", "row"), ColSpec(AnyType(), "user_id"), ColSpec("double", "score")]
+    found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
     params = [ParamSpec("top_k", "long", 10), ParamSpec("exclude_seen", "boolean", True)]
     params += [ParamSpec("include_cold", "boolean", False)]
@@ -187,7 +155,9 @@ def _save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     )
 
 
-def _publish(client: "MlflowClient", package: Path, run: LoadedRun, config: RegisterConfig) -> str:
+def _publish(
+    client: "MlflowClient", package: Path, run: LoadedRun, config: RegisterConfig, tags: dict[str, str]
+) -> str:
     """Upload first, name last: whatever fails on the way, the alias goes on pointing at a whole model."""
     from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
@@ -206,27 +176,10 @@ def _publish(client: "MlflowClient", package: Path, run: LoadedRun, config: Regi
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        config.name, f"models:/{logged.model_id}", source_run, tags=_lineage(run), model_id=logged.model_id
+        config.name, f"models:/{logged.model_id}", source_run, tags=tags, model_id=logged.model_id
     ).version
-    client.set_registered_model_alias(config.name, config.alias, version)
+    if config.alias == CHAMPION:
+        crown(client, config.name, str(version))
+    else:
+        client.set_registered_model_alias(config.name, config.alias, version)
     return str(version)
-
-
-def _known_models(client: "MlflowClient | None") -> str:
-    models = [] if client is None else client.search_registered_models()
-    names = [f"{model.name}@{alias}" for model in models for alias in model.aliases]
-    return ", ".join(names) or "none"
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("user", "rank", "item", "title", "score")
-    for before, row in zip([None, *rows], rows):
-        first = before is None or before["user_id"] != row["user_id"]
-        if first and before is not None:
-            table.add_section()
-        user = row["user_id"] if first else ""
-        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
-    Console().print(table)

@@ -1,0 +1,190 @@
+"""What serving costs: lists for everyone at once, single requests over real HTTP, and FAISS beside the exact search.
+
+    python -m benchmarks.serving                          # 19,445 users x 7,050 items, 2,000 requests, 1M items
+    python -m benchmarks.serving --parts batch,http
+    python -m benchmarks.serving --parts index --items 300000
+
+Vectors are drawn: 64 numbers each, items in clusters around 500 centres as trained ones lie, users near one of them, and
+norms that differ. `batch` opens a model's folder and ranks all users, all but what they have seen, and writes the file.
+`http` starts `mlflow models serve` on it and asks from several threads, each of which waits for its answer, a user or a
+visitor with 20 items at a time. `index` compares FAISS with the exact search of the same machine in the same run.
+"""
+
+import argparse
+import http.client
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
+from ptmrec_dist.registry.registering import save_pyfunc
+from ptmrec_dist.serving import ServedModel
+from ptmrec_dist.serving.batch import write_all
+from ptmrec_dist.serving.digests import write_digests
+from ptmrec_dist.serving.fold_in import fit_fold_in
+from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index, write_faiss
+from ptmrec_dist.training.runs import save_tensors
+from tests.ranks import free_port
+from tests.stores import running
+
+WIDTH, CENTRES, TAKEN, K = 64, 500, 6, 20
+
+
+def main() -> None:
+    """Print what was measured, a JSON object a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="batch,http,index")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    parts = asked.parts.split(",")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if {"batch", "http"} & set(parts):
+            write_model(folder / "served", num_users=19_445, num_items=7_050)
+        if "batch" in parts:
+            print(json.dumps({"batch": measure_batch(folder)}), flush=True)
+        if "http" in parts:
+            print(json.dumps({"http": measure_http(folder, asked.requests, asked.clients)}), flush=True)
+        if "index" in parts:
+            print(json.dumps({"index": measure_index(folder, asked.items)}), flush=True)
+
+
+def draw(num_users: int, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of users [U, WIDTH] and items [I, WIDTH]."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(CENTRES, WIDTH, generator=generator)
+
+    def near(rows: int, spread: float) -> torch.Tensor:
+        kinds = torch.randint(CENTRES, (rows,), generator=generator)
+        return centres[kinds] + spread * torch.randn(rows, WIDTH, generator=generator)
+
+    norms = torch.empty(num_items, 1).uniform_(0.5, 1.5, generator=generator)
+    return near(num_users, 1.0), near(num_items, 0.7) * norms
+
+
+def write_model(folder: Path, num_users: int, num_items: int) -> None:
+    """Write an ID-only model of drawn vectors as registering would."""
+    folder.mkdir()
+    users, items = draw(num_users, num_items)
+    rng = np.random.default_rng(0)
+    train = Interactions(np.arange(num_users).repeat(TAKEN), rng.integers(0, num_items, num_users * TAKEN))
+    fitted = fit_fold_in(users, items, train)
+    parts = {"centre": fitted.centre_D, "weight": fitted.weight_DT, "bias": fitted.bias_T}
+    tables = {"users": users, "items": items} | {f"fold_in.{name}": value for name, value in parts.items()}
+    save_tensors(folder / "tables.safetensors", tables)
+    pl.DataFrame({"user_id": [f"u{user}" for user in range(num_users)]}).write_parquet(folder / "users.parquet")
+    names = [f"i{item}" for item in range(num_items)]
+    described = {"item_id": names, "title": names, "warm": np.ones(num_items, bool)}
+    pl.DataFrame(described).write_parquet(folder / "items.parquet")
+    pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
+    (folder / "model.json").write_text(json.dumps({"modalities": [], "index": "exact", "lineage": {}}))
+    write_digests(folder)
+
+
+def measure_batch(folder: Path) -> dict[str, float]:
+    """Seconds to rank all users, and to rank them and write the file; best and all of five."""
+    model = ServedModel(folder / "served")
+    everyone = model.people.known(np.arange(len(model.people.user_ids)))
+    world = World(0, 1, torch.device("cpu"))
+    ranking = [seconds(lambda: model.rank(everyone, top_k=K)) for _ in range(5)]
+    writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, K, True)) for _ in range(5)]
+    return {
+        "users": len(model.people.user_ids),
+        "items": len(model.item_ids),
+        "rank_s": min(ranking),
+        "rank_median_s": statistics.median(ranking),
+        "rank_and_write_s": min(writing),
+        "rank_and_write_median_s": statistics.median(writing),
+    }
+
+
+def measure_http(folder: Path, requests: int, clients: int) -> dict[str, float]:
+    """Latency of single requests while several clients ask at once."""
+    save_pyfunc(folder / "served", folder / "package", "u1")
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", str(folder / "package"), "--env-manager", "local", "-p", str(port)]
+    found: dict[str, float] = {"clients": clients}
+    with running(command, f"http://127.0.0.1:{port}/ping", folder / "serve.log"):
+        for kind in ("user", "visitor"):
+            ask(port, kind, 0, 50)  # what is loaded with the first requests
+            start = time.perf_counter()
+            with ThreadPoolExecutor(clients) as pool:
+                asked = [pool.submit(ask, port, kind, number, requests // clients) for number in range(clients)]
+            latencies = [latency for one in asked for latency in one.result()]
+            found[f"{kind}_requests_a_second"] = len(latencies) / (time.perf_counter() - start)
+            for percent in (50, 99):
+                found[f"{kind}_p{percent}_ms"] = 1000 * float(np.percentile(latencies, percent))
+    return found
+
+
+def ask(port: int, kind: str, seed: int, number: int) -> list[float]:
+    """Ask one after the other over one connection; gives the seconds of each."""
+    rng = np.random.default_rng(seed)
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    latencies = []
+    for _ in range(number):
+        history = [f"i{item}" for item in rng.integers(0, 7_050, 20)]
+        row = {"user_id": f"u{rng.integers(0, 19_445)}"} if kind == "user" else {"history": history}
+        body = json.dumps({"dataframe_records": [row], "params": {"top_k": K}})
+        start = time.perf_counter()
+        connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        content = answer.read()
+        latencies.append(time.perf_counter() - start)
+        assert answer.status == 200, content
+    connection.close()
+    return latencies
+
+
+def measure_index(folder: Path, num_items: int) -> dict[str, float]:
+    """Recall and speed of FAISS against the exact search: 200 users at once, and 50 one by one."""
+    users, items = draw(200, num_items)
+    built = seconds(lambda: write_faiss(folder / "index.faiss", items))
+    exact = ExactIndex(items, np.arange(num_items))
+    faiss = FaissIndex(folder / "index.faiss", items, np.arange(num_items))
+    nothing = Interactions(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    found = {name: index.search(users, nothing, K)[0].tolist() for name, index in (("exact", exact), ("faiss", faiss))}
+    shared = [len(set(ours) & set(theirs)) / K for ours, theirs in zip(found["faiss"], found["exact"])]
+    times = {name: time_searches(index, users) for name, index in (("exact", exact), ("faiss", faiss))}
+    return {
+        "items": num_items,
+        "recall_of_exact_top_20": statistics.mean(shared),
+        "build_s": built,
+        "exact_200_users_s": times["exact"][0],
+        "faiss_200_users_s": times["faiss"][0],
+        "exact_one_user_ms": 1000 * times["exact"][1],
+        "faiss_one_user_ms": 1000 * times["faiss"][1],
+        "speedup_200_users": times["exact"][0] / times["faiss"][0],
+        "speedup_one_user": times["exact"][1] / times["faiss"][1],
+    }
+
+
+def time_searches(index: Index, users: torch.Tensor) -> tuple[float, float]:
+    """Median seconds for all users at once, and for one."""
+    nothing = Interactions(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    together = [seconds(lambda: index.search(users, nothing, K)) for _ in range(3)]
+    alone = [seconds(lambda row=row: index.search(users[row : row + 1], nothing, K)) for row in range(50)]
+    return statistics.median(together), statistics.median(alone)
+
+
+def seconds(work) -> float:  # type: ignore[no-untyped-def]
+    """Wall time of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Loading a registered model, once its files are those that were registered."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.mlflow_store import connect, reason, tracking_uri
+from ptmrec_dist.serving.digests import tree_digest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+DIGEST_TAG = "digest"
+"""Tag of a version: one digest over all of its files, its code included."""
+ADDED_BY_MLFLOW = "registered_model_meta"
+"""File that MLflow puts beside what it downloads."""
+
+
+def load_model(uri: str) -> Any:
+    """Load a registered model.
+
+    Its files are compared with the digest that the version was registered with before any of its code runs. A model that
+    `mlflow models serve` loads by itself is compared with the digests in its own folder.
+
+    Args:
+        uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the folder of a model.
+
+    Returns:
+        MLflow's pyfunc model, whose `predict` takes a table with the column `user_id`.
+
+    Raises:
+        UserError: There is no such model, no registry, or files that were changed.
+    """
+    folder = Path(uri)
+    if not uri.startswith("models:/") and not (folder / "MLmodel").is_file():
+        raise UserError(f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder")
+    if not uri.startswith("models:/"):
+        return _open(folder, uri, None)
+    client = client_of_registry(must_exist=True)
+    import mlflow.artifacts
+
+    files = TemporaryDirectory(prefix="ptmrec-model-")
+    with _naming_models(uri, client):
+        version = _version_of(client, uri)  # before its files: an alias may move meanwhile
+        fixed = f"models:/{version.name}/{version.version}"
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files.name))
+    said = version.tags.get(DIGEST_TAG)
+    found = tree_digest(folder, but=ADDED_BY_MLFLOW)
+    if said != found:
+        raise UserError(
+            f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they were "
+            "changed; register the run again"
+        )
+    model = _open(folder, uri, client)
+    weakref.finalize(model, files.cleanup)  # the encoder is read when the first new item comes
+    return model
+
+
+def client_of_registry(must_exist: bool = False) -> "MlflowClient":
+    """Connect to MLflow, which the registry cannot do without, and make its `models:/` names those of this store.
+
+    Args:
+        must_exist: Refuse to create a store.
+
+    Returns:
+        A client.
+
+    Raises:
+        UserError: MLflow is not installed, cannot be reached, or does not exist and must.
+    """
+    try:
+        client = connect(must_exist)
+    except ImportError as error:
+        raise UserError(f"MLflow cannot be imported ({error}); install it with `pip install mlflow`") from error
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())  # names are resolved through this global setting alone
+    return client
+
+
+def _open(folder: Path, uri: str, client: "MlflowClient | None") -> Any:
+    import mlflow.pyfunc
+
+    with _naming_models(uri, client):
+        return mlflow.pyfunc.load_model(str(folder))
+
+
+def _version_of(client: "MlflowClient", uri: str) -> Any:
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if at:
+        return client.get_model_version_by_alias(name, alias)
+    name, _, version = name.partition("/")
+    return client.get_model_version(name, version)
+
+
+@contextmanager
+def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
+    """Say which models there are where one cannot be loaded."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        models = [] if client is None else client.search_registered_models()
+        names = [f"{model.name}@{alias}" for model in models for alias in model.aliases]
+        known = ", ".join(names) or "none"
+        raise UserError(f"model: cannot load {uri} ({reason(error)}); registered are: {known}") from error

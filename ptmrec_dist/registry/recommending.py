@@ -1,0 +1,69 @@
+"""Recommendations of a registered model: printed for some users, or written for all of them (`ptmrec recommend`)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptmrec_dist.config import RecommendConfig
+from ptmrec_dist.distributed import join_world
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.registry.loading import load_model
+from ptmrec_dist.serving.batch import write_all
+
+if TYPE_CHECKING:
+    from ptmrec_dist.serving import ServedModel
+
+
+def recommend(config: RecommendConfig) -> None:
+    """Print recommendations for some users, or write those for all (`ptmrec recommend`).
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: An unknown model, version, alias or user; no registry; a file that cannot be written.
+    """
+    users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
+    if not users and not config.all:
+        raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
+    if config.out is not None:
+        _check_writable(config.out)
+    model = _served(config.model)
+    if config.out is not None:
+        write_all(model, config.out, join_world("cpu"), top_k=config.top_k, exclude_seen=config.exclude_seen)
+        return
+    askers = model.people.ask(users, [None] * len(users))
+    _print_table(model.recommend(askers, top_k=config.top_k, exclude_seen=config.exclude_seen))
+
+
+def _served(uri: str) -> "ServedModel":
+    wrapped = load_model(uri).unwrap_python_model()
+    model: ServedModel | None = getattr(wrapped, "model", None)
+    if model is None:
+        raise UserError(f"model: {uri} is not a model that `ptmrec register` made")
+    return model
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"out: {out} is a folder, expected the name of a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
+
+
+def _print_table(columns: dict[str, list[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("user", "rank", "item", "title", "score")
+    rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    for before, row in zip([None, *rows], rows):
+        first = before is None or before["row"] != row["row"]
+        if first and before is not None:
+            table.add_section()
+        user = row["user_id"] if first else ""
+        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
+    Console().print(table)

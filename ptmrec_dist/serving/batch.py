@@ -1,0 +1,93 @@
+"""Recommendations for all users at once, over ranks, as one Parquet file.
+
+Each rank writes the users of its share to a file of its own, a block at a time, and the first one joins these in order:
+no rank ever holds more than a block, and however many ranks there were, the rows are the same.
+
+Legend: B users of a block, K list length.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from ptmrec_dist.distributed import World, barrier
+from ptmrec_dist.errors import Fault
+from ptmrec_dist.evaluation.scoring import NO_ITEM
+from ptmrec_dist.serving.model import ServedModel
+
+_BLOCK = 8192  # users
+_SCHEMA = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32())])
+
+
+def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_seen: bool) -> None:
+    """Write the lists of all users; what was at `out` stays until the new file is whole.
+
+    Collective: every rank must call this.
+
+    Args:
+        model: The model.
+        out: Parquet file, on a file system that all ranks see: `user_id`, `rank` (from 1), `item_id`, `score`, users in
+            the model's order, best first.
+        world: This rank's place.
+        top_k: Items a user K; fewer where a user has no more left.
+        exclude_seen: Leave out what the user took in training.
+
+    Raises:
+        Fault: A file cannot be written.
+    """
+    parts = out.with_name(f".{out.name}.parts")
+    fresh = out.with_name(f".{out.name}.new")
+    number = len(model.people.user_ids)
+    share = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
+    try:
+        parts.mkdir(exist_ok=True)
+        with pq.ParquetWriter(parts / f"{world.rank}.parquet", _SCHEMA) as writer:
+            for table in _tables(model, share, world, top_k=top_k, exclude_seen=exclude_seen):
+                writer.write_table(table)
+        barrier()
+        if world.is_first:
+            rows = _join([parts / f"{rank}.parquet" for rank in range(world.size)], fresh)
+            os.replace(fresh, out)
+            print(f"wrote {rows} recommendations for {number} users to {out}")
+    except OSError as error:
+        raise Fault(f"cannot write {out} ({error.strerror}); give the same command again once it can be") from error
+    finally:
+        if world.is_first:
+            fresh.unlink(missing_ok=True)
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def _tables(model: ServedModel, share: range, world: World, top_k: int, exclude_seen: bool) -> Iterator[pa.Table]:
+    users, items = pa.array(model.people.user_ids), pa.array(model.item_ids.to_list())
+    with tqdm(total=len(share), desc="recommend", unit="user", disable=not world.is_first) as bar:
+        for start in range(share.start, share.stop, _BLOCK):
+            rows_B = np.arange(start, min(start + _BLOCK, share.stop))
+            askers = model.people.known(rows_B)
+            items_BK, scores_BK = model.rank(askers, top_k=top_k, exclude_seen=exclude_seen)
+            who, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
+            columns = [
+                users.take(pa.array(rows_B[who.numpy()])),
+                pa.array(ranks.numpy() + 1, pa.int32()),
+                items.take(pa.array(items_BK[who, ranks].numpy())),
+                pa.array(scores_BK[who, ranks].numpy()),
+            ]
+            yield pa.Table.from_arrays(columns, schema=_SCHEMA)
+            bar.update(len(rows_B))
+
+
+def _join(parts: list[Path], out: Path) -> int:
+    rows = 0
+    with pq.ParquetWriter(out, _SCHEMA) as writer:
+        for path in parts:
+            with pq.ParquetFile(path) as part:
+                for block in part.iter_batches(batch_size=2**20):
+                    writer.write_batch(block)
+                    rows += len(block)
+    return rows

@@ -1,0 +1,71 @@
+"""Digests of a folder's files: what was registered is what is loaded."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ptmrec_dist.errors import UserError
+
+FILE_NAME = "digests.json"
+
+
+def write_digests(folder: Path) -> None:
+    """Write `digests.json` beside the files that it covers; to be called when they are complete.
+
+    Args:
+        folder: Folder of a served model.
+    """
+    (folder / FILE_NAME).write_text(json.dumps(_digests_of(folder), indent=1))
+
+
+def check_digests(folder: Path) -> None:
+    """Compare every file with what `digests.json` says of it.
+
+    Args:
+        folder: Folder of a served model.
+
+    Raises:
+        UserError: A file was changed, added or taken away since the model was written.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"model: {folder} has no {FILE_NAME}; register the run again")
+    said, found = json.loads(path.read_text()), _digests_of(folder)
+    for name in sorted(said.keys() | found.keys()):
+        if said.get(name) != found.get(name):
+            raise UserError(
+                f"model: {name} is {found.get(name, 'absent')[:12]}, expected {said.get(name, 'no such file')[:12]}: "
+                f"{folder} was changed after it was written; register the run again"
+            )
+
+
+def tree_digest(folder: Path, but: str = "") -> str:
+    """Compute one digest over all files of a folder, their names and their content.
+
+    Args:
+        folder: Any folder.
+        but: Name of a file that does not count.
+
+    Returns:
+        sha256 in hexadecimal.
+    """
+    digests = {name: digest for name, digest in _digests_of(folder).items() if name != but}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Compute the digest of a file.
+
+    Args:
+        path: File.
+
+    Returns:
+        sha256 in hexadecimal.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests_of(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path != folder / FILE_NAME}

@@ -1,0 +1,164 @@
+"""A tiny shop of films with runs to register, and slow references of what its models should answer."""
+
+import base64
+import io
+import random
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ptmrec_dist.config import (
+    EncoderConfig,
+    FeaturesConfig,
+    ModelConfig,
+    PackConfig,
+    PromptConfig,
+    Stage1Config,
+    TrackingConfig,
+)
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.feature_store import write_features
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.stream import ItemStream
+from ptmrec_dist.distributed import join_world
+from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.tiny_clip import write_tiny_clip
+
+NUM_ITEMS, NUM_USERS = 24, 12
+OFF = TrackingConfig(enabled=False)
+
+
+@dataclass(frozen=True)
+class Shop:
+    root: Path
+    shards: Path
+    stage1: Path
+    stage2: Path
+    ids_only: Path
+
+
+def make_films(root: Path) -> Shop:
+    """A catalogue, a tiny CLIP, and three runs that nobody trained: of stage 1, of stage 2, and ID-only."""
+    shop = Shop(root, root / "shards", root / "a", root / "b", root / "c")
+    draw_catalogue(root)
+    write_tiny_clip(root / "clip")
+    pack(
+        PackConfig(
+            items=root / "items.csv",
+            interactions=root / "interactions.csv",
+            out=shop.shards,
+            split="cold_items",
+            core=0,
+            workers=1,
+            num_shards=1,
+        )
+    )
+    encoder = EncoderConfig(model=str(root / "clip"))
+    extract_features(FeaturesConfig(shards=shop.shards, encoder=encoder, out=root / "features", device="cpu"))
+    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=8)}
+    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", recommender="vbpr", **common))
+    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", **common))
+    write_stage2(shop)
+    return shop
+
+
+def draw_catalogue(root: Path) -> None:
+    generator = random.Random(0)
+    (root / "images").mkdir()
+    items, taken = ["item_id,title,text,image"], ["user_id,item_id"]
+    for item in range(NUM_ITEMS):
+        pixels = np.random.default_rng(item).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 40)).save(root / "images" / f"{item}.jpg")
+        items.append(f"{item},Film {item},a film about the number {item},images/{item}.jpg")
+    for user in range(NUM_USERS):
+        taken += [f"{user},{item}" for item in generator.sample(range(NUM_ITEMS), 12)]
+    (root / "items.csv").write_text("\n".join(items))
+    (root / "interactions.csv").write_text("\n".join(taken))
+
+
+def write_stage2(shop: Shop) -> None:
+    """A run folder as stage 2 leaves it, with prompts that nobody trained."""
+    start = load_run(shop.stage1)
+    backbone = load_backbone(EncoderConfig(model=str(shop.root / "clip")))
+    encoder = Encoder(backbone, ("image", "text"))
+    encoder.tune("prompt", PromptConfig(length=2), torch.Generator().manual_seed(0))
+    for tower_prompts in encoder.tuned_state().values():
+        tower_prompts.normal_(generator=torch.Generator().manual_seed(1))
+    run = RunFolder(shop.stage2, OFF)
+    run.start()
+    world = join_world("cpu")
+    stream = ItemStream(start.dataset, 0, 1, 8, reader_of(encoder))
+    tables = encode_all(encoder, stream, NUM_ITEMS, world)
+    written = write_features(
+        shop.stage2 / "features",
+        {modality: table.numpy() for modality, table in tables.items()},
+        data=start.dataset.fingerprint,
+        encoder=backbone.fingerprint,
+        model=str(shop.root / "clip"),
+        pretrained=None,
+    )
+    save_file(encoder.tuned_state(), shop.stage2 / ENCODER_FILE, encoder.description)
+    shutil.copy(shop.stage1 / RECOMMENDER_FILE, shop.stage2)
+    record = replace(
+        start.record,
+        stage=2,
+        features={"path": "moved", "fingerprint": written.fingerprint},
+        stage1={"path": str(shop.stage1), "fingerprint": start.record.fingerprint},
+        fingerprint="",
+    )
+    run.finish(record, {"validation": {"recall@20": 0.25}, "test": {"recall@20": 0.125}})
+
+
+def reference_scores(run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
+    """Full and cold scores [U, I], pair by pair from the model's weights."""
+    weights = load_file(run.folder / RECOMMENDER_FILE)
+    users, items = weights["users.weight"], weights["items.weight"]
+    maps = {name.split(".")[1]: value for name, value in weights.items() if name.startswith("maps.")}
+    full, cold = torch.zeros(len(users), len(items)), torch.zeros(len(users), len(items))
+    for item in range(len(items)):
+        projected = sum(maps[modality] @ run.features[modality][item] for modality in ("image", "text"))
+        ids = sum(
+            weights[f"id_maps.{modality}.weight"] @ run.features[modality][item] for modality in ("image", "text")
+        )
+        for user in range(len(users)):
+            modal = users[user, 8:] @ projected
+            cold[user, item] = users[user, :8] @ ids / 2 + modal
+            full[user, item] = users[user, :8] @ items[item] + modal
+    return full, cold
+
+
+def warm_items(dataset: Dataset) -> set[int]:
+    cold = set(dataset.cold_items("cold_validation")) | set(dataset.cold_items("cold_test"))
+    assert cold
+    return set(range(NUM_ITEMS)) - cold
+
+
+def expected_list(run: LoadedRun, scores: torch.Tensor, user: int, allowed: set[int], top_k: int) -> list[str]:
+    ranked = sorted(allowed, key=lambda item: -scores[user, item].item())
+    return [run.dataset.item_ids[item] for item in ranked[:top_k]]
+
+
+def seen_items(run: LoadedRun, user: int) -> set[int]:
+    train = run.dataset.interactions("train")
+    return {int(item) for other, item in zip(train.users, train.items) if other == user}
+
+
+def lists_of(answer: pd.DataFrame) -> list[list[str]]:
+    return [group["item_id"].to_list() for _, group in answer.groupby("user_id", sort=False)]
+
+
+def in_base64(image: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()

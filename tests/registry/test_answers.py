@@ -1,0 +1,276 @@
+"""What a registered model answers: lists for users and visitors, scores of new items; on a tiny real CLIP."""
+
+import base64
+import re
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from PIL import Image
+from safetensors.torch import load_file
+
+from ptmrec_dist.cli import main
+from ptmrec_dist.config import (
+    ModelConfig,
+    RecommendConfig,
+    RegisterConfig,
+    Stage1Config,
+)
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.registry import load_model
+from ptmrec_dist.registry.recommending import recommend
+from ptmrec_dist.registry.registering import register
+from ptmrec_dist.serving.fold_in import PENALTY, PRIOR
+from ptmrec_dist.serving.images import MAX_IMAGE_PIXELS
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.registry.films import (
+    NUM_ITEMS,
+    OFF,
+    expected_list,
+    in_base64,
+    lists_of,
+    reference_scores,
+    seen_items,
+    warm_items,
+)
+
+
+def test_model_ranks_the_warm_items_that_a_user_has_not_seen(shop, films):
+    run = load_run(shop.stage2)
+    full, _ = reference_scores(run)
+    ids = run.dataset.user_ids
+    answer = films.predict(pd.DataFrame({"user_id": [ids[5], ids[0]]}), params={"top_k": 4})
+    warm = warm_items(run.dataset)
+    expected = [expected_list(run, full, user, warm - seen_items(run, user), 4) for user in (5, 0)]
+    assert lists_of(answer) == expected
+    assert answer["user_id"].to_list() == [ids[5]] * 4 + [ids[0]] * 4
+    assert answer["rank"].to_list() == [1, 2, 3, 4] * 2
+    place = run.dataset.item_ids.index(answer["item_id"][0])
+    assert answer["title"][0] == run.dataset.titles[place]
+    assert answer["score"][0] == pytest.approx(full[5, place].item(), abs=1e-5)
+
+
+def test_seen_items_come_back_when_asked_for(shop, films):
+    run = load_run(shop.stage2)
+    full, _ = reference_scores(run)
+    asked = pd.DataFrame({"user_id": run.dataset.user_ids[:3]})
+    answer = films.predict(asked, params={"top_k": 100, "exclude_seen": False})
+    warm = warm_items(run.dataset)
+    assert lists_of(answer) == [expected_list(run, full, user, warm, 100) for user in range(3)]
+
+
+def test_lists_with_cold_items_rank_everything_by_the_cold_score(shop, films):
+    run = load_run(shop.stage2)
+    _, cold = reference_scores(run)
+    asked = pd.DataFrame({"user_id": run.dataset.user_ids[:2]})
+    answer = films.predict(asked, params={"top_k": 100, "include_cold": True})
+    everything = set(range(NUM_ITEMS))
+    expected = [expected_list(run, cold, user, everything - seen_items(run, user), 100) for user in range(2)]
+    assert lists_of(answer) == expected
+
+
+def test_users_may_be_numbers_or_strings_and_unknown_ones_are_named(films):
+    as_numbers = films.predict(pd.DataFrame({"user_id": [3, 1]}))
+    as_strings = films.predict(pd.DataFrame({"user_id": ["3", "1"]}))
+    pd.testing.assert_frame_equal(as_numbers, as_strings)
+    with pytest.raises(MlflowException, match=r"2 unknown \('nobody', '99'\).* 12 users"):
+        films.predict(pd.DataFrame({"user_id": ["1", "nobody", "99", "nobody"]}))
+
+
+def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_text(shop, films):
+    run = load_run(shop.stage2)
+    _, cold = reference_scores(run)
+    dataset = run.dataset
+    item = int(dataset.cold_items("cold_test")[0])
+    with tarfile.open(dataset.shard_paths()[0]) as tar:
+        picture, text = (tar.extractfile(f"{item:09d}.{kind}").read() for kind in ("jpg", "txt"))
+    row = {"image": base64.b64encode(picture).decode(), "text": text.decode()}
+    other = row | {"text": "something else"}
+    users = [dataset.user_ids[user] for user in (4, 2, 4)]
+    asked = pd.DataFrame([{"user_id": users[0]} | row, {"user_id": users[1]} | row, {"user_id": users[2]} | other])
+    answer = films.predict(asked)
+    assert answer["user_id"].to_list() == users
+    expected = [cold[4, item].item(), cold[2, item].item()]
+    assert answer["score"].to_list()[:2] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert answer["score"][2] != pytest.approx(expected[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(("recommender", "modalities"), [("vbpr", "image"), ("vbpr", "text"), ("freedom", "both")])
+def test_new_items_need_only_what_the_recommender_reads(recommender, modalities, shop, registered, tmp_path):
+    settings = {"recommender": recommender, "modalities": modalities, "model": ModelConfig(dim=8)}
+    train_stage1(
+        Stage1Config(
+            out=tmp_path / "run",
+            shards=shop.shards,
+            features=shop.root / "features",
+            epochs=0,
+            device="cpu",
+            tracking=OFF,
+            **settings,
+        )
+    )
+    register(RegisterConfig(run=tmp_path / "run", name=f"{recommender}-{modalities}"))
+    run = load_run(tmp_path / "run")
+    users, items = run.recommender.eval().cold_representations(run.features, torch.arange(NUM_ITEMS))
+    with tarfile.open(run.dataset.shard_paths()[0]) as tar:
+        picture, text = (tar.extractfile(f"{7:09d}.{kind}").read() for kind in ("jpg", "txt"))
+    row = {"image": base64.b64encode(picture).decode(), "text": text.decode()}
+    read = row if modalities == "both" else {modalities: row[modalities]}
+    asked = pd.DataFrame([{"user_id": run.dataset.user_ids[3]} | read])
+    answer = load_model(f"models:/{recommender}-{modalities}@candidate").predict(asked)
+    assert answer["score"][0] == pytest.approx((users[3] @ items[7]).item(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"text": "a film"}, "no column image"),
+        ({"text": "a film", "image": "https://example.org/a.jpg"}, "'example.org', which this server may not fetch"),
+        ({"text": "a film", "image": in_base64(Image.new("RGB", (8, 8)), "GIF")}, "expected a JPEG or PNG"),
+        ({"text": "a film", "image": in_base64(Image.new("1", (MAX_IMAGE_PIXELS // 4, 5)), "PNG")}, "pixels"),
+        ({"text": "a film", "image": "A" * 20_000_000}, "20000000 characters"),
+        ({"text": "", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")}, "text: a row has none"),
+    ],
+)
+def test_bad_new_items_get_one_clear_line(item, message, films):
+    with pytest.raises(MlflowException, match=message):
+        films.predict(pd.DataFrame([{"user_id": "1"} | item]))
+
+
+def test_id_only_models_recommend_but_take_no_new_items(shop, registered):
+    model = load_model("models:/ids@candidate")
+    weights = load_file(shop.ids_only / RECOMMENDER_FILE)
+    run = load_run(shop.ids_only)
+    scores = weights["users.weight"] @ weights["items.weight"].T
+    answer = model.predict(pd.DataFrame({"user_id": run.dataset.user_ids[:1]}), params={"top_k": 3})
+    assert lists_of(answer) == [expected_list(run, scores, 0, warm_items(run.dataset) - seen_items(run, 0), 3)]
+    with pytest.raises(MlflowException, match="takes none"):
+        model.predict(pd.DataFrame({"user_id": ["1"], "text": ["a film"]}))
+    with pytest.raises(MlflowException, match="include_cold"):
+        model.predict(pd.DataFrame({"user_id": ["1"]}), params={"include_cold": True})
+
+
+def test_recommend_prints_titles_for_each_user(shop, registered, capsys):
+    recommend(RecommendConfig(model="models:/films@champion", users="1, 2", top_k=3))
+    printed = capsys.readouterr().out
+    answer = load_model("models:/films@champion").predict(pd.DataFrame({"user_id": ["1", "2"]}), params={"top_k": 3})
+    assert len(answer) == 6
+    assert all(title in printed for title in answer["title"])
+
+
+@pytest.mark.parametrize(
+    ("model", "users", "message"),
+    [
+        ("models:/films@nobody", "1", "nobody not found.*films@champion"),
+        ("models:/absent@champion", "1", "absent not found.*films@champion"),
+        ("models:/films/99", "1", "version=99.*films@champion"),
+        ("absent", "1", "expected models:/NAME@ALIAS"),
+        ("models:/films@champion", "1,nobody", "unknown.*'nobody'"),
+        ("models:/films@champion", " , ", "expected user ids"),
+    ],
+)
+def test_wrong_questions_get_one_line_and_exit_code_2(model, users, message, registered, capsys):
+    assert main(["recommend", "--model", model, "--users", users]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    (line,) = [line for line in lines if "error" in line]
+    assert lines[-1] == line
+    assert re.search(message, line)
+
+
+def test_missing_registry_is_named_and_not_created(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no mlflow\.db"):
+        load_model("models:/films@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_visitors_get_the_list_of_the_user_whom_their_history_describes(shop, films):
+    run = load_run(shop.stage2)
+    items = [2, 7, 11]
+    vectors = {kind: reference_fold_in(run, items, kind) for kind in ("full", "cold")}
+    _, item_vectors = run.recommender.eval().representations(run.features)
+    _, modal_vectors = run.recommender.cold_representations(run.features, torch.arange(NUM_ITEMS))
+    asked = pd.DataFrame({"history": [[run.dataset.item_ids[item] for item in items]]})
+    for kind, table, allowed in (
+        ("full", item_vectors, warm_items(run.dataset)),
+        ("cold", modal_vectors, set(range(NUM_ITEMS))),
+    ):
+        answer = films.predict(asked, params={"top_k": 5, "include_cold": kind == "cold"})
+        scores = (vectors[kind] @ table.detach().T)[None]
+        assert lists_of(answer.assign(user_id="visitor")) == [expected_list(run, scores, 0, allowed - set(items), 5)]
+        assert answer["user_id"].to_list() == [None] * 5
+
+
+def reference_fold_in(run: LoadedRun, history: list[int], kind: str) -> torch.Tensor:
+    """The user whom a history describes: normal equations with a constant column, user by user."""
+    users, items = (table.detach() for table in run.recommender.eval().representations(run.features))
+    modal_users, modal_items = run.recommender.cold_representations(run.features, torch.arange(NUM_ITEMS))
+    targets = users if kind == "full" else modal_users.detach()
+    train = run.dataset.interactions("train")
+    centre = torch.stack([items[item] for item in train.items]).mean(dim=0)
+
+    def look(taken: list[int], table: torch.Tensor) -> torch.Tensor:
+        return sum(table[item] - centre for item in taken) / (len(taken) + PRIOR)
+
+    looks = torch.stack([look(sorted(seen_items(run, user)), items) for user in range(len(users))]).double()
+    spread = looks - looks.mean(dim=0)
+    strength = PENALTY * spread.square().sum() / looks.shape[1]
+    rows = torch.cat([looks, torch.ones(len(looks), 1)], dim=1)
+    penalty = torch.diag(torch.tensor([strength] * looks.shape[1] + [0.0])).double()
+    weights = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ targets.double())
+    told = torch.stack(
+        [items[item] if item in warm_items(run.dataset) else modal_items[item].detach() for item in range(NUM_ITEMS)]
+    )
+    own = torch.cat([look(history, told).double(), torch.ones(1)])
+    return (own @ weights).float()
+
+
+def test_users_and_visitors_may_ask_together_and_rows_tell_them_apart(shop, films):
+    run = load_run(shop.stage2)
+    some = run.dataset.item_ids[3]
+    asked = pd.DataFrame([{"history": [some]}, {"user_id": "4"}, {"history": []}, {"user_id": "1"}])
+    answer = films.predict(asked, params={"top_k": 2})
+    assert answer["row"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert answer["user_id"].to_list() == [None, None, "4", "4", None, None, "1", "1"]
+    alone = films.predict(pd.DataFrame({"user_id": ["4", "1"]}), params={"top_k": 2})
+    assert answer["item_id"].to_list()[2:4] + answer["item_id"].to_list()[6:] == alone["item_id"].to_list()
+    assert some not in answer["item_id"].to_list()[:2]
+
+
+def test_new_items_are_scored_for_visitors_too(shop, films):
+    run = load_run(shop.stage2)
+    row = {"history": [run.dataset.item_ids[2]], "text": "a film", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")}
+    answer = films.predict(pd.DataFrame([row, row | {"history": [run.dataset.item_ids[9]]}]))
+    assert np.isfinite(answer["score"]).all()
+    assert answer["score"][0] != answer["score"][1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"history": ["nothing like it", "0"]},
+            r"history: got 1 unknown \('nothing like it'\), expected some of the 24",
+        ),
+        ({"history": "12"}, "expected a list of at most 10000 item ids"),
+        ({"history": ["0"], "user_id": "1"}, "row 0: got both"),
+        ({"history": None, "user_id": None}, "row 0: got neither"),
+    ],
+)
+def test_bad_histories_get_one_clear_line(row, message, films):
+    with pytest.raises(MlflowException, match=message):
+        films.predict(pd.DataFrame([row]))
+
+
+def test_id_only_models_take_histories_of_the_items_that_they_were_trained_on(shop, registered):
+    model, dataset = load_model("models:/ids@candidate"), load_run(shop.ids_only).dataset
+    cold, warm = int(dataset.cold_items("cold_test")[0]), min(warm_items(dataset))
+    assert len(model.predict(pd.DataFrame({"history": [[dataset.item_ids[warm]]]}), params={"top_k": 3})) == 3
+    with pytest.raises(MlflowException, match=r"was held out of training.*leave it out"):
+        model.predict(pd.DataFrame({"history": [[dataset.item_ids[cold]]]}))

@@ -1,0 +1,196 @@
+"""Registering runs, on SQLite and on a server with PostgreSQL: lineage, whole and safe files, refusals."""
+
+import json
+import pickle
+import pickletools
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ptmrec_dist.config import (
+    EncoderConfig,
+    RegisterConfig,
+    TrackingConfig,
+)
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.registry import load_model
+from ptmrec_dist.registry.registering import register
+from ptmrec_dist.serving import ServedModel
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from tests.conftest import REPOSITORY
+from tests.registry.films import (
+    in_base64,
+)
+from tests.tiny_clip import write_tiny_clip
+
+
+def is_pickle(data: bytes) -> bool:
+    """Whether bytes read as a pickle from the first opcode to a STOP."""
+    try:
+        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError, struct.error):
+        return False
+
+
+HIDES_PICKLES = {b"PK\x03\x04": "zip, as torch.save writes", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x93NUMPY": "npy"}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_would_be_noticed(protocol):
+    assert is_pickle(pickle.dumps({"weights": [1.5, "x"]}, protocol))
+    assert not is_pickle(b'{"weights": 1}')
+
+
+def test_registered_model_has_no_pickle_and_stands_alone(shop, registry, tmp_path):
+    model = Path(mlflow.artifacts.download_artifacts("models:/films@champion", dst_path=str(tmp_path)))
+    files = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    assert {path.name for path in files} >= {"open_clip_model.safetensors", "encoder.safetensors", "MLmodel"}
+    for path, data in files.items():
+        assert not is_pickle(data), path
+        assert not [kind for magic, kind in HIDES_PICKLES.items() if data.startswith(magic)], path
+    assert {path.suffix for path, data in files.items() if b"\0" in data} == {".safetensors", ".parquet"}
+    for folder in (shop.shards, shop.root / "clip", shop.root / "features"):
+        folder.rename(folder.with_suffix(".away"))
+    try:
+        picture = in_base64(Image.new("RGB", (8, 8), "red"), "PNG")
+        answer = load_model(str(model / "artifacts")).predict(
+            pd.DataFrame({"user_id": ["1"], "image": [picture], "text": ["a film"]})
+        )
+        assert np.isfinite(answer["score"]).all()
+    finally:
+        for folder in (shop.shards, shop.root / "clip", shop.root / "features"):
+            folder.with_suffix(".away").rename(folder)
+
+
+def test_version_carries_its_lineage(shop, registry):
+    tags = registry.get_model_version_by_alias("films", "champion").tags
+    record = load_run(shop.stage2).record
+    assert tags["run"] == record.fingerprint
+    assert tags["data"] == Dataset(shop.shards).fingerprint
+    assert tags["features"] == record.features["fingerprint"]
+    assert tags["stage1"] == load_run(shop.stage1).record.fingerprint
+    assert tags["encoder"] == load_backbone(EncoderConfig(model=str(shop.root / "clip"))).fingerprint
+    assert tags["recommender"] == "vbpr"
+    assert tags["test/recall_at_20"] == "0.125"
+    in_tree = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert tags.get("git_commit", "").removesuffix("-dirty") == in_tree.stdout.strip()
+    assert tags["validation/recall_at_20"] == "0.25"
+
+
+def test_version_belongs_to_the_mlflow_run_that_trained_it(shop, registry, tmp_path):
+    with Tracker.start(TrackingConfig(), name="a", params={}, tags={}, active=True) as tracker:
+        pass
+    shutil.copytree(shop.stage1, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"mlflow_run": tracker.run_id}))
+    ended = registry.get_run(tracker.run_id).info.end_time
+    register(RegisterConfig(run=tmp_path / "run", name="tracked"))
+    version = registry.get_model_version_by_alias("tracked", "candidate")
+    assert version.run_id == tracker.run_id
+    assert registry.get_run(tracker.run_id).info.end_time == ended
+
+
+def test_alias_moves_to_the_new_version(shop, registry):
+    before = registry.get_model_version_by_alias("films", "champion").version
+    register(RegisterConfig(run=shop.stage1, name="films", alias="moving"))
+    register(RegisterConfig(run=shop.stage2, name="films", alias="moving"))
+    assert int(registry.get_model_version_by_alias("films", "moving").version) == int(before) + 2
+    assert registry.get_model_version_by_alias("films", "champion").version == before
+
+
+def test_version_says_what_it_takes_and_answers_its_example(registry):
+    model = load_model("models:/films@champion")
+    assert model.metadata.signature.inputs.input_names() == ["user_id", "history", "image", "text"]
+    example = model.input_example
+    assert example is not None
+    assert len(model.predict(example, params={"top_k": 3})) == 3
+
+
+@pytest.mark.parametrize("name", ["tables.safetensors", "pyfunc_entry.py", "MLmodel", "digests.json"])
+def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, registry):
+    register(RegisterConfig(run=shop.ids_only, name=f"changed {name}"))
+    version = registry.get_model_version_by_alias(f"changed {name}", "candidate")
+    stored = stored_file(registry, version, name)
+    before = stored.read_bytes()
+    stored.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(UserError, match="changed; register the run again") as raised:
+        load_model(f"models:/changed {name}@candidate")
+    assert version.tags["digest"][:12] in str(raised.value)
+    stored.write_bytes(before)
+    load_model(f"models:/changed {name}@candidate")
+
+
+def stored_file(client, version, name):
+    """Where the registry keeps a file of a version."""
+    location = client.get_logged_model(version.source.split("/")[-1]).artifact_location
+    if location.startswith("mlflow-artifacts:"):
+        (root,) = Path(tempfile.gettempdir()).glob("ptmrec-postgresql-*/artifacts")
+        folder = root / location.removeprefix("mlflow-artifacts:").lstrip("/")
+    else:
+        folder = Path(location.removeprefix("file://"))
+    (found,) = folder.rglob(name)
+    return found
+
+
+def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(shop, registered, tmp_path):
+    model = Path(mlflow.artifacts.download_artifacts("models:/ids@candidate", dst_path=str(tmp_path)))
+    served = model / "artifacts" / "model"
+    tables = (served / "tables.safetensors").read_bytes()
+    (served / "tables.safetensors").write_bytes(tables[:-1] + bytes([tables[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"tables\.safetensors is .*, expected"):
+        ServedModel(served)
+    (served / "tables.safetensors").write_bytes(tables)
+    (served / "more.txt").write_text("a file that nobody registered")
+    with pytest.raises(UserError, match=r"more\.txt is .*expected no such file"):
+        ServedModel(served)
+
+
+@pytest.mark.parametrize(("name", "alias"), [("a/b", "x"), ("a", "latest"), ("a", "v1"), ("a", "x y"), ("", "x")])
+def test_names_that_mlflow_refuses_are_refused_before_anything_is_written(name, alias, shop, empty_registry):
+    with pytest.raises(UserError, match="expected"):
+        register(RegisterConfig(run=shop.stage2, name=name, alias=alias))
+    assert empty_registry.search_registered_models() == []
+
+
+def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, tmp_path):
+    record = json.loads((shop.stage2 / "run.json").read_text())
+    write_tiny_clip(tmp_path / "other-clip", seed=1)
+    changes = {
+        "data": record["data"] | {"fingerprint": "0" * 64},
+        "features": record["features"] | {"fingerprint": "0" * 64},
+        "encoder": record["encoder"] | {"model": str(tmp_path / "other-clip")},
+    }
+    for key, value in changes.items():
+        run = tmp_path / key
+        shutil.copytree(shop.stage2, run)
+        (run / "run.json").write_text(json.dumps(record | {key: value}))
+        with pytest.raises(UserError) as raised:
+            register(RegisterConfig(run=run, name="films"))
+        assert record[key]["fingerprint"][:12] in str(raised.value)
+        if key != "encoder":
+            assert "0" * 12 in str(raised.value)
+    assert empty_registry.search_registered_models() == []
+
+
+def test_model_with_weights_that_are_not_finite_is_not_registered(shop, empty_registry, tmp_path):
+    shutil.copytree(shop.ids_only, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / RECOMMENDER_FILE)
+    weights["users.weight"][-1, 0] = torch.nan
+    save_file(weights, tmp_path / "broken" / RECOMMENDER_FILE)
+    with pytest.raises(UserError, match="NaN"):
+        register(RegisterConfig(run=tmp_path / "broken", name="films"))
+    assert empty_registry.search_registered_models() == []

@@ -1,0 +1,82 @@
+"""Recommendations for all users, by one process and over ranks."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ptmrec_dist import cli
+from ptmrec_dist.serving import ServedModel
+from ptmrec_dist.serving.digests import write_digests
+from ptmrec_dist.serving.tables import write_tables
+from ptmrec_dist.training.loaded import load_run
+from tests.conftest import Shop
+from tests.ranks import run_on_ranks
+
+
+@pytest.fixture(scope="module")
+def package(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder as MLflow keeps it."""
+    from ptmrec_dist.registry.registering import save_pyfunc
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "served").mkdir()
+    write_tables(folder / "served", load_run(tiny_shop.stage1), [], "exact", {})
+    write_digests(folder / "served")
+    save_pyfunc(folder / "served", folder / "package", "u1")
+    return folder / "package"
+
+
+def recommend_all(package: Path, out: Path) -> int:
+    return cli.run("recommend", ["--model", str(package), "--all", "--out", str(out), "--top_k", "7"])
+
+
+def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp_path):
+    assert recommend_all(package, tmp_path / "one.parquet") == 0
+    found = pl.read_parquet(tmp_path / "one.parquet")
+    model = ServedModel(package / "artifacts" / "model")
+    asked = model.recommend(model.people.ask(model.people.user_ids, [None] * len(model.people.user_ids)), top_k=7)
+    assert found["user_id"].to_list() == asked["user_id"]
+    assert found["item_id"].to_list() == asked["item_id"]
+    assert found["rank"].to_list() == asked["rank"]
+    assert found["score"].to_list() == pytest.approx(asked["score"])
+    assert run_on_ranks(3, recommend_all, package, tmp_path / "three.parquet") == [0, 0, 0]
+    assert pl.read_parquet(tmp_path / "three.parquet").equals(found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "three.parquet"]
+
+
+def test_what_was_there_stays_when_writing_fails(package, tmp_path, capsys):
+    out = tmp_path / "recs.parquet"
+    out.write_bytes(b"those of yesterday")
+    served = package / "artifacts" / "model"
+    tables, before = load_file(served / "tables.safetensors"), (served / "tables.safetensors").read_bytes()
+    digests = (served / "digests.json").read_bytes()
+    tables["users"][-1] = torch.inf
+    save_file(tables, served / "tables.safetensors")
+    assert recommend_all(package, out) == 2
+    assert "changed after it was written" in capsys.readouterr().err
+    write_digests(served)
+    assert recommend_all(package, out) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+    assert out.read_bytes() == b"those of yesterday"
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+    (served / "tables.safetensors").write_bytes(before)
+    (served / "digests.json").write_bytes(digests)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "expected either --users or --all"),
+        (("--all", "--users", "u1"), "expected either --users or --all"),
+        (("--all",), "expected a file with --all"),
+        (("--users", "u1", "--out", "a.parquet"), "expected a file with --all, none without"),
+        (("--all", "--out", "a.csv"), "expected a name that ends in .parquet"),
+    ],
+)
+def test_contradicting_options_are_one_line(options, message, capsys):
+    assert cli.run("recommend", ["--model", "absent", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

@@ -1,0 +1,68 @@
+"""Users made from histories: against a slow reference, and on people whom a real model has never seen."""
+
+import numpy as np
+import polars as pl
+import torch
+
+from ptmrec_dist.config import ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.evaluation.ranking import rank_metrics
+from ptmrec_dist.serving.fold_in import PRIOR, fit_fold_in
+from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.conftest import UNTRACKED
+
+
+def test_map_that_users_follow_is_recovered_and_histories_are_looked_at_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randn(50, 6, generator=generator)
+    pairs = np.unique(np.random.default_rng(0).integers(0, (400, 50), (6000, 2)), axis=0)
+    train = Interactions(pairs[:, 0], pairs[:, 1])
+    centre = items[torch.from_numpy(train.items)].mean(dim=0)
+    weight, bias = torch.randn(6, 4, generator=generator), torch.randn(4, generator=generator)
+
+    def user(history: list[int]) -> torch.Tensor:
+        return (
+            sum((items[item] - centre for item in set(history)), torch.zeros(6)) / (len(set(history)) + PRIOR) @ weight
+            + bias
+        )
+
+    users = torch.stack([user(train.items[train.users == row].tolist()) for row in range(400)])
+    fold_in = fit_fold_in(users, items, train)
+    histories = [[3, 4, 9], [], [7], [7, 7]]
+    rows = Interactions(np.array([0, 0, 0, 2, 3, 3]), np.array([item for history in histories for item in history]))
+    expected = torch.stack([user(history) for history in histories])
+    torch.testing.assert_close(fold_in(items, rows, 4), expected, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(fold_in(items, rows, 4)[3], fold_in(items, rows, 4)[2])
+
+
+def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp_path):
+    log = pl.read_csv(shared_data("movies-small") / "interactions.csv", infer_schema=False).select("user_id", "item_id")
+    users = log["user_id"].unique().sort()
+    strangers = log.filter(pl.col("user_id").is_in(users.gather_every(5).implode()))
+    log.join(strangers, on="user_id", how="anti").write_csv(tmp_path / "log.csv")
+    pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", split="random", core=0))
+    common = {"shards": tmp_path / "shards", "tracking": UNTRACKED, "device": "cpu", "model": ModelConfig(dim=32)}
+    train_stage1(Stage1Config(out=tmp_path / "run", recommender="bpr", epochs=12, lr=3e-3, **common))
+    run = load_run(tmp_path / "run")
+    histories, taken = halves(strangers, run.dataset.item_ids)
+    user_vectors, item_vectors = (table.detach() for table in run.recommender.eval().representations({}))
+    train = run.dataset.interactions("train")
+    number = int(histories.users.max()) + 1
+    visitors = fit_fold_in(user_vectors, item_vectors, train)(item_vectors, histories, number)
+    ours = rank_metrics(visitors, item_vectors, taken, histories)
+    popularity = torch.from_numpy(np.bincount(train.items, minlength=len(item_vectors))).float()[:, None]
+    popular = rank_metrics(torch.ones(number, 1), popularity, taken, histories)
+    assert ours["recall@20"] > 1.1 * popular["recall@20"]
+    assert ours["ndcg@20"] > popular["ndcg@20"]
+
+
+def halves(log: pl.DataFrame, item_ids: list[str]) -> tuple[Interactions, Interactions]:
+    """What strangers tell of themselves, and what they took besides."""
+    known = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
+    users = log.select(pl.col("user_id").unique().sort()).with_row_index("user")
+    pairs = log.join(known, on="item_id").join(users, on="user_id").sort("user", "item")
+    told = np.random.default_rng(0).random(len(pairs)) < 0.5
+    columns = [pairs[name].cast(pl.Int64).to_numpy() for name in ("user", "item")]
+    return Interactions(*(column[told] for column in columns)), Interactions(*(column[~told] for column in columns))
