@@ -30,6 +30,7 @@ COMMANDS = {
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),
     "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
+    "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry:register"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry:recommend"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),

@@ -21,7 +21,7 @@ from ptmrec_dist.config.methods import (
 )
 from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
-from ptmrec_dist.config.use import DemoConfig, EvaluateConfig, RecommendConfig, RegisterConfig
+from ptmrec_dist.config.use import DemoConfig, EvaluateConfig, RecommendConfig, RegisterConfig, ReportConfig
 
 __all__ = [
     "AdapterConfig",
@@ -47,6 +47,7 @@ __all__ = [
     "PromptConfig",
     "RecommendConfig",
     "RegisterConfig",
+    "ReportConfig",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",

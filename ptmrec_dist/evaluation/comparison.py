@@ -14,14 +14,16 @@ import numpy as np
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
 from ptmrec_dist.evaluation.figures import Figure, bars, bucket_lines, densities, learning_curves
-from ptmrec_dist.evaluation.geometry import SAMPLE, Cloud, cloud, qualities, sample
+from ptmrec_dist.evaluation.geometry import MAPPED, SAMPLE, Cloud, cloud, qualities, sample
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.evaluation.report import environment
 from ptmrec_dist.evaluation.tables import Entry, Table
 
 PARTS = {"test": "warm items", "cold_test": "cold items"}
 _CUTOFF = 20
-_SEEDS = "Black whiskers are one standard deviation over seeds to either side, small points are the seeds."
+_SEEDS = (
+    "Where there are several seeds, whiskers are one standard deviation to either side and small points single seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,17 @@ class _Section:
     table: Table | None = None
 
 
+@dataclass(frozen=True)
+class _Split:
+    """A way of splitting Recall into buckets."""
+
+    what: str
+    of: str
+    members: str
+    even: str
+    buckets: Callable[[Ranked], list[Bucket]]
+
+
 class _Draw:
     """Figures of a group of settings, section by section."""
 
@@ -150,53 +163,26 @@ class _Draw:
                 for part, label in PARTS.items()
                 if (having := [one for one in settings if all(part in run.metrics for run in one.runs)])
             }
-            dotted = " The dotted line is what a random order reaches." if metric == "recall@20" else ""
-            drawn = bars(parts, label=f"{words} on test", chance=self.chance if dotted else None)
-            figures.append(Figure(f"{words} on test", drawn, f"Longer is better. {_SEEDS}{dotted}"))
+            drawn = bars(parts, label=f"{words} on test", chance=self.chance if metric == "recall@20" else None)
+            reading = f"Longer is better. {_SEEDS} The dotted line is the Recall@20 that a random order reaches."
+            figures.append(Figure(f"{words} on test", drawn, reading))
         return _Section("Accuracy", figures)
 
     def _by_popularity(self, settings: Sequence[Setting]) -> _Section:
-        reading = (
-            "Each bucket holds about as many held-out interactions; the further to the right, the more often its items "
-            "were taken in training. Where a line lies higher, more is found; the buckets' values, weighted with their "
-            "shares in the table, add up to the Recall@20 of warm items."
+        split = _Split(
+            "item popularity",
+            "item",
+            "items",
+            "held-out interactions",
+            lambda ranked: by_popularity(ranked, self.popularity, _CUTOFF),
         )
-        return self._buckets(
-            settings, ["test"], "Recall by item popularity", "training interactions of the item", by_popularity, reading
-        )
+        return _split(settings, ["test"], split)
 
     def _by_history(self, settings: Sequence[Setting]) -> _Section:
-        reading = (
-            "Each bucket holds about as many users; the further to the right, the more they took in training. The "
-            "buckets' values, weighted with their shares in the table, add up to the Recall@20 of the part."
+        split = _Split(
+            "user history", "user", "users", "users", lambda ranked: by_history(ranked, self.history, _CUTOFF)
         )
-        return self._buckets(
-            settings, list(PARTS), "Recall by user history", "training interactions of the user", by_history, reading
-        )
-
-    def _buckets(
-        self,
-        settings: Sequence[Setting],
-        parts: Sequence[str],
-        heading: str,
-        of: str,
-        split: Callable[[Ranked, np.ndarray, int], list[Bucket]],
-        reading: str,
-    ) -> _Section:
-        counts = self.popularity if split is by_popularity else self.history
-        members = "items" if split is by_popularity else "users"
-        figures = []
-        table = Table(f"{heading}: what the buckets hold.", ["part", of, members, "held out", "share"])
-        for part in parts:
-            having = [one for one in settings if all(part in run.ranked for run in one.runs)]
-            series = {one.name: [split(run.ranked[part], counts, _CUTOFF) for run in one.runs] for one in having}
-            if series:
-                drawn = bucket_lines(series, label="Recall@20", of=of)
-                figures.append(Figure(f"{heading}, {PARTS[part]}", drawn, reading))
-                for one in next(iter(series.values()))[0]:
-                    cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.share:.1%}"]
-                    table.rows.append([Entry(cell) for cell in cells])
-        return _Section(heading, figures, table)
+        return _split(settings, list(PARTS), split)
 
     def _qualities(self, settings: Sequence[Setting]) -> _Section:
         found: dict[str, dict[str, list[float]]] = {}
@@ -205,17 +191,17 @@ class _Draw:
                 for name, value in self._qualities_of(run).items():
                     found.setdefault(name, {}).setdefault(one.name, []).append(value)
         readings = {
-            "alignment": "Mean squared distance of unit vectors, lower is closer: of the image and the text of one item, "
-            "and, with taste, of two items that one user took in training (Wang and Isola 2020).",
-            "uniformity": "Log of the mean of exp(-2 d²) over pairs of items, lower is more evenly spread over the sphere "
-            f"(Wang and Isola 2020), over at most {SAMPLE:,} items.",
+            "alignment": "Alignment is the mean squared distance of unit vectors, lower is closer: of the image and the text "
+            "of one item, and, with taste, of two items that one user took in training (Wang and Isola 2020).",
+            "uniformity": "Uniformity is the log of the mean of exp(-2 d²) over pairs of items, lower is more evenly spread "
+            f"over the sphere (Wang and Isola 2020), over at most {SAMPLE:,} items.",
         }
         figures = []
         for kind, reading in readings.items():
             of_kind = {name: values for name, values in found.items() if name.startswith(kind)}
             if of_kind:
                 drawn = bars(of_kind, label=kind, from_zero=False)
-                figures.append(Figure(kind.capitalize(), drawn, f"{reading} {_SEEDS}"))
+                figures.append(Figure(kind.capitalize(), drawn, reading))
         return _Section("Alignment and uniformity of the features", figures)
 
     def _qualities_of(self, run: SeedRun) -> dict[str, float]:
@@ -228,7 +214,7 @@ class _Draw:
         maps = {name: clouds for name, clouds in maps.items() if clouds}
         highest = max((cloud.angle_densities.max() for clouds in maps.values() for cloud in clouds.values()), default=0)
         reading = (
-            f"t-SNE of at most {SAMPLE:,} items' features, the first seed's run; lighter is denser (Gaussian kernel). "
+            f"t-SNE of at most {MAPPED:,} items' features, the first seed's run; darker is denser (Gaussian kernel). "
             "Below, the density by direction from the centre: a flat curve at the dotted line is evenly spread, peaks are "
             "clusters. Distances between clusters and the map's orientation mean nothing."
         )
@@ -238,7 +224,7 @@ class _Draw:
     def _clouds_of(self, run: SeedRun) -> dict[str, Cloud]:
         for modality, table in run.features.items():
             if (run.features_key, modality) not in self.clouds:
-                self.clouds[run.features_key, modality] = cloud(table[sample(table)])
+                self.clouds[run.features_key, modality] = cloud(table[sample(table, MAPPED)])
         found = {modality: self.clouds[run.features_key, modality] for modality in run.features}
         return {modality: one for modality, one in found.items() if one is not None}
 
@@ -264,3 +250,23 @@ def _curves(settings: Sequence[Setting]) -> _Section:
                 )
                 figures.append(Figure(f"Training {trained}: {label}", drawn, reading))
     return _Section("Learning curves", figures)
+
+
+def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split) -> _Section:
+    heading, of = f"Recall by {split.what}", f"training interactions of the {split.of}"
+    reading = (
+        f"Each bucket holds about as many {split.even}; the further to "
+        f"the right, the more training interactions the {split.of} has. The buckets' values, weighted with their shares in "
+        "the table, add up to the Recall@20 of the part."
+    )
+    figures, table = [], Table(f"{heading}: what the buckets hold.", ["part", of, split.members, "held out", "share"])
+    for part in parts:
+        having = [one for one in settings if all(part in run.ranked for run in one.runs)]
+        series = {one.name: [split.buckets(run.ranked[part]) for run in one.runs] for one in having}
+        if series:
+            drawn = bucket_lines(series, label="Recall@20", of=of)
+            figures.append(Figure(f"{heading}, {PARTS[part]}", drawn, reading))
+            for one in next(iter(series.values()))[0]:
+                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.share:.1%}"]
+                table.rows.append([Entry(cell) for cell in cells])
+    return _Section(heading, figures, table)

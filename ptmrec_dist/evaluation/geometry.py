@@ -10,8 +10,8 @@ import numpy as np
 
 from ptmrec_dist.data.dataset import Interactions
 
-SAMPLE = 2000
-"""Most items that a map or a uniformity is made of; more are drawn from, with a fixed seed."""
+SAMPLE, MAPPED = 2000, 1000
+"""Most items that a uniformity is made of, and a map; of more some are drawn, with a fixed seed."""
 _SEED = 0
 _TEMPERATURE = 2.0  # t of Wang and Isola's uniformity
 _ANGLES = 180

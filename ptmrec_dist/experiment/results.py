@@ -19,7 +19,7 @@ from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table
 from ptmrec_dist.experiment.finished import read_setting
-from ptmrec_dist.experiment.grid import Cell, Plan, Step, encoder_step
+from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
 from ptmrec_dist.training.runs import EFFICIENCY_FILE, plain_settings
 
@@ -184,8 +184,9 @@ def _significance(config: ExperimentConfig, comparisons: list[Tested], part: str
 def _costs(config: ExperimentConfig, plan: Plan) -> Table:
     """What each way of training costs, a row each."""
     table = Table(
-        "What is trained, and what an epoch costs (means over seeds); items a second are those through the encoder. In the "
-        "paradigm contrastive the encoder is trained before the recommender, whose epochs these are.",
+        "What is trained, and what an epoch costs (means over seeds) of the step that trains the encoder; of stage 1 in the "
+        "paradigm frozen. Items a second are those through the encoder. Stage 1 before two_stage and after contrastive costs "
+        "what it costs in frozen.",
         [
             *_NAMES,
             "trained in the encoder",
@@ -195,26 +196,34 @@ def _costs(config: ExperimentConfig, plan: Plan) -> Table:
             "peak memory in MB",
         ],
     )
-    rows: dict[Cell, list[Step]] = defaultdict(list)
+    rows: dict[Cell, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        rows[cell.row].append(plan.steps[cell.name])
-    for row, steps in rows.items():
-        counts = json.loads((steps[0].folder / "run.json").read_text())["parameters"]
-        if row.paradigm == "contrastive":
-            tuned = plan.steps[encoder_step(row.method, min(config.seeds))].folder / LINEAGE_FILE
-            before = json.loads(tuned.read_text())["parameters"]["encoder"]
-            counts = counts | {"encoder": before, "trainable": before + counts["trainable"]}
-        costs = [
-            json.loads((step.folder / EFFICIENCY_FILE).read_text())
-            for step in steps
-            if (step.folder / EFFICIENCY_FILE).is_file()
-        ]
+        rows[cell.row].append(cell)
+    for row, cells in rows.items():
+        counts = _parameters(plan, cells[0])
+        files = [_encoder_folder(plan, cell) / EFFICIENCY_FILE for cell in cells]
+        costs = [json.loads(path.read_text()) for path in files if path.is_file()]
         shown = [f"{counts.get('encoder', 0):,}", f"{counts['trainable']:,}"]
         for name in ("seconds_per_epoch", "items_per_second", "peak_memory_mb"):
             values = [cost[name] for cost in costs if name in cost]
             shown.append(f"{np.mean(values):,.1f}" if values else "")
         table.rows.append([*_labels(row), *map(Entry, shown)])
     return table
+
+
+def _encoder_folder(plan: Plan, cell: Cell) -> Path:
+    """Folder of the step that trains the cell's encoder, or of its only one."""
+    name = encoder_step(cell.method, cell.seed) if cell.paradigm == "contrastive" else cell.name
+    return plan.steps[name].folder
+
+
+def _parameters(plan: Plan, cell: Cell) -> dict[str, int]:
+    counts: dict[str, int] = json.loads((plan.steps[cell.name].folder / "run.json").read_text())["parameters"]
+    if cell.paradigm != "contrastive":
+        return counts
+    lineage = json.loads((_encoder_folder(plan, cell) / LINEAGE_FILE).read_text())
+    before = lineage["parameters"]["encoder"]
+    return counts | {"encoder": before, "trainable": before + counts["trainable"]}
 
 
 def _labels(row: Cell) -> list[Entry]:

@@ -40,7 +40,7 @@ def bars(
 
 
 def _block(plot, settings: Mapping[str, Seeds], from_zero: bool) -> None:  # type: ignore[no-untyped-def]
-    ends = []
+    starts, ends = [], []
     for row, values in enumerate(settings.values()):
         mean, spread = mean_and_sd(values)
         if from_zero:
@@ -50,16 +50,17 @@ def _block(plot, settings: Mapping[str, Seeds], from_zero: bool) -> None:  # typ
             plot.plot(values, [row] * len(values), "o", color=_DOT, markersize=2.6, alpha=0.9, zorder=3)
         if not from_zero:
             plot.plot(mean, row, "D", color=_DOT, markersize=5.5, zorder=4)
+        starts.append(0.0 if from_zero else min(mean - spread, *values))
         ends.append(max(mean + spread, *values))
-    low = 0.0 if from_zero else min(min(values) for values in settings.values())
-    room = (max(ends) - low) or abs(max(ends)) or 1.0
-    for row, (end, values) in enumerate(zip(ends, settings.values(), strict=True)):
-        plot.annotate(told(values), (end, row), (6, 0), textcoords="offset points", va="center", fontsize=9.5)
-    plot.set_xlim(low if from_zero else low - 0.06 * room, max(ends) + 0.42 * room)
+    low, high = min(starts), max(ends)
+    room = (high - low) or abs(high) or 1.0
+    for row, values in enumerate(settings.values()):
+        plot.text(1.03, row, told(values), transform=plot.get_yaxis_transform(), va="center", fontsize=9.5)
+    plot.set_xlim(low if from_zero else low - 0.06 * room, high + 0.06 * room)
+    plot.set_ylim(len(settings) - 0.5, -0.5)
     plot.set_yticks(range(len(settings)), list(settings))
     plot.tick_params(axis="y", length=0)
     plot.locator_params(axis="x", nbins=5)
-    plot.invert_yaxis()
     plot.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
     plot.set_axisbelow(True)
 

@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ptmrec_dist.evaluation.figures.style import INK, LINES, axes, mean_and_sd, svg_of
+from matplotlib.ticker import MaxNLocator
+
+from ptmrec_dist.evaluation.figures.style import INK, axes, legend, legend_height, line_style, mean_and_sd, svg_of
 
 Curve = Sequence[tuple[float, float]]
 """Points (epoch, value)."""
@@ -20,19 +22,17 @@ def learning_curves(series: Mapping[str, Sequence[Curve]], *, label: str) -> str
         An `<svg>` element; a line is the mean over the seeds that reached the epoch, the band one standard deviation.
     """
     means = {name: _mean(curves) for name, curves in series.items()}
-    with axes(4.9, 3.0 + 0.22 * ((len(series) + 1) // 2)) as (drawn, (plot,)):
+    with axes(4.9, 3.0 + legend_height(list(series))) as (drawn, (plot,)):
         for order, (name, points) in enumerate(means.items()):
-            colour, marker, dashes = LINES[order % len(LINES)]
+            style = line_style(order)
             epochs, values, spreads = zip(*points, strict=True)
             low, high = ([v + side * s for v, s in zip(values, spreads, strict=True)] for side in (-1, 1))
-            plot.fill_between(epochs, low, high, color=colour, alpha=0.16, linewidth=0)
+            plot.fill_between(epochs, low, high, color=style["color"], alpha=0.16, linewidth=0)
             # A long line shows its marker now and then only.
             plot.plot(
                 epochs,
                 values,
-                marker,
-                linestyle=dashes,
-                color=colour,
+                **style,
                 linewidth=1.9,
                 markersize=4.5,
                 markevery=max(1, len(epochs) // 8),
@@ -41,12 +41,12 @@ def learning_curves(series: Mapping[str, Sequence[Curve]], *, label: str) -> str
             )
             best = max(range(len(values)), key=values.__getitem__)
             plot.plot(epochs[best], values[best], "o", mfc="none", mec=INK, markersize=10, mew=1.2, zorder=4)
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         plot.set_xlabel("epoch")
         plot.set_ylabel(label)
         plot.margins(x=0.04, y=0.08)
         plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        if len(series) > 1:
-            drawn.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9.5, handlelength=3.2)
+        legend(drawn, list(series))
         return svg_of(drawn, _alternative(means, label))
 
 

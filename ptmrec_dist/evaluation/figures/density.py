@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 
 from ptmrec_dist.evaluation.figures.style import INK, axes, svg_of
 from ptmrec_dist.evaluation.geometry import Cloud
+
+# Without its palest end, which would vanish on white.
+_COLOURS = ListedColormap(colormaps["cividis_r"](np.linspace(0.14, 1, 256)))
 
 
 def densities(clouds: Mapping[str, Cloud], most: float) -> str:
@@ -38,7 +43,8 @@ def _map(plot, cloud: Cloud) -> None:  # type: ignore[no-untyped-def]
     order = np.argsort(cloud.densities)  # the densest on top
     x, y = cloud.points[order].T
     size = np.clip(4000 / len(x), 4, 22)
-    plot.scatter(x, y, s=size, c=cloud.densities[order], cmap="cividis", vmin=0, vmax=1, linewidths=0, rasterized=True)
+    plot.scatter(x, y, s=size, c=cloud.densities[order], cmap=_COLOURS, vmin=0, vmax=1, linewidths=0, rasterized=True)
+    plot.set_facecolor("white")
     reach = np.abs(cloud.points).max() * 1.05
     plot.set_xlim(-reach, reach)
     plot.set_ylim(-reach, reach)

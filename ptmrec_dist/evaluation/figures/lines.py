@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ptmrec_dist.evaluation.buckets import Bucket
-from ptmrec_dist.evaluation.figures.style import INK, LINES, axes, mean_and_sd, svg_of, told
+from ptmrec_dist.evaluation.figures.style import INK, axes, legend, legend_height, line_style, mean_and_sd, svg_of, told
 
 
 def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str, of: str) -> str:
@@ -19,9 +19,8 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str
     """
     names = [bucket.label for bucket in next(iter(series.values()))[0]]
     values = {setting: _by_bucket(seeds) for setting, seeds in series.items()}
-    with axes(4.9, 3.0 + 0.22 * ((len(series) + 1) // 2)) as (drawn, (plot,)):
+    with axes(4.9, 3.0 + legend_height(list(series))) as (drawn, (plot,)):
         for order, (setting, buckets) in enumerate(values.items()):
-            colour, marker, dashes = LINES[order % len(LINES)]
             means, spreads = zip(*map(mean_and_sd, buckets), strict=True)
             # Side by side within a bucket, so that error bars do not cover each other.
             places = [place + (order - (len(values) - 1) / 2) * 0.5 / len(values) for place in range(len(names))]
@@ -29,9 +28,7 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str
                 places,
                 means,
                 yerr=spreads if max(spreads) else None,
-                marker=marker,
-                linestyle=dashes,
-                color=colour,
+                **line_style(order),
                 linewidth=1.5,
                 elinewidth=1.1,
                 capsize=2.5,
@@ -43,8 +40,7 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str
         plot.set_ylabel(label)
         plot.set_ylim(bottom=0)
         plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        if len(series) > 1:
-            drawn.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9.5, handlelength=3.2)
+        legend(drawn, list(series))
         return svg_of(drawn, _alternative(values, names, label, of))
 
 

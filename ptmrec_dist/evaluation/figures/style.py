@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import figure, rc_context
 
@@ -15,29 +15,32 @@ if TYPE_CHECKING:
 
 INK = "#010203"
 """Stands for the colour of the page's text."""
-LINES = (
-    ("#0072b2", "o", "-"),
-    ("#8a94a0", "s", "--"),
-    ("#e08a1e", "^", "-."),
-    ("#56b4e9", "D", ":"),
-    ("#009e73", "v", (0, (6, 1, 1, 1, 1, 1))),
-    ("#b2568e", "P", (0, (3, 1))),
-    ("#5b4b9a", "X", (0, (1, 1))),
-    ("#a08a00", "*", (0, (8, 2))),
-)
-"""Colour (after Okabe and Ito), marker and dashes of the lines of a plot, the strongest first."""
+_COLOURS = (
+    "#0072b2",
+    "#8a94a0",
+    "#e08a1e",
+    "#56b4e9",
+    "#009e73",
+    "#b2568e",
+    "#5b4b9a",
+    "#a08a00",
+)  # after Okabe and Ito
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
+_WIDE = 22  # characters of a name that two columns of a legend have room for
 _STYLE = {
+    "figure.facecolor": "none",
     "font.size": 11,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.facecolor": "none",
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "hatch.linewidth": 0.8,
-    "savefig.dpi": 144,
+    "savefig.dpi": 200,
     "svg.fonttype": "none",
     "svg.hashsalt": "ptmrec",
 }
@@ -77,6 +80,50 @@ def axes(
         yield drawn, list(plots.flat)
 
 
+def line_style(order: int) -> dict[str, Any]:
+    """Say how a line is drawn so that it can be told from the others.
+
+    Args:
+        order: Its number; the first is drawn strongest.
+
+    Returns:
+        Colour, marker and dashes, as matplotlib takes them; the 64 first differ.
+    """
+    turn = order // len(_COLOURS)
+    return {
+        "color": _COLOURS[order % 8],
+        "marker": _MARKERS[(order + turn) % 8],
+        "linestyle": _DASHES[(order + 2 * turn) % 8],
+    }
+
+
+def legend_height(names: Sequence[str]) -> float:
+    """Compute the room that `legend` needs, in inches.
+
+    Args:
+        names: Names of the lines.
+
+    Returns:
+        The height.
+    """
+    return 0.22 * -(-len(names) // _columns(names))
+
+
+def legend(drawn: figure.Figure, names: Sequence[str]) -> None:
+    """Name the lines below the plot, where there are several.
+
+    Args:
+        drawn: The figure.
+        names: Names of the lines.
+    """
+    if len(names) > 1:
+        drawn.legend(frameon=False, loc="outside lower center", ncols=_columns(names), fontsize=9.5, handlelength=3.2)
+
+
+def _columns(names: Sequence[str]) -> int:
+    return 2 if max(map(len, names)) <= _WIDE else 1
+
+
 def svg_of(drawn: figure.Figure, alternative: str) -> str:
     """Turn a figure into an element of a page.
 
@@ -88,7 +135,7 @@ def svg_of(drawn: figure.Figure, alternative: str) -> str:
         An `<svg>` element without a size of its own, so that it fills whatever column the page gives it.
     """
     buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for size in ("width", "height"):
@@ -106,7 +153,9 @@ def told(values: Sequence[float]) -> str:
         Such as `0.123` or `0.123 ± 0.004`.
     """
     mean, spread = mean_and_sd(values)
-    return f"{mean:.3f} ± {spread:.3f}" if len(values) > 1 else f"{mean:.3f}"
+    # Three digits or so of small values, too: recall among many items is small.
+    digits = 3 if abs(mean) >= 0.1 else 4 if abs(mean) >= 0.01 else 5
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
