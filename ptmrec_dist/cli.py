@@ -30,6 +30,7 @@ COMMANDS = {
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),
     "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
+    "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
     "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),

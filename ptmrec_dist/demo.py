@@ -162,7 +162,7 @@ def _draw(shop: Path, seed: int) -> None:
 
 
 def _train_clip(clip: Path, seed: int) -> None:
-    from ptmrec_dist.training.contrastive import IMAGE_SIZE, train_clip
+    from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 
     # Other pictures than the shop's: another stream of random numbers.
     pictures, captions = draw_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)

@@ -28,6 +28,7 @@ from ptmrec_dist.config.use import (
     PromoteConfig,
     RecommendConfig,
     RegisterConfig,
+    ReportConfig,
     RollbackConfig,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "PromptConfig",
     "RecommendConfig",
     "RegisterConfig",
+    "ReportConfig",
     "RollbackConfig",
     "Stage1Config",
     "Stage1ZeroConfig",

@@ -111,7 +111,7 @@ class ZeroConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TunesEncoder:
-    """What every command that tunes an encoder takes: method, optimiser, engine."""
+    """What every command that tunes an encoder takes: method, optimiser, engine, and what to do when something befalls it."""
 
     tuning: TuningConfig = field(default_factory=TuningConfig)
     """What is tuned inside the encoder."""
@@ -131,10 +131,30 @@ class TunesEncoder:
     """Arithmetic of the encoder; all else is always fp32."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is also written after every epoch."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    check_every: int | None = None
+    """Steps between readings of the losses, which stop the run where one is not finite and act upon signals; by default 1 on
+    a CPU and 10 on a GPU, which waits for the host at every reading."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for the others, or for its own next step, before it gives up with exit code 3."""
+    max_damaged: float = 0.0
+    """Largest share of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
+    it the run stops with exit code 3."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a share in [0, 1)")
 
     @property
     def method_settings(self) -> MethodConfig | None:

@@ -45,32 +45,17 @@ class TrainsBoth(TunesEncoder):
     """Whose Recall@20 chooses the best epoch; auto: cold_validation where the split has cold items."""
     refresh_every: int = 1
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints; one is also written after every refresh."""
-    keep_checkpoints: int = 2
-    """Checkpoints kept."""
-    check_every: int | None = None
-    """Steps between readings of the losses, which stop the run where one is not finite and act upon signals; by default 1 on
-    a CPU and 10 on a GPU, which waits for the host at every reading."""
-    timeout: float = 600.0
-    """Seconds that a rank waits for the others, or for its own next step, before it gives up with exit code 3."""
-    max_damaged: float = 0.0
-    """Largest share of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
-    it the run stops with exit code 3."""
     mask_validation_at_test: bool = False
     """Leave validation positives out of the ranking at test time (the field keeps them in)."""
     seed: int = 0
     """Seed of what is new inside the encoder, of the order of items and of negatives."""
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "accumulation", "patience", "refresh_every", "checkpoint_every", "keep_checkpoints")
-        for name in positive:
+        super().__post_init__()
+        for name in ("batch_size", "accumulation", "patience", "refresh_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("epochs", "seed", "workers"):
+        for name in ("epochs", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
-        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a share in [0, 1)")
         limit = self.users_per_item
         require(limit is None or limit >= 1, "users_per_item", limit, "1 or more")
 
@@ -121,7 +106,8 @@ class ContrastiveConfig(TunesEncoder):
     encoder: EncoderConfig
     """Encoder to start from."""
     out: Path
-    """Encoder folder to write, which `--encoder.model` takes."""
+    """Encoder folder to write, which `--encoder.model` takes. Started again with the same settings, an interrupted run goes
+    on."""
     tuning: TuningConfig = field(default_factory=lambda: TuningConfig(method="full"))
     """What is tuned inside the encoder."""
     batch_size: int = 256
@@ -132,8 +118,8 @@ class ContrastiveConfig(TunesEncoder):
     """Seed of what is new inside the encoder and of the order of items."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.tuning.method != "none", "tuning.method", "none", "a method that trains something")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        for name in ("seed", "workers"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")

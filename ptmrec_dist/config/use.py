@@ -18,6 +18,19 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a page with tables and figures that compares finished runs on the same packed data set."""
+
+    runs: str
+    """Run folders, separated by commas, the baseline first; `*` and `?` stand for any names. Folders whose names differ only
+    in `-seedN` at their end are one setting over seeds."""
+    out: Path = Path("report.html")
+    """The page; one that is there is replaced."""
+    title: str = "Runs compared"
+    """Its heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegisterConfig:
     """Register a finished run as a model that recommends."""
 

@@ -23,6 +23,18 @@ CUTOFFS = (10, 20)
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Where the items landed that users took; all else that is said of a ranking follows from it."""
+
+    users: np.ndarray
+    """User of each positive, ascending, int64 [P]."""
+    items: np.ndarray
+    """Item of each positive, ascending within a user, int64 [P]."""
+    ranks: np.ndarray
+    """Its rank, from 1, int64 [P]; one that lies beyond the largest cut-off is only known to be beyond."""
+
+
+@dataclass(frozen=True)
 class UserMetrics:
     """Metrics of each user, for tests of significance."""
 
@@ -30,6 +42,71 @@ class UserMetrics:
     """Users with positives, ascending, int64 [N]."""
     values: dict[str, np.ndarray]
     """Metric (`recall@10`, `ndcg@10`, `hr@10`, ...) to float64 [N]."""
+
+
+def rank_positives(
+    users_UD: Tensor,
+    items_ID: Tensor,
+    positives: Interactions,
+    seen: Interactions | None,
+    cutoff: int = max(CUTOFFS),
+    candidates: np.ndarray | None = None,
+    user_range: tuple[int, int] | None = None,
+) -> Ranked:
+    """Rank for every user with positives.
+
+    Args:
+        users_UD: User vectors, float32 [U, D].
+        items_ID: Item vectors, float32 [I, D].
+        positives: What the ranking should find; a pair that occurs twice counts once.
+        seen: Pairs to leave out of the ranking, normally the training part.
+        cutoff: Largest K of interest.
+        candidates: Item indices to rank, int64 [C]; by default all. The cold protocol ranks among the held-out items.
+        user_range: First user and one past the last: ranks of a process group share the users out. By default all.
+
+    Returns:
+        Every positive of the range, once, with its rank.
+
+    Raises:
+        UserError: A vector or a score is not finite, or positives lie outside the candidates.
+    """
+    num_items = len(items_ID)
+    first, end = (0, len(users_UD)) if user_range is None else user_range
+    pairs = np.unique(positives.users * num_items + positives.items)
+    pairs = pairs[(pairs >= first * num_items) & (pairs < end * num_items)]
+    if candidates is not None:
+        _check_candidates(pairs % num_items, candidates)
+    users_N, counts_N = np.unique(pairs // num_items, return_counts=True)
+    known = None if seen is None else Seen(seen, len(users_UD))
+    vectors_ND = users_UD[torch.from_numpy(users_N).to(users_UD.device)]
+    ranks_P = _ranks(vectors_ND, items_ID, users_N, counts_N, pairs % num_items, known, cutoff, candidates)
+    return Ranked(users=pairs // num_items, items=pairs % num_items, ranks=ranks_P)
+
+
+def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
+    """Compute the metrics of each user.
+
+    Args:
+        ranked: All positives of these users.
+        cutoffs: Values of K, none beyond the one that was ranked with.
+
+    Returns:
+        Recall@K, NDCG@K and HR@K of every user.
+    """
+    users_N, counts_N = np.unique(ranked.users, return_counts=True)
+    starts_N = np.cumsum(counts_N) - counts_N
+    values: dict[str, np.ndarray] = {}
+    for k in cutoffs:
+        hits_P = ranked.ranks <= k
+        best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(counts_N, k) - 1]
+        hits_N, gains_N = (
+            np.add.reduceat(rows_P, starts_N) if len(starts_N) else np.zeros(0)
+            for rows_P in (hits_P.astype(np.float64), hits_P / np.log2(ranked.ranks + 1.0))
+        )
+        values[f"recall@{k}"] = hits_N / counts_N
+        values[f"ndcg@{k}"] = gains_N / best_N
+        values[f"hr@{k}"] = (hits_N > 0).astype(np.float64)
+    return UserMetrics(users=users_N, values=values)
 
 
 def per_user_metrics(
@@ -44,43 +121,22 @@ def per_user_metrics(
     """Rank for every user with positives and keep each user's metrics.
 
     Args:
-        users_UD: User vectors, float32 [U, D].
-        items_ID: Item vectors, float32 [I, D].
-        positives: What the ranking should find; a pair that occurs twice counts once.
-        seen: Pairs to leave out of the ranking, normally the training part.
+        users_UD: As in `rank_positives`.
+        items_ID: As in `rank_positives`.
+        positives: As in `rank_positives`.
+        seen: As in `rank_positives`.
         cutoffs: Values of K.
-        candidates: Item indices to rank, int64 [C]; by default all. The cold protocol ranks among the held-out items.
-        user_range: First user and one past the last: ranks of a process group share the users out. By default all.
+        candidates: As in `rank_positives`.
+        user_range: As in `rank_positives`.
 
     Returns:
         Recall@K, NDCG@K and HR@K of every user of the range that has positives.
 
     Raises:
-        UserError: A vector or a score is not finite, or positives lie outside the candidates.
+        UserError: As in `rank_positives`.
     """
-    num_items = len(items_ID)
-    first, end = (0, len(users_UD)) if user_range is None else user_range
-    pairs = np.unique(positives.users * num_items + positives.items)
-    pairs = pairs[(pairs >= first * num_items) & (pairs < end * num_items)]
-    if candidates is not None:
-        _check_candidates(pairs % num_items, candidates)
-    users_N, counts_N = np.unique(pairs // num_items, return_counts=True)
-    known = None if seen is None else Seen(seen, len(users_UD))
-    vectors_ND = users_UD[torch.from_numpy(users_N).to(users_UD.device)]
-    starts_N = np.cumsum(counts_N) - counts_N
-    ranks_P = _ranks(vectors_ND, items_ID, users_N, counts_N, pairs % num_items, known, max(cutoffs), candidates)
-    values: dict[str, np.ndarray] = {}
-    for k in cutoffs:
-        hits_P = ranks_P <= k
-        best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(counts_N, k) - 1]
-        hits_N, gains_N = (
-            np.add.reduceat(rows_P, starts_N) if len(starts_N) else np.zeros(0)
-            for rows_P in (hits_P.astype(np.float64), hits_P / np.log2(ranks_P + 1.0))
-        )
-        values[f"recall@{k}"] = hits_N / counts_N
-        values[f"ndcg@{k}"] = gains_N / best_N
-        values[f"hr@{k}"] = (hits_N > 0).astype(np.float64)
-    return UserMetrics(users=users_N, values=values)
+    ranked = rank_positives(users_UD, items_ID, positives, seen, max(cutoffs), candidates, user_range)
+    return metrics_of(ranked, cutoffs)
 
 
 def rank_sums(

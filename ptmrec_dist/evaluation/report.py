@@ -19,7 +19,7 @@ from PIL import Image
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.figures import Series, comparison_bars, learning_curves
+from ptmrec_dist.evaluation.figures import bars, learning_curves
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _THUMBNAIL = 160  # pixels
@@ -94,23 +94,36 @@ def write_report(path: Path, dataset: Dataset, page: Page) -> None:
     """
     runs = [_read_run(name, folder, dataset) for name, folder in page.runs.items()]
     shown = {item for person in page.people for shelf in person.shelves for item in shelf.items} | set(page.samples)
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters["percent"] = lambda share: f"{share:+.0%}".replace("-", "\N{MINUS SIGN}")
-    html = environment.get_template("report.html").render(
-        page=page,
-        dataset=dataset,
-        pictures=_pictures(dataset, shown) if dataset.manifest.has_content else {},
-        cold={int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)},
-        curves=_curves(runs),
-        bars=comparison_bars(_values(runs, _METRIC), y_label="Recall@20", chance=_chance(dataset)),
-        table=_table(runs),
-        headline=_METRIC,
-        runs=runs,
-        facts=_facts(dataset, runs),
+    html = (
+        environment()
+        .get_template("report.html")
+        .render(
+            page=page,
+            dataset=dataset,
+            pictures=_pictures(dataset, shown) if dataset.manifest.has_content else {},
+            cold={int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)},
+            curves=_curves(runs),
+            bars=bars(_values(runs, _METRIC), label="Recall@20", chance=_chance(dataset)),
+            table=_table(runs),
+            headline=_METRIC,
+            runs=runs,
+            facts=_facts(dataset, runs),
+        )
     )
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(html, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def environment() -> Environment:
+    """Say how pages are made: whatever comes from data is escaped, and a name that is missing is an error.
+
+    Returns:
+        The templates of this folder.
+    """
+    templates = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    templates.filters["percent"] = lambda share: f"{share:+.0%}".replace("-", "\N{MINUS SIGN}")
+    return templates
 
 
 def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
@@ -140,20 +153,20 @@ def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
         if not of_stage:
             continue
         part = "cold_validation" if stage == 2 and "cold_validation" in of_stage[0].metrics else "validation"
-        series = {run.name: _series(run, f"{part}.{_METRIC}") for run in of_stage}
+        series = {run.name: [_series(run, f"{part}.{_METRIC}")] for run in of_stage}
         words = "held-out cold items" if part == "cold_validation" else "held-out interactions"
         title = f"Stage {stage}: Recall@20 on validation, {words}"
-        plots.append((title, learning_curves(series, x_label="epoch", y_label="Recall@20")))
+        plots.append((title, learning_curves(series, label="Recall@20")))
     return plots
 
 
-def _series(run: _Run, key: str) -> Series:
+def _series(run: _Run, key: str) -> list[tuple[float, float]]:
     return [(line["epoch"], line[key]) for line in run.history if key in line]
 
 
-def _values(runs: list[_Run], metric: str) -> dict[str, dict[str, float]]:
+def _values(runs: list[_Run], metric: str) -> dict[str, dict[str, list[float]]]:
     parts = [part for part in _PARTS if all(part in run.metrics for run in runs)]
-    return {_PARTS[part]: {run.name: run.metrics[part][metric] for run in runs} for part in parts}
+    return {_PARTS[part]: {run.name: [run.metrics[part][metric]] for run in runs} for part in parts}
 
 
 def _chance(dataset: Dataset) -> dict[str, float]:

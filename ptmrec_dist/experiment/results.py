@@ -10,28 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
+import yaml
 
 from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table
-from ptmrec_dist.experiment.grid import Cell, Plan, Step, encoder_step
+from ptmrec_dist.experiment.finished import read_setting
+from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
-from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import EFFICIENCY_FILE
+from ptmrec_dist.training.runs import EFFICIENCY_FILE, plain_settings
 
 METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
-PARTS = {"test": "warm items", "cold_test": "cold items"}
 LEVEL = 0.05
 _NAMES = ("recommender", "modalities", "paradigm", "method")
 
-PerUser = dict[str, pl.DataFrame]
-"""Part to a table with `user` and a column for each metric."""
+PerUser = dict[str, dict[str, np.ndarray]]
+"""Part to metric to the value of each user with positives, float64 [N]."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Tested:
     """A row of the tables against its baseline, on one metric of one part."""
 
     row: Cell
@@ -47,7 +48,7 @@ class Comparison:
 
 
 def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
-    """Write the tables of an experiment whose runs have all ended, and print the main one.
+    """Write the tables and the page of an experiment whose runs have all ended, and print the main table.
 
     Args:
         config: Settings.
@@ -56,40 +57,60 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
     Returns:
         The files written.
     """
-    rows: dict[Cell, dict[int, PerUser]] = defaultdict(dict)
+    folders: dict[Cell, dict[int, Path]] = defaultdict(dict)
     for cell in plan.cells:
-        rows[cell.row][cell.seed] = _per_user(config.out / "per_user" / cell.name, plan.steps[cell.name].folder)
-    tables = config.out / "tables"
-    tables.mkdir(exist_ok=True)
+        folders[cell.row][cell.seed] = plan.steps[cell.name].folder
+    settings = {
+        row: read_setting(_name(row), _group(row), list(seeds.values()), kept=config.out / "ranks")
+        for row, seeds in folders.items()
+    }
+    rows = {
+        row: {seed: _per_user(run) for seed, run in zip(folders[row], setting.runs, strict=True)}
+        for row, setting in settings.items()
+    }
+    folder = config.out / "tables"
+    folder.mkdir(exist_ok=True)
+    tables: dict[str, Table] = {}
     for part in [part for part in PARTS if any(part in found for seeds in rows.values() for found in seeds.values())]:
         of_part = {row: seeds for row, seeds in rows.items() if all(part in found for found in seeds.values())}
         comparisons = _comparisons(config, of_part, part)
-        accuracy = _accuracy(config, of_part, part, comparisons)
-        accuracy.write(tables, f"accuracy_{part}")
-        _significance(config, comparisons, part).write(tables, f"significance_{part}")
-        print(f"\n{accuracy.markdown()}")
-    _costs(config, plan).write(tables, "costs")
-    written = sorted(tables.iterdir())
-    print(f"tables in {tables}")
-    return written
+        tables[f"accuracy_{part}"] = _accuracy(config, of_part, part, comparisons)
+        tables[f"significance_{part}"] = _significance(config, comparisons, part)
+        print(f"\n{tables[f'accuracy_{part}'].markdown()}")
+    tables["costs"] = _costs(config, plan)
+    for name, table in tables.items():
+        table.write(folder, name)
+    page = config.out / "report.html"
+    write_comparison(page, Dataset(config.shards), _page(config, list(settings.values()), tables))
+    print(f"tables in {folder}, figures and tables in {page}")
+    return [*sorted(folder.iterdir()), page]
 
 
-def _per_user(folder: Path, run: Path) -> PerUser:
-    """Test metrics of each user, kept so that they are computed once."""
-    if not folder.is_dir():
-        loaded = load_run(run)
-        found = Evaluator(loaded.dataset, "test", loaded.record.mask_validation_at_test).per_user(
-            loaded.recommender, loaded.features
-        )
-        fresh = folder.with_name(f".{folder.name}.new")
-        fresh.mkdir(parents=True, exist_ok=True)
-        for part, metrics in found.items():
-            pl.DataFrame({"user": metrics.users, **metrics.values}).write_parquet(fresh / f"{part}.parquet")
-        fresh.rename(folder)
-    return {path.stem: pl.read_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+def _page(config: ExperimentConfig, settings: list[Setting], tables: dict[str, Table]) -> Comparison:
+    return Comparison(
+        title=f"What {config.out.name} found",
+        settings=settings,
+        tables=[table for name, table in tables.items() if not name.startswith("significance")],
+        details=[table for name, table in tables.items() if name.startswith("significance") and table.rows],
+        texts={"Settings of the experiment": yaml.safe_dump(plain_settings(config), sort_keys=False)},
+    )
 
 
-def _comparisons(config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser]], part: str) -> list[Comparison]:
+def _name(row: Cell) -> str:
+    """What a row is called within its group."""
+    words = row.paradigm.replace("_", " ")
+    return words if row.paradigm == "frozen" else f"{words}, {row.method}"
+
+
+def _group(row: Cell) -> str:
+    return group_name(row.recommender, row.modalities)
+
+
+def _per_user(run: SeedRun) -> PerUser:
+    return {part: metrics_of(ranked).values for part, ranked in run.ranked.items()}
+
+
+def _comparisons(config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser]], part: str) -> list[Tested]:
     found = []
     for row, seeds in rows.items():
         same_method = replace(row, paradigm=config.baseline)
@@ -98,7 +119,7 @@ def _comparisons(config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser
             continue
         for metric in METRICS:
             ours_SN, theirs_SN = (
-                np.stack([rows[one][seed][part][metric].to_numpy() for seed in sorted(seeds)]) for one in (row, base)
+                np.stack([rows[one][seed][part][metric] for seed in sorted(seeds)]) for one in (row, base)
             )
             users = compare(ours_SN.mean(axis=0), theirs_SN.mean(axis=0))
             by_seed = compare(ours_SN.mean(axis=1), theirs_SN.mean(axis=1))
@@ -108,24 +129,22 @@ def _comparisons(config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser
                 "t_test_seeds": by_seed.t_test,
                 "wilcoxon_seeds": by_seed.wilcoxon,
             }
-            found.append(Comparison(row, part, metric, users.difference, p))
+            found.append(Tested(row, part, metric, users.difference, p))
     return found
 
 
-def _corrected(comparisons: list[Comparison], test: str) -> dict[tuple[Cell, str], float]:
+def _corrected(comparisons: list[Tested], test: str) -> dict[tuple[Cell, str], float]:
     """P after correction over all rows and metrics of the part."""
     values = holm([comparison.p[test] for comparison in comparisons])
     return {(one.row, one.metric): value for one, value in zip(comparisons, values, strict=True)}
 
 
 def _accuracy(
-    config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser]], part: str, comparisons: list[Comparison]
+    config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser]], part: str, comparisons: list[Tested]
 ) -> Table:
     corrected = _corrected(comparisons, "t_test_users")
     means = {
-        row: {
-            metric: np.array([found[part][metric].to_numpy().mean() for found in seeds.values()]) for metric in METRICS
-        }
+        row: {metric: np.array([found[part][metric].mean() for found in seeds.values()]) for metric in METRICS}
         for row, seeds in rows.items()
     }
     best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in METRICS}
@@ -147,7 +166,7 @@ def _accuracy(
     return table
 
 
-def _significance(config: ExperimentConfig, comparisons: list[Comparison], part: str) -> Table:
+def _significance(config: ExperimentConfig, comparisons: list[Tested], part: str) -> Table:
     tests = ("t_test_users", "wilcoxon_users", "t_test_seeds", "wilcoxon_seeds")
     corrected = {test: _corrected(comparisons, test) for test in tests}
     table = Table(
@@ -165,8 +184,9 @@ def _significance(config: ExperimentConfig, comparisons: list[Comparison], part:
 def _costs(config: ExperimentConfig, plan: Plan) -> Table:
     """What each way of training costs, a row each."""
     table = Table(
-        "What is trained, and what an epoch costs (means over seeds); items a second are those through the encoder. In the "
-        "paradigm contrastive the encoder is trained before the recommender, whose epochs these are.",
+        "What is trained, and what an epoch costs (means over seeds) of the step that trains the encoder; of stage 1 in the "
+        "paradigm frozen. Items a second are those through the encoder. Stage 1 before two_stage and after contrastive costs "
+        "what it costs in frozen.",
         [
             *_NAMES,
             "trained in the encoder",
@@ -176,26 +196,34 @@ def _costs(config: ExperimentConfig, plan: Plan) -> Table:
             "peak memory in MB",
         ],
     )
-    rows: dict[Cell, list[Step]] = defaultdict(list)
+    rows: dict[Cell, list[Cell]] = defaultdict(list)
     for cell in plan.cells:
-        rows[cell.row].append(plan.steps[cell.name])
-    for row, steps in rows.items():
-        counts = json.loads((steps[0].folder / "run.json").read_text())["parameters"]
-        if row.paradigm == "contrastive":
-            tuned = plan.steps[encoder_step(row.method, min(config.seeds))].folder / LINEAGE_FILE
-            before = json.loads(tuned.read_text())["parameters"]["encoder"]
-            counts = counts | {"encoder": before, "trainable": before + counts["trainable"]}
-        costs = [
-            json.loads((step.folder / EFFICIENCY_FILE).read_text())
-            for step in steps
-            if (step.folder / EFFICIENCY_FILE).is_file()
-        ]
+        rows[cell.row].append(cell)
+    for row, cells in rows.items():
+        counts = _parameters(plan, cells[0])
+        files = [_encoder_folder(plan, cell) / EFFICIENCY_FILE for cell in cells]
+        costs = [json.loads(path.read_text()) for path in files if path.is_file()]
         shown = [f"{counts.get('encoder', 0):,}", f"{counts['trainable']:,}"]
         for name in ("seconds_per_epoch", "items_per_second", "peak_memory_mb"):
             values = [cost[name] for cost in costs if name in cost]
             shown.append(f"{np.mean(values):,.1f}" if values else "")
         table.rows.append([*_labels(row), *map(Entry, shown)])
     return table
+
+
+def _encoder_folder(plan: Plan, cell: Cell) -> Path:
+    """Folder of the step that trains the cell's encoder, or of its only one."""
+    name = encoder_step(cell.method, cell.seed) if cell.paradigm == "contrastive" else cell.name
+    return plan.steps[name].folder
+
+
+def _parameters(plan: Plan, cell: Cell) -> dict[str, int]:
+    counts: dict[str, int] = json.loads((plan.steps[cell.name].folder / "run.json").read_text())["parameters"]
+    if cell.paradigm != "contrastive":
+        return counts
+    lineage = json.loads((_encoder_folder(plan, cell) / LINEAGE_FILE).read_text())
+    before = lineage["parameters"]["encoder"]
+    return counts | {"encoder": before, "trainable": before + counts["trainable"]}
 
 
 def _labels(row: Cell) -> list[Entry]:

@@ -39,6 +39,8 @@ class LoopState:
     """Ranks that wrote it."""
     losses: dict[str, float] = field(default_factory=dict)
     """Terms of the objective at the last step."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Terms of the objective, added up over the steps of the epoch."""
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=1))
     """Early stopping."""
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -1,148 +1,70 @@
-"""Image-text contrastive learning (PTMRec eq. 2): an encoder fine-tuned on a catalogue's own pairs, or trained from scratch.
+"""Fine-tune an encoder on a catalogue's own pairs of image and text (PTMRec eq. 2).
 
 ptmrec contrastive --shards shards/movies --encoder.model clip --out encoders/movies          # one process
 deepspeed --num_gpus 2 launchers/contrastive.py --shards shards/movies --encoder.model clip --out encoders/movies
-
-Legend: B local pairs, G pairs of all ranks, D width, N pairs to train on.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import open_clip
 import torch
-import torch.nn.functional as F
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.transform import PreprocessCfg
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.staging import staged
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
-from ptmrec_dist.distributed import World, barrier, gather_rows, join_world, mean_over_ranks, sum_over_ranks
+from ptmrec_dist.distributed import World, barrier, join_world
 from ptmrec_dist.encoders import lora
-from ptmrec_dist.encoders.backbone import TUNED_FILE, Backbone, load_backbone, save_backbone
+from ptmrec_dist.encoders.backbone import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
 from ptmrec_dist.encoders.features import reader_of, require_content
 from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.engine import OneProcess, engine_config, make_engine, whole_parameters
-from ptmrec_dist.training.runs import flatten, plain_settings, save_tensors
-
-_LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
-_WARM_UP = 0.1  # share of the steps
-_TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 96, "layers": 4, "head_width": 32},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
-_TINY_BATCH = 128
-_TINY_LR, _TINY_WEIGHT_DECAY = 1e-3, 0.05
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
+from ptmrec_dist.training.engine import engine_config, make_engine, whole_parameters
+from ptmrec_dist.training.engine_state import save_engine
+from ptmrec_dist.training.image_text import ImageTextPairs, skip_to, warm_up_and_fall
+from ptmrec_dist.training.loop import go_on, run_epochs
+from ptmrec_dist.training.meter import Meter
+from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors, write_atomically
+from ptmrec_dist.watch import Watch
 
 LINEAGE_FILE = "lineage.json"
-"""What a fine-tuned encoder came from, and how it went."""
-IMAGE_SIZE = 64
-"""Side in pixels of the pictures that `train_clip` takes."""
+"""What a fine-tuned encoder comes from; once it is complete, also how it went."""
 
 
-def contrastive_loss(
-    images_BD: Tensor, texts_BD: Tensor, images_GD: Tensor, texts_GD: Tensor, own_B: Tensor, scale: Tensor | float
-) -> Tensor:
-    """Compute InfoNCE of this rank's pairs against the pairs of all ranks.
+@dataclass
+class FineTuning:
+    """Everything that a step of contrastive fine-tuning touches."""
 
-    Eq. 2 asks for the right text of an image. CLIP also asks for the right image of a text and averages the two, and so
-    does this. On one process the gathered features are the local ones.
-
-    Args:
-        images_BD: Image features of length 1, float32 [B, D].
-        texts_BD: Text features of length 1, float32 [B, D].
-        images_GD: Those of all ranks, gathered with gradient, float32 [G, D].
-        texts_GD: Those of all ranks, gathered with gradient, float32 [G, D].
-        own_B: Position of each local pair among the gathered ones, int64 [B].
-        scale: 1 / temperature.
-
-    Returns:
-        Loss of each local pair, float32 [B]; the objective is its mean over the pairs of all ranks.
-
-    Source: PTMRec eq. 2; CLIP, arXiv 2103.00020.
-    """
-    to_texts_B = F.cross_entropy(scale * images_BD @ texts_GD.T, own_B, reduction="none")
-    to_images_B = F.cross_entropy(scale * texts_BD @ images_GD.T, own_B, reduction="none")
-    return (to_texts_B + to_images_B) / 2
-
-
-class ImageTextPairs(nn.Module):
-    """Both towers, as a function from pairs to their loss over all ranks.
-
-    Args:
-        encoder: An encoder with both towers; the temperature is that of its CLIP.
-        world: This rank's place.
-    """
-
-    def __init__(self, encoder: Encoder, world: World) -> None:
-        super().__init__()
-        self.encoder, self.world = encoder, world
-
-    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Compute this rank's share of the mean loss over the pairs of all ranks.
-
-        Collective: every rank must call this, also one that has no pairs left.
-
-        Args:
-            images: uint8 [B, 3, H, W].
-            texts: Token ids int64 [B, N].
-
-        Returns:
-            Scalar whose mean over the ranks is the loss.
-        """
-        images_BD, texts_BD = self.encoder.encode(images, texts).values()
-        rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
-        own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
-        scale = cast(Tensor, self.encoder.clip.logit_scale).exp().clamp(max=_LARGEST_SCALE)
-        gathered = gather_rows(images_BD), gather_rows(texts_BD)
-        return mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))
-
-
-def fit(
-    engine: Any, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]], steps: int, world: World
-) -> Iterator[float]:
-    """Train on batches of pairs, under a learning rate that rises at first and then falls along a cosine.
-
-    Collective: every rank must go through all of it.
-
-    Args:
-        engine: Engine around `ImageTextPairs`.
-        optimizer: The optimiser inside it; its learning rates are the highest.
-        batches: Images and token ids on the device, `steps` times.
-        steps: Steps of the optimiser.
-        world: This rank's place.
-
-    Yields:
-        The loss of each step, after it.
-
-    Raises:
-        UserError: A loss that is not finite; the step was not made.
-    """
-    highest = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=_WARM_UP)
-    with tqdm(total=steps, desc="image-text pairs", unit="step", disable=not world.is_first) as bar:
-        for step, (images, texts) in enumerate(batches):
-            share = engine(images, texts)
-            loss = float(sum_over_ranks(share)) / world.size
-            if not np.isfinite(loss):
-                raise UserError(f"loss: got {loss} at step {step + 1}; lower --optim.encoder_lr")
-            engine.backward(share)
-            engine.step()
-            schedule.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.3f}")
-            yield loss
+    config: ContrastiveConfig
+    """Settings."""
+    encoder: Encoder
+    """What is tuned."""
+    engine: Any
+    """DeepSpeed's engine around `ImageTextPairs`."""
+    stream: ItemStream
+    """Where pairs come from."""
+    schedule: OneCycleLR
+    """Learning rates of the optimiser inside the engine."""
+    world: World
+    """This rank's place."""
+    monitor: Monitor
+    """Reads the losses, and whether to stop."""
+    watch: Watch
+    """Knows where the other ranks are."""
+    lineage: dict[str, Any]
+    """What the encoder comes from, and how many parameters are tuned."""
+    meter: Meter = field(default_factory=Meter)
+    """Time, items and memory of the epochs."""
 
 
 def fine_tune(config: ContrastiveConfig) -> None:
@@ -154,13 +76,16 @@ def fine_tune(config: ContrastiveConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: Shards without content, an encoder that cannot be loaded or cannot take the method, a folder that is not
-            empty, a batch that ranks cannot share, a loss that is not finite.
+        UserError: Shards without content, an encoder that cannot be loaded or cannot take the method, a folder of something
+            else or of other settings, a batch that ranks cannot share, a loss that is not finite.
+        Fault: A rank was lost, items could not be read, the disk is full.
     """
+    run = RunFolder(config.out, config, last=CONFIG_FILE)
+    if run.is_complete:
+        print(f"{config.out} is complete; nothing to do")
+        return
     dataset = Dataset(config.shards)
     require_content(dataset)
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise UserError(f"out: {config.out} exists; choose another --out or remove it yourself")
     encoder = _encoder(config)
     if encoder.backbone.tuned is not None:
         raise UserError(
@@ -168,11 +93,96 @@ def fine_tune(config: ContrastiveConfig) -> None:
             "that it was made of"
         )
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
-    world = join_world(config.device)
+    tuning = _prepare(config, dataset, encoder, join_world(config.device, config.timeout))
+    _check_same_source(config.out / LINEAGE_FILE, tuning.lineage)
+    if tuning.world.is_first:
+        run.start()
+        write_atomically(config.out / LINEAGE_FILE, json.dumps(tuning.lineage, indent=1))
+    barrier()
+    checkpoints = Checkpoints(config.out / "checkpoints", config.keep_checkpoints)
+    loop = _resume(tuning, checkpoints)
+    tracking = Tracker.start(
+        config.tracking,
+        name=config.out.name,
+        params=flatten(plain_settings(config)),
+        tags={"stage": "contrastive", "data": dataset.fingerprint},
+        run_id=run.mlflow_run,
+        active=tuning.world.is_first,
+    )
+    with tracking as tracker, tuning.watch:
+        if tuning.world.is_first:
+            run.mlflow_run = tracker.run_id
+        task = _Task(tuning, loop, tracker)
+        if run_epochs(task, tuning, loop, checkpoints, epochs=config.epochs, checkpoint_every=config.checkpoint_every):
+            _finish(tuning, loop, run, tracker)
+            if tuning.world.is_first:
+                checkpoints.clear()
+        else:
+            tracker.interrupted()
+    barrier()
+
+
+def train_step(tuning: FineTuning, batch: ItemBatch, step: int) -> None:
+    """Do one step of the optimiser on the pairs of all ranks.
+
+    Collective: every rank must call this, also one that has no pairs left.
+
+    Args:
+        tuning: Model, engine, settings.
+        batch: This rank's pairs.
+        step: Number of the step since the start.
+
+    Raises:
+        UserError: The loss was not finite on some rank; the update was not made.
+    """
+    pairs = batch.to(tuning.world.device)
+    share = tuning.engine(cast(Tensor, pairs.images), cast(Tensor, pairs.texts))  # both towers have readers
+    tuning.monitor.note(step, {"loss": share}, 1.0)
+    tuning.engine.backward(share)
+    if tuning.monitor.is_due:
+        tuning.monitor.read()
+    tuning.engine.step()
+    tuning.schedule.step()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Fine-tuning as the loop sees it."""
+
+    tuning: FineTuning
+    loop: LoopState
+    tracker: Tracker
+
+    def start_epoch(self, epoch: int) -> int:
+        self.tuning.engine.train()
+        return self.tuning.stream.steps(epoch)
+
+    def windows(self, epoch: int, skip: int) -> Iterator[ItemBatch]:
+        return self.tuning.stream.epoch(epoch, skip)
+
+    def step(self, window: ItemBatch, number: int) -> int:
+        train_step(self.tuning, window, number)
+        return len(window.items)
+
+    def end_epoch(self) -> None:
+        steps = self.tuning.stream.steps(self.loop.epoch - 1)
+        line = {"epoch": self.loop.epoch, "loss": self.loop.sums["loss"] / steps}
+        self.loop.history.append(line)
+        self.tracker.metrics({"loss": line["loss"]}, self.loop.epoch)
+
+    def write(self, folder: Path) -> None:
+        save_engine(self.tuning.engine, folder)
+
+
+def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> FineTuning:
     if config.batch_size % world.size:
         raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
     stream = _pairs(config, dataset, encoder, world)
-    steps = [stream.steps(epoch) for epoch in range(config.epochs)]
+    lineage = {
+        "data": dataset.fingerprint,
+        "encoder": encoder.backbone.fingerprint,
+        "parameters": {"encoder": encoder.num_tuned},  # now: ZeRO-3 leaves a rank a part of each parameter
+    }
     pairs = ImageTextPairs(encoder.to(world.device), world)
     tuned = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
@@ -180,61 +190,64 @@ def fine_tune(config: ContrastiveConfig) -> None:
         rows=config.batch_size // world.size, zero_stage=config.zero.stage, grad_clip=config.optim.grad_clip
     )
     engine = make_engine(pairs, optimizer, settings, world)
-    batches = (_inputs(batch.to(world.device)) for epoch in range(config.epochs) for batch in stream.epoch(epoch))
-    with Tracker.start(
-        config.tracking,
-        name=config.out.name,
-        params=flatten(plain_settings(config)),
-        tags={"stage": "contrastive", "data": dataset.fingerprint},
-        active=world.is_first,
-    ) as tracker:
-        losses = list(fit(engine, optimizer, batches, sum(steps), world))
-        by_epoch = [float(part.mean()) for part in np.split(np.array(losses), np.cumsum(steps)[:-1])]
-        for epoch, loss in enumerate(by_epoch):
-            tracker.metrics({"loss": loss}, epoch + 1)
-    with whole_parameters(engine, config.zero.stage):
-        state = {name: value.cpu().clone() for name, value in encoder.tuned_state().items()}
-    if world.is_first:
-        lineage = {
-            "data": dataset.fingerprint,
-            "encoder": encoder.backbone.fingerprint,
-            "settings": plain_settings(config),
-            "loss": by_epoch,
-            "parameters": {"encoder": encoder.num_tuned},
-        }
-        fingerprint = _write(config, state, encoder.description, lineage)
-        print(f"loss {by_epoch[0]:.3f} in the first epoch, {by_epoch[-1]:.3f} in the last")
-        print(f"{encoder.num_tuned:,} parameters tuned; {config.out}, fingerprint {fingerprint[:12]}")
-    barrier()
+    every = config.check_every or (1 if world.device.type == "cpu" else 10)
+    return FineTuning(
+        config=config,
+        encoder=encoder,
+        engine=engine,
+        stream=stream,
+        schedule=warm_up_and_fall(optimizer, _steps_before(stream, config.epochs)),
+        world=world,
+        monitor=Monitor(world, every, remedy="lower --optim.encoder_lr"),
+        watch=Watch(world, config.timeout),
+        lineage=lineage,
+    )
 
 
-def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, seed: int, steps: int = 250) -> None:
-    """Train a tiny CLIP from scratch on one process and write it as an open_clip folder: the demo's encoder.
+def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
+    """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
+    _, loop = go_on(tuning.engine, checkpoints, tuning.world)
+    skip_to(tuning.schedule, _steps_before(tuning.stream, loop.epoch) + loop.step)
+    return loop
 
-    Args:
-        folder: Folder to write, `open_clip_config.json` and `open_clip_model.safetensors`.
-        pictures: uint8 [N, 3, IMAGE_SIZE, IMAGE_SIZE].
-        captions: N texts.
-        seed: Seed of the weights and of the batches.
-        steps: Steps of the optimiser.
-    """
-    torch.manual_seed(seed)
-    clip = open_clip.CLIP(**_TINY, nonscalar_logit_scale=True).eval().requires_grad_(False)
-    tokenize = open_clip.SimpleTokenizer(context_length=16)
-    image_config = PreprocessCfg(size=IMAGE_SIZE, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
-    backbone = Backbone(clip, tokenize, image_config, dict(_TINY), fingerprint="")
-    encoder = Encoder(backbone, ("image", "text"))
-    encoder.tune("full", None, torch.Generator())
-    clip.logit_scale.requires_grad_()
-    images, tokens = torch.from_numpy(pictures), tokenize(list(captions))
-    trained = [parameter for parameter in clip.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=_TINY_LR, weight_decay=_TINY_WEIGHT_DECAY, betas=(0.9, 0.98))
-    alone = World(0, 1, torch.device("cpu"))
-    rows = (torch.randint(len(images), (_TINY_BATCH,)) for _ in range(steps))
-    batches = ((images[rows_B], tokens[rows_B]) for rows_B in rows)
-    for _ in fit(OneProcess(ImageTextPairs(encoder, alone), optimizer), optimizer, batches, steps, alone):
-        pass
-    save_backbone(backbone, folder)
+
+def _steps_before(stream: ItemStream, epoch: int) -> int:
+    return sum(stream.steps(earlier) for earlier in range(epoch))
+
+
+def _check_same_source(path: Path, lineage: dict[str, Any]) -> None:
+    """A run that was interrupted goes on from the data and the encoder that it began with, or not at all."""
+    before = json.loads(path.read_text()) if path.is_file() else lineage
+    for name, setting in (("data", "shards"), ("encoder", "encoder.model")):
+        if before[name] != lineage[name]:
+            raise UserError(
+                f"{setting}: it is {lineage[name][:12]} now, but {path.parent} was begun with {before[name][:12]}; bring "
+                "that back or choose another --out"
+            )
+
+
+def _finish(tuning: FineTuning, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
+    """Write the encoder, its configuration last: it marks the folder as complete."""
+    config = tuning.config
+    with whole_parameters(tuning.engine, config.zero.stage):
+        state = {name: value.cpu().clone() for name, value in tuning.encoder.tuned_state().items()}
+    efficiency = tuning.meter.summary(tuning.world)
+    losses = [line["loss"] for line in loop.history]
+    fresh = config.out / ".encoder.new"
+    with writing(tuning.world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
+        if tuning.world.is_first:
+            run.write_history(loop.history)
+            run.write_efficiency(efficiency)
+            lineage = tuning.lineage | {"settings": plain_settings(config), "loss": losses}
+            write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
+            _write(config, fresh, state, tuning.encoder.description)
+    counted = {"parameters/encoder": float(tuning.lineage["parameters"]["encoder"])}
+    tracker.metrics(efficiency | counted, loop.epoch)
+    if tuning.world.is_first:
+        written = load_backbone(replace(config.encoder, model=str(config.out), pretrained=None))
+        print(f"loss {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
+        print(f"{tuning.lineage['parameters']['encoder']:,} parameters tuned; {config.out}, ", end="")
+        print(f"fingerprint {written.fingerprint[:12]}")
 
 
 def _encoder(config: ContrastiveConfig) -> Encoder:
@@ -253,23 +266,17 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
     )
 
 
-def _inputs(batch: ItemBatch) -> tuple[Tensor, Tensor]:
-    return cast(Tensor, batch.images), cast(Tensor, batch.texts)  # both towers have readers
-
-
-def _write(
-    config: ContrastiveConfig, state: dict[str, Tensor], description: dict[str, str], lineage: dict[str, Any]
-) -> str:
+def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], description: dict[str, str]) -> None:
     """Write the encoder: what open_clip has a place for in its weights, prompts and adapters beside them."""
-    with staged(config.out) as fresh:
-        (fresh / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
-        save_tensors(fresh / TUNED_FILE, state, description)
-        encoder = _encoder(config)
-        if config.tuning.method in ("prompt", "adapter"):
-            save_backbone(encoder.backbone, fresh)
-        else:
-            encoder.load_tuned(fresh / TUNED_FILE)
-            (fresh / TUNED_FILE).unlink()
-            lora.merge(encoder.towers)
-            save_backbone(encoder.backbone, fresh)
-    return load_backbone(replace(config.encoder, model=str(config.out), pretrained=None)).fingerprint
+    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
+    fresh.mkdir()
+    save_tensors(fresh / TUNED_FILE, state, description)
+    encoder = _encoder(config)
+    if config.tuning.method not in ("prompt", "adapter"):
+        encoder.load_tuned(fresh / TUNED_FILE)
+        (fresh / TUNED_FILE).unlink()
+        lora.merge(encoder.towers)
+    save_backbone(encoder.backbone, fresh)
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        os.replace(path, config.out / path.name)
+    fresh.rmdir()

@@ -14,7 +14,7 @@ import torch
 from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import CUTOFFS, UserMetrics, per_user_metrics
+from ptmrec_dist.evaluation.ranking import CUTOFFS, Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.runs import write_atomically
@@ -67,7 +67,6 @@ class Evaluator:
             metrics[part] = _mean(sums, len(found.users), world)
         return metrics
 
-    @torch.no_grad()
     def per_user(
         self, recommender: Recommender, features: Features, user_range: tuple[int, int] | None = None
     ) -> dict[str, UserMetrics]:
@@ -81,11 +80,27 @@ class Evaluator:
         Returns:
             Part of the phase to the metrics of its users.
         """
+        return {part: metrics_of(ranked) for part, ranked in self.ranked(recommender, features, user_range).items()}
+
+    @torch.no_grad()
+    def ranked(
+        self, recommender: Recommender, features: Features, user_range: tuple[int, int] | None = None
+    ) -> dict[str, Ranked]:
+        """Rank every positive of the phase.
+
+        Args:
+            recommender: The model.
+            features: Features of all items, [I, d_m], on the model's device.
+            user_range: First user and one past the last; by default all.
+
+        Returns:
+            Part of the phase to its positives and their ranks.
+        """
         training = recommender.training
         recommender.eval()
         users_UD, items_ID = recommender.representations(features)
         found = {
-            self.phase: per_user_metrics(
+            self.phase: rank_positives(
                 users_UD, items_ID, self.positives, self.seen, candidates=self.warm_items, user_range=user_range
             )
         }
@@ -93,7 +108,7 @@ class Evaluator:
             cold = torch.from_numpy(self.cold_items).to(users_UD.device)
             users_UD, items_CD = recommender.cold_representations(features, cold)
             items_ID = items_CD.new_zeros(len(items_ID), items_CD.shape[1]).index_copy(0, cold, items_CD)
-            found[f"cold_{self.phase}"] = per_user_metrics(
+            found[f"cold_{self.phase}"] = rank_positives(
                 users_UD, items_ID, self.cold_positives, None, candidates=self.cold_items, user_range=user_range
             )
         recommender.train(training)

@@ -52,8 +52,7 @@ def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
             f"shards: {dataset.folder} is {dataset.fingerprint[:12]}, but {folder} was trained on "
             f"{record.data['fingerprint'][:12]}; train again or bring the old shards back"
         )
-    own = folder / "features" if record.stage == 2 else None
-    features = tensors_of(_open_recorded(record.features, own, folder, dataset), record.modalities)
+    features = tensors_of(open_features_of(folder, record, dataset), record.modalities)
     try:
         weights = load_file(folder / RECOMMENDER_FILE)
     except (OSError, SafetensorError) as error:
@@ -69,6 +68,23 @@ def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
             f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({reason}); train again"
         ) from error
     return LoadedRun(folder, record, dataset, features, recommender)
+
+
+def open_features_of(folder: Path, record: RunRecord, dataset: Dataset) -> FeatureStore | None:
+    """Open the features that a finished run ended with.
+
+    Args:
+        folder: Run folder.
+        record: Its lineage.
+        dataset: Its data.
+
+    Returns:
+        The features, or None for an ID-only recommender.
+
+    Raises:
+        UserError: They are missing, or not those that the record names.
+    """
+    return _open_recorded(record.features, folder / "features" if record.stage == 2 else None, folder, dataset)
 
 
 def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> Recommender:

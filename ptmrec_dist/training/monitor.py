@@ -28,6 +28,10 @@ class Monitor:
     """Signals that this rank got."""
     losses: dict[str, float] = field(default_factory=dict)
     """Terms of the last step that was read, means over the global batch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Terms added up over the steps that were read."""
+    remedy: str = "lower --optim.encoder_lr or --optim.recommender_lr"
+    """What to do about a loss that is not finite."""
     stop: bool = False
     """Whether some rank had been told to stop at the last reading."""
     _names: list[str] = field(default_factory=list)
@@ -76,6 +80,7 @@ class Monitor:
             if broken:
                 raise UserError(
                     f"loss: {', '.join(broken)} is not finite at step {step + 1}; the last checkpoint is from before it; "
-                    "lower --optim.encoder_lr or --optim.recommender_lr"
+                    f"{self.remedy}"
                 )
             self.losses = {name: value / self.world.size for name, value in terms.items()}
+            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.losses.items()}

@@ -77,13 +77,14 @@ class RunFolder:
     Args:
         folder: Where.
         settings: The command's settings.
+        last: What is written last, the sign that the run is complete.
 
     Raises:
         UserError: The folder holds a run of other settings, or something that is no run.
     """
 
-    def __init__(self, folder: Path, settings: Any) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Any, last: str = "metrics.json") -> None:
+        self.folder, self.last = folder, last
         self.settings = plain_settings(settings)
         config = folder / "config.yaml"
         if config.is_file():
@@ -94,7 +95,7 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the run has ended."""
-        return (self.folder / "metrics.json").is_file()
+        return (self.folder / self.last).is_file()
 
     def start(self) -> None:
         """Make the folder and note the settings."""

@@ -7,12 +7,14 @@ ptmrec stage2 --stage1 runs/a --out runs/b                                     #
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ptmrec_dist.config import Stage2Config, TrainsBoth
-from ptmrec_dist.data.pairs import TrainBatch, TrainStream
+from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import barrier, join_world
 from ptmrec_dist.encoders.features import encode_all
 from ptmrec_dist.tracking import Tracker
@@ -20,6 +22,7 @@ from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import whole_parameters
 from ptmrec_dist.training.evaluate import Evaluator, Metrics
 from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.loop import run_epochs
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings
 from ptmrec_dist.training.stage2_parts import Stage2, check_start, prepare
 from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_best, with_fitted_maps, write_checkpoint
@@ -115,66 +118,48 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         engine.step()
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Stage 2 as the loop sees it."""
+
+    stage: Stage2
+    loop: LoopState
+    evaluate: Callable[[], None]
+
+    def start_epoch(self, epoch: int) -> int:
+        stage, config = self.stage, self.stage.config
+        generator = torch.Generator(stage.world.device).manual_seed(config.seed * 1_000_003 + epoch)
+        stage.tuner.recommender.start_epoch(generator)
+        stage.engine.train()
+        return -(-stage.stream.steps(epoch) // config.accumulation)
+
+    def windows(self, epoch: int, skip: int) -> Iterator[list[TrainBatch]]:
+        size = self.stage.config.accumulation
+        batches = self.stage.stream.epoch(epoch, skip * size)
+        while window := list(itertools.islice(batches, size)):
+            yield window
+
+    def step(self, window: list[TrainBatch], number: int) -> int:
+        train_step(self.stage, window, number)
+        return sum(len(batch.content.items) for batch in window)
+
+    def end_epoch(self) -> None:
+        if self.loop.epoch % self.stage.config.refresh_every == 0 or self.loop.epoch == self.stage.config.epochs:
+            self.evaluate()
+
+    def write(self, folder: Path) -> None:
+        write_checkpoint(self.stage, folder)
+
+
 def _train(stage: Stage2, loop: LoopState, run: RunFolder, checkpoints: Checkpoints, tracker: Tracker) -> bool:
     """Train to the end; False where the user interrupted."""
-    config, world = stage.config, stage.world
-    evaluate = Evaluator(stage.start.dataset, "validation")
-    stage.monitor.losses = loop.losses
-
-    def save() -> None:
-        stage.watch.between()
-        stage.monitor.read()  # nothing is kept that a loss beyond numbers may have spoilt
-        loop.losses = stage.monitor.losses
-        checkpoints.save(loop, functools.partial(write_checkpoint, stage), world)
-
+    config = stage.config
+    evaluator = Evaluator(stage.start.dataset, "validation")
+    evaluate = functools.partial(_evaluate, stage, loop, run, evaluator, tracker)
     if not loop.history:
-        _evaluate(stage, loop, run, evaluate, tracker)
-    with stage.monitor.interrupt:
-        while loop.epoch < config.epochs and not loop.stopping.should_stop:
-            with stage.meter.epoch():
-                whole = _train_epoch(stage, loop, save)
-                stage.monitor.read()  # waits for what the device has still to do
-            if not whole:
-                if world.is_first:
-                    print(f"interrupted at step {loop.total_steps}; run the same command to go on")
-                return False
-            loop.epoch, loop.step = loop.epoch + 1, 0
-            stage.watch.between()
-            loop.losses = stage.monitor.losses
-            if loop.epoch % config.refresh_every == 0 or loop.epoch == config.epochs:
-                _evaluate(stage, loop, run, evaluate, tracker)
-            save()
-    return True
-
-
-def _train_epoch(stage: Stage2, loop: LoopState, save: Callable[[], None]) -> bool:
-    """Train from the loop's step to the end of its epoch; False where the user interrupted."""
-    config, world = stage.config, stage.world
-    total = -(-stage.stream.steps(loop.epoch) // config.accumulation)
-    generator = torch.Generator(world.device).manual_seed(config.seed * 1_000_003 + loop.epoch)
-    stage.tuner.recommender.start_epoch(generator)
-    stage.engine.train()
-    label = f"epoch {loop.epoch + 1}/{config.epochs}"
-    with tqdm(total=total, initial=loop.step, desc=label, unit="step", disable=not world.is_first, leave=False) as bar:
-        for window in _windows(stage.stream, loop.epoch, loop.step, config.accumulation):
-            stage.watch.at(loop.total_steps + 1)
-            train_step(stage, window, loop.total_steps)
-            loop.step, loop.total_steps, loop.losses = loop.step + 1, loop.total_steps + 1, stage.monitor.losses
-            stage.meter.items += sum(len(batch.content.items) for batch in window)
-            bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in loop.losses.items()}, refresh=False)
-            if stage.monitor.stop:
-                save()
-                return False
-            if loop.total_steps % config.checkpoint_every == 0 and loop.step < total:
-                save()
-    return True
-
-
-def _windows(stream: TrainStream, epoch: int, skip: int, size: int) -> Iterator[list[TrainBatch]]:
-    batches = stream.epoch(epoch, skip * size)
-    while window := list(itertools.islice(batches, size)):
-        yield window
+        evaluate()
+    task = _Task(stage, loop, evaluate)
+    return run_epochs(task, stage, loop, checkpoints, epochs=config.epochs, checkpoint_every=config.checkpoint_every)
 
 
 def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker) -> None:

@@ -3,21 +3,18 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import TrainsBoth
 from ptmrec_dist.data.feature_store import open_features, write_features
-from ptmrec_dist.distributed import World, barrier, gather_rows
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.distributed import barrier
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
-from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.engine_state import load_engine, save_engine
+from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
+from ptmrec_dist.training.loop import go_on
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner
@@ -62,21 +59,13 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
         UserError: Ranks see different checkpoints, or they are of another model.
     """
     config, world = stage.config, stage.world
-    found = checkpoints.latest()
-    steps = gather_rows(torch.tensor([-1 if found is None else found[1].total_steps], device=world.device)).tolist()
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"out: ranks see checkpoints of different steps in {config.out} ({steps}, -1 for none); expected one folder "
-            "that all machines share"
-        )
-    if found is None:
-        return LoopState(world_size=world.size, stopping=EarlyStopping(config.patience))
-    folder, loop = found
-    load_engine(stage.engine, folder)
-    # The stored features are those of the last refresh, which the interrupted run had in memory.
-    features = load_file(folder / "features.safetensors")
-    stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
-    _go_on(loop, config, world)
+    folder, loop = go_on(
+        stage.engine, checkpoints, world, patience=config.patience, ordered_by_ranks=config.batching == "item"
+    )
+    if folder is not None:
+        # The stored features are those of the last refresh, which the interrupted run had in memory.
+        features = load_file(folder / "features.safetensors")
+        stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
     return loop
 
 
@@ -180,19 +169,6 @@ def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> 
     counted = {f"parameters/{name}": float(count) for name, count in stage.parameters.items()}
     tracker.metrics(flatten(metrics) | counted | efficiency, loop.stopping.best_epoch)
     tracker.artifacts([run.folder / name for name in names if (run.folder / name).is_file()])
-
-
-def _go_on(loop: LoopState, config: TrainsBoth, world: World) -> None:
-    """Say where the run goes on; on other ranks an item-major epoch, whose order depends on them, starts again."""
-    before, loop.world_size = loop.world_size, world.size
-    changed = ""
-    if before != world.size:
-        changed = f" on {world.size} ranks instead of {before}: weights and Adam's moments carry over"
-        if config.batching == "item" and loop.step:
-            changed += f"; the epoch starts again, for its order depends on the ranks ({loop.step} steps are repeated)"
-            loop.step = 0
-    if world.is_first:
-        print(f"going on at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1}){changed}")
 
 
 def _reference(start: LoadedRun) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
@@ -97,21 +99,26 @@ def test_every_cell_has_its_run_and_its_row(finished: ExperimentConfig) -> None:
         assert {path.suffix for path in tables.glob(f"accuracy_{part}.*")} == {".csv", ".md", ".tex"}
 
 
+def _ndcg(folder: Path) -> list[float]:
+    """NDCG@20 of each user on warm items, from the ranks that the experiment keeps."""
+    ranks: dict[int, list[int]] = {}
+    for row in pl.read_parquet(folder / "test.parquet").iter_rows(named=True):
+        ranks.setdefault(row["user"], []).append(row["rank"])
+    found = []
+    for _, own in sorted(ranks.items()):
+        gain = sum(1 / math.log2(rank + 1) for rank in own if rank <= 20)
+        found.append(gain / sum(1 / math.log2(place + 1) for place in range(1, min(len(own), 20) + 1)))
+    return found
+
+
 def test_differences_are_tested_against_the_frozen_encoder(finished: ExperimentConfig) -> None:
-    import polars as pl
     from scipy import stats
 
     rows = _table(finished.out / "tables" / "significance_test.csv")
     assert len(rows) == 3 * 4
     users = {
         paradigm: np.mean(
-            [
-                pl.read_parquet(finished.out / "per_user" / f"vbpr-both-{paradigm}-seed{seed}" / "test.parquet")[
-                    "ndcg@20"
-                ]
-                for seed in (0, 1)
-            ],
-            axis=0,
+            [_ndcg(finished.out / "ranks" / f"vbpr-both-{paradigm}-seed{seed}") for seed in (0, 1)], axis=0
         )
         for paradigm in ("frozen", "joint-lora")
     }
@@ -121,13 +128,29 @@ def test_differences_are_tested_against_the_frozen_encoder(finished: ExperimentC
     assert float(row["t_test_users"]) >= float(f"{stats.ttest_rel(users['joint-lora'], users['frozen']).pvalue:.2g}")
 
 
+def test_the_page_has_every_figure_and_every_table_and_needs_nothing_else(finished: ExperimentConfig) -> None:
+    html = (finished.out / "report.html").read_text()
+    for heading in ("Accuracy", "Learning curves", "Recall by item popularity", "Recall by user history"):
+        assert f'<h3 class="part">{heading}</h3>' in html
+    for row in _table(finished.out / "tables" / "accuracy_test.csv"):
+        assert f"{row['recall@20']}</td>" in html
+    assert html.count('<svg role="img" aria-label="') == html.count("<svg") > 10
+    for outside in ('src="http', 'href="http', "<script", "@import", "url(http"):
+        assert outside not in html
+    assert "batch_size: 24" in html
+
+
 def test_costs_count_what_is_trained(finished: ExperimentConfig) -> None:
     rows = {row["paradigm"]: row for row in _table(finished.out / "tables" / "costs.csv")}
     lora = 3 * 2 * 16 * 32 + 2 * 2 * 16 * 24
     assert [rows[name]["trained in the encoder"] for name in ("two_stage", "joint", "contrastive")] == [f"{lora:,}"] * 3
     assert rows["frozen"]["trained in the encoder"] == "0"
     assert float(rows["two_stage"]["seconds an epoch"].replace(",", "")) > 0
-    assert float(rows["joint"]["items a second"].replace(",", "")) > 0
+    for paradigm in ("two_stage", "joint", "contrastive"):
+        assert float(rows[paradigm]["items a second"].replace(",", "")) > 0
+    encoders = [finished.out / "encoders" / f"lora-seed{seed}" / "efficiency.json" for seed in (0, 1)]
+    seconds = [json.loads(path.read_text())["seconds_per_epoch"] for path in encoders]
+    assert rows["contrastive"]["seconds an epoch"] == f"{np.mean(seconds):,.1f}"
     assert float(rows["frozen"]["peak memory in MB"].replace(",", "")) > 0
     assert rows["frozen"]["items a second"] == ""
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from ptmrec_dist.encoders.backbone import load_backbone, load_backbone_of, save_
 from ptmrec_dist.encoders.features import extract_features, reader_of
 from ptmrec_dist.encoders.tuning import Encoder, load_encoder
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.contrastive import IMAGE_SIZE, contrastive_loss, fine_tune, train_clip
+from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
+from ptmrec_dist.training.image_text import contrastive_loss
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
+from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 from tests.conftest import UNTRACKED, Shop
-from tests.ranks import run_on_ranks
+from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 COUNTS = (4, 2)
 METHODS = ("prompt", "lora", "adapter", "last_n", "full")
@@ -123,7 +127,8 @@ def test_a_fine_tuned_encoder_serves_every_later_step(tiny_shop: Shop, tmp_path:
     """Features, stage 1, stage 2 with low-rank updates on top, a registered model's encoder."""
     clip, features = tmp_path / "clip", tmp_path / "features"
     run_on_ranks(1, fine_tune, _config(tiny_shop, clip, method))
-    plain = {"open_clip_config.json", "open_clip_model.safetensors", "lineage.json"}
+    plain = {"open_clip_config.json", "open_clip_model.safetensors", "lineage.json", "history.jsonl"}
+    plain |= {"config.yaml", "tracking.json", "efficiency.json"}
     assert {path.name for path in clip.iterdir()} == plain | (
         {"tuned.safetensors"} if method in ("prompt", "adapter") else set()
     )
@@ -170,25 +175,10 @@ def test_ranks_fine_tune_as_one_process_does(tiny_shop: Shop, tmp_path: Path, ze
         assert apart < 0.02 * moved, (modality, moved, apart)
 
 
-def _losses(config: ContrastiveConfig) -> list[float]:
-    from ptmrec_dist.training import contrastive
-
-    found: list[float] = []
-    whole_fit = contrastive.fit
-
-    def noted(*arguments: Any) -> Any:
-        for loss in whole_fit(*arguments):
-            found.append(loss)
-            yield loss
-
-    contrastive.fit = noted
-    fine_tune(config)
-    return found
-
-
 def test_images_find_their_texts_better_after_it(tiny_shop: Shop, tmp_path: Path) -> None:
     config = _config(tiny_shop, tmp_path / "clip", epochs=12, batch_size=200)
-    (losses,) = run_on_ranks(1, _losses, config)
+    run_on_ranks(1, fine_tune, config)
+    losses = json.loads((tmp_path / "clip" / LINEAGE_FILE).read_text())["loss"]
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
 
@@ -221,3 +211,80 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_sh
     prompted = Encoder(load_backbone(again.encoder), ("image", "text"))
     with pytest.raises(UserError, match="carries prompts from before"):
         prompted.tune("prompt", PromptConfig(), torch.Generator())
+
+
+def _arguments(shop: Shop, out: Path, *more: str) -> list[str]:
+    return [
+        *("--shards", str(shop.shards), "--encoder.model", str(shop.clip), "--out", str(out), "--epochs", "3"),
+        *("--batch_size", "12", "--optim.encoder_lr", "1e-3", "--tuning.method", "lora", "--checkpoint_every", "2"),
+        *("--timeout", "30", "--device", "cpu", "--tracking.enabled", "false", *more),
+    ]
+
+
+def _befallen(arguments: list[str], logs: Path, rank: str, number: int) -> None:
+    """The command on a rank; one rank gets a signal before its sixth step, in the midst of the second epoch."""
+    from ptmrec_dist.training import contrastive
+
+    whole_step = contrastive.train_step
+
+    def step(tuning: Any, batch: Any, step: int) -> None:
+        if os.environ["RANK"] == rank and step == 5:
+            os.kill(os.getpid(), number)
+        whole_step(tuning, batch, step)
+
+    contrastive.train_step = step
+    command_on_rank("contrastive", arguments, logs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = _arguments(tiny_shop, folder / "clip")
+    assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, folder) == [0, 0]
+    return folder / "clip"
+
+
+def _same(one: Path, other: Path) -> None:
+    assert (one / "open_clip_model.safetensors").read_bytes() == (other / "open_clip_model.safetensors").read_bytes()
+    losses = [json.loads((folder / LINEAGE_FILE).read_text())["loss"] for folder in (one, other)]
+    assert losses[0] == losses[1]
+    assert not (one / "checkpoints").exists()
+
+
+def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
+    tiny_shop: Shop, tmp_path: Path, undisturbed: Path
+) -> None:
+    arguments = _arguments(tiny_shop, tmp_path / "clip")
+    assert exit_codes_on_ranks(2, _befallen, arguments, tmp_path, "1", signal.SIGKILL) == [3, -9]
+    log = (tmp_path / "rank0").read_text()
+    assert "rank 0 lost touch with the others at step 6: rank 1 gives no sign of life (last one at step" in log
+    assert "Traceback" not in log
+    assert not (tmp_path / "clip" / "open_clip_config.json").exists()
+    assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, tmp_path) == [0, 0]
+    _same(tmp_path / "clip", undisturbed)
+
+
+def test_a_signal_lets_the_step_end_and_the_same_command_goes_on(
+    tiny_shop: Shop, tmp_path: Path, undisturbed: Path
+) -> None:
+    arguments = _arguments(tiny_shop, tmp_path / "clip", "--keep_checkpoints", "1")
+    assert exit_codes_on_ranks(2, _befallen, arguments, tmp_path, "0", signal.SIGTERM) == [0, 0]
+    assert [path.name for path in (tmp_path / "clip" / "checkpoints").iterdir()] == ["step-000000006"]
+    with pytest.raises(UserError, match=r"holds a run of other settings \(batch_size 12 -> 20"):
+        fine_tune(
+            _config(
+                tiny_shop,
+                tmp_path / "clip",
+                epochs=3,
+                batch_size=20,
+                tuning=TuningConfig(method="lora"),
+                optim=EncoderOptimConfig(encoder_lr=1e-3),
+            )
+        )
+    lineage = json.loads((tmp_path / "clip" / LINEAGE_FILE).read_text())
+    (tmp_path / "clip" / LINEAGE_FILE).write_text(json.dumps(lineage | {"encoder": "0" * 64}))
+    assert exit_codes_on_ranks(1, command_on_rank, "contrastive", arguments, tmp_path) == [2]
+    assert "was begun with 000000000000; bring that back" in (tmp_path / "rank0").read_text()
+    (tmp_path / "clip" / LINEAGE_FILE).write_text(json.dumps(lineage))
+    assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, tmp_path) == [0, 0]
+    _same(tmp_path / "clip", undisturbed)

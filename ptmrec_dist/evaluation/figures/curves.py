@@ -1,0 +1,68 @@
+"""How a metric went over the epochs."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from matplotlib.ticker import MaxNLocator
+
+from ptmrec_dist.evaluation.figures.style import INK, axes, legend, legend_height, line_style, mean_and_sd, svg_of
+
+Curve = Sequence[tuple[float, float]]
+"""Points (epoch, value)."""
+
+
+def learning_curves(series: Mapping[str, Sequence[Curve]], *, label: str) -> str:
+    """Draw a metric over the epochs; the best epoch of every setting is marked.
+
+    Args:
+        series: Setting to its curves, one a seed; the first setting is drawn strongest.
+        label: The metric.
+
+    Returns:
+        An `<svg>` element; a line is the mean over the seeds that reached the epoch, the band one standard deviation.
+    """
+    means = {name: _mean(curves) for name, curves in series.items()}
+    with axes(4.9, 3.0 + legend_height(list(series))) as (drawn, (plot,)):
+        for order, (name, points) in enumerate(means.items()):
+            style = line_style(order)
+            epochs, values, spreads = zip(*points, strict=True)
+            low, high = ([v + side * s for v, s in zip(values, spreads, strict=True)] for side in (-1, 1))
+            plot.fill_between(epochs, low, high, color=style["color"], alpha=0.16, linewidth=0)
+            # A long line shows its marker now and then only.
+            plot.plot(
+                epochs,
+                values,
+                **style,
+                linewidth=1.9,
+                markersize=4.5,
+                markevery=max(1, len(epochs) // 8),
+                label=name,
+                zorder=3 - order / 10,
+            )
+            best = max(range(len(values)), key=values.__getitem__)
+            plot.plot(epochs[best], values[best], "o", mfc="none", mec=INK, markersize=10, mew=1.2, zorder=4)
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plot.set_xlabel("epoch")
+        plot.set_ylabel(label)
+        plot.margins(x=0.04, y=0.08)
+        plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        legend(drawn, list(series))
+        return svg_of(drawn, _alternative(means, label))
+
+
+def _mean(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:
+    by_epoch = defaultdict(list)
+    for curve in curves:
+        for epoch, value in curve:
+            by_epoch[epoch].append(value)
+    return [(epoch, *mean_and_sd(values)) for epoch, values in sorted(by_epoch.items())]
+
+
+def _alternative(means: Mapping[str, list[tuple[float, float, float]]], label: str) -> str:
+    said = []
+    for name, points in means.items():
+        epoch, value, _ = max(points, key=lambda point: point[1])
+        said.append(
+            f"{name} from {points[0][1]:.3f} at epoch {points[0][0]:g} to its best {value:.3f} at epoch {epoch:g}"
+        )
+    return f"{label} over the epochs: {'; '.join(said)}"

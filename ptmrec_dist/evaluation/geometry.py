@@ -1,0 +1,173 @@
+"""What features look like as points on a sphere: alignment, uniformity, and a map of them in the plane.
+
+Shape suffixes: I items, N items looked at, D width, G points of a curve.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptmrec_dist.data.dataset import Interactions
+
+SAMPLE, MAPPED = 2000, 1000
+"""Most items that a uniformity is made of, and a map; of more some are drawn, with a fixed seed."""
+_SEED = 0
+_TEMPERATURE = 2.0  # t of Wang and Isola's uniformity
+_ANGLES = 180
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Features of a modality as a map in the plane, with Gaussian kernel densities."""
+
+    points: np.ndarray
+    """t-SNE coordinates, centred, float64 [N, 2]."""
+    densities: np.ndarray
+    """Density at each point, as a share of the largest, float64 [N]."""
+    angles: np.ndarray
+    """Directions from the centre in radians, float64 [G]."""
+    angle_densities: np.ndarray
+    """Density of the points' directions there, float64 [G]."""
+
+
+def pair_alignment(images_ID: np.ndarray, texts_ID: np.ndarray) -> float:
+    """Compute how far an item's image lies from its text: mean squared distance of unit vectors, 0 to 4, lower is closer.
+
+    Args:
+        images_ID: Image features, float32 [I, D]; rows of zeros (an image that could not be read) take no part.
+        texts_ID: Text features of the same items in the same space, float32 [I, D].
+
+    Returns:
+        The alignment; NaN where the widths differ, for then the modalities share no space.
+
+    Source: Wang and Isola 2020, arXiv 2005.10242, with alpha = 2; positive pairs are the image and the text of one item.
+    """
+    if images_ID.shape[1] != texts_ID.shape[1]:
+        return float("nan")
+    both_I = images_ID.any(axis=1) & texts_ID.any(axis=1)
+    cosines_N = (_unit(images_ID[both_I]) * _unit(texts_ID[both_I])).sum(axis=1)
+    return float(np.mean(2 - 2 * cosines_N)) if len(cosines_N) else float("nan")
+
+
+def taste_alignment(features_ID: np.ndarray, train: Interactions) -> float:
+    """Compute how close together the items lie that one user took: mean squared distance, 0 to 4, lower is closer.
+
+    Args:
+        features_ID: Features of a modality, float32 [I, D]; rows of zeros take no part.
+        train: Training interactions.
+
+    Returns:
+        Mean over the users with two items or more of the mean over the pairs of their items; NaN where there is none.
+
+    Source: Wang and Isola 2020 with alpha = 2; positive pairs are two items that one user took.
+    """
+    known_I = np.asarray(features_ID.any(axis=1))
+    kept = known_I[train.items]
+    users_E, items_E = train.users[kept], train.items[kept]
+    if not len(users_E):
+        return float("nan")
+    counts_U = np.bincount(users_E)
+    sums_UD = np.zeros((len(counts_U), features_ID.shape[1]))
+    unit_ID = np.zeros(features_ID.shape)
+    unit_ID[known_I] = _unit(features_ID[known_I])
+    np.add.at(sums_UD, users_E, unit_ID[items_E])
+    several = counts_U >= 2
+    counts_N = counts_U[several]
+    # Over ordered pairs of different items: |sum|^2 counts every pair, and each item with itself.
+    cosines_N = ((sums_UD[several] ** 2).sum(axis=1) - counts_N) / (counts_N * (counts_N - 1))
+    return float(np.mean(2 - 2 * cosines_N)) if len(cosines_N) else float("nan")
+
+
+def uniformity(features_ID: np.ndarray) -> float:
+    """Compute how evenly features fill the sphere: log of the mean of exp(-2 d^2) over pairs of items, at most 0.
+
+    Args:
+        features_ID: Features of a modality, float32 [I, D]; rows of zeros take no part.
+
+    Returns:
+        The uniformity; lower is more even. NaN where there are fewer than two items.
+
+    Source: Wang and Isola 2020, with t = 2, over all pairs of at most `SAMPLE` items.
+    """
+    unit_ND = _unit(features_ID[sample(features_ID)])
+    if len(unit_ND) < 2:
+        return float("nan")
+    above = np.triu_indices(len(unit_ND), k=1)
+    squared = 2 - 2 * (unit_ND @ unit_ND.T)[above]
+    return float(np.log(np.mean(np.exp(-_TEMPERATURE * squared))))
+
+
+def sample(features_ID: np.ndarray, most: int = SAMPLE) -> np.ndarray:
+    """Choose items to look at: all that have features, or `most` of them drawn with a fixed seed.
+
+    Args:
+        features_ID: Features of a modality, float32 [I, D].
+        most: How many at most.
+
+    Returns:
+        Item indices, ascending, int64 [N].
+    """
+    known = np.flatnonzero(features_ID.any(axis=1))
+    if len(known) <= most:
+        return known
+    return np.sort(np.random.default_rng(_SEED).choice(known, most, replace=False))
+
+
+def cloud(features_ND: np.ndarray) -> Cloud | None:
+    """Lay features out in the plane by t-SNE, and estimate how dense they lie, there and by direction.
+
+    The direction is the angle around the centre. Its density is taken around the circle, so that it has no ends.
+
+    Args:
+        features_ND: Features of the items looked at, float32 [N, D].
+
+    Returns:
+        The map; None where there are too few different items to make one.
+
+    Source: van der Maaten and Hinton 2008; started from the first principal components, with a fixed seed.
+    """
+    from scipy.stats import gaussian_kde
+    from sklearn.manifold import TSNE
+
+    if len(np.unique(features_ND, axis=0)) < 5:
+        return None
+    perplexity = min(30.0, (len(features_ND) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, random_state=_SEED).fit_transform(_unit(features_ND)).astype(float)
+    points -= points.mean(axis=0)
+    densities = gaussian_kde(points.T)(points.T)
+    around = np.arctan2(points[:, 1], points[:, 0])
+    # The same points a turn before and after: what lies beside -pi lies beside pi, too.
+    turns = np.concatenate([around - 2 * np.pi, around, around + 2 * np.pi])
+    angles = np.linspace(-np.pi, np.pi, _ANGLES)
+    return Cloud(points, densities / densities.max(), angles, 3 * gaussian_kde(turns, _bandwidth(len(around)))(angles))
+
+
+def qualities(features: Mapping[str, np.ndarray], train: Interactions) -> dict[str, float]:
+    """Compute what can be said of a run's features: alignment and uniformity.
+
+    Args:
+        features: Modality to float32 [I, d_m].
+        train: Training interactions.
+
+    Returns:
+        Name of each measure to its value.
+    """
+    found = {}
+    if {"image", "text"} <= features.keys():
+        found["alignment of image and text"] = pair_alignment(features["image"], features["text"])
+    for modality, table in features.items():
+        found[f"alignment with taste, {modality}"] = taste_alignment(table, train)
+    for modality, table in features.items():
+        found[f"uniformity, {modality}"] = uniformity(table)
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def _bandwidth(count: int) -> float:
+    """Scott's factor for `count` points, of a spread that the turns beside them do not widen."""
+    return float(count ** (-1 / 5) / 3)
+
+
+def _unit(rows_ND: np.ndarray) -> np.ndarray:
+    rows_ND = np.asarray(rows_ND, dtype=np.float64)
+    return np.asarray(rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True))

@@ -1,0 +1,105 @@
+"""`ptmrec report`: the experiment's page for runs that were made by hand.
+
+ptmrec report --runs runs/a,runs/b --out report.html          # the first one is the baseline
+ptmrec report --runs 'runs/frozen-seed*,runs/tuned-seed*'     # settings over seeds
+"""
+
+import glob
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ptmrec_dist.config import ReportConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.tables import Entry, Table
+from ptmrec_dist.experiment.finished import read_setting
+from ptmrec_dist.training.runs import RunRecord, read_record
+
+_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+
+
+def report(config: ReportConfig) -> None:
+    """Write a page about finished runs (`ptmrec report`).
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: No such run, one that is not finished or of other data, or two of the same name; nothing is written.
+    """
+    folders = _folders(config.runs)
+    records = {folder: read_record(folder) for folder in folders}
+    first = records[folders[0]]
+    for folder, record in records.items():
+        if record.data["fingerprint"] != first.data["fingerprint"]:
+            raise UserError(
+                f"runs: {folder} was made from data {record.data['fingerprint'][:12]}, but {folders[0]} from "
+                f"{first.data['fingerprint'][:12]}; expected runs of one packed data set"
+            )
+    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
+        raise UserError(f"out: cannot write {config.out}; expected a file in a folder that exists")
+    settings = [
+        read_setting(name, _group(records[same[0]]), same) for name, same in _by_setting(folders, records).items()
+    ]
+    texts = {f"Settings of {folder.name}": (folder / "config.yaml").read_text() for folder in folders}
+    tables = [_table(part, settings) for part in PARTS]
+    page = Comparison(config.title, settings, [table for table in tables if table.rows], texts=texts)
+    write_comparison(config.out, Dataset(Path(first.data["path"])), page)
+    print(f"open {config.out} in a browser")
+
+
+def _folders(runs: str) -> list[Path]:
+    found: list[Path] = []
+    for pattern in filter(None, (part.strip() for part in runs.split(","))):
+        matches = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not matches:
+            raise UserError(f"runs: nothing is called {pattern}")
+        found += [Path(match) for match in matches]
+    if not found:
+        raise UserError("runs: got none, expected run folders, separated by commas")
+    return list(dict.fromkeys(folder.resolve() for folder in found))
+
+
+def _by_setting(folders: list[Path], records: dict[Path, RunRecord]) -> dict[str, list[Path]]:
+    """Name of the setting to its runs; runs of one setting have folders side by side and the same kind of model."""
+    settings: dict[str, list[Path]] = {}
+    for folder in folders:
+        settings.setdefault(re.sub(r"-seed\d+$", "", folder.name), []).append(folder)
+    for name, same in settings.items():
+        twice = len({folder.name for folder in same}) < len(same)
+        if twice or len({(folder.parent, _group(records[folder]), records[folder].stage) for folder in same}) > 1:
+            raise UserError(
+                f"runs: {', '.join(map(str, same))} are all called {name}, but are not one setting over seeds; rename a folder"
+            )
+    return settings
+
+
+def _group(record: RunRecord) -> str:
+    modalities = "both" if len(record.modalities) > 1 else (record.modalities or ["none"])[0]
+    return group_name(record.recommender, modalities)
+
+
+def _table(part: str, settings: list[Setting]) -> Table:
+    """Means and standard deviations over seeds, the best of each metric marked."""
+    having = [one for one in settings if all(part in run.metrics for run in one.runs)]
+    values = {
+        (one.name, metric): np.array([run.metrics[part][metric] for run in one.runs])
+        for one in having
+        for metric in _METRICS
+    }
+    best = {metric: max(values[one.name, metric].mean() for one in having) for metric in _METRICS if having}
+    table = Table(
+        f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best.",
+        ["run", "recommender", "seeds", *_METRICS],
+    )
+    for one in having:
+        row = [Entry(one.name), Entry(one.group), Entry(str(len(one.runs)))]
+        for metric in _METRICS:
+            seeds = values[one.name, metric]
+            spread = f" ± {seeds.std(ddof=1):.4f}" if len(seeds) > 1 else ""
+            row.append(Entry(f"{seeds.mean():.4f}{spread}", best=seeds.mean() == best[metric]))
+        table.rows.append(row)
+    return table

@@ -1,0 +1,101 @@
+"""Image-text contrastive learning (PTMRec eq. 2): the objective over the pairs of all ranks, and its learning rate.
+
+Legend: B local pairs, G pairs of all ranks, D width.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
+from ptmrec_dist.encoders.tuning import Encoder
+
+_LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
+_WARM_UP = 0.1  # share of the steps
+
+
+def contrastive_loss(
+    images_BD: Tensor, texts_BD: Tensor, images_GD: Tensor, texts_GD: Tensor, own_B: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Compute InfoNCE of this rank's pairs against the pairs of all ranks.
+
+    Eq. 2 asks for the right text of an image. CLIP also asks for the right image of a text and averages the two, and so
+    does this. On one process the gathered features are the local ones.
+
+    Args:
+        images_BD: Image features of length 1, float32 [B, D].
+        texts_BD: Text features of length 1, float32 [B, D].
+        images_GD: Those of all ranks, gathered with gradient, float32 [G, D].
+        texts_GD: Those of all ranks, gathered with gradient, float32 [G, D].
+        own_B: Position of each local pair among the gathered ones, int64 [B].
+        scale: 1 / temperature.
+
+    Returns:
+        Loss of each local pair, float32 [B]; the objective is its mean over the pairs of all ranks.
+
+    Source: PTMRec eq. 2; CLIP, arXiv 2103.00020.
+    """
+    to_texts_B = F.cross_entropy(scale * images_BD @ texts_GD.T, own_B, reduction="none")
+    to_images_B = F.cross_entropy(scale * texts_BD @ images_GD.T, own_B, reduction="none")
+    return (to_texts_B + to_images_B) / 2
+
+
+class ImageTextPairs(nn.Module):
+    """Both towers, as a function from pairs to their loss over all ranks.
+
+    Args:
+        encoder: An encoder with both towers; the temperature is that of its CLIP.
+        world: This rank's place.
+    """
+
+    def __init__(self, encoder: Encoder, world: World) -> None:
+        super().__init__()
+        self.encoder, self.world = encoder, world
+
+    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Compute this rank's share of the mean loss over the pairs of all ranks.
+
+        Collective: every rank must call this, also one that has no pairs left.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            texts: Token ids int64 [B, N].
+
+        Returns:
+            Scalar whose mean over the ranks is the loss.
+        """
+        images_BD, texts_BD = self.encoder.encode(images, texts).values()
+        rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
+        own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
+        scale = cast(Tensor, self.encoder.clip.logit_scale).exp().clamp(max=_LARGEST_SCALE)
+        gathered = gather_rows(images_BD), gather_rows(texts_BD)
+        return mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))
+
+
+def warm_up_and_fall(optimizer: torch.optim.Optimizer, steps: int) -> OneCycleLR:
+    """Let learning rates rise at first and then fall along a cosine.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        steps: Steps of the optimiser in all.
+
+    Returns:
+        The schedule, to be stepped after each step of the optimiser.
+    """
+    highest = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, highest, total_steps=steps, pct_start=_WARM_UP)
+
+
+def skip_to(schedule: OneCycleLR, done: int) -> None:
+    """Put a schedule where it was before an interruption.
+
+    Args:
+        schedule: A schedule that has not been stepped yet.
+        done: Steps of the optimiser that were made.
+    """
+    if done:
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": done - 1, "_step_count": done + 1})
+        schedule.step()

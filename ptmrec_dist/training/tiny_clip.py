@@ -1,0 +1,66 @@
+"""A tiny CLIP trained from scratch: the demo's encoder.
+
+Legend: B pairs of a batch, N pairs to train on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.transform import PreprocessCfg
+from tqdm import tqdm
+
+from ptmrec_dist.distributed import World
+from ptmrec_dist.encoders.backbone import Backbone, save_backbone
+from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.training.engine import OneProcess
+from ptmrec_dist.training.image_text import ImageTextPairs, warm_up_and_fall
+
+_TINY = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 96, "layers": 4, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+_TINY_BATCH = 128
+_TINY_LR, _TINY_WEIGHT_DECAY = 1e-3, 0.05
+
+IMAGE_SIZE = 64
+"""Side in pixels of the pictures that `train_clip` takes."""
+
+
+def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, seed: int, steps: int = 250) -> None:
+    """Train a tiny CLIP from scratch on one process and write it as an open_clip folder: the demo's encoder.
+
+    Args:
+        folder: Folder to write, `open_clip_config.json` and `open_clip_model.safetensors`.
+        pictures: uint8 [N, 3, IMAGE_SIZE, IMAGE_SIZE].
+        captions: N texts.
+        seed: Seed of the weights and of the batches.
+        steps: Steps of the optimiser.
+    """
+    torch.manual_seed(seed)
+    clip = open_clip.CLIP(**_TINY, nonscalar_logit_scale=True).eval().requires_grad_(False)
+    tokenize = open_clip.SimpleTokenizer(context_length=16)
+    image_config = PreprocessCfg(size=IMAGE_SIZE, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
+    backbone = Backbone(clip, tokenize, image_config, dict(_TINY), fingerprint="")
+    encoder = Encoder(backbone, ("image", "text"))
+    encoder.tune("full", None, torch.Generator())
+    clip.logit_scale.requires_grad_()
+    images, tokens = torch.from_numpy(pictures), tokenize(list(captions))
+    trained = [parameter for parameter in clip.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_TINY_LR, weight_decay=_TINY_WEIGHT_DECAY, betas=(0.9, 0.98))
+    alone = World(0, 1, torch.device("cpu"))
+    rows = (torch.randint(len(images), (_TINY_BATCH,)) for _ in range(steps))
+    engine, schedule = OneProcess(ImageTextPairs(encoder, alone), optimizer), warm_up_and_fall(optimizer, steps)
+    with tqdm(total=steps, desc="image-text pairs", unit="step") as bar:
+        for rows_B in rows:
+            loss = engine(images[rows_B], tokens[rows_B])
+            engine.backward(loss)
+            engine.step()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    save_backbone(backbone, folder)

@@ -1,0 +1,86 @@
+"""`ptmrec report`: runs made by hand on the experiment's page."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptmrec_dist import cli
+from tests.conftest import Shop
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A setting over two seeds, and another; the second seed's metrics are half the first's."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, factor in (("a-seed0", 1.0), ("a-seed1", 0.5), ("b", 1.5)):
+        shutil.copytree(tiny_shop.stage1, folder / name)
+        metrics = json.loads((folder / name / "metrics.json").read_text())
+        changed = {part: {key: factor * value for key, value in values.items()} for part, values in metrics.items()}
+        (folder / name / "metrics.json").write_text(json.dumps(changed))
+    return folder
+
+
+def test_runs_that_differ_in_their_seed_are_one_setting(tiny_shop: Shop, runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{runs}/a-seed*, {runs}/b", "--out", str(page), "--title", "<b>Mine</b>"]) == 0
+    html = page.read_text()
+    value = json.loads((tiny_shop.stage1 / "metrics.json").read_text())["test"]["recall@20"]
+    seeds = np.array([value, value / 2])
+    assert f"{seeds.mean():.4f} ± {seeds.std(ddof=1):.4f}</td>" in html
+    assert f'class="best">{1.5 * value:.4f}</td>' in html
+    assert "&lt;b&gt;Mine&lt;/b&gt;" in html
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_every_figure_tells_its_numbers_to_those_who_cannot_see_it(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{runs}/a-seed0,{runs}/b", "--out", str(page)]) == 0
+    html = page.read_text()
+    told = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
+    assert len(told) == html.count("<svg")
+    metrics = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("a-seed0", "b")}
+    accuracy = next(text for text in told if text.startswith("Recall@20 on test. warm items"))
+    for name, label in (("a-seed0", "a"), ("b", "b")):
+        assert f"{label} {metrics[name]['test']['recall@20']:.3f}" in accuracy
+    for start in (
+        "Recall@20 over the epochs",
+        "Recall@20 by training interactions of the item",
+        "alignment",
+        "t-SNE map",
+    ):
+        assert any(text.startswith(start) for text in told), start
+
+
+@pytest.mark.parametrize(
+    ("runs_given", "message"),
+    [
+        ("{runs}/c", "is not a run folder"),
+        ("{runs}/c*", "nothing is called"),
+        (" , ", "runs: got none, expected run folders"),
+        ("{runs}/b,{other}/b", "are all called b, but are not one setting over seeds"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_and_the_old_page_stays(
+    runs: Path, tmp_path: Path, runs_given: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "b", tmp_path / "other" / "b")
+    (tmp_path / "report.html").write_text("old")
+    given = runs_given.format(runs=runs, other=tmp_path / "other")
+    assert cli.run("report", ["--runs", given, "--out", str(tmp_path / "report.html")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_runs_of_different_data_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(runs / "b", tmp_path / "other")
+    record = json.loads((tmp_path / "other" / "run.json").read_text())
+    (tmp_path / "other" / "run.json").write_text(json.dumps(record | {"data": {"path": "x", "fingerprint": "f" * 64}}))
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{runs}/b,{tmp_path}/other", "--out", str(page)]) == 2
+    assert "was made from data ffffffffffff" in capsys.readouterr().err
+    assert not page.exists()
