@@ -22,10 +22,10 @@ def package(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ptmrec_dist.registry.registering import save_pyfunc
 
     folder = tmp_path_factory.mktemp("model")
-    (folder / "served").mkdir()
-    write_tables(folder / "served", load_run(tiny_shop.stage1), [], "exact", {})
-    write_digests(folder / "served")
-    save_pyfunc(folder / "served", folder / "package", "u1")
+    (folder / "model").mkdir()
+    write_tables(folder / "model", load_run(tiny_shop.stage1), [], "exact", {})
+    write_digests(folder / "model")
+    save_pyfunc(folder / "model", folder / "package", "u1")
     return folder / "package"
 
 
