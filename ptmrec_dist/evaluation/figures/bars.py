@@ -6,7 +6,7 @@ from ptmrec_dist.evaluation.figures.style import INK, axes, mean_and_sd, svg_of,
 
 Seeds = Sequence[float]
 """A value a seed."""
-_BAR, _DOT, _ROW = "#7fb4d6", "#00456e", 0.30  # the row in inches
+_BAR, _DOT, _ROW = "#5b9fc9", "#2a86bd", 0.30  # the row in inches
 
 
 def bars(
@@ -47,7 +47,7 @@ def _block(plot, settings: Mapping[str, Seeds], from_zero: bool) -> None:  # typ
             plot.barh(row, mean, 0.62, color=_BAR, edgecolor=_DOT, linewidth=0.6)
         if len(values) > 1:
             plot.errorbar(mean, row, xerr=spread, color=INK, linewidth=1.3, capsize=3.5)
-            plot.plot(values, [row] * len(values), "o", color=_DOT, markersize=2.6, alpha=0.9, zorder=3)
+            plot.plot(values, [row] * len(values), "o", color=INK, markersize=2.6, alpha=0.9, zorder=3)
         if not from_zero:
             plot.plot(mean, row, "D", color=_DOT, markersize=5.5, zorder=4)
         starts.append(0.0 if from_zero else min(mean - spread, *values))

@@ -29,7 +29,7 @@ def densities(clouds: Mapping[str, Cloud], most: float) -> str:
             _map(above, cloud)
             above.set_title(modality, fontsize=11)
             below.fill_between(cloud.angles, cloud.angle_densities, color="#0072b2", alpha=0.25, linewidth=0)
-            below.plot(cloud.angles, cloud.angle_densities, color="#00456e", linewidth=1.6)
+            below.plot(cloud.angles, cloud.angle_densities, color="#2a86bd", linewidth=1.6)
             below.axhline(1 / (2 * np.pi), color=INK, linestyle=":", linewidth=1)
             below.set_ylim(0, most)
             below.set_xticks([-np.pi, 0, np.pi], ["-180°", "0°", "180°"])
