@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, TrackingConfig
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig
 from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
@@ -19,12 +19,15 @@ from ptmrec_dist.config.methods import (
     TuningConfig,
     ZeroConfig,
 )
+from ptmrec_dist.config.plain import from_plain, merged, nested
 from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import DemoConfig, EvaluateConfig, RecommendConfig, RegisterConfig
 
 __all__ = [
     "AdapterConfig",
+    "AshaConfig",
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
@@ -45,14 +48,19 @@ __all__ = [
     "PackConfig",
     "Paradigm",
     "PromptConfig",
+    "RayConfig",
     "RecommendConfig",
     "RegisterConfig",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",
+    "SweepConfig",
     "TrackingConfig",
     "TrainsBoth",
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "from_plain",
+    "merged",
+    "nested",
 ]
