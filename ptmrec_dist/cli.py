@@ -29,6 +29,7 @@ COMMANDS = {
     "joint": Command(config.JointConfig, "ptmrec_dist.training.joint:train_joint"),
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),
+    "sweep": Command(config.SweepConfig, "ptmrec_dist.sweep.driver:run_sweep"),
     "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
     "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),

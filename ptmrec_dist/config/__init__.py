@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, TrackingConfig
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig
 from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
@@ -19,7 +19,9 @@ from ptmrec_dist.config.methods import (
     TuningConfig,
     ZeroConfig,
 )
+from ptmrec_dist.config.plain import from_plain, merged, nested
 from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
     DemoConfig,
@@ -34,6 +36,7 @@ from ptmrec_dist.config.use import (
 
 __all__ = [
     "AdapterConfig",
+    "AshaConfig",
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
@@ -56,6 +59,7 @@ __all__ = [
     "Paradigm",
     "PromoteConfig",
     "PromptConfig",
+    "RayConfig",
     "RecommendConfig",
     "RegisterConfig",
     "ReportConfig",
@@ -63,9 +67,13 @@ __all__ = [
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",
+    "SweepConfig",
     "TrackingConfig",
     "TrainsBoth",
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "from_plain",
+    "merged",
+    "nested",
 ]

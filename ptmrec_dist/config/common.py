@@ -45,3 +45,26 @@ class EncoderConfig:
     """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
     pretrained: str | None = None
     """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """A Ray cluster, and what a rank takes of it."""
+
+    address: str | None = None
+    """`auto` or HOST:PORT of a running cluster; by default RAY_ADDRESS, and without one Ray is started on this machine."""
+    cpus: float = 1.0
+    """Processors of a rank."""
+    gpus: float = 0.0
+    """GPUs of a rank."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Whether ranks that train together lie on few nodes or on many; strictly: on one, or each on its own."""
+    grows: bool = False
+    """The cluster starts nodes on demand: what it has now says nothing about how large a trial may be."""
+
+    def __post_init__(self) -> None:
+        require(self.cpus >= 0, "ray.cpus", self.cpus, "0 or more")
+        require(self.gpus >= 0, "ray.gpus", self.gpus, "0 or more")
+        require(self.cpus + self.gpus > 0, "ray.cpus", self.cpus, "more than 0 where a rank has no GPU")
+        client = (self.address or "").startswith("ray://")
+        require(not client, "ray.address", self.address, "auto or HOST:PORT; from outside use `ray job submit`")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, TrackingConfig, require
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require
 from ptmrec_dist.config.methods import Method
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 
@@ -47,9 +47,12 @@ class ExperimentConfig:
     contrastive: dict[str, Any] = field(default_factory=dict)
     """Further settings of `ptmrec contrastive`."""
     processes: int = 1
-    """Runs at a time on this machine."""
+    """Runs at a time, on this machine or on the cluster."""
     ranks: int = 1
     """Ranks of each run that tunes an encoder."""
+    ray: RayConfig | None = None
+    """Ray cluster whose tasks the runs are, ranks of a run on one node; without it they run on this machine. `out` and all
+    inputs lie on a file system that all nodes share, at absolute paths."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -13,6 +13,8 @@ import polars as pl
 from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import UserError
 
+TEST_PARTS = ("test", "cold_test")
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -29,18 +31,21 @@ class Dataset:
 
     Args:
         folder: Folder that `ptmrec pack` wrote.
+        with_test: Whether the test split can be read; without it, its files may as well not be there.
 
     Raises:
         UserError: The folder is missing, is not a packed data set, has a newer format, or lacks files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, with_test: bool = True) -> None:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self.num_users = self.manifest.num_users
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
-        self.parts: tuple[str, ...] = tuple(self.manifest.interactions)
+        self.parts: tuple[str, ...] = tuple(
+            part for part in self.manifest.interactions if with_test or part not in TEST_PARTS
+        )
         self._check_files()
 
     def interactions(self, part: str) -> Interactions:

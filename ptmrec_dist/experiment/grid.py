@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.config import ExperimentConfig, merged
 from ptmrec_dist.recommenders import recommender_class
 
 _COMPLETE = {
@@ -185,20 +185,11 @@ class _Steps:
 
     def _tuned(self, command: str) -> dict[str, Any]:
         """Settings of a command that tunes the encoder; the more special ones win."""
-        settings = _merged(_merged(self._common(), self.config.tuned), getattr(self.config, command))
-        return _merged(settings, {"tuning": {"method": self.cell.method}})
+        settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
+        return merged(settings, {"tuning": {"method": self.cell.method}})
 
     def _common(self) -> dict[str, Any]:
         return {"seed": self.cell.seed, "device": self.config.device}
 
     def _path(self, name: str) -> Path:
         return self.config.out.resolve() / name
-
-
-def _merged(settings: dict[str, Any], special: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, those in `special` in place of the others."""
-    merged = dict(settings)
-    for key, value in special.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged

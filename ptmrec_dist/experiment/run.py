@@ -4,14 +4,8 @@ ptmrec experiment --config EXPERIMENT.yaml
 """
 
 import json
-import multiprocessing
-import os
-import runpy
-import subprocess
-import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,9 +19,11 @@ from ptmrec_dist.config import (
     Stage1Config,
     Stage2Config,
     TunesEncoder,
+    from_plain,
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import Plan, Step, lay_out
+from ptmrec_dist.experiment.places import Place, place_of
 from ptmrec_dist.experiment.results import write_results
 from ptmrec_dist.tracking import Tracker
 
@@ -104,15 +100,10 @@ def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:
     """The settings of a step as its command will read them."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_SETTINGS[step.command], "step")
     try:
-        return parser.instantiate(parser.parse_object({"step": _settings(config, step, None)})).step
-    except (ArgumentError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{step.command}: {reason} (in {name})") from error
+        return from_plain(_SETTINGS[step.command], _settings(config, step, None))
+    except UserError as error:
+        raise UserError(f"{step.command}: {error} (in {name})") from error
 
 
 def _settings(config: ExperimentConfig, step: Step, parent: str | None) -> dict[str, Any]:
@@ -126,13 +117,14 @@ def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
     done = plan.steps.keys() - waiting.keys()
     running: dict[Future[None], str] = {}
     with (
+        place_of(config) as place,
         ThreadPoolExecutor(config.processes) as pool,
         tqdm(total=len(plan.steps), initial=len(done), desc="experiment", unit="step") as bar,
     ):
         try:
             while waiting or running:
                 for name in [name for name, step in waiting.items() if done.issuperset(step.needs)]:
-                    running[pool.submit(_run, config, name, waiting.pop(name), parent)] = name
+                    running[pool.submit(_run, config, place, name, waiting.pop(name), parent)] = name
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
@@ -145,55 +137,18 @@ def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
             raise
 
 
-def _run(config: ExperimentConfig, name: str, step: Step, parent: str | None) -> None:
+def _run(config: ExperimentConfig, place: Place, name: str, step: Step, parent: str | None) -> None:
     settings = config.out / "settings" / f"{_file(name)}.yaml"
     settings.write_text(yaml.safe_dump(_settings(config, step, parent), sort_keys=False))
     words = [step.command, "--config", str(settings)]
     log = config.out / "logs" / f"{_file(name)}.log"
-    code: int | None
-    if config.ranks > 1 and step.command in ("stage2", "joint", "contrastive"):
-        words = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={config.ranks}",
-            "-m",
-            "ptmrec_dist",
-            *words,
-        ]
-        with log.open("w") as stream:
-            code = subprocess.run(
-                [sys.executable, *words], stdout=stream, stderr=subprocess.STDOUT, env=_environment(), check=False
-            ).returncode
-    else:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ptmrec_dist.experiment.preload"])
-        process = context.Process(target=_command_line, args=(words, log, _environment()))
-        process.start()
-        process.join()
-        code = process.exitcode
+    ranks = config.ranks if step.command in ("stage2", "joint", "contrastive") else 1
+    code = place(words, ranks, log)
     if code == 130 or (code == 0 and not step.is_complete):
         raise KeyboardInterrupt
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         raise UserError(f"{name} failed ({' '.join(last).strip()}); {log} has the rest, the same command goes on")
-
-
-def _command_line(words: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Do what `ptmrec` does with these words, in this process, which ends with its exit code."""
-    os.environ |= environment  # the process that this one was forked from may have another
-    with log.open("w") as stream:
-        for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
-    sys.argv = ["ptmrec", *words]
-    runpy.run_module("ptmrec_dist", run_name="__main__")
-
-
-def _environment() -> dict[str, str]:
-    """The package is found by children wherever this process found it."""
-    package = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path}
 
 
 def _without_tracking(settings: dict[str, Any]) -> dict[str, Any]:

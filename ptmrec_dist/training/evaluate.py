@@ -139,7 +139,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
 def evaluate_phases(
     dataset: Dataset, recommender: Recommender, features: Features, world: World, mask_validation: bool
 ) -> Metrics:
-    """Evaluate validation and test, once training has ended.
+    """Evaluate validation and, where the data set shows it, test, once training has ended.
 
     Collective: every rank must call this.
 
@@ -154,7 +154,7 @@ def evaluate_phases(
         Metrics of every part.
     """
     found: Metrics = {}
-    for phase in ("validation", "test"):
+    for phase in [phase for phase in ("validation", "test") if phase in dataset.parts]:
         found |= Evaluator(dataset, phase, mask_validation)(recommender, features, world)
     return {part: found[part] for part in ("validation", "test", "cold_validation", "cold_test") if part in found}
 

@@ -32,12 +32,13 @@ class LoadedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
+def load_run(folder: Path, shards: Path | None = None, with_test: bool = True) -> LoadedRun:
     """Read a finished run and everything that it stands on, checking every fingerprint.
 
     Args:
         folder: Run folder of stage 1 or stage 2.
         shards: Where the packed data set lies now; by default where the run found it.
+        with_test: Whether the data set's test split can be read.
 
     Returns:
         The run, on the CPU.
@@ -46,7 +47,7 @@ def load_run(folder: Path, shards: Path | None = None) -> LoadedRun:
         UserError: No finished run there, or data or features that are not those it was made from.
     """
     record = read_record(folder)
-    dataset = Dataset(shards or Path(record.data["path"]))
+    dataset = Dataset(shards or Path(record.data["path"]), with_test)
     if dataset.fingerprint != record.data["fingerprint"]:
         raise UserError(
             f"shards: {dataset.folder} is {dataset.fingerprint[:12]}, but {folder} was trained on "

@@ -6,7 +6,7 @@ ptmrec stage2 --stage1 runs/a --out runs/b                                     #
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from ptmrec_dist.encoders.features import encode_all
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import whole_parameters
-from ptmrec_dist.training.evaluate import Evaluator, Metrics
+from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.loop import run_epochs
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings
-from ptmrec_dist.training.stage2_parts import Stage2, check_start, prepare
+from ptmrec_dist.training.stage2_parts import Report, Stage2, check_start, prepare
 from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_best, with_fitted_maps, write_checkpoint
 
 
@@ -43,14 +43,16 @@ def train_stage2(config: Stage2Config) -> None:
     tune(config, load_run(config.stage1, config.shards))
 
 
-def tune(config: TrainsBoth, start: LoadedRun) -> None:
+def tune(config: TrainsBoth, start: LoadedRun, report: Report | None = None) -> None:
     """Train encoder and recommender together from where a run stands, and write the run folder.
 
     Collective: every rank must call this.
 
     Args:
         config: Settings.
-        start: A run of stage 1, or an untrained recommender.
+        start: A run of stage 1, or an untrained recommender. Where its data set does not show the test split, the run ends
+            with metrics of validation alone.
+        report: Gets each evaluation on every rank, also those that an interrupted run had made before.
 
     Raises:
         UserError: As `train_stage2`.
@@ -67,6 +69,10 @@ def tune(config: TrainsBoth, start: LoadedRun) -> None:
     barrier()
     checkpoints = Checkpoints(config.out / "checkpoints", config.keep_checkpoints)
     loop = resume(stage, checkpoints)
+    if report is not None:
+        stage.report = report
+    for line in loop.history:
+        stage.report(line)
     tracking = Tracker.start(
         config.tracking,
         name=config.out.name,
@@ -169,7 +175,7 @@ def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluato
         _refresh_features(stage)
         recommender, weights = with_fitted_maps(stage, weights)
         metrics = evaluate(recommender, stage.tuner.features, stage.world)
-    best = loop.stopping.update(metrics[_selects(stage.config, metrics)]["recall@20"], loop.epoch)
+    best = loop.stopping.update(metrics[selecting_part(stage.config, metrics)]["recall@20"], loop.epoch)
     if best:
         with writing(stage.world, f"the best weights so far to {run.folder}", "the last checkpoint is still there"):
             if stage.world.is_first:
@@ -181,6 +187,7 @@ def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluato
         shown = "  ".join(f"{part} recall@20 {values['recall@20']:.4f}" for part, values in metrics.items())
         tqdm.write(f"epoch {loop.epoch}: {shown}{'  (best)' if best else ''}")
     tracker.metrics({name: value for name, value in line.items() if name != "epoch"}, loop.epoch)
+    stage.report(line)
 
 
 def _refresh_features(stage: Stage2) -> None:
@@ -194,8 +201,16 @@ def _refresh_features(stage: Stage2) -> None:
         stage.tuner.features[modality] = table.where(was_read, stage.tuner.features[modality])
 
 
-def _selects(config: TrainsBoth, metrics: Metrics) -> str:
-    """The part whose Recall@20 chooses the best epoch."""
+def selecting_part(config: TrainsBoth, parts: Collection[str]) -> str:
+    """Say whose Recall@20 chooses the best epoch, and in a sweep the best trial.
+
+    Args:
+        config: Settings.
+        parts: Parts that are evaluated.
+
+    Returns:
+        `cold_validation` or `validation`.
+    """
     if config.select_on == "auto":
-        return "cold_validation" if "cold_validation" in metrics else "validation"
+        return "cold_validation" if "cold_validation" in parts else "validation"
     return config.select_on

@@ -1,5 +1,6 @@
 """What stage 2 is put together from before its first step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value."""
 
 
 @dataclass
@@ -51,6 +55,8 @@ class Stage2:
     """Trainable parameters: `encoder`, `recommender` and, of both, `trainable`."""
     fitted: Recommender | None = None
     """Where training is from scratch: a second recommender, whose maps for cold items are fitted before each evaluation."""
+    report: Report = lambda line: None
+    """Told of each evaluation, on every rank."""
     meter: Meter = field(default_factory=Meter)
     """Time, items and memory of the epochs."""
 

@@ -1,0 +1,143 @@
+"""A sweep on a Ray cluster of two nodes made of this machine, while the driver, a worker and a whole node are killed.
+
+python -m benchmarks.sweep_on_two_nodes [--trials 8] [--ranks 2] [--out FOLDER]
+
+The trials' ranks are spread over both nodes. One trial in: SIGKILL to a rank. Two in: SIGKILL to the driver, and the same
+command with --resume. Four in: one node goes away. It prints what was killed when, where ranks ran, how all trials ended,
+and whether each trial's history is that of the same stage 2 undisturbed on this machine, to the last digit.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptmrec_dist.config import Stage2Config, TrackingConfig, from_plain, merged
+from ptmrec_dist.training.stage2 import train_stage2
+from tests.conftest import make_shop
+from tests.ranks import run_on_ranks
+from tests.tiny_clip import write_tiny_clip
+
+
+def main() -> None:
+    """Run the sweep and print what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # reached from this machine only
+    from ray.cluster_utils import Cluster
+
+    folder = options.out or Path(tempfile.mkdtemp())
+    (folder / "shop").mkdir(parents=True)
+    shop = make_shop(folder / "shop", write_tiny_clip(folder / "clip"))
+    node = {"num_cpus": options.ranks, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    second = cluster.add_node(**node)
+    settings = {
+        "stage1": str(shop.stage1),
+        "out": str(folder / "sweep"),
+        "space": {"prompt.length": {"randint": [1, 8]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
+        "stage2": {"epochs": 4, "batch_size": 12, "checkpoint_every": 1},
+        "trials": options.trials,
+        "ranks": options.ranks,
+        "asha": {"reduction": 2},
+        "ray": {"address": cluster.address, "placement": "SPREAD"},
+        "winner_seeds": [0, 1],
+        "name": "swept",
+        "device": "cpu",
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(settings))
+    start = time.monotonic()
+    driver = _Driver(folder, start)
+    driver.begin()
+    driver.wait_for(lambda: driver.ended >= 1 and _ranks())
+    victim = _ranks()[0]
+    os.kill(victim, signal.SIGKILL)
+    driver.say(f"killed a rank (process {victim})")
+    driver.wait_for(lambda: driver.ended >= 2 and _ranks())
+    driver.process.kill()
+    driver.process.wait()
+    driver.say("killed the driver; the same command goes on")
+    driver.begin("--resume", "true")
+    driver.wait_for(lambda: driver.ended >= 4 and _ranks())
+    cluster.remove_node(second, allow_graceful=False)
+    driver.say("killed a node")
+    code = driver.process.wait()
+    driver.say(f"ended with exit code {code}")
+    _report(folder / "sweep", options.ranks)
+    cluster.shutdown()
+
+
+class _Driver:
+    """The process of `ptmrec sweep`."""
+
+    def __init__(self, folder: Path, start: float) -> None:
+        self.folder, self.start = folder, start
+        self.process: subprocess.Popen[bytes]
+
+    def begin(self, *options: str) -> None:
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
+        command = [sys.executable, "launchers/sweep.py", "--config", str(self.folder / "sweep.yaml"), *options]
+        self.process = subprocess.Popen(command, env=environment)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended."""
+        texts = [path.read_text() for path in (self.folder / "sweep" / "trials").glob("*.json")]
+        return sum(json.loads(text)["state"] != "open" for text in texts)
+
+    def wait_for(self, ready: Callable[[], Any]) -> None:
+        while not ready():
+            if self.process.poll() is not None:
+                raise SystemExit(f"the driver ended with {self.process.returncode} before its time")
+            time.sleep(0.2)
+
+    def say(self, what: str) -> None:
+        print(f"{time.monotonic() - self.start:7.1f} s: {what}, {self.ended} trials ended", flush=True)
+
+
+def _ranks() -> list[int]:
+    """Processes that train, of this machine: Ray names them."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "ray::RayTrainWorker" in line]
+
+
+def _report(sweep: Path, ranks: int) -> None:
+    trials = [json.loads(path.read_text()) for path in sorted((sweep / "trials").glob("*.json"))]
+    print(Counter(trial["state"] for trial in trials))
+    for trial in trials:
+        name = f"{trial['number']:04d}"
+        said = "\n".join(path.read_text() for path in sorted((sweep / "logs").glob(f"{name}-*.log"))).splitlines()
+        places = [line.split(" on node ")[1] for line in said if " on node " in line]
+        resumed = sum(line.startswith("going on at step") for line in said)
+        history = (sweep / "trials" / name / "history.jsonl").read_text().splitlines()
+        same = history == _undisturbed(sweep / "trials" / name, ranks)[: len(history)]
+        print(
+            f"trial {name}: {trial['state']}, {len(history) - 1} epochs, {len(places) // ranks} starts on "
+            f"{len(set(places))} nodes, {resumed} resumed, history {'equal' if same else 'DIFFERENT'}"
+        )
+
+
+def _undisturbed(run: Path, ranks: int) -> list[str]:
+    """History of the same stage 2, alone."""
+    out = run.with_name(f"alone-{run.name}")
+    plain = yaml.safe_load((run / "config.yaml").read_text())
+    config = from_plain(Stage2Config, merged(plain, {"out": str(out)}) | {"tracking": TrackingConfig(enabled=False)})
+    run_on_ranks(ranks, train_stage2, config)
+    return (out / "history.jsonl").read_text().splitlines()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Settings of the command that searches: sweeps over stage 2."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ptmrec_dist.config.common import RayConfig, TrackingConfig, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class AshaConfig:
+    """ASHA (Li et al. 2020): trials that are behind the others at a rung are stopped."""
+
+    enabled: bool = True
+    """Stop trials early; otherwise each trains to its end."""
+    grace: int = 1
+    """Epochs that every trial trains, the first rung."""
+    reduction: int = 3
+    """One in so many goes on at each rung, and rungs are so many times as far apart as the ones before."""
+
+    def __post_init__(self) -> None:
+        require(self.grace >= 1, "asha.grace", self.grace, "1 or more epochs")
+        require(self.reduction >= 2, "asha.reduction", self.reduction, "2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Search settings of stage 2 on a Ray cluster by validation Recall@20, and train the winner over seeds."""
+
+    stage1: Path
+    """Run folder of stage 1 that every trial starts from."""
+    out: Path
+    """Folder of the sweep, on a file system that all nodes share. Started again with the same settings, it goes on."""
+    space: dict[str, dict[str, Any]]
+    """Dotted key of stage 2 (`optim.encoder_lr`) to what it is drawn from: `{choice: [..]}`, or with both ends included
+    `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
+    shards: Path | None = None
+    """Packed data set; by default the one that stage 1 used. Trials never read its test split."""
+    stage2: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ptmrec stage2` that are the same in all trials."""
+    search: Literal["optuna", "random", "grid"] = "optuna"
+    """optuna: tree-structured Parzen estimator; random; grid: every combination of the choices."""
+    trials: int | None = None
+    """Trials; by default 32, and in a grid all of its points (it takes no other number)."""
+    asha: AshaConfig = field(default_factory=AshaConfig)
+    """Early stopping of trials."""
+    ranks: int = 1
+    """DeepSpeed workers of a trial."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Cluster, and what a rank takes of it."""
+    concurrent: int | None = None
+    """Most trials at a time; by default as many as the cluster has room for when the sweep starts."""
+    max_failures: int = 3
+    """How often a trial is started again, from its last checkpoint, after a worker or a node has died."""
+    winner_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds that the best settings are trained with anew; only these runs see the test split. Empty: none."""
+    name: str | None = None
+    """Name in the model registry for the winner, of its seeds the best on validation; by default it is not registered."""
+    alias: str = "candidate"
+    """Alias that the registered version gets."""
+    resume: bool = False
+    """Insist that there is a sweep to go on with; without it, the same command goes on or begins."""
+    seed: int = 0
+    """Seed of the search."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: GPUs where `ray.gpus` gives ranks some."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking; each trial is a child of the sweep's run."""
+
+    def __post_init__(self) -> None:
+        require(len(self.space) > 0, "space", self.space, "one key or more")
+        require(self.trials is None or self.trials >= 1, "trials", self.trials, "1 or more")
+        grid = self.search == "grid"
+        require(not (grid and self.trials), "trials", self.trials, "nothing with --search grid, which runs every point")
+        require(self.concurrent is None or self.concurrent >= 1, "concurrent", self.concurrent, "1 or more")
+        for name in ("max_failures", "seed"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        seeds = self.winner_seeds
+        require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
+        require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")
+        require(
+            not self.name or len(seeds) > 0, "name", self.name, "winner_seeds: without any there is nothing to register"
+        )

@@ -1,0 +1,1 @@
+"""Searching settings of stage 2 on a Ray cluster."""

@@ -1,0 +1,253 @@
+"""`ptmrec sweep`: search settings of stage 2 on a Ray cluster, then train the winner over seeds.
+
+ptmrec sweep --config ray_configs/search-prompt.yaml
+ray job submit --working-dir . -- python launchers/sweep.py --config ray_configs/search-prompt.yaml
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ptmrec_dist.cluster import connected, resources_of_rank, room_for
+from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
+from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.mlflow_store import tracking_uri
+from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
+from ptmrec_dist.sweep.trials import Trial, TrialBook
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.runs import flatten, plain_settings, write_atomically
+from ptmrec_dist.training.stage2 import selecting_part
+from ptmrec_dist.training.stage2_parts import check_start
+
+# What may differ when a sweep goes on: where and how fast it runs, how long, and what becomes of the winner.
+_INCIDENTAL = {
+    *("out", "resume", "ray", "concurrent", "max_failures", "tracking", "device", "trials"),
+    *("winner_seeds", "name", "alias"),
+}
+_WAITING_BYTES = 300_000_000
+
+
+def run_sweep(config: SweepConfig) -> None:
+    """Search, choose, train the winner over seeds, register it (`ptmrec sweep`).
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: A searched key or value that stage 2 refuses, a trial larger than the cluster, a folder that holds
+            another sweep or none to resume: all before any trial starts. No trial that can win.
+        Fault: Trials or runs of the winner that did not end.
+        KeyboardInterrupt: The user stopped it; the same command goes on.
+    """
+    space = read_space(config)
+    start = load_run(config.stage1, config.shards, with_test=False)
+    settings = _check(config, space, start)
+    part = selecting_part(settings, start.dataset.parts)
+    with connected(config.ray):
+        concurrent = room_for(config.ranks, config.ray)
+        sweep = Sweep(config, space, part, settings.epochs, min(concurrent, config.concurrent or concurrent))
+        write_atomically(_made(config.out) / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
+        parent = config.out / "tracking.json"
+        with Tracker.start(
+            config.tracking,
+            name=config.out.name,
+            params=flatten(plain_settings(config) | {"space": json.dumps(config.space)}),
+            tags={"stage": "sweep", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint},
+            parent=start.record.mlflow_run,
+            run_id=json.loads(parent.read_text())["mlflow_run"] if parent.is_file() else None,
+        ) as tracker:
+            write_atomically(parent, json.dumps({"mlflow_run": tracker.run_id}))
+            sweep.search(tracker)
+            sweep.conclude(tracker)
+    shutil.rmtree(sweep.scratch, ignore_errors=True)
+
+
+class Sweep:
+    """A checked sweep on a connected cluster.
+
+    Args:
+        config: Settings.
+        space: What is searched.
+        part: Part of the data whose Recall@20 decides.
+        epochs: Most epochs of a trial.
+        concurrent: Trials at a time.
+    """
+
+    def __init__(self, config: SweepConfig, space: Space, part: str, epochs: int, concurrent: int) -> None:
+        self.config, self.space, self.part, self.epochs, self.concurrent = config, space, part, epochs, concurrent
+        self.out = config.out.resolve()
+        self.book = TrialBook(self.out, part)
+        self.scratch = self.out / "ray"
+        shutil.rmtree(self.scratch, ignore_errors=True)  # Ray's own files are never read back
+
+    def search(self, tracker: Tracker) -> None:
+        """Run the trials that have not ended yet.
+
+        Args:
+            tracker: The sweep's MLflow run.
+
+        Raises:
+            KeyboardInterrupt: Some have not ended, for the user stopped them.
+        """
+        from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
+
+        with tqdm(desc="sweep", unit="trial", leave=False) as bar:
+
+            def ended(trial: Trial) -> None:
+                value = "" if trial.value is None else f", {self.book.metric} {trial.value:.4f} at epoch {trial.epoch}"
+                why = f" ({trial.reason})" if trial.reason else ""
+                bar.update()
+                bar.write(f"trial {trial.number}: {trial.state}{value}{why}")
+                self._close(trial)
+
+            search = SweepSearch(self.config, self.space, self.book, self._job_of(tracker.run_id), ended)
+            bar.total = search.left
+            bar.refresh()
+            if search.left:
+                scheduler = make_scheduler(self.config, self.epochs, self.book)
+                self._run({}, "search", num_samples=-1, search_alg=search, scheduler=scheduler)
+        trials = self.book.read()
+        if any(trial.state == "open" for trial in trials):
+            print("interrupted; run the same command to go on")
+            raise KeyboardInterrupt
+        count = Counter(trial.state for trial in trials)
+        print(f"{len(trials)} trials: " + ", ".join(f"{number} {state}" for state, number in sorted(count.items())))
+
+    def conclude(self, tracker: Tracker) -> None:
+        """Choose the winner, draw the sweep, train the winner over seeds and register it.
+
+        Args:
+            tracker: The sweep's MLflow run.
+
+        Raises:
+            UserError: No trial came as far as an evaluation.
+        """
+        from ptmrec_dist.sweep.figures import draw
+        from ptmrec_dist.sweep.winner import Winner, table_of
+
+        trials = self.book.read()
+        for trial in trials:
+            shutil.rmtree(self.book.run(trial) / "checkpoints", ignore_errors=True)
+        able = [trial for trial in trials if trial.value is not None and trial.state != "failed"]
+        if not able:
+            raise UserError(f"sweep: no trial came as far as an evaluation; {self.out / 'logs'} says why")
+        best = max(able, key=lambda trial: trial.value or 0.0)  # of equal ones the first
+        settings = settings_of(self.config, best.point)
+        write_atomically(self.out / "best.yaml", yaml.safe_dump(settings, sort_keys=False))
+        write_atomically(self.out / "trials.csv", table_of(trials))
+        print(f"best: trial {best.number}, {self.book.metric} {best.value:.4f}: {best.point}")
+        figures = draw(self.space, able, self.book.metric, self.out)
+        tracker.metrics({f"best.{self.book.metric}": best.value or 0.0, "best.trial": best.number}, len(trials))
+        tracker.artifacts([self.out / "best.yaml", self.out / "trials.csv", self.out / "sweep.yaml", *figures])
+        if self.config.winner_seeds:
+            winner = Winner(self.config, settings, self.out, self.part)
+            self._run_all(winner.jobs(self._job(tracker.run_id)))
+            winner.report(tracker)
+
+    def _job_of(self, parent: str | None) -> Callable[[Trial], dict[str, Any]]:
+        job = self._job(parent)
+
+        def of(trial: Trial) -> dict[str, Any]:
+            run = self.book.run(trial)
+            run.with_name(f"{run.name}.refused").unlink(missing_ok=True)
+            settings = settings_of(self.config, trial.point, out=str(run), tracking=job["tracking"])
+            return job | {"settings": settings, "with_test": False, "log": str(self.out / "logs" / trial.name)}
+
+        return of
+
+    def _job(self, parent: str | None) -> dict[str, Any]:
+        """What all runs on the cluster have in common."""
+        ours = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "PTMREC_"))}
+        return {
+            "part": self.part,
+            "ranks": self.config.ranks,
+            "resources": resources_of_rank(self.config.ray),
+            "placement": self.config.ray.placement,
+            "max_failures": self.config.max_failures,
+            "scratch": str(self.scratch),
+            "folder": os.getcwd(),
+            "environment": ours | {"MLFLOW_TRACKING_URI": tracking_uri()},
+            "tracking": {**asdict(self.config.tracking), "parent": parent},
+        }
+
+    def _run_all(self, jobs: list[dict[str, Any]]) -> None:
+        from ray import tune
+
+        if not jobs:
+            return
+        result = self._run({"job": tune.grid_search(jobs)}, "winner")
+        for run in [Path(job["settings"]["out"]) for job in jobs]:
+            if not (run / "metrics.json").is_file():
+                errors = "; ".join(str(error).splitlines()[-1] for error in result.errors)
+                raise Fault(f"{run} did not end ({errors or 'see logs'}); the same command goes on")
+
+    def _run(self, space: dict[str, Any], name: str, **how: Any) -> Any:
+        from ray import tune
+
+        from ptmrec_dist.sweep.worker import train_on_ranks
+
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are told of here, a line each
+        return tune.Tuner(
+            # The process of the trial itself only waits: the ranks that it starts take what a trial needs.
+            tune.with_resources(train_on_ranks, {"memory": _WAITING_BYTES}),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=self.concurrent,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                **how,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(self.scratch),
+                failure_config=tune.FailureConfig(max_failures=self.config.max_failures),
+                verbose=0,
+            ),
+        ).fit()
+
+    def _close(self, trial: Trial) -> None:
+        """End the MLflow run of a trial whose ranks were ended before they could."""
+        note = self.book.run(trial) / "tracking.json"
+        if trial.state == "complete" or not note.is_file():
+            return
+        run_id = json.loads(note.read_text())["mlflow_run"]
+        if run_id is not None:
+            with Tracker.start(
+                self.config.tracking, name=trial.name, params={}, tags={"trial": trial.state}, run_id=run_id
+            ) as tracker:
+                tracker.interrupted()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
+    """Refuse now what a trial would refuse; gives settings of one trial."""
+    before = config.out / "sweep.yaml"
+    if before.is_file():
+        old, new = (
+            flatten({name: value for name, value in settings.items() if name not in _INCIDENTAL})
+            for settings in (yaml.safe_load(before.read_text()), plain_settings(config))
+        )
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if changed:
+            what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
+            raise UserError(f"out: {config.out} holds a sweep of other settings ({what}); choose another --out")
+    elif config.resume:
+        raise UserError(f"resume: {config.out} holds no sweep to go on with; leave --resume out to begin one")
+    elif config.out.exists() and any(config.out.iterdir()):
+        raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
+    found = {str((one.tuning, one.method_settings, one.select_on)): one for one in check_space(config, space)}
+    for settings in found.values():
+        check_start(settings, start)  # the encoder says what its towers can take
+    return from_plain(Stage2Config, settings_of(config, {}, out="trial"))

@@ -1,0 +1,171 @@
+"""What Ray Tune asks for the next trial and tells of results: Optuna, and the book that trials are kept in.
+
+A sweep that goes on starts with a fresh Optuna and a fresh ASHA that are told everything that ended trials have shown; open
+trials are handed out first, in their own run folders. So nothing of Ray's own state is read back.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from ptmrec_dist.config import SweepConfig
+from ptmrec_dist.sweep.space import Space, grid_points
+from ptmrec_dist.sweep.trials import Trial, TrialBook
+
+METRIC = "recall@20"
+"""Best so far of the part that decides, as trials report it."""
+
+
+class SweepSearch(Searcher):
+    """Hands out trials: first those that are open, then what Optuna suggests.
+
+    Args:
+        config: Settings of the sweep.
+        space: What is searched.
+        book: Trials so far; new ones are written into it.
+        job_of: What the cluster is asked to do for a trial.
+        ended: Called with each trial that has ended.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        space: Space,
+        book: TrialBook,
+        job_of: Callable[[Trial], dict[str, Any]],
+        ended: Callable[[Trial], None],
+    ) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._book, self._job_of, self._ended = book, job_of, ended
+        before = book.read()
+        self._open = [trial for trial in before if trial.state in ("open", "failed")]
+        points = grid_points(space) if config.search == "grid" else []
+        self.left = len(points) if points else config.trials or 32
+        self.left -= len(before) - len(self._open)
+        self._optuna = OptunaSearch(
+            space,
+            metric=METRIC,
+            mode="max",
+            points_to_evaluate=[trial.point for trial in self._open] + points[len(before) :],
+            sampler=_sampler(config, len(before)),
+        )
+        for trial in before:
+            if trial not in self._open and trial.value is not None:
+                self._optuna.add_evaluated_point(trial.point, trial.value)
+        self._running: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Hand out the next trial.
+
+        Args:
+            trial_id: Ray's name for it.
+
+        Returns:
+            Its job, or that there is none left.
+        """
+        if not self.left:
+            return Searcher.FINISHED  # type: ignore[no-any-return]
+        self.left -= 1
+        point = self._optuna.suggest(trial_id)
+        trial = self._open.pop(0) if self._open else self._book.add(point)
+        self._running[trial_id] = trial
+        return {"job": self._job_of(trial)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an evaluation on.
+
+        Args:
+            trial_id: Ray's name for the trial.
+            result: What it reported.
+        """
+        self._optuna.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note that a trial has ended.
+
+        Args:
+            trial_id: Ray's name for the trial.
+            result: Its last report.
+            error: It has failed more often than it may.
+        """
+        trial = self._running.pop(trial_id)
+        reason = refusal(self._book.run(trial)) or ("its ranks died or its nodes went away" if error else "")
+        trial = self._book.note(trial, reason)
+        told = None if trial.value is None or reason else {METRIC: trial.value}
+        self._optuna.on_trial_complete(trial_id, told, error=bool(reason))
+        self._ended(trial)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Leave nothing behind: the book has everything.
+
+        Args:
+            checkpoint_path: Where Ray wants a file.
+        """
+        Path(checkpoint_path).write_text("{}")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing.
+
+        Args:
+            checkpoint_path: Not read.
+        """
+
+
+def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialScheduler:
+    """Make the scheduler that stops trials early, knowing what ended trials have shown.
+
+    Args:
+        config: Settings of the sweep.
+        epochs: Most epochs of a trial.
+        book: Trials so far.
+
+    Returns:
+        The scheduler.
+    """
+    if not config.asha.enabled or epochs <= config.asha.grace:
+        return FIFOScheduler()
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=epochs - 1,  # whoever has trained to the end is not stopped
+        grace_period=config.asha.grace,
+        reduction_factor=config.asha.reduction,
+        stop_last_trials=False,
+    )
+    for trial in book.read():
+        if trial.state in ("complete", "pruned"):
+            replayed = SimpleNamespace(trial_id=f"trial {trial.name}")
+            asha.on_trial_add(None, replayed)
+            best = 0.0
+            for line in book.history(trial):
+                best = max(best, line[book.metric])
+                asha.on_trial_result(None, replayed, {"epoch": line["epoch"], METRIC: best})
+    return asha
+
+
+def refusal(run: Path) -> str:
+    """Read why stage 2 refused to go on with a run: a user's mistake, or a loss that is not finite.
+
+    Args:
+        run: Run folder.
+
+    Returns:
+        The message; empty where there is none.
+    """
+    path = run.with_name(f"{run.name}.refused")
+    return path.read_text() if path.is_file() else ""
+
+
+def _sampler(config: SweepConfig, before: int) -> optuna.samplers.BaseSampler:
+    """Draws differ from those made before an interruption."""
+    seed = random.Random(f"{config.seed} {before}").randrange(2**31)
+    return optuna.samplers.RandomSampler(seed) if config.search == "random" else optuna.samplers.TPESampler(seed=seed)

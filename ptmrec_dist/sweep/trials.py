@@ -1,0 +1,128 @@
+"""The trials of a sweep as its folder holds them: readable files from which a sweep that was killed goes on.
+
+trials/0007.json   what the trial was asked, and once it has ended: how, and its result
+trials/0007/       its run folder, as of `ptmrec stage2` but without anything of the test split
+logs/0007-0.log    what its first rank said
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ptmrec_dist.sweep.space import Point
+from ptmrec_dist.training.runs import write_atomically
+
+State = Literal["open", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial."""
+
+    number: int
+    """Counted from 0, in the order in which trials were asked."""
+    point: Point
+    """What it was asked."""
+    state: State = "open"
+    """open: not ended; complete: trained to its end; pruned: stopped by ASHA; failed: ended by an error."""
+    value: float | None = None
+    """Best Recall@20 of the part that decides; None before the first evaluation."""
+    epoch: int | None = None
+    """Epoch of that value."""
+    reason: str = ""
+    """Why it failed."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"{self.number:04d}"
+
+
+class TrialBook:
+    """Trials of one sweep.
+
+    Args:
+        out: Folder of the sweep.
+        part: Part of the data whose Recall@20 decides.
+    """
+
+    def __init__(self, out: Path, part: str) -> None:
+        self.folder = out / "trials"
+        self.metric = f"{part}.recall@20"
+
+    def read(self) -> list[Trial]:
+        """Read all trials; those whose run has ended while nobody noted it are noted now.
+
+        Returns:
+            Trials by number.
+        """
+        found = [Trial(**json.loads(path.read_text())) for path in sorted(self.folder.glob("*.json"))]
+        return [self.note(trial) if trial.state == "open" and self._is_complete(trial) else trial for trial in found]
+
+    def add(self, point: Point) -> Trial:
+        """Write a new trial down.
+
+        Args:
+            point: What it is asked.
+
+        Returns:
+            The trial, under the next free number.
+        """
+        trial = Trial(len(list(self.folder.glob("*.json"))), point)
+        self._write(trial)
+        return trial
+
+    def note(self, trial: Trial, reason: str = "") -> Trial:
+        """Note how a trial has ended, as its run folder tells.
+
+        Args:
+            trial: The trial.
+            reason: Why it failed, where it did.
+
+        Returns:
+            The trial as it stands now.
+        """
+        history = self.history(trial)
+        best = max(history, key=lambda line: line[self.metric], default=None)  # of equal ones the first
+        state: State = "failed" if reason else "complete" if self._is_complete(trial) else "pruned"
+        ended = Trial(
+            trial.number,
+            trial.point,
+            state,
+            None if best is None else best[self.metric],
+            None if best is None else best["epoch"],
+            reason,
+        )
+        self._write(ended)
+        return ended
+
+    def run(self, trial: Trial) -> Path:
+        """Name the run folder of a trial.
+
+        Args:
+            trial: The trial.
+
+        Returns:
+            The folder.
+        """
+        return self.folder / trial.name
+
+    def history(self, trial: Trial) -> list[dict[str, Any]]:
+        """Read the evaluations of a trial.
+
+        Args:
+            trial: The trial.
+
+        Returns:
+            One dict an evaluation; none before the first.
+        """
+        path = self.run(trial) / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def _is_complete(self, trial: Trial) -> bool:
+        return (self.run(trial) / "metrics.json").is_file()
+
+    def _write(self, trial: Trial) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"{trial.name}.json", json.dumps(asdict(trial), indent=1))

@@ -1,0 +1,102 @@
+"""The winner of a sweep: trained anew over seeds, evaluated on the test split, registered.
+
+Shape suffixes: S seeds.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
+from ptmrec_dist.sweep.trials import Trial
+from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.runs import flatten, write_atomically
+
+
+class Winner:
+    """Runs of stage 2 with the best settings, one a seed.
+
+    Args:
+        config: Settings of the sweep.
+        settings: Plain settings of stage 2 that won.
+        out: Folder of the sweep.
+        part: Part of the data whose Recall@20 decides.
+    """
+
+    def __init__(self, config: SweepConfig, settings: dict[str, Any], out: Path, part: str) -> None:
+        self.config, self.settings, self.out, self.part = config, settings, out, part
+        self.runs = {seed: out / "winner" / f"seed-{seed}" for seed in config.winner_seeds}
+
+    def jobs(self, common: dict[str, Any]) -> list[dict[str, Any]]:
+        """List what the cluster has still to do.
+
+        Args:
+            common: What all runs on the cluster have in common.
+
+        Returns:
+            A job a seed whose run is not complete.
+        """
+        return [
+            common
+            | {
+                "settings": merged(self.settings, {"seed": seed, "out": str(run), "tracking": common["tracking"]}),
+                "with_test": True,
+                "log": str(self.out / "logs" / f"winner-seed-{seed}"),
+            }
+            for seed, run in self.runs.items()
+            if not (run / "metrics.json").is_file()
+        ]
+
+    def report(self, tracker: Tracker) -> None:
+        """Write and log means and standard deviations over seeds, and register the run that is best on validation.
+
+        Args:
+            tracker: The sweep's MLflow run.
+        """
+        found_S = {seed: json.loads((run / "metrics.json").read_text()) for seed, run in self.runs.items()}
+        flat_S = [flatten(found) for found in found_S.values()]
+        values = {name: np.array([flat[name] for flat in flat_S]) for name in flat_S[0]}
+        means = {name: float(values_S.mean()) for name, values_S in values.items()}
+        spread = {name: float(values_S.std(ddof=1)) if len(values_S) > 1 else 0.0 for name, values_S in values.items()}
+        best = max(found_S, key=lambda seed: found_S[seed][self.part]["recall@20"])
+        summary = self.out / "winner.json"
+        content = {"mean": means, "sd": spread, "seeds": list(self.runs), "best_seed": best}
+        for part in found_S[best]:
+            name = f"{part}.recall@20"
+            print(f"winner, {len(flat_S)} seeds: {name} {means[name]:.4f} ± {spread[name]:.4f}")
+        before = json.loads(summary.read_text()) if summary.is_file() else {}
+        wanted = {"registered": [self.config.name, best]} if self.config.name else {}
+        if self.config.name and before.get("registered") != wanted["registered"]:
+            from ptmrec_dist.registry.registering import register
+
+            register(RegisterConfig(run=self.runs[best], name=self.config.name, alias=self.config.alias))
+        write_atomically(summary, json.dumps(content | wanted, indent=1))
+        tracker.metrics(
+            {f"winner.mean.{name}": value for name, value in means.items()}
+            | {f"winner.sd.{name}": value for name, value in spread.items()},
+            len(flat_S),
+        )
+        tracker.artifacts([summary])
+
+
+def table_of(trials: list[Trial]) -> str:
+    """Write trials down as CSV, the best first.
+
+    Args:
+        trials: Trials.
+
+    Returns:
+        The table.
+    """
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.point))
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["trial", "state", "value", "epoch", *keys, "reason"])
+    for trial in sorted(trials, key=lambda trial: -1.0 if trial.value is None else trial.value, reverse=True):
+        values = [trial.point.get(key) for key in keys]
+        writer.writerow([trial.number, trial.state, trial.value, trial.epoch, *values, trial.reason])
+    return stream.getvalue()

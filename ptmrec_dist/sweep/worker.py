@@ -1,0 +1,88 @@
+"""What the cluster runs: one stage 2 under several DeepSpeed workers, which Ray Train starts and starts again."""
+
+import os
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+_HOST_SETTINGS = {
+    # A busy machine needs more than Ray's minute to import torch and DeepSpeed in every worker.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+def train_on_ranks(config: dict[str, Any]) -> None:
+    """Run a job, as a trial of Ray Tune.
+
+    Args:
+        config: `job`: `settings` of stage 2 (plain), `with_test`, `part` that decides, `ranks`, `resources` of a rank,
+            `placement`, `max_failures`, `scratch` of Ray, `log` (path without rank), `folder` to run in, `environment`.
+    """
+    job = config["job"]
+    for name, value in _HOST_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    gpus = job["resources"].get("GPU", 0)
+    TorchTrainer(
+        train_rank,
+        train_loop_config=job,
+        torch_config=TorchConfig(
+            backend="nccl" if gpus else "gloo", timeout_s=int(job["settings"].get("timeout", 600))
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=job["ranks"],
+            use_gpu=bool(gpus),
+            resources_per_worker=job["resources"],
+            placement_strategy=job["placement"],
+        ),
+        run_config=RunConfig(
+            name=f"train-{Path(job['settings']['out']).name}",
+            storage_path=job["scratch"],
+            callbacks=[TuneReportCallback()],
+            failure_config=FailureConfig(max_failures=job["max_failures"]),
+        ),
+    ).fit()
+
+
+def train_rank(job: dict[str, Any]) -> None:
+    """Be one rank of a job.
+
+    Collective: every rank must call this.
+
+    Args:
+        job: As in `train_on_ranks`.
+    """
+    os.environ |= job["environment"]
+    os.chdir(job["folder"])
+    import ray
+    import ray.train
+
+    from ptmrec_dist.config import Stage2Config, from_plain
+    from ptmrec_dist.errors import UserError
+    from ptmrec_dist.training.loaded import load_run
+    from ptmrec_dist.training.stage2 import tune
+
+    best = 0.0
+
+    def report(line: dict[str, Any]) -> None:
+        nonlocal best
+        best = max(best, line[f"{job['part']}.recall@20"])
+        ray.train.report({"epoch": line["epoch"], "recall@20": best})
+
+    place, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+    rank = place.get_world_rank()
+    log = Path(f"{job['log']}-{rank}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
+        try:
+            settings = from_plain(Stage2Config, job["settings"])
+            tune(settings, load_run(settings.stage1, settings.shards, job["with_test"]), report)
+        except UserError as error:  # all ranks find it, and none would fare better another time
+            print(f"error: {error}")
+            if rank == 0:
+                Path(f"{job['settings']['out']}.refused").write_text(str(error))

@@ -1,0 +1,57 @@
+"""The files for Ray that we ship are ones that Ray, and our own parser, read."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from ptmrec_dist import cli
+from ptmrec_dist.config import SweepConfig
+from ptmrec_dist.sweep.space import check_space, read_space
+from tests.conftest import REPOSITORY
+
+CONFIGS = REPOSITORY / "ray_configs"
+
+
+def _read(name: str) -> Any:
+    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+
+
+def _schema() -> Any:
+    return json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["cluster-local", "cluster-aws"])
+def test_a_cluster_holds_to_rays_own_schema_before_and_after_its_defaults_are_filled_in(name: str) -> None:
+    jsonschema.validate(_read(name), _schema())
+    validate_config(prepare_config(_read(name)))
+
+
+def test_the_schema_notices_a_misspelt_key() -> None:
+    with pytest.raises(jsonschema.ValidationError, match="max_wrokers"):
+        jsonschema.validate(_read("cluster-local") | {"max_wrokers": 2}, _schema())
+
+
+def test_the_kubernetes_job_mounts_what_it_names_and_starts_a_command_that_we_have() -> None:
+    spec = _read("cluster-kubernetes")["spec"]
+    cluster = spec["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    program, command, *options = shlex.split(spec["entrypoint"])
+    assert program == "ptmrec"
+    options[options.index("--config") + 1] = str(CONFIGS / "search-prompt.yaml")
+    assert cli.parse(cli.COMMANDS[command].settings, options, command).out == Path("/shared/sweeps/prompt")
+
+
+def test_the_search_that_we_ship_is_one_that_stage_2_takes() -> None:
+    config = cli.parse(SweepConfig, ["--config", str(CONFIGS / "search-prompt.yaml")], "ptmrec sweep")
+    assert {settings.prompt.length for settings in check_space(config, read_space(config))} == {1, 16}

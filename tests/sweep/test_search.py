@@ -1,0 +1,136 @@
+"""A search that goes on knows what the one before it knew."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from ptmrec_dist.config import AshaConfig, SweepConfig
+from ptmrec_dist.sweep.search import METRIC, SweepSearch, make_scheduler
+from ptmrec_dist.sweep.space import read_space
+from ptmrec_dist.sweep.trials import Trial, TrialBook
+
+SPACE = {"kt_weight": {"uniform": [0.0, 1.0]}, "prompt.length": {"randint": [1, 9]}}
+
+
+def _config(**changes: Any) -> SweepConfig:
+    return SweepConfig(**({"stage1": Path("a"), "out": Path("b"), "space": SPACE, "trials": 6} | changes))
+
+
+def _search(config: SweepConfig, book: TrialBook) -> SweepSearch:
+    return SweepSearch(config, read_space(config), book, lambda trial: {"number": trial.number}, lambda trial: None)
+
+
+def _evaluate(book: TrialBook, number: int, *values: float, whole: bool = True) -> None:
+    run = book.folder / f"{number:04d}"
+    run.mkdir(exist_ok=True)
+    lines = [json.dumps({"epoch": epoch, book.metric: value}) for epoch, value in enumerate(values)]
+    (run / "history.jsonl").write_text("\n".join(lines))
+    if whole:
+        (run / "metrics.json").write_text("{}")
+
+
+def _ask(search: SweepSearch, name: str) -> int | str:
+    job = search.suggest(name)
+    return job if job == Searcher.FINISHED else job["job"]["number"]
+
+
+@pytest.mark.parametrize("kind", ["optuna", "random"])
+def test_open_and_failed_trials_are_handed_out_first_and_ended_ones_never_again(tmp_path: Path, kind: Any) -> None:
+    config, book = _config(search=kind), TrialBook(tmp_path, "validation")
+    search = _search(config, book)
+    assert [_ask(search, name) for name in "abcd"] == [0, 1, 2, 3]
+    _evaluate(book, 0, 0.1, 0.3, 0.2)
+    search.on_trial_complete("a", {METRIC: 0.3})
+    _evaluate(book, 1, 0.1, 0.05, whole=False)
+    search.on_trial_complete("b", {METRIC: 0.1})
+    search.on_trial_complete("c", None, error=True)
+    _evaluate(book, 3, 0.4)  # ended, but the driver was killed before it knew
+    asked = {trial.number: trial.point for trial in book.read()}
+    again = _search(config, book)
+    assert [_ask(again, name) for name in "wxyz"] == [2, 4, 5, Searcher.FINISHED]
+    trials = book.read()
+    assert [trial.state for trial in trials] == ["complete", "pruned", "failed", "complete", "open", "open"]
+    assert [trial.value for trial in trials[:4]] == [0.3, 0.1, None, 0.4]
+    assert trials[0].epoch == 1
+    assert {number: trials[number].point for number in asked} == asked
+    assert len({json.dumps(trial.point) for trial in trials}) == 6  # the sampler does not repeat its draws
+
+
+def test_what_ended_trials_have_shown_is_told_to_optuna(tmp_path: Path) -> None:
+    config, book = _config(trials=40), TrialBook(tmp_path, "validation")
+    search = _search(config, book)
+    for number in range(20):
+        search.suggest(str(number))
+        point = book.read()[number].point
+        _evaluate(book, number, 1.0 - abs(point["kt_weight"] - 0.25))
+        search.on_trial_complete(str(number), {METRIC: 1.0})
+    again = _search(config, book)
+    later = []
+    for number in range(20, 30):
+        again.suggest(str(number))
+        later.append(book.read()[number].point["kt_weight"])
+    assert sum(abs(value - 0.25) < 0.25 for value in later) >= 8  # by chance 5
+
+
+def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
+    space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
+    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation")
+    search = _search(config, book)
+    for number in range(3):
+        search.suggest(str(number))
+        _evaluate(book, number, 0.1)
+    again = _search(config, book)
+    assert [_ask(again, name) for name in "xy"] == [3, Searcher.FINISHED]
+    assert [tuple(trial.point.values()) for trial in book.read()] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+
+
+def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_path: Path) -> None:
+    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation")
+    undisturbed = make_scheduler(config, 9, book)
+    histories = [[0.1, 0.2, 0.3], [0.1, 0.4, 0.5], [0.1, 0.15, 0.6], [0.1, 0.5, 0.4]]
+    for number, values in enumerate(histories):
+        trial = book.add({})
+        stub = SimpleNamespace(trial_id=trial.name)
+        undisturbed.on_trial_add(None, stub)
+        for epoch in range(len(values)):
+            undisturbed.on_trial_result(None, stub, {"epoch": epoch, METRIC: max(values[: epoch + 1])})
+        _evaluate(book, number, *values)
+    goes_on = make_scheduler(config, 9, book)
+    for number, value in enumerate([0.0, 0.17, 0.25, 0.31, 0.44, 0.46, 0.9]):
+        answers = []
+        for scheduler in (undisturbed, goes_on):
+            stub = SimpleNamespace(trial_id=f"new {number}")
+            scheduler.on_trial_add(None, stub)
+            answers.append([scheduler.on_trial_result(None, stub, {"epoch": epoch, METRIC: value}) for epoch in (1, 2)])
+        assert answers[0] == answers[1], value
+    fresh = make_scheduler(config, 9, TrialBook(tmp_path / "empty", "validation"))
+    stub = SimpleNamespace(trial_id="x")
+    fresh.on_trial_add(None, stub)
+    assert fresh.on_trial_result(None, stub, {"epoch": 1, METRIC: 0.0}) == "CONTINUE"  # knows nothing to compare with
+
+
+def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path) -> None:
+    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation")
+    _evaluate_all = [book.add({}), book.add({})]
+    for trial in _evaluate_all:
+        _evaluate(book, trial.number, 0.9, 0.9, 0.9, 0.9, 0.9)
+    scheduler = make_scheduler(config, 4, book)
+    late = SimpleNamespace(trial_id="late")
+    scheduler.on_trial_add(None, late)
+    assert scheduler.on_trial_result(None, late, {"epoch": 1, METRIC: 0.95}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, late, {"epoch": 2, METRIC: 0.95}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, late, {"epoch": 4, METRIC: 0.95}) == "CONTINUE"
+
+
+def test_the_book_keeps_the_first_of_equal_epochs_and_the_reason_of_a_failure(tmp_path: Path) -> None:
+    book = TrialBook(tmp_path, "cold_validation")
+    trial = book.add({"kt_weight": 0.5})
+    _evaluate(book, 0, 0.1, 0.3, 0.3)
+    assert book.note(trial, "loss: kt is not finite") == Trial(
+        0, {"kt_weight": 0.5}, "failed", 0.3, 1, "loss: kt is not finite"
+    )
+    assert book.read()[0].reason == "loss: kt is not finite"

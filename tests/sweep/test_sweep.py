@@ -1,0 +1,186 @@
+"""A whole sweep on a real cluster of two nodes, one of which goes away: the test split out of reach, every trial told once."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.sweep.driver import run_sweep
+from tests.conftest import Shop
+
+TEST_FILES = ("test.parquet", "cold_test.parquet")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that has ended."""
+
+    config: SweepConfig
+    """Its settings."""
+    store: str
+    """Its MLflow."""
+    hidden: Path
+    """Where the files of the test split lie meanwhile."""
+
+
+def _trials(config: SweepConfig) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((config.out / "trials").glob("*.json"))]
+
+
+def _runs(store: str, parent: str) -> dict[str, Any]:
+    client = MlflowClient(store)
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    return {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
+
+
+def _parent(config: SweepConfig) -> str:
+    return str(json.loads((config.out / "tracking.json").read_text())["mlflow_run"])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # it is reached from this machine only, and gone in a minute
+        node = {"num_cpus": 2, "object_store_memory": 100_000_000}
+        found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        second = found.add_node(**node)
+        ray.init(address=found.address, log_to_driver=False)
+        yield found, second
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    """Three trials of two ranks each on shards that lack the test split; the second node is killed in the first of them."""
+    folder = tmp_path_factory.mktemp("sweep")
+    shards, hidden, store = folder / "shards", folder / "hidden", f"sqlite:///{folder}/mlflow.db"
+    shutil.copytree(tiny_shop.shards, shards)
+    hidden.mkdir()
+    for name in TEST_FILES:
+        shutil.move(shards / "interactions" / name, hidden / name)
+    config = SweepConfig(
+        stage1=tiny_shop.stage1,
+        shards=shards,
+        out=folder / "out",
+        space={"prompt.length": {"randint": [1, 4]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
+        stage2={"epochs": 3, "batch_size": 12, "checkpoint_every": 1},
+        trials=3,
+        ranks=2,
+        asha=AshaConfig(enabled=False),
+        ray=RayConfig(placement="SPREAD"),
+        concurrent=1,
+        winner_seeds=(),
+        device="cpu",
+    )
+    nodes, second = cluster
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not (config.out / "trials" / "0000" / "history.jsonl").is_file():
+            if ended.wait(0.05):
+                return
+        nodes.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        killer.start()
+        run_sweep(config)
+        ended.set()
+        killer.join()
+        yield Swept(config, store, hidden)
+
+
+def test_a_sweep_ends_complete_though_a_node_was_killed_under_a_trial(swept: Swept) -> None:
+    trials = _trials(swept.config)
+    assert [trial["state"] for trial in trials] == ["complete"] * 3
+    ranks = [(swept.config.out / "logs" / f"0000-{rank}.log").read_text() for rank in (0, 1)]
+    assert any("going on at step" in log for log in ranks)  # not from the start
+    nodes = {line for log in ranks for line in log.splitlines() if line.startswith("rank ")}
+    assert len(nodes) > 2  # first over two nodes, then on one
+    for trial in trials:
+        history = [json.loads(line) for line in _history(swept, trial)]
+        assert [line["epoch"] for line in history] == [0, 1, 2, 3]
+        assert trial["value"] == max(line["cold_validation.recall@20"] for line in history)
+
+
+def _history(swept: Swept, trial: dict[str, Any]) -> list[str]:
+    return (swept.config.out / "trials" / f"{trial['number']:04d}" / "history.jsonl").read_text().splitlines()
+
+
+def test_nothing_of_the_test_split_is_in_files_metrics_or_mlflow_of_a_trial(swept: Swept) -> None:
+    for trial in _trials(swept.config):
+        run = swept.config.out / "trials" / f"{trial['number']:04d}"
+        assert json.loads((run / "metrics.json").read_text()).keys() == {"validation", "cold_validation"}
+        for path in (run / "metrics.json", run / "history.jsonl"):
+            assert "test" not in path.read_text()
+    runs = _runs(swept.store, _parent(swept.config))
+    assert runs.keys() == {"0000", "0001", "0002"}
+    for run in runs.values():
+        assert not [name for name in run.data.metrics if "test" in name]
+        assert "cold_validation/recall_at_20" in run.data.metrics
+
+
+def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) -> None:
+    client = MlflowClient(swept.store)
+    for run in _runs(swept.store, _parent(swept.config)).values():
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "cold_validation/recall_at_20")
+        assert [point.step for point in history] == [0, 1, 2, 3]
+    parent = client.get_run(_parent(swept.config))
+    assert parent.info.status == "FINISHED"
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png"} <= artifacts
+    best = max(_trials(swept.config), key=lambda trial: trial["value"])
+    settings = yaml.safe_load((swept.config.out / "best.yaml").read_text())
+    assert settings["prompt"]["length"] == best["point"]["prompt.length"]
+
+
+def test_a_folder_of_another_sweep_is_refused(swept: Swept) -> None:
+    with pytest.raises(UserError, match=r"holds a sweep of other settings \(ranks 2 -> 1\)"):
+        run_sweep(replace(swept.config, ranks=1))
+
+
+def test_a_trial_larger_than_the_cluster_is_refused_with_both_numbers(swept: Swept, tmp_path: Path) -> None:
+    asked = replace(swept.config, out=tmp_path / "out", ranks=4, ray=RayConfig(cpus=3))
+    with pytest.raises(UserError, match=r"need 12 CPUs and 0 GPUs, but the cluster has 2 CPUs and 0 GPUs on 1 nodes"):
+        run_sweep(asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_sweep_keeps_what_has_ended_goes_on_with_the_rest_and_tests_the_winner_alone(swept: Swept) -> None:
+    out = swept.config.out
+    before = _trials(swept.config)
+    lost = out / "trials" / "0002" / "metrics.json"
+    lost.unlink()  # as a driver leaves it that was killed
+    (out / "trials" / "0002.json").write_text(json.dumps(before[2] | {"state": "open", "value": None, "epoch": None}))
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/000[01]/*")}
+    for name in TEST_FILES:
+        shutil.copy(swept.hidden / name, swept.config.shards / "interactions" / name)  # type: ignore[operator]
+    run_sweep(replace(swept.config, resume=True, winner_seeds=(5,), name="swept"))
+    assert _trials(swept.config) == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert "test" not in lost.read_text()
+    metrics = json.loads((out / "winner" / "seed-5" / "metrics.json").read_text())
+    assert metrics.keys() == {"validation", "test", "cold_validation", "cold_test"}
+    assert (
+        json.loads((out / "winner.json").read_text())["mean"]["cold_test.recall@20"]
+        == metrics["cold_test"]["recall@20"]
+    )
+    version = MlflowClient(swept.store).get_model_version_by_alias("swept", "candidate")
+    assert version.version == "1"
+    run_sweep(replace(swept.config, winner_seeds=(5,), name="swept"))  # nothing is done twice
+    assert len(MlflowClient(swept.store).search_model_versions("name='swept'")) == 1
