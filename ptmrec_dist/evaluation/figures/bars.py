@@ -60,7 +60,7 @@ def _block(plot, settings: Mapping[str, Seeds], from_zero: bool) -> None:  # typ
     plot.set_ylim(len(settings) - 0.5, -0.5)
     plot.set_yticks(range(len(settings)), list(settings))
     plot.tick_params(axis="y", length=0)
-    plot.locator_params(axis="x", nbins=5)
+    plot.locator_params(axis="x", nbins=4)
     plot.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
     plot.set_axisbelow(True)
 
