@@ -69,7 +69,7 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
     Args:
         config: Settings of the sweep.
         point: What is searched.
-        fixed: Settings that come from elsewhere (`out`, `tracking`).
+        **fixed: Settings that come from elsewhere (`out`, `tracking`).
 
     Returns:
         Nested plain settings, every path absolute.

@@ -67,7 +67,7 @@ def test_registered_model_has_no_pickle_and_stands_alone(shop, registry, tmp_pat
         folder.rename(folder.with_suffix(".away"))
     try:
         picture = in_base64(Image.new("RGB", (8, 8), "red"), "PNG")
-        answer = load_model(str(model / "artifacts")).predict(
+        answer = load_model(str(model)).predict(
             pd.DataFrame({"user_id": ["1"], "image": [picture], "text": ["a film"]})
         )
         assert np.isfinite(answer["score"]).all()
