@@ -1,5 +1,6 @@
 """Loading a registered model, once its files are those that were registered."""
 
+import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ def load_model(uri: str) -> Any:
         version = _version_of(client, uri)  # before its files: an alias may move meanwhile
         fixed = f"models:/{version.name}/{version.version}"
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files.name))
+    # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
+    for compiled in list(folder.rglob("__pycache__")):
+        shutil.rmtree(compiled)
     said = version.tags.get(DIGEST_TAG)
     found = tree_digest(folder, but=ADDED_BY_MLFLOW)
     if said != found:

@@ -1,8 +1,10 @@
 """Registering runs, on SQLite and on a server with PostgreSQL: lineage, whole and safe files, refusals."""
 
+import importlib.util
 import json
 import pickle
 import pickletools
+import py_compile
 import shutil
 import struct
 import subprocess
@@ -132,6 +134,16 @@ def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, r
     assert version.tags["digest"][:12] in str(raised.value)
     stored.write_bytes(before)
     load_model(f"models:/changed {name}@candidate")
+
+
+def test_compiled_code_in_the_store_neither_runs_nor_counts(shop, registry, tmp_path):
+    register(RegisterConfig(run=shop.ids_only, name="compiled"))
+    version = registry.get_model_version_by_alias("compiled", "candidate")
+    (tmp_path / "planted.py").write_text("raise RuntimeError('planted code ran')")
+    planted = importlib.util.cache_from_source(str(stored_file(registry, version, "pyfunc_entry.py")))
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(tmp_path / "planted.py"), planted, invalidation_mode=unchecked)
+    load_model("models:/compiled@candidate")
 
 
 def stored_file(client, version, name):
