@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--recommender", default="vbpr")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--teacher", choices=["stage1", "live"], default="stage1")
     options = parser.parse_args()
     results = [_chain(options, seed) for seed in options.seeds]
     print(f"\ntest and validation Recall@20, {len(results)} seeds, {options.recommender}, {options.epochs} epochs")
@@ -68,6 +69,8 @@ def _chain(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[s
             seed,
             "--epochs",
             options.epochs,
+            "--teacher",
+            options.teacher,
         )
         _run("deepspeed", "--num_gpus", options.ranks, REPOSITORY / "launchers" / "stage2.py", *arguments)
         found[method] = json.loads((run / "metrics.json").read_text())
