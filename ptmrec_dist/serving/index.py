@@ -48,7 +48,8 @@ class ExactIndex:
     """
 
     def __init__(self, items_ID: Tensor, candidates: np.ndarray) -> None:
-        self._items_ID, self._candidates = items_ID, candidates
+        # Choosing from all is cheaper said so: the vectors need not be gathered for every request.
+        self._items_ID, self._candidates = items_ID, None if len(candidates) == len(items_ID) else candidates
 
     def search(self, users_BD: Tensor, seen: Interactions, k: int) -> tuple[Tensor, Tensor]:
         """Find the best items; see `Index`."""
