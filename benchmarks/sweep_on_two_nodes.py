@@ -49,7 +49,7 @@ def main() -> None:
         "stage1": str(shop.stage1),
         "out": str(folder / "sweep"),
         "space": {"prompt.length": {"randint": [1, 8]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
-        "stage2": {"epochs": 4, "batch_size": 12, "checkpoint_every": 1},
+        "stage2": {"epochs": 4, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},
         "trials": options.trials,
         "ranks": options.ranks,
         "asha": {"reduction": 2},

@@ -5,10 +5,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-_HOST_SETTINGS = {
+_ENVIRONMENT = {
     # A busy machine needs more than Ray's minute to import torch and DeepSpeed in every worker.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would write every line twice
+    "TQDM_DISABLE": "1",  # bars are for terminals, not for logs
 }
 
 
@@ -20,7 +22,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
             `placement`, `max_failures`, `scratch` of Ray, `log` (path without rank), `folder` to run in, `environment`.
     """
     job = config["job"]
-    for name, value in _HOST_SETTINGS.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -56,7 +58,7 @@ def train_rank(job: dict[str, Any]) -> None:
     Args:
         job: As in `train_on_ranks`.
     """
-    os.environ |= job["environment"]
+    os.environ |= _ENVIRONMENT | job["environment"]
     os.chdir(job["folder"])
     import ray
     import ray.train

@@ -64,7 +64,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
-    """Three trials of two ranks each on shards that lack the test split; the second node is killed in the first of them."""
+    """Two trials of two ranks each on shards that lack the test split; the second node is killed in the first of them."""
     folder = tmp_path_factory.mktemp("sweep")
     shards, hidden, store = folder / "shards", folder / "hidden", f"sqlite:///{folder}/mlflow.db"
     shutil.copytree(tiny_shop.shards, shards)
@@ -76,8 +76,8 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
         shards=shards,
         out=folder / "out",
         space={"prompt.length": {"randint": [1, 4]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
-        stage2={"epochs": 3, "batch_size": 12, "checkpoint_every": 1},
-        trials=3,
+        stage2={"epochs": 2, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},
+        trials=2,
         ranks=2,
         asha=AshaConfig(enabled=False),
         ray=RayConfig(placement="SPREAD"),
@@ -106,15 +106,15 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_sweep_ends_complete_though_a_node_was_killed_under_a_trial(swept: Swept) -> None:
     trials = _trials(swept.config)
-    assert [trial["state"] for trial in trials] == ["complete"] * 3
+    assert [trial["state"] for trial in trials] == ["complete"] * 2
     ranks = [(swept.config.out / "logs" / f"0000-{rank}.log").read_text() for rank in (0, 1)]
     assert any("going on at step" in log for log in ranks)  # not from the start
     nodes = {line for log in ranks for line in log.splitlines() if line.startswith("rank ")}
     assert len(nodes) > 2  # first over two nodes, then on one
     for trial in trials:
         history = [json.loads(line) for line in _history(swept, trial)]
-        assert [line["epoch"] for line in history] == [0, 1, 2, 3]
-        assert trial["value"] == max(line["cold_validation.recall@20"] for line in history)
+        assert [line["epoch"] for line in history] == [0, 1, 2]
+        assert trial["value"] == max(line["validation.recall@20"] for line in history)
 
 
 def _history(swept: Swept, trial: dict[str, Any]) -> list[str]:
@@ -128,7 +128,7 @@ def test_nothing_of_the_test_split_is_in_files_metrics_or_mlflow_of_a_trial(swep
         for path in (run / "metrics.json", run / "history.jsonl"):
             assert "test" not in path.read_text()
     runs = _runs(swept.store, _parent(swept.config))
-    assert runs.keys() == {"0000", "0001", "0002"}
+    assert runs.keys() == {"0000", "0001"}
     for run in runs.values():
         assert not [name for name in run.data.metrics if "test" in name]
         assert "cold_validation/recall_at_20" in run.data.metrics
@@ -139,11 +139,11 @@ def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) 
     for run in _runs(swept.store, _parent(swept.config)).values():
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "cold_validation/recall_at_20")
-        assert [point.step for point in history] == [0, 1, 2, 3]
+        assert [point.step for point in history] == [0, 1, 2]
     parent = client.get_run(_parent(swept.config))
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png"} <= artifacts
+    assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png", "importance.png"} <= artifacts
     best = max(_trials(swept.config), key=lambda trial: trial["value"])
     settings = yaml.safe_load((swept.config.out / "best.yaml").read_text())
     assert settings["prompt"]["length"] == best["point"]["prompt.length"]
@@ -164,10 +164,10 @@ def test_a_trial_larger_than_the_cluster_is_refused_with_both_numbers(swept: Swe
 def test_a_resumed_sweep_keeps_what_has_ended_goes_on_with_the_rest_and_tests_the_winner_alone(swept: Swept) -> None:
     out = swept.config.out
     before = _trials(swept.config)
-    lost = out / "trials" / "0002" / "metrics.json"
+    lost = out / "trials" / "0001" / "metrics.json"
     lost.unlink()  # as a driver leaves it that was killed
-    (out / "trials" / "0002.json").write_text(json.dumps(before[2] | {"state": "open", "value": None, "epoch": None}))
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/000[01]/*")}
+    (out / "trials" / "0001.json").write_text(json.dumps(before[1] | {"state": "open", "value": None, "epoch": None}))
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/0000/*")}
     for name in TEST_FILES:
         shutil.copy(swept.hidden / name, swept.config.shards / "interactions" / name)  # type: ignore[operator]
     run_sweep(replace(swept.config, resume=True, winner_seeds=(5,), name="swept"))
