@@ -112,9 +112,9 @@ def test_printed_settings_are_read_back(tmp_path: Path, capsys: pytest.CaptureFi
 
 def _documented_lines() -> list[str]:
     pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-    blocks = [
-        block for page in pages for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", page.read_text(), re.DOTALL)
-    ]
+    fence = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    found = [block for page in pages for block in fence.findall(page.read_text())]
+    blocks = [block for language, block in found if language in ("", "bash", "sh")]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if re.search(r"(^|run )ptmrec \w|launchers/\w+\.py", line)]
 

@@ -12,13 +12,13 @@ from tests.ranks import run_on_ranks
 def _evaluated(shop: Shop) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
     run, world = load_run(shop.stage1), join_world("cpu")
     shares: list[tuple[int, int]] = []
-    per_user_metrics = evaluate.per_user_metrics
+    rank_positives = evaluate.rank_positives
 
     def spy(*inputs: object, user_range: tuple[int, int], **named: object) -> object:
         shares.append(user_range)
-        return per_user_metrics(*inputs, user_range=user_range, **named)  # type: ignore[arg-type]
+        return rank_positives(*inputs, user_range=user_range, **named)  # type: ignore[arg-type]
 
-    evaluate.per_user_metrics = spy  # type: ignore[assignment]
+    evaluate.rank_positives = spy  # type: ignore[assignment]
     return evaluate.Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
 
 
