@@ -103,6 +103,10 @@ class SweepSearch(Searcher):
         self._optuna.on_trial_complete(trial_id, told, error=bool(reason))
         self._ended(trial)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps a copy of what it was started with, which nobody reads: it need not hold the book and the terminal."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Leave nothing behind: the book has everything.
 

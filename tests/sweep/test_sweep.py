@@ -98,9 +98,11 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", store)
         killer.start()
-        run_sweep(config)
-        ended.set()
-        killer.join()
+        try:
+            run_sweep(config)
+        finally:
+            ended.set()
+            killer.join()
         yield Swept(config, store, hidden)
 
 
