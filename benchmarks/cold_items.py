@@ -1,91 +1,102 @@
-"""Frozen against tuned features on items that nobody has taken yet: the whole chain, several seeds, one table.
+"""Ways of stage 2 on items that nobody has taken yet: the whole chain, several draws of the cold items, one table.
 
-python benchmarks/cold_items.py --items items.csv --images DIR --interactions interactions.csv --encoder DIR --out FOLDER
+python benchmarks/cold_items.py --items items.csv --images DIR --interactions interactions.csv --encoder DIR --out FOLDER \
+    --variant "frozen=--tuning.method none" --variant "prompts=" --variant "live=--teacher live"
 
-Each seed draws its own cold items and trains its own stage 1; both runs of stage 2 start from it, with the same settings
-but `--tuning.method`. The best epoch is chosen on cold validation items; test items are looked at once, at the end.
+Each draw holds out its own items and trains its own stage 1; all variants of stage 2 start from it. What is finished in
+FOLDER is not run again, so that variants can be added. The epoch is chosen on cold validation items; test items are shown
+only with `--test`, once the variants have been chosen.
 """
 
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
 REPOSITORY = Path(__file__).parents[1]
-PARTS = ("validation", "test", "cold_validation", "cold_test")
+VARIANTS = ["frozen=--tuning.method none", "prompts="]
 
 
 def main() -> None:
-    """Run every seed's chain and print the table."""
+    """Run every draw's chain and print a table for each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("items", "images", "interactions", "encoder", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--recommender", default="vbpr")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--teacher", choices=["stage1", "live"], default="stage1")
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--stage1", default="--recommender vbpr", help="flags of stage 1")
+    parser.add_argument("--stage2", default="--epochs 6", help="flags of stage 2 that all variants share")
+    parser.add_argument("--variant", action="append", help=f"NAME=FLAGS of stage 2 (by default {VARIANTS})")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="runs at a time, the machine's threads divided among them"
+    )
+    parser.add_argument("--test", action="store_true", help="show test parts too")
     options = parser.parse_args()
-    results = [_chain(options, seed) for seed in options.seeds]
-    print(f"\ntest and validation Recall@20, {len(results)} seeds, {options.recommender}, {options.epochs} epochs")
-    print(f"{'part':<16}{'frozen':>18}{'tuned':>18}{'gain':>8}   by seed")
-    for part in PARTS:
-        frozen, tuned = (
-            np.array([result[method][part]["recall@20"] for result in results]) for method in ("none", "prompt")
-        )
-        gain = tuned.mean() / frozen.mean() - 1
-        seeds = "  ".join(f"{before:.4f} > {after:.4f}" for before, after in zip(frozen, tuned, strict=True))
-        spread = [
-            f"{values.mean():.4f} ± {values.std(ddof=1) if len(values) > 1 else 0:.4f}" for values in (frozen, tuned)
-        ]
-        print(f"{part:<16}{spread[0]:>18}{spread[1]:>18}{gain:>+8.1%}   {seeds}")
+    variants = dict(text.split("=", 1) for text in options.variant or VARIANTS)
+    with ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(lambda draw: _start(options, draw), options.draws))
+        jobs = [(draw, name) for name in variants for draw in options.draws]
+        list(pool.map(lambda job: _tune(options, *job, variants[job[1]]), jobs))
+    for part in ("cold_validation", "validation") + (("cold_test", "test") if options.test else ()):
+        _print_table(options, part, ["stage1", *variants])
 
 
-def _chain(options: argparse.Namespace, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-    out = options.out / f"seed{seed}"
+def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> None:
+    """Recall@20 of every way, its gain over stage 1, and a t-test over draws, paired."""
+    found = {name: np.array([_recall(options, draw, name, part) for draw in options.draws]) for name in names}
+    start = found["stage1"]
+    print(f"\n| {part} | Recall@20 | over stage 1 | p | by draw |\n| --- | --- | --- | --- | --- |")
+    for name, values in found.items():
+        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+        sure = f"{stats.ttest_rel(values, start).pvalue:.3f}" if name != "stage1" and len(values) > 1 else ""
+        draws = " ".join(f"{value:.4f}" for value in values)
+        gain = f"{values.mean() / start.mean() - 1:+.1%}"
+        print(f"| {name} | {values.mean():.4f}{spread} | {gain} | {sure} | {draws} |")
+
+
+def _recall(options: argparse.Namespace, draw: int, name: str, part: str) -> float:
+    metrics: dict[str, Any] = json.loads((options.out / f"draw{draw}" / name / "metrics.json").read_text())
+    return float(metrics[part]["recall@20"])
+
+
+def _start(options: argparse.Namespace, draw: int) -> None:
+    out = options.out / f"draw{draw}"
     shards, features, stage1 = out / "shards", out / "features", out / "stage1"
     tables = ("--items", options.items, "--images", options.images, "--interactions", options.interactions)
     if not (shards / "manifest.json").exists():
-        _ptmrec("pack", *tables, "--split", "cold_items", "--seed", seed, "--out", shards)
+        _ptmrec(options, "pack", *tables, "--split", "cold_items", "--seed", draw, "--out", shards)
     if not (features / "manifest.json").exists():
-        _ptmrec("features", "--shards", shards, "--encoder.model", options.encoder, "--out", features)
-    inputs = ("--shards", shards, "--features", features, "--recommender", options.recommender)
-    _ptmrec("stage1", *inputs, "--seed", seed, "--out", stage1)
-    found = {}
-    for method in ("none", "prompt"):
-        run = out / method
-        arguments = (
-            "--stage1",
-            stage1,
-            "--out",
-            run,
-            "--tuning.method",
-            method,
-            "--seed",
-            seed,
-            "--epochs",
-            options.epochs,
-            "--teacher",
-            options.teacher,
-        )
-        _run("deepspeed", "--num_gpus", options.ranks, REPOSITORY / "launchers" / "stage2.py", *arguments)
-        found[method] = json.loads((run / "metrics.json").read_text())
-    return found
+        _ptmrec(options, "features", "--shards", shards, "--encoder.model", options.encoder, "--out", features)
+    inputs = ("--shards", shards, "--features", features, "--seed", draw, "--out", stage1)
+    if not (stage1 / "metrics.json").exists():
+        _ptmrec(options, "stage1", *inputs, *shlex.split(options.stage1))
 
 
-def _ptmrec(*arguments: object) -> None:
-    _run("ptmrec", *arguments)
+def _tune(options: argparse.Namespace, draw: int, name: str, flags: str) -> None:
+    out = options.out / f"draw{draw}"
+    inputs = ("--stage1", out / "stage1", "--out", out / name, "--seed", draw)
+    if not (out / name / "metrics.json").exists():
+        _ptmrec(options, "stage2", *inputs, *shlex.split(options.stage2), *shlex.split(flags))
 
 
-def _run(command: str, *arguments: object) -> None:
-    line = [str(Path(sys.executable).parent / command), *map(str, arguments)]
-    print(" ".join(line), flush=True)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(line, check=True, env=os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY)})
+def _ptmrec(options: argparse.Namespace, *arguments: object) -> None:
+    """Run a command to its end, its output in `logs`."""
+    line = [str(Path(sys.executable).parent / "ptmrec"), *map(str, arguments), "--tracking.enabled", "false"]
+    line = line[:-2] if arguments[0] in ("pack", "features") else line
+    print(" ".join(line[1:]), flush=True)
+    threads = str(max(1, (os.cpu_count() or 1) // options.processes))
+    run = Path(str(arguments[arguments.index("--out") + 1]))
+    log = options.out / "logs" / f"{run.parent.name}-{run.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stream:
+        subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": threads}, stdout=stream, stderr=stream)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,8 @@ def main() -> None:
             rate, share = flops / seconds, flops / seconds / rates[precision]
             items = options.batch / seconds
             name = Path(model).name
-            print(
-                f"{name:<24} {precision:<9} {items:>9.1f} {rate / 1e12:>9.3f} {share:>9.1%} {peak_memory(world):>8.2f}"
-            )
+            used = f"{rate / 1e12:>9.3g} {100 * share:>8.3g}% {peak_memory(world):>8.2f}"
+            print(f"{name:<24} {precision:<9} {items:>9.1f} {used}")
 
 
 def matmul_rate(precision: str, device: torch.device) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -41,6 +42,14 @@ def _runs(store: str, parent: str) -> dict[str, Any]:
     client = MlflowClient(store)
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     return {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
+
+
+def _pull_the_plug(cluster: Any, node: Any) -> None:
+    """All processes of a node are gone at once; Ray has to find out."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in [*raylet.children(recursive=True), raylet]:
+        process.kill()
+    cluster.remove_node(node, allow_graceful=False)
 
 
 def _parent(config: SweepConfig) -> str:
@@ -91,10 +100,10 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
 
     def kill() -> None:
         # From the first checkpoint on there is something to go on from, and most of the trial is still to come.
-        while not list((config.out / "trials" / "0000" / "checkpoints").glob("*/loop.json")):
+        while not list((config.out / "trials" / "0000" / "checkpoints").glob("step-*")):
             if ended.wait(0.05):
                 return
-        nodes.remove_node(second, allow_graceful=False)
+        _pull_the_plug(nodes, second)
 
     killer = threading.Thread(target=kill)
     with pytest.MonkeyPatch.context() as patch:
