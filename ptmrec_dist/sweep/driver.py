@@ -197,8 +197,9 @@ class Sweep:
 
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are told of here, a line each
         return tune.Tuner(
-            # The process of the trial itself only waits: the ranks that it starts take what a trial needs.
-            tune.with_resources(train_on_ranks, {"memory": _WAITING_BYTES}),
+            # The process of the trial itself only waits: the ranks that it starts take what a trial needs. It stands, and
+            # with it what starts its ranks anew, on the head: lost with another node, it would leave their places taken.
+            tune.with_resources(train_on_ranks, {"memory": _WAITING_BYTES, "node:__internal_head__": 0.001}),
             param_space=space,
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=self.concurrent,

@@ -74,7 +74,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
-    """Two trials of two ranks each on shards that lack the test split; the second node is killed in the first of them."""
+    """A trial of two ranks on shards that lack the test split; the second node is killed under it."""
     folder = tmp_path_factory.mktemp("sweep")
     shards, hidden, store = folder / "shards", folder / "hidden", f"sqlite:///{folder}/mlflow.db"
     shutil.copytree(tiny_shop.shards, shards)
@@ -87,7 +87,7 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
         out=folder / "out",
         space={"prompt.length": {"randint": [1, 4]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
         stage2={"epochs": EPOCHS, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},
-        trials=2,
+        trials=1,
         ranks=2,
         asha=AshaConfig(enabled=False),
         ray=RayConfig(placement="SPREAD"),
@@ -118,48 +118,40 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_sweep_ends_complete_though_a_node_was_killed_under_a_trial(swept: Swept) -> None:
-    trials = _trials(swept.config)
-    assert [trial["state"] for trial in trials] == ["complete"] * 2
+    (trial,) = _trials(swept.config)
+    assert trial["state"] == "complete"
     ranks = [(swept.config.out / "logs" / f"0000-{rank}.log").read_text() for rank in (0, 1)]
     assert any("going on at step" in log for log in ranks)  # not from the start
     nodes = {line for log in ranks for line in log.splitlines() if line.startswith("rank ")}
     assert len(nodes) > 2  # first over two nodes, then on one
-    for trial in trials:
-        history = [json.loads(line) for line in _history(swept, trial)]
-        assert [line["epoch"] for line in history] == list(range(EPOCHS + 1))
-        assert trial["value"] == max(line["validation.recall@20"] for line in history)
-
-
-def _history(swept: Swept, trial: dict[str, Any]) -> list[str]:
-    return (swept.config.out / "trials" / f"{trial['number']:04d}" / "history.jsonl").read_text().splitlines()
+    lines = (swept.config.out / "trials" / "0000" / "history.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [line["epoch"] for line in history] == list(range(EPOCHS + 1))
+    assert trial["value"] == max(line["validation.recall@20"] for line in history)
 
 
 def test_nothing_of_the_test_split_is_in_files_metrics_or_mlflow_of_a_trial(swept: Swept) -> None:
-    for trial in _trials(swept.config):
-        run = swept.config.out / "trials" / f"{trial['number']:04d}"
-        assert json.loads((run / "metrics.json").read_text()).keys() == {"validation", "cold_validation"}
-        for path in (run / "metrics.json", run / "history.jsonl"):
-            assert "test" not in path.read_text()
-    runs = _runs(swept.store, _parent(swept.config))
-    assert runs.keys() == {"0000", "0001"}
-    for run in runs.values():
-        assert not [name for name in run.data.metrics if "test" in name]
-        assert "cold_validation/recall_at_20" in run.data.metrics
+    folder = swept.config.out / "trials" / "0000"
+    assert json.loads((folder / "metrics.json").read_text()).keys() == {"validation", "cold_validation"}
+    for path in (folder / "metrics.json", folder / "history.jsonl"):
+        assert "test" not in path.read_text()
+    run = _runs(swept.store, _parent(swept.config))["0000"]
+    assert not [name for name in run.data.metrics if "test" in name]
+    assert "cold_validation/recall_at_20" in run.data.metrics
 
 
 def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) -> None:
     client = MlflowClient(swept.store)
-    for run in _runs(swept.store, _parent(swept.config)).values():
-        assert run.info.status == "FINISHED"
-        history = client.get_metric_history(run.info.run_id, "cold_validation/recall_at_20")
-        assert [point.step for point in history] == list(range(EPOCHS + 1))
+    (run,) = _runs(swept.store, _parent(swept.config)).values()
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "cold_validation/recall_at_20")
+    assert [point.step for point in history] == list(range(EPOCHS + 1))
     parent = client.get_run(_parent(swept.config))
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png", "importance.png"} <= artifacts
-    best = max(_trials(swept.config), key=lambda trial: trial["value"])
     settings = yaml.safe_load((swept.config.out / "best.yaml").read_text())
-    assert settings["prompt"]["length"] == best["point"]["prompt.length"]
+    assert settings["prompt"]["length"] == _trials(swept.config)[0]["point"]["prompt.length"]
 
 
 def test_a_folder_of_another_sweep_is_refused(swept: Swept) -> None:
@@ -177,23 +169,24 @@ def test_a_trial_larger_than_the_cluster_is_refused_with_both_numbers(swept: Swe
 def test_a_resumed_sweep_keeps_what_has_ended_goes_on_with_the_rest_and_tests_the_winner_alone(swept: Swept) -> None:
     out = swept.config.out
     before = _trials(swept.config)
-    lost = out / "trials" / "0001" / "metrics.json"
-    lost.unlink()  # as a driver leaves it that was killed
-    (out / "trials" / "0001.json").write_text(json.dumps(before[1] | {"state": "open", "value": None, "epoch": None}))
     kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/0000/*")}
     for name in TEST_FILES:
         shutil.copy(swept.hidden / name, swept.config.shards / "interactions" / name)  # type: ignore[operator]
-    run_sweep(replace(swept.config, resume=True, winner_seeds=(5,), name="swept"))
-    assert _trials(swept.config) == before
+    resumed = replace(swept.config, resume=True, trials=2, winner_seeds=(5,), name="swept")
+    run_sweep(resumed)
+    trials = _trials(swept.config)
+    assert trials[:1] == before
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert "test" not in lost.read_text()
+    assert [trial["state"] for trial in trials] == ["complete"] * 2
+    assert _runs(swept.store, _parent(swept.config)).keys() == {"0000", "0001", "seed-5"}
+    assert "test" not in (out / "trials" / "0001" / "metrics.json").read_text()
+    best = max(trials, key=lambda trial: trial["value"])
+    assert yaml.safe_load((out / "best.yaml").read_text())["prompt"]["length"] == best["point"]["prompt.length"]
     metrics = json.loads((out / "winner" / "seed-5" / "metrics.json").read_text())
     assert metrics.keys() == {"validation", "test", "cold_validation", "cold_test"}
-    assert (
-        json.loads((out / "winner.json").read_text())["mean"]["cold_test.recall@20"]
-        == metrics["cold_test"]["recall@20"]
-    )
+    mean = json.loads((out / "winner.json").read_text())["mean"]
+    assert mean["cold_test.recall@20"] == metrics["cold_test"]["recall@20"]
     version = MlflowClient(swept.store).get_model_version_by_alias("swept", "candidate")
     assert str(version.version) == "1"
-    run_sweep(replace(swept.config, winner_seeds=(5,), name="swept"))  # nothing is done twice
+    run_sweep(replace(resumed, resume=False))  # nothing is done twice
     assert len(MlflowClient(swept.store).search_model_versions("name='swept'")) == 1
