@@ -10,7 +10,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would write every line twice
-    "TQDM_DISABLE": "1",  # bars are for terminals, not for logs
 }
 
 

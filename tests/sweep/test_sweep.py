@@ -1,6 +1,7 @@
 """A whole sweep on a real cluster of two nodes, one of which goes away: the test split out of reach, every trial told once."""
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # it is reached from this machine only, and gone in a minute
+        patch.setenv("RAY_worker_niceness", "0")  # or tests beside it would have all of the machine
         node = {"num_cpus": 2, "object_store_memory": 100_000_000}
         found = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
         second = found.add_node(**node)
@@ -122,8 +124,10 @@ def test_a_sweep_ends_complete_though_a_node_was_killed_under_a_trial(swept: Swe
     assert trial["state"] == "complete"
     ranks = [(swept.config.out / "logs" / f"0000-{rank}.log").read_text() for rank in (0, 1)]
     assert any("going on at step" in log for log in ranks)  # not from the start
-    nodes = {line for log in ranks for line in log.splitlines() if line.startswith("rank ")}
-    assert len(nodes) > 2  # first over two nodes, then on one
+    first, last = ([re.findall(r"rank \d of 2 on node (\w+)", log)[turn] for log in ranks] for turn in (0, -1))
+    assert first[0] != first[1]
+    assert last[0] == last[1]  # on the one that is left
+    assert last[0] in first
     lines = (swept.config.out / "trials" / "0000" / "history.jsonl").read_text().splitlines()
     history = [json.loads(line) for line in lines]
     assert [line["epoch"] for line in history] == list(range(EPOCHS + 1))
@@ -148,10 +152,6 @@ def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) 
     assert [point.step for point in history] == list(range(EPOCHS + 1))
     parent = client.get_run(_parent(swept.config))
     assert parent.info.status == "FINISHED"
-    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
-    assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png", "importance.png"} <= artifacts
-    settings = yaml.safe_load((swept.config.out / "best.yaml").read_text())
-    assert settings["prompt"]["length"] == _trials(swept.config)[0]["point"]["prompt.length"]
 
 
 def test_a_folder_of_another_sweep_is_refused(swept: Swept) -> None:
@@ -180,6 +180,8 @@ def test_a_resumed_sweep_keeps_what_has_ended_goes_on_with_the_rest_and_tests_th
     assert [trial["state"] for trial in trials] == ["complete"] * 2
     assert _runs(swept.store, _parent(swept.config)).keys() == {"0000", "0001", "seed-5"}
     assert "test" not in (out / "trials" / "0001" / "metrics.json").read_text()
+    artifacts = {item.path for item in MlflowClient(swept.store).list_artifacts(_parent(swept.config))}
+    assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png", "importance.png"} <= artifacts
     best = max(trials, key=lambda trial: trial["value"])
     assert yaml.safe_load((out / "best.yaml").read_text())["prompt"]["length"] == best["point"]["prompt.length"]
     metrics = json.loads((out / "winner" / "seed-5" / "metrics.json").read_text())
