@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from ptmrec_dist.config import Stage2Config, TrackingConfig, from_plain, merged
+from ptmrec_dist.config import Stage2Config, from_plain, merged
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import make_shop
 from tests.ranks import run_on_ranks
@@ -42,7 +42,8 @@ def main() -> None:
     folder = options.out or Path(tempfile.mkdtemp())
     (folder / "shop").mkdir(parents=True)
     shop = make_shop(folder / "shop", write_tiny_clip(folder / "clip"))
-    node = {"num_cpus": options.ranks, "object_store_memory": 100_000_000}
+    # Twice what two trials need: a driver killed while Ray makes room for a trial can leave that room taken.
+    node = {"num_cpus": 2 * options.ranks, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     second = cluster.add_node(**node)
     settings = {
@@ -51,6 +52,7 @@ def main() -> None:
         "space": {"prompt.length": {"randint": [1, 8]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
         "stage2": {"epochs": 4, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},
         "trials": options.trials,
+        "concurrent": 2,
         "ranks": options.ranks,
         "asha": {"reduction": 2},
         "ray": {"address": cluster.address, "placement": "SPREAD"},
@@ -134,7 +136,7 @@ def _undisturbed(run: Path, ranks: int) -> list[str]:
     """History of the same stage 2, alone."""
     out = run.with_name(f"alone-{run.name}")
     plain = yaml.safe_load((run / "config.yaml").read_text())
-    config = from_plain(Stage2Config, merged(plain, {"out": str(out)}) | {"tracking": TrackingConfig(enabled=False)})
+    config = from_plain(Stage2Config, merged(plain, {"out": str(out), "tracking": {"enabled": False}}))
     run_on_ranks(ranks, train_stage2, config)
     return (out / "history.jsonl").read_text().splitlines()
 

@@ -40,7 +40,7 @@ def connected(config: RayConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     own = {} if address else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -91,6 +91,38 @@ def resources_of_rank(config: RayConfig) -> dict[str, float]:
         Resource to amount.
     """
     return {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus else {})
+
+
+def note_places(note: Path) -> None:
+    """Write down which places on the cluster this process and its group have taken; for one of the group.
+
+    Args:
+        note: File for `free_places`.
+    """
+    from ray.util.placement_group import get_current_placement_group
+
+    group = get_current_placement_group()
+    if group is not None:
+        fresh = note.with_name(f"{note.name}.new")
+        fresh.write_text(group.id.hex())
+        fresh.replace(note)
+
+
+def free_places(note: Path) -> None:
+    """Free the places that a group took which has ended, or is lost, and end what is still in them.
+
+    Ray Train does this itself unless its controller was killed, as it is with every trial that is stopped early; then
+    only Ray's dashboard would, where there is one, and the places would stay taken for as long as the driver runs.
+
+    Args:
+        note: What `note_places` wrote; removed. Nothing happens where there is none.
+    """
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    if note.is_file():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(note.read_text()))))
+        note.unlink()
 
 
 def as_task(function: Callable[[list[str], int, Path], Result], ranks: int, config: RayConfig) -> Callable[..., Result]:

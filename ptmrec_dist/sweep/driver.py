@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ptmrec_dist.cluster import connected, resources_of_rank, room_for
+from ptmrec_dist.cluster import connected, free_places, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.mlflow_store import tracking_uri
@@ -53,6 +53,8 @@ def run_sweep(config: SweepConfig) -> None:
     settings = _check(config, space, start)
     part = selecting_part(settings, start.dataset.parts)
     with connected(config.ray):
+        for note in (config.out / "logs").glob("*.places"):  # a driver was killed
+            free_places(note)
         concurrent = room_for(config.ranks, config.ray)
         sweep = Sweep(config, space, part, settings.epochs, min(concurrent, config.concurrent or concurrent))
         write_atomically(_made(config.out) / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
@@ -107,6 +109,7 @@ class Sweep:
                 why = f" ({trial.reason})" if trial.reason else ""
                 bar.update()
                 bar.write(f"trial {trial.number}: {trial.state}{value}{why}")
+                free_places(self.out / "logs" / f"{trial.name}.places")
                 self._close(trial)
 
             search = SweepSearch(self.config, self.space, self.book, self._job_of(tracker.run_id), ended)

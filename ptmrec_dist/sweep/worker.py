@@ -27,6 +27,9 @@ def train_on_ranks(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from ptmrec_dist.cluster import free_places
+
+    free_places(Path(f"{job['log']}.places"))  # of an attempt before this one
     gpus = job["resources"].get("GPU", 0)
     TorchTrainer(
         train_rank,
@@ -62,6 +65,7 @@ def train_rank(job: dict[str, Any]) -> None:
     import ray
     import ray.train
 
+    from ptmrec_dist.cluster import note_places
     from ptmrec_dist.config import Stage2Config, from_plain
     from ptmrec_dist.errors import UserError
     from ptmrec_dist.training.loaded import load_run
@@ -78,6 +82,8 @@ def train_rank(job: dict[str, Any]) -> None:
     rank = place.get_world_rank()
     log = Path(f"{job['log']}-{rank}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        note_places(Path(f"{job['log']}.places"))
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
         try:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from ptmrec_dist.cluster import free_places, note_places
 from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
@@ -152,6 +153,23 @@ def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) 
     assert [point.step for point in history] == list(range(EPOCHS + 1))
     parent = client.get_run(_parent(swept.config))
     assert parent.info.status == "FINISHED"
+
+
+def test_places_of_a_trial_that_is_gone_are_free_again(cluster: Any, tmp_path: Path) -> None:
+    import ray
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    everything = [{"CPU": 1}] * int(ray.cluster_resources()["CPU"])
+    taken = placement_group(everything)
+    inside = PlacementGroupSchedulingStrategy(taken)
+    ray.get(ray.remote(note_places).options(scheduling_strategy=inside).remote(tmp_path / "places"))
+    for _ in range(2):  # what is free stays so
+        free_places(tmp_path / "places")
+    assert not list(tmp_path.iterdir())
+    again = placement_group(everything)
+    assert again.wait(60)
+    ray.util.remove_placement_group(again)
 
 
 def test_a_folder_of_another_sweep_is_refused(swept: Swept) -> None:
