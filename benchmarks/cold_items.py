@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 REPOSITORY = Path(__file__).parents[1]
+UNTRACKED = ("--tracking.enabled", "false")
 VARIANTS = ["frozen=--tuning.method none", "prompts="]
 
 
@@ -76,20 +77,19 @@ def _start(options: argparse.Namespace, draw: int) -> None:
         _ptmrec(options, "features", "--shards", shards, "--encoder.model", options.encoder, "--out", features)
     inputs = ("--shards", shards, "--features", features, "--seed", draw, "--out", stage1)
     if not (stage1 / "metrics.json").exists():
-        _ptmrec(options, "stage1", *inputs, *shlex.split(options.stage1))
+        _ptmrec(options, "stage1", *inputs, *UNTRACKED, *shlex.split(options.stage1))
 
 
 def _tune(options: argparse.Namespace, draw: int, name: str, flags: str) -> None:
     out = options.out / f"draw{draw}"
     inputs = ("--stage1", out / "stage1", "--out", out / name, "--seed", draw)
     if not (out / name / "metrics.json").exists():
-        _ptmrec(options, "stage2", *inputs, *shlex.split(options.stage2), *shlex.split(flags))
+        _ptmrec(options, "stage2", *inputs, *UNTRACKED, *shlex.split(options.stage2), *shlex.split(flags))
 
 
 def _ptmrec(options: argparse.Namespace, *arguments: object) -> None:
     """Run a command to its end, its output in `logs`."""
-    line = [str(Path(sys.executable).parent / "ptmrec"), *map(str, arguments), "--tracking.enabled", "false"]
-    line = line[:-2] if arguments[0] in ("pack", "features") else line
+    line = [str(Path(sys.executable).parent / "ptmrec"), *map(str, arguments)]
     print(" ".join(line[1:]), flush=True)
     threads = str(max(1, (os.cpu_count() or 1) // options.processes))
     run = Path(str(arguments[arguments.index("--out") + 1]))
