@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 _LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
 
 
@@ -72,6 +74,19 @@ class Table:
         """
         for ending, text in (("md", self.markdown()), ("tex", self.latex()), ("csv", self.csv())):
             (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+
+
+def mean_of_seeds(values: np.ndarray) -> str:
+    """Write a mean over seeds, and where there are several their standard deviation, with four digits.
+
+    Args:
+        values: A value a seed, float [S].
+
+    Returns:
+        Such as `0.1234` or `0.1234 ± 0.0056`.
+    """
+    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{spread}"
 
 
 def _marked(entry: Entry, text: str, bold: str, star: str) -> str:

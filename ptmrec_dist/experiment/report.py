@@ -14,7 +14,7 @@ from ptmrec_dist.config import ReportConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
-from ptmrec_dist.evaluation.tables import Entry, Table
+from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.training.runs import RunRecord, read_record
 
@@ -99,7 +99,6 @@ def _table(part: str, settings: list[Setting]) -> Table:
         row = [Entry(one.name), Entry(one.group), Entry(str(len(one.runs)))]
         for metric in _METRICS:
             seeds = values[one.name, metric]
-            spread = f" ± {seeds.std(ddof=1):.4f}" if len(seeds) > 1 else ""
-            row.append(Entry(f"{seeds.mean():.4f}{spread}", best=seeds.mean() == best[metric]))
+            row.append(Entry(mean_of_seeds(seeds), best=seeds.mean() == best[metric]))
         table.rows.append(row)
     return table

@@ -17,7 +17,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
-from ptmrec_dist.evaluation.tables import Entry, Table
+from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
@@ -148,15 +148,17 @@ def _accuracy(
         for row, seeds in rows.items()
     }
     best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in METRICS}
+    several = len(config.seeds) > 1
+    over = f"mean ± standard deviation over {len(config.seeds)} seeds" if several else "one seed"
     table = Table(
-        f"Test, {PARTS[part]}: mean ± standard deviation over {len(config.seeds)} seeds. Bold: the best. *: differs from "
+        f"Test, {PARTS[part]}: {over}. Bold: the best. *: differs from "
         f"{config.baseline} (paired t-test over users, means over seeds, Holm-Bonferroni, p < {LEVEL}).",
         [*_NAMES, *METRICS],
     )
     for row, values in means.items():
         entries = [
             Entry(
-                f"{values[metric].mean():.4f} ± {values[metric].std(ddof=1) if len(values[metric]) > 1 else 0:.4f}",
+                mean_of_seeds(values[metric]),
                 best=float(values[metric].mean()) == best[metric],
                 starred=corrected.get((row, metric), 1.0) < LEVEL,
             )
@@ -176,7 +178,8 @@ def _significance(config: ExperimentConfig, comparisons: list[Tested], part: str
     )
     for one in comparisons:
         values = [corrected[test][one.row, one.metric] for test in tests]
-        entries = [Entry(f"{value:.2g}", starred=value < LEVEL) for value in values]
+        # One seed has nothing to test over seeds.
+        entries = [Entry("" if np.isnan(value) else f"{value:.2g}", starred=value < LEVEL) for value in values]
         table.rows.append([*_labels(one.row), Entry(one.metric), Entry(f"{one.difference:+.4f}"), *entries])
     return table
 
