@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-REPOSITORY = Path(__file__).parents[1]
+from ptmrec_dist.evaluation.tables import mean_of_seeds
+
 UNTRACKED = ("--tracking.enabled", "false")
 VARIANTS = ["frozen=--tuning.method none", "prompts="]
 
@@ -55,11 +56,10 @@ def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> No
     start = found["stage1"]
     print(f"\n| {part} | Recall@20 | over stage 1 | p | by draw |\n| --- | --- | --- | --- | --- |")
     for name, values in found.items():
-        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
         sure = f"{stats.ttest_rel(values, start).pvalue:.3f}" if name != "stage1" and len(values) > 1 else ""
         draws = " ".join(f"{value:.4f}" for value in values)
         gain = f"{values.mean() / start.mean() - 1:+.1%}"
-        print(f"| {name} | {values.mean():.4f}{spread} | {gain} | {sure} | {draws} |")
+        print(f"| {name} | {mean_of_seeds(values)} | {gain} | {sure} | {draws} |")
 
 
 def _recall(options: argparse.Namespace, draw: int, name: str, part: str) -> float:

@@ -30,6 +30,8 @@ class Store:
     """What `MLFLOW_TRACKING_URI` is set to."""
     database: str
     """SQLAlchemy's URL of the database behind it."""
+    artifacts: Path
+    """Where files of models and runs lie."""
 
     def execute(self, *statements: str) -> None:
         """Run SQL on the database, behind MLflow's back."""
@@ -40,6 +42,10 @@ class Store:
             for statement in statements:
                 connection.execute(text(statement))
         engine.dispose()
+
+    def empty(self) -> None:
+        """Remove all runs and models that other tests have left."""
+        self.execute("TRUNCATE experiments, registered_models CASCADE")
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -87,7 +93,7 @@ def postgresql_server() -> Iterator[Store]:
         stack.enter_context(
             running(command, f"{uri}/health", folder / "mlflow.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         )
-        yield Store(uri, database)
+        yield Store(uri, database, folder / "artifacts")
 
 
 @contextmanager

@@ -29,9 +29,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("empty_sqlite"), tmp_path)
-        return Store(tracking_uri(), tracking_uri())
+        return Store(tracking_uri(), tracking_uri(), tmp_path / "mlartifacts")
     server: Store = request.getfixturevalue("mlflow_server")
-    server.execute("TRUNCATE experiments, registered_models CASCADE")
+    server.empty()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     return server
 

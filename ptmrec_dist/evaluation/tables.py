@@ -76,17 +76,18 @@ class Table:
             (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
 
 
-def mean_of_seeds(values: np.ndarray) -> str:
-    """Write a mean over seeds, and where there are several their standard deviation, with four digits.
+def mean_of_seeds(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
+    """Write a mean over seeds, and where there are several their standard deviation.
 
     Args:
-        values: A value a seed, float [S].
+        values: A value a seed.
+        digits: How many after the point.
 
     Returns:
         Such as `0.1234` or `0.1234 ± 0.0056`.
     """
-    spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{values.mean():.4f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def _marked(entry: Entry, text: str, bold: str, star: str) -> str:

@@ -22,6 +22,7 @@ from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
+from ptmrec_dist.sweep.worker import PLACES, train_on_ranks
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import flatten, plain_settings, write_atomically
@@ -53,7 +54,7 @@ def run_sweep(config: SweepConfig) -> None:
     settings = _check(config, space, start)
     part = selecting_part(settings, start.dataset.parts)
     with connected(config.ray):
-        for note in (config.out / "logs").glob("*.places"):  # a driver was killed
+        for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
             free_places(note)
         concurrent = room_for(config.ranks, config.ray)
         sweep = Sweep(config, space, part, settings.epochs, min(concurrent, config.concurrent or concurrent))
@@ -109,7 +110,7 @@ class Sweep:
                 why = f" ({trial.reason})" if trial.reason else ""
                 bar.update()
                 bar.write(f"trial {trial.number}: {trial.state}{value}{why}")
-                free_places(self.out / "logs" / f"{trial.name}.places")
+                free_places(self.out / "logs" / f"{trial.name}{PLACES}")
                 self._close(trial)
 
             search = SweepSearch(self.config, self.space, self.book, self._job_of(tracker.run_id), ended)
@@ -195,8 +196,6 @@ class Sweep:
 
     def _run(self, space: dict[str, Any], name: str, **how: Any) -> Any:
         from ray import tune
-
-        from ptmrec_dist.sweep.worker import train_on_ranks
 
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are told of here, a line each
         return tune.Tuner(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
+from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.runs import flatten, write_atomically
@@ -67,7 +68,7 @@ class Winner:
         content = {"mean": means, "sd": spread, "seeds": list(self.runs), "best_seed": best}
         for part in found_S[best]:
             name = f"{part}.recall@20"
-            print(f"winner, {len(flat_S)} seeds: {name} {means[name]:.4f} ± {spread[name]:.4f}")
+            print(f"winner, seeds {list(self.runs)}: {name} {mean_of_seeds(values[name])}")
         before = json.loads(summary.read_text()) if summary.is_file() else {}
         wanted = {"registered": [self.config.name, best]} if self.config.name else {}
         if self.config.name and before.get("registered") != wanted["registered"]:

@@ -5,7 +5,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-_ENVIRONMENT = {
+PLACES = ".places"
+"""What is added to a job's `log` for the file that says which places it has taken."""
+
+_RAY_TRAIN = {
     # A busy machine needs more than Ray's minute to import torch and DeepSpeed in every worker.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -21,7 +24,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
             `placement`, `max_failures`, `scratch` of Ray, `log` (path without rank), `folder` to run in, `environment`.
     """
     job = config["job"]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in _RAY_TRAIN.items():
         os.environ.setdefault(name, value)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -29,7 +32,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
 
     from ptmrec_dist.cluster import free_places
 
-    free_places(Path(f"{job['log']}.places"))  # of an attempt before this one
+    free_places(Path(job["log"] + PLACES))  # of an attempt before this one
     gpus = job["resources"].get("GPU", 0)
     TorchTrainer(
         train_rank,
@@ -60,7 +63,7 @@ def train_rank(job: dict[str, Any]) -> None:
     Args:
         job: As in `train_on_ranks`.
     """
-    os.environ |= _ENVIRONMENT | job["environment"]
+    os.environ |= _RAY_TRAIN | job["environment"]
     os.chdir(job["folder"])
     import ray
     import ray.train
@@ -83,7 +86,7 @@ def train_rank(job: dict[str, Any]) -> None:
     log = Path(f"{job['log']}-{rank}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        note_places(Path(f"{job['log']}.places"))
+        note_places(Path(job["log"] + PLACES))
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
         try:

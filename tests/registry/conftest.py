@@ -30,6 +30,7 @@ def sqlite_registry(shop: Shop, empty_sqlite: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="package")
 def postgresql_registry(shop: Shop, mlflow_server: Store) -> str:
+    mlflow_server.empty()
     return fill(shop, mlflow_server.uri)
 
 

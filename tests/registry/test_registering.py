@@ -8,7 +8,6 @@ import py_compile
 import shutil
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
 
 import mlflow
@@ -124,11 +123,28 @@ def test_version_says_what_it_takes_and_answers_its_example(registry):
     assert len(model.predict(example, params={"top_k": 3})) == 3
 
 
+@pytest.fixture
+def stored_file(registry, request):
+    """Finds where the registry keeps a file of a version."""
+
+    def find(version, name):
+        location = registry.get_logged_model(version.source.split("/")[-1]).artifact_location
+        if location.startswith("mlflow-artifacts:"):
+            server = request.getfixturevalue("mlflow_server")
+            folder = server.artifacts / location.removeprefix("mlflow-artifacts:").lstrip("/")
+        else:
+            folder = Path(location.removeprefix("file://"))
+        (found,) = folder.rglob(name)
+        return found
+
+    return find
+
+
 @pytest.mark.parametrize("name", ["tables.safetensors", "pyfunc_entry.py", "MLmodel", "digests.json"])
-def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, registry):
+def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, registry, stored_file):
     register(RegisterConfig(run=shop.ids_only, name=f"changed {name}"))
     version = registry.get_model_version_by_alias(f"changed {name}", "candidate")
-    stored = stored_file(registry, version, name)
+    stored = stored_file(version, name)
     before = stored.read_bytes()
     stored.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     with pytest.raises(UserError, match="changed; register the run again") as raised:
@@ -138,26 +154,14 @@ def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, r
     load_model(f"models:/changed {name}@candidate")
 
 
-def test_compiled_code_in_the_store_neither_runs_nor_counts(shop, registry, tmp_path):
+def test_compiled_code_in_the_store_neither_runs_nor_counts(shop, registry, stored_file, tmp_path):
     register(RegisterConfig(run=shop.ids_only, name="compiled"))
     version = registry.get_model_version_by_alias("compiled", "candidate")
     (tmp_path / "planted.py").write_text("raise RuntimeError('planted code ran')")
-    planted = importlib.util.cache_from_source(str(stored_file(registry, version, "pyfunc_entry.py")))
+    planted = importlib.util.cache_from_source(str(stored_file(version, "pyfunc_entry.py")))
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     py_compile.compile(str(tmp_path / "planted.py"), planted, invalidation_mode=unchecked)
     load_model("models:/compiled@candidate")
-
-
-def stored_file(client, version, name):
-    """Where the registry keeps a file of a version."""
-    location = client.get_logged_model(version.source.split("/")[-1]).artifact_location
-    if location.startswith("mlflow-artifacts:"):
-        (root,) = Path(tempfile.gettempdir()).glob("ptmrec-postgresql-*/artifacts")
-        folder = root / location.removeprefix("mlflow-artifacts:").lstrip("/")
-    else:
-        folder = Path(location.removeprefix("file://"))
-    (found,) = folder.rglob(name)
-    return found
 
 
 def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(shop, registered, tmp_path):

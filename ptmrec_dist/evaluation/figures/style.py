@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import figure, rc_context
 
+from ptmrec_dist.evaluation.tables import mean_of_seeds
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -144,7 +146,7 @@ def svg_of(drawn: figure.Figure, alternative: str) -> str:
 
 
 def told(values: Sequence[float]) -> str:
-    """Write a mean over seeds, and where there are several their standard deviation.
+    """Write a mean over seeds for a figure, with as many digits as its size asks for.
 
     Args:
         values: A value a seed.
@@ -152,10 +154,9 @@ def told(values: Sequence[float]) -> str:
     Returns:
         Such as `0.123` or `0.123 ± 0.004`.
     """
-    mean, spread = mean_and_sd(values)
+    size = abs(mean_and_sd(values)[0])
     # Three digits or so of small values, too: recall among many items is small.
-    digits = 3 if abs(mean) >= 0.1 else 4 if abs(mean) >= 0.01 else 5
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+    return mean_of_seeds(values, 3 if size >= 0.1 else 4 if size >= 0.01 else 5)
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
