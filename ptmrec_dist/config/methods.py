@@ -90,6 +90,8 @@ class EncoderOptimConfig:
     encoder_lr: float | None = None
     """Learning rate of what is tuned inside the encoder; by default prompt 3e-3, lora and adapter 1e-3, last_n 1e-4, full
     1e-5."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they stay as they are."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     grad_clip: float = 0.0

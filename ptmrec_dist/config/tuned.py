@@ -37,12 +37,16 @@ class TrainsBoth(TunesEncoder):
     """Most interactions of an item that one item-major step trains on, drawn anew each epoch; by default all."""
     accumulation: int = 1
     """Micro-batches a step; each has its own in-batch softmax, their gradients are averaged."""
-    epochs: int = 10
+    epochs: int = 6
     """Most epochs to train."""
+    keep: Literal["best", "last"] = "last"
+    """best: the epoch with the best Recall@20 is kept, and without a better one for `patience` evaluations training stops;
+    last: training goes on to its end, and that is kept."""
     patience: int = 5
-    """Evaluations without a better result before training stops."""
+    """Evaluations without a better result before training stops, where the best is kept."""
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
-    """Whose Recall@20 chooses the best epoch; auto: cold_validation where the split has cold items."""
+    """Whose Recall@20 chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
+    items."""
     refresh_every: int = 1
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
     mask_validation_at_test: bool = False
@@ -93,8 +97,10 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
     """Packed data set."""
     epochs: int = 100
     """Most epochs to train."""
+    keep: Literal["best", "last"] = "best"
+    """As of stage 2; from scratch nobody knows beforehand how many epochs it takes."""
     patience: int = 10
-    """Evaluations without a better result before training stops."""
+    """Evaluations without a better result before training stops, where the best is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

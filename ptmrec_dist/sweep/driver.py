@@ -57,7 +57,7 @@ def run_sweep(config: SweepConfig) -> None:
         for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
             free_places(note)
         concurrent = room_for(config.ranks, config.ray)
-        sweep = Sweep(config, space, part, settings.epochs, min(concurrent, config.concurrent or concurrent))
+        sweep = Sweep(config, space, part, settings, min(concurrent, config.concurrent or concurrent))
         write_atomically(_made(config.out) / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
         parent = config.out / "tracking.json"
         with Tracker.start(
@@ -81,14 +81,20 @@ class Sweep:
         config: Settings.
         space: What is searched.
         part: Part of the data whose Recall@20 decides.
-        epochs: Most epochs of a trial.
+        settings: What all trials have in common.
         concurrent: Trials at a time.
     """
 
-    def __init__(self, config: SweepConfig, space: Space, part: str, epochs: int, concurrent: int) -> None:
-        self.config, self.space, self.part, self.epochs, self.concurrent = config, space, part, epochs, concurrent
+    def __init__(self, config: SweepConfig, space: Space, part: str, settings: Stage2Config, concurrent: int) -> None:
+        self.config, self.space, self.part, self.epochs, self.concurrent = (
+            config,
+            space,
+            part,
+            settings.epochs,
+            concurrent,
+        )
         self.out = config.out.resolve()
-        self.book = TrialBook(self.out, part)
+        self.book = TrialBook(self.out, part, settings.keep)
         self.scratch = self.out / "ray"
         shutil.rmtree(self.scratch, ignore_errors=True)  # Ray's own files are never read back
 

@@ -149,10 +149,8 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
         if trial.state in ("complete", "pruned"):
             replayed = SimpleNamespace(trial_id=f"trial {trial.name}")
             asha.on_trial_add(None, replayed)
-            best = 0.0
-            for line in book.history(trial):
-                best = max(best, line[book.metric])
-                asha.on_trial_result(None, replayed, {"epoch": line["epoch"], METRIC: best})
+            for epoch, _, value in book.kept(trial):
+                asha.on_trial_result(None, replayed, {"epoch": epoch, METRIC: value})
     return asha
 
 

@@ -27,7 +27,7 @@ _RANGES: dict[str, Any] = {
     "lograndint": (IntDistribution, {"log": True}),
 }
 # The sweep itself decides on these: they say where a trial starts and writes, and what its result is.
-_FIXED = {"stage1", "shards", "out", "device", "tracking", "select_on", "epochs"}
+_FIXED = {"stage1", "shards", "out", "device", "tracking", "select_on", "keep", "epochs"}
 
 
 def read_space(config: SweepConfig) -> Space:
@@ -97,7 +97,7 @@ def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
         if key.split(".")[0] in _FIXED:
             raise UserError(f"space.{key}: the sweep itself decides on it, it cannot be searched")
     for key in config.stage2:
-        if key in _FIXED - {"epochs", "select_on"}:
+        if key in _FIXED - {"epochs", "select_on", "keep"}:
             raise UserError(f"stage2.{key}: the sweep itself decides on it; leave it out")
     return list(_checked(config, space))
 

@@ -8,9 +8,10 @@ logs/0007-0.log    what its first rank said
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ptmrec_dist.sweep.space import Point
+from ptmrec_dist.training.early_stopping import EarlyStopping, Keep
 from ptmrec_dist.training.runs import write_atomically
 
 State = Literal["open", "complete", "pruned", "failed"]
@@ -27,9 +28,9 @@ class Trial:
     state: State = "open"
     """open: not ended; complete: trained to its end; pruned: stopped by ASHA; failed: ended by an error."""
     value: float | None = None
-    """Best Recall@20 of the part that decides; None before the first evaluation."""
+    """Recall@20 of the part that decides, at the epoch that is kept; None before the first evaluation."""
     epoch: int | None = None
-    """Epoch of that value."""
+    """That epoch."""
     reason: str = ""
     """Why it failed."""
 
@@ -45,11 +46,13 @@ class TrialBook:
     Args:
         out: Folder of the sweep.
         part: Part of the data whose Recall@20 decides.
+        keep: Which epoch of a trial counts.
     """
 
-    def __init__(self, out: Path, part: str) -> None:
+    def __init__(self, out: Path, part: str, keep: Keep) -> None:
         self.folder = out / "trials"
         self.metric = f"{part}.recall@20"
+        self.keep: Keep = keep
 
     def read(self) -> list[Trial]:
         """Read all trials; those whose run has ended while nobody noted it are noted now.
@@ -83,17 +86,10 @@ class TrialBook:
         Returns:
             The trial as it stands now.
         """
-        history = self.history(trial)
-        best = max(history, key=lambda line: line[self.metric], default=None)  # of equal ones the first
+        kept = self.kept(trial)
+        _, epoch, value = kept[-1] if kept else (None, None, None)
         state: State = "failed" if reason else "complete" if self._is_complete(trial) else "pruned"
-        ended = Trial(
-            trial.number,
-            trial.point,
-            state,
-            None if best is None else best[self.metric],
-            None if best is None else best["epoch"],
-            reason,
-        )
+        ended = Trial(trial.number, trial.point, state, value, epoch, reason)
         self._write(ended)
         return ended
 
@@ -108,17 +104,23 @@ class TrialBook:
         """
         return self.folder / trial.name
 
-    def history(self, trial: Trial) -> list[dict[str, Any]]:
-        """Read the evaluations of a trial.
+    def kept(self, trial: Trial) -> list[tuple[int, int, float]]:
+        """Read what a trial has shown.
 
         Args:
             trial: The trial.
 
         Returns:
-            One dict an evaluation; none before the first.
+            For each evaluation its epoch, which epoch was kept then, and the value of that one; none before the first.
         """
         path = self.run(trial) / "history.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        stopping, found = EarlyStopping(patience=len(lines) + 1, keep=self.keep), []
+        for line in lines:
+            stopping.update(line[self.metric], line["epoch"])
+            assert stopping.kept is not None
+            found.append((line["epoch"], stopping.kept_epoch, stopping.kept))
+        return found
 
     def _is_complete(self, trial: Trial) -> bool:
         return (self.run(trial) / "metrics.json").is_file()

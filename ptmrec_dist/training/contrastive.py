@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
@@ -30,11 +30,12 @@ from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import engine_config, make_engine, whole_parameters
 from ptmrec_dist.training.engine_state import save_engine
-from ptmrec_dist.training.image_text import ImageTextPairs, skip_to, warm_up_and_fall
+from ptmrec_dist.training.image_text import ImageTextPairs
 from ptmrec_dist.training.loop import go_on, run_epochs
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors, write_atomically
+from ptmrec_dist.training.schedule import schedule_of, skip_to
 from ptmrec_dist.watch import Watch
 
 LINEAGE_FILE = "lineage.json"
@@ -53,7 +54,7 @@ class FineTuning:
     """DeepSpeed's engine around `ImageTextPairs`."""
     stream: ItemStream
     """Where pairs come from."""
-    schedule: OneCycleLR
+    schedule: LambdaLR
     """Learning rates of the optimiser inside the engine."""
     world: World
     """This rank's place."""
@@ -196,7 +197,7 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
         encoder=encoder,
         engine=engine,
         stream=stream,
-        schedule=warm_up_and_fall(optimizer, _steps_before(stream, config.epochs)),
+        schedule=schedule_of(optimizer, config.optim.schedule, _steps_before(stream, config.epochs)),
         world=world,
         monitor=Monitor(world, every, remedy="lower --optim.encoder_lr"),
         watch=Watch(world, config.timeout),
@@ -206,7 +207,7 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
 
 def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
     """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
-    _, loop = go_on(tuning.engine, checkpoints, tuning.world)
+    _, loop = go_on(tuning.engine, checkpoints, tuning.world, LoopState(world_size=tuning.world.size))
     skip_to(tuning.schedule, _steps_before(tuning.stream, loop.epoch) + loop.step)
     return loop
 

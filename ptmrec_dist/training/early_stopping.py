@@ -1,20 +1,25 @@
-"""When to stop: after so many evaluations without a better one."""
+"""Which epoch is kept, and when to stop: after so many evaluations without a better one."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Keep = Literal["best", "last"]
 
 
 @dataclass
 class EarlyStopping:
-    """Remembers the best value so far; unrounded values are compared."""
+    """Remembers what is kept so far; unrounded values are compared."""
 
     patience: int
     """Evaluations without a better value before stopping."""
-    best: float | None = None
-    """Best value so far."""
-    best_epoch: int = -1
-    """Epoch of the best value."""
+    keep: Keep = "best"
+    """best: the epoch of the highest value; last: the latest, and training goes on to its end."""
+    kept: float | None = None
+    """Value of the epoch that is kept."""
+    kept_epoch: int = -1
+    """The epoch that is kept."""
     stale: int = 0
-    """Evaluations since the best one."""
+    """Evaluations since then."""
 
     def update(self, value: float, epoch: int) -> bool:
         """Take note of an evaluation.
@@ -24,14 +29,14 @@ class EarlyStopping:
             epoch: Epoch that it belongs to.
 
         Returns:
-            Whether it is the best so far.
+            Whether it is to be kept.
         """
-        improved = self.best is None or value > self.best
-        if improved:
-            self.best, self.best_epoch, self.stale = value, epoch, 0
+        keeps = self.keep == "last" or self.kept is None or value > self.kept
+        if keeps:
+            self.kept, self.kept_epoch, self.stale = value, epoch, 0
         else:
             self.stale += 1
-        return improved
+        return keeps
 
     @property
     def should_stop(self) -> bool:

@@ -1,4 +1,4 @@
-"""Image-text contrastive learning (PTMRec eq. 2): the objective over the pairs of all ranks, and its learning rate.
+"""Image-text contrastive learning (PTMRec eq. 2): the objective over the pairs of all ranks.
 
 Legend: B local pairs, G pairs of all ranks, D width.
 """
@@ -8,13 +8,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
 from ptmrec_dist.encoders.tuning import Encoder
 
 _LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
-_WARM_UP = 0.1  # share of the steps
 
 
 def contrastive_loss(
@@ -73,29 +71,3 @@ class ImageTextPairs(nn.Module):
         scale = cast(Tensor, self.encoder.clip.logit_scale).exp().clamp(max=_LARGEST_SCALE)
         gathered = gather_rows(images_BD), gather_rows(texts_BD)
         return mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))
-
-
-def warm_up_and_fall(optimizer: torch.optim.Optimizer, steps: int) -> OneCycleLR:
-    """Let learning rates rise at first and then fall along a cosine.
-
-    Args:
-        optimizer: Its learning rates are the highest.
-        steps: Steps of the optimiser in all.
-
-    Returns:
-        The schedule, to be stepped after each step of the optimiser.
-    """
-    highest = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, highest, total_steps=steps, pct_start=_WARM_UP)
-
-
-def skip_to(schedule: OneCycleLR, done: int) -> None:
-    """Put a schedule where it was before an interruption.
-
-    Args:
-        schedule: A schedule that has not been stepped yet.
-        done: Steps of the optimiser that were made.
-    """
-    if done:
-        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": done - 1, "_step_count": done + 1})
-        schedule.step()

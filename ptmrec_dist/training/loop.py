@@ -14,7 +14,6 @@ from tqdm import tqdm
 from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
-from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import load_engine
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
@@ -122,7 +121,7 @@ def _run_epoch(
 
 
 def go_on(
-    engine: Any, checkpoints: Checkpoints, world: World, *, patience: int = 1, ordered_by_ranks: bool = True
+    engine: Any, checkpoints: Checkpoints, world: World, begin: LoopState, *, ordered_by_ranks: bool = True
 ) -> tuple[Path | None, LoopState]:
     """Go on from the newest whole checkpoint, or from the start where there is none.
 
@@ -132,7 +131,7 @@ def go_on(
         engine: An engine that has made no step yet.
         checkpoints: Checkpoints of the run.
         world: This rank's place.
-        patience: Patience of a loop that begins.
+        begin: State of a loop that begins.
         ordered_by_ranks: The order of an epoch depends on the number of ranks: on another number the epoch starts again.
 
     Returns:
@@ -149,7 +148,7 @@ def go_on(
             "one folder that all machines share"
         )
     if found is None:
-        return None, LoopState(world_size=world.size, stopping=EarlyStopping(patience))
+        return None, begin
     folder, loop = found
     load_engine(engine, folder)
     before, loop.world_size = loop.world_size, world.size

@@ -123,7 +123,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
                 if world.is_first:
                     print(f"interrupted after epoch {loop.epoch}; run the same command to go on")
                 return False
-    if loop.stopping.best is None and world.is_first:  # no epoch was asked for
+    if loop.stopping.kept is None and world.is_first:  # no epoch was asked for
         save_tensors(run.folder / RECOMMENDER_FILE, stage.objective.state())
     return True
 
@@ -187,7 +187,7 @@ def _finish(stage: Stage1, loop: LoopState, run: RunFolder, tracker: Tracker) ->
         )
     tracker.metrics(
         flatten(metrics) | efficiency | {f"parameters/{name}": float(n) for name, n in record.parameters.items()},
-        loop.stopping.best_epoch,
+        loop.stopping.kept_epoch,
     )
     tracker.artifacts([run.folder / name for name in ("config.yaml", "run.json", "metrics.json", RECOMMENDER_FILE)])
 

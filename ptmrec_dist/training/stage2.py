@@ -25,7 +25,7 @@ from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.loop import run_epochs
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings
 from ptmrec_dist.training.stage2_parts import Report, Stage2, check_start, prepare
-from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_best, with_fitted_maps, write_checkpoint
+from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_kept, with_fitted_maps, write_checkpoint
 
 
 def train_stage2(config: Stage2Config) -> None:
@@ -122,6 +122,8 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         if last and stage.monitor.is_due:
             stage.monitor.read()
         engine.step()
+        if last:
+            stage.schedule.step()
 
 
 @dataclass(frozen=True)
@@ -169,23 +171,23 @@ def _train(stage: Stage2, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
 
 
 def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker) -> None:
-    """Refresh all features, evaluate, and keep the weights where they are the best so far."""
+    """Refresh all features, evaluate, and keep the weights where they are the ones to keep so far."""
     with whole_parameters(stage.engine, stage.config.zero.stage):
         weights = Weights.of(stage.tuner)  # now: under ZeRO-3 a forward pass divides its parameters again
         _refresh_features(stage)
         recommender, weights = with_fitted_maps(stage, weights)
         metrics = evaluate(recommender, stage.tuner.features, stage.world)
-    best = loop.stopping.update(metrics[selecting_part(stage.config, metrics)]["recall@20"], loop.epoch)
-    if best:
-        with writing(stage.world, f"the best weights so far to {run.folder}", "the last checkpoint is still there"):
+    kept = loop.stopping.update(metrics[selecting_part(stage.config, metrics)]["recall@20"], loop.epoch)
+    if kept:
+        with writing(stage.world, f"the weights so far to {run.folder}", "the last checkpoint is still there"):
             if stage.world.is_first:
-                save_best(stage, weights, run.folder)
+                save_kept(stage, weights, run.folder)
     line = {"epoch": loop.epoch, **{f"loss/{name}": value for name, value in loop.losses.items()}, **flatten(metrics)}
     loop.history.append(line)
     if stage.world.is_first:
         run.write_history(loop.history)
         shown = "  ".join(f"{part} recall@20 {values['recall@20']:.4f}" for part, values in metrics.items())
-        tqdm.write(f"epoch {loop.epoch}: {shown}{'  (best)' if best else ''}")
+        tqdm.write(f"epoch {loop.epoch}: {shown}{'  (best)' if kept and stage.config.keep == 'best' else ''}")
     tracker.metrics({name: value for name, value in line.items() if name != "epoch"}, loop.epoch)
     stage.report(line)
 

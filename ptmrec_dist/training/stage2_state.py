@@ -1,4 +1,4 @@
-"""What stage 2 keeps: checkpoints to go on from, the best weights so far, and the finished run."""
+"""What stage 2 keeps: checkpoints to go on from, the weights that are kept so far, and the finished run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,14 @@ from ptmrec_dist.distributed import barrier
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.loop import go_on
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
-from ptmrec_dist.training.stage2_parts import Stage2
+from ptmrec_dist.training.schedule import skip_to
+from ptmrec_dist.training.stage2_parts import Stage2, steps_before
 from ptmrec_dist.training.tuner import Tuner
 
 
@@ -59,10 +61,10 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
         UserError: Ranks see different checkpoints, or they are of another model.
     """
     config, world = stage.config, stage.world
-    folder, loop = go_on(
-        stage.engine, checkpoints, world, patience=config.patience, ordered_by_ranks=config.batching == "item"
-    )
+    begin = LoopState(world_size=world.size, stopping=EarlyStopping(config.patience, config.keep))
+    folder, loop = go_on(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
     if folder is not None:
+        skip_to(stage.schedule, steps_before(config, stage.stream, loop.epoch) + loop.step)
         # The stored features are those of the last refresh, which the interrupted run had in memory.
         features = load_file(folder / "features.safetensors")
         stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
@@ -103,7 +105,7 @@ def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weig
     return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))
 
 
-def save_best(stage: Stage2, weights: Weights, folder: Path) -> None:
+def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
     """Write weights, and the features as they stand; for the first rank alone.
 
     Args:
@@ -127,26 +129,26 @@ def save_best(stage: Stage2, weights: Weights, folder: Path) -> None:
 
 
 def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
-    """Evaluate the best epoch on every part, the test split for the first time, and write lineage and metrics.
+    """Evaluate the epoch that is kept on every part, the test split for the first time, and write lineage and metrics.
 
     Collective: every rank must call this.
 
     Args:
         stage: Stage 2 after its last step.
         loop: State of the loop.
-        run: Run folder; it holds the best epoch's weights.
+        run: Run folder; it holds the weights of the epoch that is kept.
         tracker: Where metrics and artefacts are logged.
     """
     barrier()
     dataset, masked = stage.start.dataset, stage.config.mask_validation_at_test
     # What was written is evaluated, as anyone who loads the run would find it.
-    best = untrained_recommender(stage.start.record, dataset, run.folder).to(stage.world.device)
-    best.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
+    kept = untrained_recommender(stage.start.record, dataset, run.folder).to(stage.world.device)
+    kept.load_state_dict(load_file(run.folder / RECOMMENDER_FILE))
     store = open_features(run.folder / "features", dataset.fingerprint, dataset.num_items)
     tables = {
         modality: table.to(stage.world.device) for modality, table in tensors_of(store, list(store.tables)).items()
     }
-    metrics = evaluate_phases(dataset, best, tables, stage.world, masked)
+    metrics = evaluate_phases(dataset, kept, tables, stage.world, masked)
     efficiency = stage.meter.summary(stage.world)
     if stage.world.is_first:
         run.write_efficiency(efficiency)
@@ -167,7 +169,7 @@ def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> 
         print(f"trained parameters: {counts['encoder']:,} in the encoder, {counts['recommender']:,} in the recommender")
     names = ("config.yaml", "run.json", "metrics.json", "history.jsonl", RECOMMENDER_FILE, ENCODER_FILE)
     counted = {f"parameters/{name}": float(count) for name, count in stage.parameters.items()}
-    tracker.metrics(flatten(metrics) | counted | efficiency, loop.stopping.best_epoch)
+    tracker.metrics(flatten(metrics) | counted | efficiency, loop.stopping.kept_epoch)
     tracker.artifacts([run.folder / name for name in names if (run.folder / name).is_file()])
 
 

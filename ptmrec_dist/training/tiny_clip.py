@@ -17,7 +17,8 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.encoders.backbone import Backbone, save_backbone
 from ptmrec_dist.encoders.tuning import Encoder
 from ptmrec_dist.training.engine import OneProcess
-from ptmrec_dist.training.image_text import ImageTextPairs, warm_up_and_fall
+from ptmrec_dist.training.image_text import ImageTextPairs
+from ptmrec_dist.training.schedule import schedule_of
 
 _TINY = {
     "embed_dim": 32,
@@ -54,7 +55,7 @@ def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, s
     optimizer = torch.optim.AdamW(trained, lr=_TINY_LR, weight_decay=_TINY_WEIGHT_DECAY, betas=(0.9, 0.98))
     alone = World(0, 1, torch.device("cpu"))
     rows = (torch.randint(len(images), (_TINY_BATCH,)) for _ in range(steps))
-    engine, schedule = OneProcess(ImageTextPairs(encoder, alone), optimizer), warm_up_and_fall(optimizer, steps)
+    engine, schedule = OneProcess(ImageTextPairs(encoder, alone), optimizer), schedule_of(optimizer, "cosine", steps)
     with tqdm(total=steps, desc="image-text pairs", unit="step") as bar:
         for rows_B in rows:
             loss = engine(images[rows_B], tokens[rows_B])

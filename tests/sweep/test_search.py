@@ -40,7 +40,7 @@ def _ask(search: SweepSearch, name: str) -> int | str:
 
 @pytest.mark.parametrize("kind", ["optuna", "random"])
 def test_open_and_failed_trials_are_handed_out_first_and_ended_ones_never_again(tmp_path: Path, kind: Any) -> None:
-    config, book = _config(search=kind), TrialBook(tmp_path, "validation")
+    config, book = _config(search=kind), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
     assert [_ask(search, name) for name in "abcd"] == [0, 1, 2, 3]
     _evaluate(book, 0, 0.1, 0.3, 0.2)
@@ -61,7 +61,7 @@ def test_open_and_failed_trials_are_handed_out_first_and_ended_ones_never_again(
 
 
 def test_what_ended_trials_have_shown_is_told_to_optuna(tmp_path: Path) -> None:
-    config, book = _config(trials=40), TrialBook(tmp_path, "validation")
+    config, book = _config(trials=40), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
     for number in range(20):
         search.suggest(str(number))
@@ -78,7 +78,7 @@ def test_what_ended_trials_have_shown_is_told_to_optuna(tmp_path: Path) -> None:
 
 def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
     space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
-    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation")
+    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
     for number in range(3):
         search.suggest(str(number))
@@ -89,7 +89,7 @@ def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_path: Path) -> None:
-    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation")
+    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation", "best")
     undisturbed = make_scheduler(config, 9, book)
     histories = [[0.1, 0.2, 0.3], [0.1, 0.4, 0.5], [0.1, 0.15, 0.6], [0.1, 0.5, 0.4]]
     for number, values in enumerate(histories):
@@ -107,14 +107,14 @@ def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_pat
             scheduler.on_trial_add(None, stub)
             answers.append([scheduler.on_trial_result(None, stub, {"epoch": epoch, METRIC: value}) for epoch in (1, 2)])
         assert answers[0] == answers[1], value
-    fresh = make_scheduler(config, 9, TrialBook(tmp_path / "empty", "validation"))
+    fresh = make_scheduler(config, 9, TrialBook(tmp_path / "empty", "validation", "best"))
     stub = SimpleNamespace(trial_id="x")
     fresh.on_trial_add(None, stub)
     assert fresh.on_trial_result(None, stub, {"epoch": 1, METRIC: 0.0}) == "CONTINUE"  # knows nothing to compare with
 
 
 def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path) -> None:
-    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation")
+    config, book = _config(asha=AshaConfig(grace=1, reduction=2)), TrialBook(tmp_path, "validation", "best")
     _evaluate_all = [book.add({}), book.add({})]
     for trial in _evaluate_all:
         _evaluate(book, trial.number, 0.9, 0.9, 0.9, 0.9, 0.9)
@@ -126,8 +126,17 @@ def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path
     assert scheduler.on_trial_result(None, late, {"epoch": 4, METRIC: 0.95}) == "CONTINUE"
 
 
+def test_where_runs_keep_their_last_epoch_that_one_counts(tmp_path: Path) -> None:
+    book = TrialBook(tmp_path, "validation", "last")
+    trial = book.add({})
+    _evaluate(book, 0, 0.1, 0.4, 0.2)
+    assert book.kept(trial) == [(0, 0, 0.1), (1, 1, 0.4), (2, 2, 0.2)]
+    ended = book.note(trial)
+    assert (ended.value, ended.epoch) == (0.2, 2)
+
+
 def test_the_book_keeps_the_first_of_equal_epochs_and_the_reason_of_a_failure(tmp_path: Path) -> None:
-    book = TrialBook(tmp_path, "cold_validation")
+    book = TrialBook(tmp_path, "cold_validation", "best")
     trial = book.add({"kt_weight": 0.5})
     _evaluate(book, 0, 0.1, 0.3, 0.3)
     assert book.note(trial, "loss: kt is not finite") == Trial(

@@ -16,7 +16,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def _state(step: int) -> LoopState:
-    stopping = EarlyStopping(patience=3, best=0.1 + 0.2, best_epoch=step, stale=1)
+    stopping = EarlyStopping(patience=3, kept=0.1 + 0.2, kept_epoch=step, stale=1)
     return LoopState(epoch=step, step=2, total_steps=step, stopping=stopping, history=[{"epoch": 1, "loss": 1 / 3}])
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptmrec_dist.config import EvaluateConfig, PromptConfig, Stage2Config, TuningConfig, ZeroConfig
+from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2Config, TuningConfig, ZeroConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.stage2 import train_stage2
@@ -73,6 +73,23 @@ def test_without_tuning_the_features_stay_as_they_are(tiny_shop: Shop, tmp_path:
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
     for name in ("image.npy", "text.npy"):
         np.testing.assert_array_equal(np.load(tmp_path / "run" / "features" / name), np.load(tiny_shop.features / name))
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_epoch_that_is_asked_for_is_kept(tiny_shop: Shop, tmp_path: Path, keep: str) -> None:
+    optim = OptimConfig(encoder_lr=1.0, recommender_lr=30.0, schedule="constant")  # an epoch that does harm
+    config = _config(tiny_shop, tmp_path / "run", keep=keep, epochs=2, patience=1, select_on="validation", optim=optim)
+    run_on_ranks(1, train_stage2, config)
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert history[1]["validation.recall@20"] < history[0]["validation.recall@20"]
+    kept, evaluations = (0, 2) if keep == "best" else (2, 3)
+    assert len(history) == evaluations
+    metrics = _json(tmp_path / "run" / "metrics.json")
+    assert metrics["validation"] == {
+        name.removeprefix("validation."): value
+        for name, value in history[kept].items()
+        if name.startswith("validation.")
+    }
 
 
 @pytest.mark.parametrize("batching", ["item", "interaction"])

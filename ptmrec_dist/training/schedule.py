@@ -1,0 +1,54 @@
+"""Learning rates over the steps of a run."""
+
+import math
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["cosine", "constant"]
+
+_WARM_UP = 0.1  # share of the steps
+
+
+def share_of_highest(step: int, steps: int) -> float:
+    """Compute the share of its highest value that a learning rate has: it rises in a line, then falls along a cosine to 0.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Steps in all.
+
+    Returns:
+        Between 0 and 1; 1 once, where the rise ends.
+    """
+    rise = _WARM_UP * steps
+    if step + 1 < rise:
+        return (step + 1) / rise
+    done = (step + 1 - rise) / max(steps + 1 - rise, 1e-12)
+    return 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) -> LambdaLR:
+    """Make the schedule of an optimiser.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        kind: cosine: as `share_of_highest` says; constant: the highest throughout.
+        steps: Steps of the optimiser in all.
+
+    Returns:
+        The schedule, to be stepped after each step of the optimiser.
+    """
+    return LambdaLR(optimizer, lambda step: share_of_highest(step, steps) if kind == "cosine" else 1.0)
+
+
+def skip_to(schedule: LambdaLR, done: int) -> None:
+    """Put a schedule where it was before an interruption.
+
+    Args:
+        schedule: A schedule that has not been stepped yet.
+        done: Steps of the optimiser that were made.
+    """
+    if done:
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": done - 1, "_step_count": done + 1})
+        schedule.step()
