@@ -4,8 +4,8 @@ python benchmarks/cold_items.py --items items.csv --images DIR --interactions in
     --variant "frozen=--tuning.method none" --variant "prompts=" --variant "live=--teacher live"
 
 Each draw holds out its own items and trains its own stage 1; all variants of stage 2 start from it. What is finished in
-FOLDER is not run again, so that variants can be added. The epoch is chosen on cold validation items; test items are shown
-only with `--test`, once the variants have been chosen.
+FOLDER is not run again, so that variants can be added. Test items are shown only with `--test`, once the variants have been
+chosen on cold validation items.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stage1", default="--recommender vbpr", help="flags of stage 1")
-    parser.add_argument("--stage2", default="--epochs 6", help="flags of stage 2 that all variants share")
+    parser.add_argument("--stage2", default="", help="flags of stage 2 that all variants share")
+    parser.add_argument("--metric", default="recall@20")
     parser.add_argument("--variant", action="append", help=f"NAME=FLAGS of stage 2 (by default {VARIANTS})")
     parser.add_argument(
         "--processes", type=int, default=1, help="runs at a time, the machine's threads divided among them"
@@ -51,10 +52,10 @@ def main() -> None:
 
 
 def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> None:
-    """Recall@20 of every way, its gain over stage 1, and a t-test over draws, paired."""
-    found = {name: np.array([_recall(options, draw, name, part) for draw in options.draws]) for name in names}
+    """A metric of every way, its gain over stage 1, and a t-test over draws, paired."""
+    found = {name: np.array([_value(options, draw, name, part) for draw in options.draws]) for name in names}
     start = found["stage1"]
-    print(f"\n| {part} | Recall@20 | over stage 1 | p | by draw |\n| --- | --- | --- | --- | --- |")
+    print(f"\n| {part} | {options.metric} | over stage 1 | p | by draw |\n| --- | --- | --- | --- | --- |")
     for name, values in found.items():
         sure = f"{stats.ttest_rel(values, start).pvalue:.3f}" if name != "stage1" and len(values) > 1 else ""
         draws = " ".join(f"{value:.4f}" for value in values)
@@ -62,9 +63,9 @@ def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> No
         print(f"| {name} | {mean_of_seeds(values)} | {gain} | {sure} | {draws} |")
 
 
-def _recall(options: argparse.Namespace, draw: int, name: str, part: str) -> float:
+def _value(options: argparse.Namespace, draw: int, name: str, part: str) -> float:
     metrics: dict[str, Any] = json.loads((options.out / f"draw{draw}" / name / "metrics.json").read_text())
-    return float(metrics[part]["recall@20"])
+    return float(metrics[part][options.metric])
 
 
 def _start(options: argparse.Namespace, draw: int) -> None:

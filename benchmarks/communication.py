@@ -23,6 +23,7 @@ from ptmrec_dist.distributed import join_world
 from ptmrec_dist.training import stage2
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.watch import Watch
 from tests.conftest import Shop, make_shop
@@ -133,7 +134,8 @@ def _counted_step(shop: Shop, zero: int) -> tuple[dict[str, int], dict[str, Any]
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config))
     engine = make_engine(tuner, optimizer, engine_config(rows=ROWS, zero_stage=zero), world)
     monitor, watch = Monitor(world, 1), Watch(world, 60)
-    stage = Stage2(config, None, tuner, engine, None, None, world, monitor, watch, {})  # type: ignore[arg-type]
+    schedule = schedule_of(optimizer, "constant", 1)
+    stage = Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     window = item_windows(tuner, dataset, world.size, world.rank)["even"]
     stage2.train_step(stage, window, 0)
     with Counted() as counted:

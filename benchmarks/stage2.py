@@ -31,6 +31,7 @@ from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2 import train_step
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Transfer, Tuner
@@ -103,7 +104,8 @@ def make_stage(model: str, precision: str, options: argparse.Namespace, world: W
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=0.0)
     engine = make_engine(tuner, optimizer, engine_config(rows=options.batch, zero_stage=1), world)
     monitor, watch = Monitor(world, 10), Watch(world, 600)
-    return Stage2(config, None, tuner, engine, None, None, world, monitor, watch, {})  # type: ignore[arg-type]
+    schedule = schedule_of(optimizer, "constant", 1)
+    return Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
 
 
 def measure(stage: Stage2, options: argparse.Namespace) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.training import stage2, tuner
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.watch import Watch
 from tests.conftest import Shop
@@ -119,7 +120,8 @@ def _gradients(shop: Shop, setting: Setting, world: World) -> dict[str, Tensor]:
     settings = engine_config(rows=ROWS, zero_stage=setting.zero, accumulation=setting.accumulation)
     engine = make_engine(model, optimizer, settings, world)
     monitor, watch = Monitor(world, 1), Watch(world, 60)
-    stage = Stage2(config, None, model, engine, None, None, world, monitor, watch, {})  # type: ignore[arg-type]
+    schedule = schedule_of(optimizer, "constant", 1)
+    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     whole = model.forward
     found: dict[str, Tensor] = {}
     terms: list[str] = []

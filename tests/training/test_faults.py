@@ -162,15 +162,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(tiny_shop: Shop, tmp_path: Path, small_disk: Path) -> None:
+@pytest.mark.parametrize(("keep", "what"), [("best", "checkpoint"), ("last", "the weights so far")])
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
+    tiny_shop: Shop, tmp_path: Path, small_disk: Path, keep: str, what: str
+) -> None:
     ballast = small_disk / "ballast"
-    arguments = _arguments(tiny_shop, small_disk / "run")
+    arguments = _arguments(tiny_shop, small_disk / "run", "--keep", keep)
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path, _Filling(ballast)) == [3, 3]
     log = (tmp_path / "rank0").read_text()
-    assert "cannot write checkpoint" in log
+    assert f"cannot write {what}" in log
     assert "No space left" in log
     left = sorted(path.name for path in (small_disk / "run" / "checkpoints").iterdir())
-    assert f"{left[-1]} is still there" in log
+    assert f"{left[-1]} is still there" in log or "the last checkpoint is still there" in log
     ballast.unlink()
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path) == [0, 0]
     assert (small_disk / "run" / "metrics.json").is_file()
