@@ -200,8 +200,8 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
             teacher_scores="id",
             kt_weight=0.15,
             batch_size=32,
-            epochs=6,
-            optim=OptimConfig(encoder_lr=1e-2, recommender_lr=1e-3),
+            epochs=10,
+            optim=OptimConfig(encoder_lr=5e-3, recommender_lr=1e-3),
             seed=seed,
             device="cpu",
         )
