@@ -15,6 +15,7 @@ from ptmrec_dist.config.methods import (
     Method,
     MethodConfig,
     PromptConfig,
+    Schedule,
     TunesEncoder,
     TuningConfig,
     ZeroConfig,
@@ -22,7 +23,7 @@ from ptmrec_dist.config.methods import (
 from ptmrec_dist.config.plain import from_plain, merged, nested
 from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
-from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, OptimConfig, Stage2Config, TrainsBoth
+from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
     DemoConfig,
     EvaluateConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "ExperimentConfig",
     "FeaturesConfig",
     "JointConfig",
+    "Keep",
     "LastNConfig",
     "LoraConfig",
     "Method",
@@ -64,6 +66,7 @@ __all__ = [
     "RegisterConfig",
     "ReportConfig",
     "RollbackConfig",
+    "Schedule",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",

@@ -6,6 +6,7 @@ from typing import Literal
 from ptmrec_dist.config.common import TrackingConfig, require
 
 Method = Literal["prompt", "lora", "adapter", "full", "last_n", "none"]
+Schedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class EncoderOptimConfig:
     encoder_lr: float | None = None
     """Learning rate of what is tuned inside the encoder; by default prompt 3e-3, lora and adapter 1e-3, last_n 1e-4, full
     1e-5."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they stay as they are."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""

@@ -8,6 +8,8 @@ from ptmrec_dist.config.common import EncoderConfig, require
 from ptmrec_dist.config.methods import EncoderOptimConfig, TunesEncoder, TuningConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 
+Keep = Literal["best", "last"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(EncoderOptimConfig):
@@ -39,7 +41,7 @@ class TrainsBoth(TunesEncoder):
     """Micro-batches a step; each has its own in-batch softmax, their gradients are averaged."""
     epochs: int = 6
     """Most epochs to train."""
-    keep: Literal["best", "last"] = "last"
+    keep: Keep = "last"
     """best: the epoch with the best Recall@20 is kept, and without a better one for `patience` evaluations training stops;
     last: training goes on to its end, and that is kept."""
     patience: int = 5
@@ -97,7 +99,7 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
     """Packed data set."""
     epochs: int = 100
     """Most epochs to train."""
-    keep: Literal["best", "last"] = "best"
+    keep: Keep = "best"
     """As of stage 2; from scratch nobody knows beforehand how many epochs it takes."""
     patience: int = 10
     """Evaluations without a better result before training stops, where the best is kept."""

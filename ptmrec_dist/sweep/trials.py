@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ptmrec_dist.config import Keep
 from ptmrec_dist.sweep.space import Point
-from ptmrec_dist.training.early_stopping import EarlyStopping, Keep
+from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.runs import write_atomically
 
 State = Literal["open", "complete", "pruned", "failed"]

@@ -35,7 +35,7 @@ from ptmrec_dist.training.loop import go_on, run_epochs
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors, write_atomically
-from ptmrec_dist.training.schedule import schedule_of, skip_to
+from ptmrec_dist.training.schedule import schedule_of, skip_to, steps_before
 from ptmrec_dist.watch import Watch
 
 LINEAGE_FILE = "lineage.json"
@@ -197,7 +197,7 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
         encoder=encoder,
         engine=engine,
         stream=stream,
-        schedule=schedule_of(optimizer, config.optim.schedule, _steps_before(stream, config.epochs)),
+        schedule=schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs)),
         world=world,
         monitor=Monitor(world, every, remedy="lower --optim.encoder_lr"),
         watch=Watch(world, config.timeout),
@@ -208,12 +208,8 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
 def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
     """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
     _, loop = go_on(tuning.engine, checkpoints, tuning.world, LoopState(world_size=tuning.world.size))
-    skip_to(tuning.schedule, _steps_before(tuning.stream, loop.epoch) + loop.step)
+    skip_to(tuning.schedule, steps_before(tuning.stream, loop.epoch) + loop.step)
     return loop
-
-
-def _steps_before(stream: ItemStream, epoch: int) -> int:
-    return sum(stream.steps(earlier) for earlier in range(epoch))
 
 
 def _check_same_source(path: Path, lineage: dict[str, Any]) -> None:

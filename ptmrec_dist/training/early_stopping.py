@@ -1,9 +1,8 @@
 """Which epoch is kept, and when to stop: after so many evaluations without a better one."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-Keep = Literal["best", "last"]
+from ptmrec_dist.config import Keep
 
 
 @dataclass

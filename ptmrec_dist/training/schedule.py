@@ -1,14 +1,35 @@
 """Learning rates over the steps of a run."""
 
 import math
-from typing import Literal
+from typing import Protocol
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-Schedule = Literal["cosine", "constant"]
+from ptmrec_dist.config import Schedule
 
 _WARM_UP = 0.1  # share of the steps
+
+
+class Stream(Protocol):
+    """What batches come from."""
+
+    def steps(self, epoch: int) -> int:
+        """Count the batches of an epoch."""
+
+
+def steps_before(stream: Stream, epoch: int, accumulation: int = 1) -> int:
+    """Count the steps of the optimiser before an epoch.
+
+    Args:
+        stream: Where batches come from.
+        epoch: The epoch, from 0.
+        accumulation: Batches a step; the last step of an epoch may have fewer.
+
+    Returns:
+        Steps.
+    """
+    return sum(-(-stream.steps(earlier) // accumulation) for earlier in range(epoch))
 
 
 def share_of_highest(step: int, steps: int) -> float:
@@ -24,8 +45,8 @@ def share_of_highest(step: int, steps: int) -> float:
     rise = _WARM_UP * steps
     if step + 1 < rise:
         return (step + 1) / rise
-    done = (step + 1 - rise) / max(steps + 1 - rise, 1e-12)
-    return 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+    fallen = (step + 1 - rise) / (steps + 1 - rise)
+    return 0.5 * (1 + math.cos(math.pi * min(fallen, 1.0)))
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) -> LambdaLR:

@@ -23,7 +23,7 @@ from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
 
@@ -146,7 +146,7 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
         rows=config.batch_size // world.size,
     )
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=config.optim.weight_decay)
-    schedule = schedule_of(optimizer, config.optim.schedule, steps_before(config, stream, config.epochs))
+    schedule = schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs, config.accumulation))
     settings = engine_config(
         rows=config.batch_size // world.size,
         zero_stage=config.zero.stage,
@@ -162,20 +162,6 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
     every = config.check_every or (1 if world.device.type == "cpu" else 10)
     monitor, watch = Monitor(world, every), Watch(world, config.timeout)
     return Stage2(config, start, tuner, engine, stream, schedule, refresh, world, monitor, watch, parameters, fitted)
-
-
-def steps_before(config: TrainsBoth, stream: TrainStream, epoch: int) -> int:
-    """Count the steps of the optimiser before an epoch.
-
-    Args:
-        config: Settings.
-        stream: Where steps come from.
-        epoch: The epoch, from 0.
-
-    Returns:
-        Steps.
-    """
-    return sum(-(-stream.steps(earlier) // config.accumulation) for earlier in range(epoch))
 
 
 def _transfer_of(config: TrainsBoth) -> Transfer:

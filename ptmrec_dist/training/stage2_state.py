@@ -17,8 +17,8 @@ from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.loop import go_on
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
-from ptmrec_dist.training.schedule import skip_to
-from ptmrec_dist.training.stage2_parts import Stage2, steps_before
+from ptmrec_dist.training.schedule import skip_to, steps_before
+from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner
 
 
@@ -64,7 +64,7 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
     begin = LoopState(world_size=world.size, stopping=EarlyStopping(config.patience, config.keep))
     folder, loop = go_on(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
     if folder is not None:
-        skip_to(stage.schedule, steps_before(config, stage.stream, loop.epoch) + loop.step)
+        skip_to(stage.schedule, steps_before(stage.stream, loop.epoch, config.accumulation) + loop.step)
         # The stored features are those of the last refresh, which the interrupted run had in memory.
         features = load_file(folder / "features.safetensors")
         stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ptmrec_dist.training.schedule import Schedule, schedule_of, skip_to
+from ptmrec_dist.config import Schedule
+from ptmrec_dist.training.schedule import schedule_of, skip_to
 
 
 def _optimizer() -> torch.optim.Optimizer:
