@@ -13,7 +13,7 @@ import numpy as np
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
-from ptmrec_dist.evaluation.figures import Figure, bars, bucket_lines, densities, learning_curves
+from ptmrec_dist.evaluation.figures import Curve, Figure, bars, bucket_lines, densities, learning_curves
 from ptmrec_dist.evaluation.geometry import MAPPED, SAMPLE, Cloud, cloud, qualities, sample
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.evaluation.report import environment
@@ -36,6 +36,8 @@ class SeedRun:
     """Part to metric to value."""
     history: Sequence[Mapping[str, Any]]
     """Its evaluations."""
+    kept_epoch: int | None
+    """Epoch whose weights it kept."""
     ranked: Mapping[str, Ranked]
     """Part of the test phase to its ranked positives."""
     features: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -237,19 +239,23 @@ def _curves(settings: Sequence[Setting]) -> _Section:
         for part, label in words.items():
             key = f"{part}.recall@20"
             series = {
-                one.name: [[(line["epoch"], line[key]) for line in run.history if key in line] for run in one.runs]
+                one.name: [_curve(run, key) for run in one.runs]
                 for one in settings
                 if all(run.stage == stage for run in one.runs)
             }
-            series = {name: curves for name, curves in series.items() if all(curves)}
+            series = {name: curves for name, curves in series.items() if all(curve.points for curve in curves)}
             if series:
                 drawn = learning_curves(series, label="Recall@20")
                 reading = (
                     "Recall@20 on validation after each epoch, mean over seeds; the band is one standard deviation, "
-                    "the ring the best epoch. Epoch 0 is before any step."
+                    "the ring what was kept. Epoch 0 is before any step."
                 )
                 figures.append(Figure(f"Training {trained}: {label}", drawn, reading))
     return _Section("Learning curves", figures)
+
+
+def _curve(run: SeedRun, key: str) -> Curve:
+    return Curve([(line["epoch"], line[key]) for line in run.history if key in line], run.kept_epoch)
 
 
 def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split) -> _Section:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.figures import bars, learning_curves
+from ptmrec_dist.evaluation.figures import Curve, bars, learning_curves
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _THUMBNAIL = 160  # pixels
@@ -146,22 +146,23 @@ def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
 
 
 def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
-    """A plot for each stage: Recall@20 on what the stage's best epoch is chosen by."""
+    """A plot for each stage: Recall@20 on cold items where stage 2 has them, else on warm ones."""
     plots = []
     for stage in (1, 2):
         of_stage = [run for run in reversed(runs) if run.record["stage"] == stage and run.history]
         if not of_stage:
             continue
         part = "cold_validation" if stage == 2 and "cold_validation" in of_stage[0].metrics else "validation"
-        series = {run.name: [_series(run, f"{part}.{_METRIC}")] for run in of_stage}
+        series = {run.name: [_curve(run, f"{part}.{_METRIC}")] for run in of_stage}
         words = "held-out cold items" if part == "cold_validation" else "held-out interactions"
         title = f"Stage {stage}: Recall@20 on validation, {words}"
         plots.append((title, learning_curves(series, label="Recall@20")))
     return plots
 
 
-def _series(run: _Run, key: str) -> list[tuple[float, float]]:
-    return [(line["epoch"], line[key]) for line in run.history if key in line]
+def _curve(run: _Run, key: str) -> Curve:
+    points = [(line["epoch"], line[key]) for line in run.history if key in line]
+    return Curve(points, run.record.get("kept_epoch"))
 
 
 def _values(runs: list[_Run], metric: str) -> dict[str, dict[str, list[float]]]:

@@ -41,6 +41,7 @@ def _read(folder: Path, kept: Path | None) -> SeedRun:
         stage=record.stage,
         metrics=json.loads((folder / "metrics.json").read_text()),
         history=[json.loads(line) for line in lines],
+        kept_epoch=record.kept_epoch,
         ranked=_ranked(folder, kept),
         features={} if store is None else {modality: store.tables[modality] for modality in record.modalities},
         features_key="" if store is None else store.manifest.fingerprint,

@@ -67,6 +67,8 @@ class RunRecord:
     """Whether validation positives were left out of the ranking at test time."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameters of stage 1: `ids`, `rest`, `feature_tables`, and `trainable` of them all."""
+    kept_epoch: int | None = None
+    """Epoch that the weights are of."""
     fingerprint: str = ""
     """sha256 over weights and lineage."""
 

@@ -160,7 +160,7 @@ def _evaluate(stage: Stage1, loop: LoopState, loss: float, run: RunFolder, evalu
 
 
 def _finish(stage: Stage1, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
-    """Evaluate the best epoch on every part, the test split for the first time, and write lineage and metrics."""
+    """Evaluate the epoch that was kept on every part, the test split for the first time, and write lineage and metrics."""
     barrier()
     stage.objective.load(load_file(run.folder / RECOMMENDER_FILE))
     stage.recommender.fit_projections(stage.objective.features)
@@ -174,7 +174,7 @@ def _finish(stage: Stage1, loop: LoopState, run: RunFolder, tracker: Tracker) ->
         stage.world,
         stage.config.mask_validation_at_test,
     )
-    record = make_record(stage, tracker.run_id)
+    record = make_record(stage, tracker.run_id, loop.stopping.kept_epoch)
     efficiency = stage.meter.summary(stage.world)
     if stage.world.is_first:
         run.write_efficiency(efficiency)

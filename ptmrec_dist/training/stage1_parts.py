@@ -219,12 +219,13 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
     )
 
 
-def make_record(stage: Stage1, mlflow_run: str | None) -> RunRecord:
+def make_record(stage: Stage1, mlflow_run: str | None, kept_epoch: int) -> RunRecord:
     """Describe where a run came from.
 
     Args:
         stage: Stage 1.
         mlflow_run: MLflow run id.
+        kept_epoch: Epoch whose weights were kept.
 
     Returns:
         The record.
@@ -236,6 +237,7 @@ def make_record(stage: Stage1, mlflow_run: str | None) -> RunRecord:
         train_features=stage.config.train_features,
         mask_validation_at_test=stage.config.mask_validation_at_test,
         parameters=parameter_counts(stage.objective),
+        kept_epoch=kept_epoch,
     )
 
 

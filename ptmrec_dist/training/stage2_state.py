@@ -161,6 +161,7 @@ def finish(stage: Stage2, loop: LoopState, run: RunFolder, tracker: Tracker) -> 
             parameters=stage.parameters,
             mlflow_run=tracker.run_id,
             mask_validation_at_test=masked,
+            kept_epoch=loop.stopping.kept_epoch,
             fingerprint="",
         )
         run.finish(record, metrics)

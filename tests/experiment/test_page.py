@@ -55,6 +55,20 @@ def test_every_figure_tells_its_numbers_to_those_who_cannot_see_it(runs: Path, t
         assert any(text.startswith(start) for text in told), start
 
 
+def test_learning_curves_mark_what_was_kept_be_it_the_best_or_not(runs: Path, tmp_path: Path) -> None:
+    for seed, (values, kept) in enumerate([([0.1, 0.4, 0.3], 2), ([0.1, 0.4, 0.5], 0)]):
+        folder = tmp_path / f"a-seed{seed}"
+        shutil.copytree(runs / "b", folder)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"kept_epoch": kept}))
+        lines = [json.dumps({"epoch": epoch, "validation.recall@20": value}) for epoch, value in enumerate(values)]
+        (folder / "history.jsonl").write_text("\n".join(lines))
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{tmp_path}/a-seed*", "--out", str(page)]) == 0
+    # .3 at epoch 2 and .1 at epoch 0.
+    assert "a from 0.100 at epoch 0 to 0.200, kept at epoch 1" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("runs_given", "message"),
     [

@@ -5,9 +5,9 @@ grey and without telling red from green. Each carries its numbers as a text for 
 """
 
 from ptmrec_dist.evaluation.figures.bars import bars
-from ptmrec_dist.evaluation.figures.curves import learning_curves
+from ptmrec_dist.evaluation.figures.curves import Curve, learning_curves
 from ptmrec_dist.evaluation.figures.density import densities
 from ptmrec_dist.evaluation.figures.lines import bucket_lines
 from ptmrec_dist.evaluation.figures.style import Figure
 
-__all__ = ["Figure", "bars", "bucket_lines", "densities", "learning_curves"]
+__all__ = ["Curve", "Figure", "bars", "bucket_lines", "densities", "learning_curves"]
