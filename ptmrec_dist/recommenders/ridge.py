@@ -4,20 +4,21 @@ Shape suffixes: I items, N items to learn from, D width of the vectors, X width 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.recommenders.base import Features
 
-RIDGE = 0.003
-"""Strength of the penalty; chosen on cold validation items."""
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Strengths of the penalty to choose from, as shares of the mean eigenvalue of the inputs' covariance."""
 
 
 @torch.no_grad()
 def fit_maps(maps: nn.ModuleDict, features: Features, items_N: Tensor, targets_ND: Tensor) -> None:
     """Fit each modality's map, by itself, to predict items' vectors from features: ridge regression, in closed form.
 
-    An intercept is fitted and dropped: it would add the same to every item's score for a user. The penalty is `RIDGE`
-    times the mean eigenvalue of the features' covariance, so that one strength suits features of any scale and width.
+    An intercept is fitted and dropped: it would add the same to every item's score for a user. How strong the penalty is
+    depends on how much the features say, so each map's own is chosen by `best_strength`.
 
     Args:
         maps: Modality to a linear map without bias, d_m -> D; overwritten.
@@ -26,16 +27,50 @@ def fit_maps(maps: nn.ModuleDict, features: Features, items_N: Tensor, targets_N
         targets_ND: Their vectors, float32 [N, D].
     """
     for modality, linear in maps.items():
-        linear.get_parameter("weight").copy_(ridge_weights(features[modality][items_N], targets_ND, RIDGE).T)
+        inputs_NX = features[modality][items_N]
+        strength = best_strength(inputs_NX, targets_ND)
+        linear.get_parameter("weight").copy_(ridge_weights(inputs_NX, targets_ND, strength).T)
 
 
-def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, penalty: float) -> Tensor:
+def best_strength(inputs_NX: Tensor, targets_ND: Tensor) -> float:
+    """Choose the strength whose maps point best to the vector of an item that they were not fitted to.
+
+    Every item is left out once, which for a ridge regression takes no fitting anew: with the leverage h_n of an item its
+    residual is 1 / (1 - h_n) times that of the regression with it. The cosine of prediction and vector is averaged, so that
+    an item counts the same however long its vector, which grows with how often the item was taken.
+
+    Args:
+        inputs_NX: float32 [N, X].
+        targets_ND: float32 [N, D].
+
+    Returns:
+        One of `STRENGTHS`.
+
+    Source: Allen, The relationship between variable selection and data augmentation, Technometrics 1974 (PRESS).
+    """
+    inputs_NX, targets_ND = inputs_NX - inputs_NX.mean(dim=0), targets_ND - targets_ND.mean(dim=0)
+    eigenvalues_X, basis_XX = torch.linalg.eigh((inputs_NX.T @ inputs_NX).double())
+    rotated_NX = inputs_NX @ basis_XX.float()
+    moments_XD = (rotated_NX.T @ targets_ND).double()
+
+    def cosine(strength: float) -> float:
+        inverse_X = 1 / (eigenvalues_X.clamp(min=0) + _damping(eigenvalues_X, strength))
+        residuals_ND = targets_ND - rotated_NX @ (inverse_X[:, None] * moments_XD).float()
+        leverage_N = rotated_NX.square() @ inverse_X.float() + 1 / len(inputs_NX)
+        left_out_ND = targets_ND - residuals_ND / (1 - leverage_N).clamp(min=1e-6)[:, None]
+        return F.cosine_similarity(left_out_ND, targets_ND).mean().item()
+
+    return max(STRENGTHS, key=cosine)
+
+
+def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, strength: float) -> Tensor:
     """Solve a ridge regression with an intercept, which is left out: it is what maps the inputs' mean to the targets'.
 
     Args:
         inputs_NX: float32 [N, X].
         targets_ND: float32 [N, D].
-        penalty: Strength, as a share of the mean eigenvalue of the inputs' covariance.
+        strength: The penalty, as a share of the mean eigenvalue of the inputs' covariance, so that one strength suits inputs of
+            any scale and width.
 
     Returns:
         Weights, float64 [X, D].
@@ -43,7 +78,12 @@ def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, penalty: float) -> Tens
     targets_ND = targets_ND - targets_ND.mean(dim=0)
     inputs_NX = inputs_NX - inputs_NX.mean(dim=0)
     gram_XX = (inputs_NX.T @ inputs_NX).double()
-    gram_XX.diagonal().add_(penalty * gram_XX.diagonal().mean().clamp(min=1e-12))
+    gram_XX.diagonal().add_(_damping(gram_XX.diagonal(), strength))
     moments_XD = (inputs_NX.T @ targets_ND).double()
     weights_XD: Tensor = torch.cholesky_solve(moments_XD, torch.linalg.cholesky(gram_XX))
     return weights_XD
+
+
+def _damping(variances_X: Tensor, strength: float) -> Tensor:
+    """What is added to every variance; the same for eigenvalues as for the diagonal, whose means are equal."""
+    return strength * variances_X.mean().clamp(min=1e-12)

@@ -7,18 +7,33 @@ from ptmrec_dist.recommenders import ridge
 from tests.recommenders.conftest import Toy
 
 
-def augmented_least_squares(table: np.ndarray, targets: np.ndarray, strength: float) -> np.ndarray:
+def augmented_least_squares(table: np.ndarray, targets: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression with a free intercept as ordinary least squares: one more row for each penalised weight."""
     width = table.shape[1]
-    penalty = strength * ((table - table.mean(axis=0)) ** 2).sum() / width
     rows = np.hstack([table, np.ones((len(table), 1))])
     pulls = np.hstack([np.sqrt(penalty) * np.eye(width), np.zeros((width, 1))])
     stacked = np.vstack([rows, pulls]), np.vstack([targets, np.zeros((width, targets.shape[1]))])
-    return np.linalg.lstsq(*stacked)[0][:-1]
+    solved = np.linalg.lstsq(*stacked)[0]
+    return solved[:-1], solved[-1]
+
+
+def penalty_of(table: np.ndarray, strength: float) -> float:
+    return float(strength * ((table - table.mean(axis=0)) ** 2).sum() / table.shape[1])
+
+
+def left_out_cosine(table: np.ndarray, targets: np.ndarray, strength: float) -> float:
+    """Fit anew without each item, predict it, and compare directions as seen from the mean of the targets."""
+    penalty, centre, cosines = penalty_of(table, strength), targets.mean(axis=0), []
+    for item in range(len(table)):
+        others = np.arange(len(table)) != item
+        weights, intercept = augmented_least_squares(table[others], targets[others], penalty)
+        predicted, true = table[item] @ weights + intercept - centre, targets[item] - centre
+        cosines.append(predicted @ true / np.linalg.norm(predicted) / np.linalg.norm(true))
+    return float(np.mean(cosines))
 
 
 def test_each_map_is_its_own_ridge_regression_with_a_free_intercept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "RIDGE", 0.3)
+    monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
     rng = np.random.default_rng(0)
     features = {
         name: torch.tensor(rng.normal(2, 1, (9, width)), dtype=torch.float32) for name, width in (("a", 3), ("b", 2))
@@ -27,8 +42,20 @@ def test_each_map_is_its_own_ridge_regression_with_a_free_intercept(monkeypatch:
     maps = nn.ModuleDict({name: nn.Linear(table.shape[1], 4, bias=False) for name, table in features.items()})
     ridge.fit_maps(maps, features, items, targets)
     for name, table in features.items():
-        expected = augmented_least_squares(table[items].numpy().astype(float), targets.numpy().astype(float), 0.3)
+        inputs = table[items].numpy().astype(float)
+        expected, _ = augmented_least_squares(inputs, targets.numpy().astype(float), penalty_of(inputs, 0.3))
         np.testing.assert_allclose(maps[name].weight.detach().numpy().T, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_strength_is_the_one_that_predicts_left_out_items_best() -> None:
+    rng = np.random.default_rng(0)
+    chosen = []
+    for noise in (0.01, 0.5, 2, 8):
+        inputs = rng.normal(2, 1, (30, 12))
+        targets = inputs @ rng.normal(0, 1, (12, 4)) + noise * rng.normal(3, 4, (30, 4))
+        chosen.append(ridge.best_strength(*(torch.tensor(table, dtype=torch.float32) for table in (inputs, targets))))
+        assert chosen[-1] == max(ridge.STRENGTHS, key=lambda strength: left_out_cosine(inputs, targets, strength))
+    assert len(set(chosen)) > 2
 
 
 def test_features_that_are_all_the_same_predict_nothing() -> None:

@@ -1,0 +1,58 @@
+"""What is known of new items: which of them are taken often, or who takes them?
+
+python benchmarks/cold_auc.py --out FOLDER --ways stage1 frozen prompts        # FOLDER is that of cold_items.py
+
+Prints for every way, on the cold validation items, means over draws of two areas under the ROC curve. By user: the chance
+that an item which the user took scores above one that the user did not take; knowing what is popular helps. By item: the
+chance that a user who took it ranks it higher, among that user's scores, than one who did not; what is popular with
+everybody does not help, only taste does.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from ptmrec_dist.evaluation.tables import mean_of_seeds
+from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.loaded import load_run
+
+
+def main() -> None:
+    """Print a line a way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ways", nargs="+", required=True, help="names of run folders within each draw's folder")
+    options = parser.parse_args()
+    print("| | draws | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
+    for way in options.ways:
+        folders = sorted(path.parent for path in options.out.glob(f"draw*/{way}/metrics.json"))
+        by_user, by_item = np.array([_areas(folder) for folder in folders]).T
+        print(f"| {way} | {len(folders)} | {mean_of_seeds(by_user)} | {mean_of_seeds(by_item)} |")
+
+
+def _areas(folder: Path) -> tuple[float, float]:
+    run = load_run(folder)
+    part = Evaluator(run.dataset, "validation")
+    assert part.cold_items is not None, f"{run.dataset.folder} has no cold items"
+    users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(part.cold_items))
+    scores_UC = (users_UD @ items_CD.T).detach().numpy()
+    taken_UC = np.zeros(scores_UC.shape, dtype=bool)
+    taken_UC[part.cold_positives.users, np.searchsorted(part.cold_items, part.cold_positives.items)] = True
+    places_UC = rankdata(scores_UC, axis=1)  # scores of different users are on different scales
+    return _mean_auc(scores_UC, taken_UC), _mean_auc(places_UC.T, taken_UC.T)
+
+
+def _mean_auc(scores: np.ndarray, taken: np.ndarray) -> float:
+    """Mean over the rows that have both kinds, by Mann and Whitney's statistic."""
+    yes = taken.sum(axis=1)
+    no = taken.shape[1] - yes
+    both = (yes > 0) & (no > 0)
+    above = (rankdata(scores, axis=1) * taken).sum(axis=1) - yes * (yes + 1) / 2
+    return float(np.mean(above[both] / (yes * no)[both]))
+
+
+if __name__ == "__main__":
+    main()
