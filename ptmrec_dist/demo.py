@@ -186,6 +186,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         epochs=100,
         eval_every=2,
         patience=8,
+        patience_after=0,
         checkpoint_every=50,
         seed=seed,
         device="cpu",

@@ -75,7 +75,7 @@ MethodConfig = PromptConfig | LoraConfig | AdapterConfig | LastNConfig
 
 
 _ENCODER_LR: dict[str, float] = {
-    "prompt": 3e-3,
+    "prompt": 1e-2,
     "lora": 1e-3,
     "adapter": 1e-3,
     "last_n": 1e-4,
@@ -89,7 +89,7 @@ class EncoderOptimConfig:
     """AdamW of what is tuned inside the encoder."""
 
     encoder_lr: float | None = None
-    """Learning rate of what is tuned inside the encoder; by default prompt 3e-3, lora and adapter 1e-3, last_n 1e-4, full
+    """Learning rate of what is tuned inside the encoder; by default prompt 1e-2, lora and adapter 1e-3, last_n 1e-4, full
     1e-5."""
     schedule: Schedule = "cosine"
     """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they stay as they are."""

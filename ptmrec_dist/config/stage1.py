@@ -95,6 +95,9 @@ class Stage1Config(ChoosesRecommender):
     """Most epochs to train."""
     patience: int = 20
     """Evaluations without a better validation Recall@20 before training stops."""
+    patience_after: int = 1000
+    """Steps before patience begins to run out: a recommender may rank no better than chance for hundreds of them, and then
+    learn."""
     eval_every: int = 1
     """Epochs between evaluations."""
     checkpoint_every: int = 10
@@ -116,6 +119,7 @@ class Stage1Config(ChoosesRecommender):
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("batch_size", "patience", "eval_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        for name in ("epochs", "patience_after"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.lr > 0, "lr", self.lr, "more than 0")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")

@@ -13,12 +13,14 @@ class EarlyStopping:
     """Evaluations without a better value before stopping."""
     keep: Keep = "best"
     """best: the epoch of the highest value; last: the latest, and training goes on to its end."""
+    after: int = 0
+    """Last epoch whose evaluation does not count against patience."""
     kept: float | None = None
     """Value of the epoch that is kept."""
     kept_epoch: int = -1
     """The epoch that is kept."""
     stale: int = 0
-    """Evaluations since then."""
+    """Evaluations since then that count."""
 
     def update(self, value: float, epoch: int) -> bool:
         """Take note of an evaluation.
@@ -33,7 +35,7 @@ class EarlyStopping:
         keeps = self.keep == "last" or self.kept is None or value > self.kept
         if keeps:
             self.kept, self.kept_epoch, self.stale = value, epoch, 0
-        else:
+        elif epoch > self.after:
             self.stale += 1
         return keeps
 

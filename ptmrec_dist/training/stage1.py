@@ -195,7 +195,9 @@ def _finish(stage: Stage1, loop: LoopState, run: RunFolder, tracker: Tracker) ->
 def _resume(stage: Stage1, checkpoints: Checkpoints) -> LoopState:
     found = checkpoints.latest()
     if found is None:
-        return LoopState(world_size=stage.world.size, stopping=EarlyStopping(stage.config.patience))
+        steps = -(-len(stage.users) // stage.config.batch_size)
+        stopping = EarlyStopping(stage.config.patience, after=stage.config.patience_after // steps)
+        return LoopState(world_size=stage.world.size, stopping=stopping)
     folder, loop = found
     load_engine(stage.engine, folder)
     before, loop.world_size = loop.world_size, stage.world.size

@@ -46,6 +46,23 @@ def _metrics(run: Path) -> dict[str, dict[str, float]]:
     return metrics
 
 
+@pytest.mark.parametrize(("patience_after", "epochs"), [(0, 1 + 2), (1000, 9)])
+def test_patience_does_not_run_out_within_the_first_steps(
+    tiny_shop: Shop, tmp_path: Path, patience_after: int, epochs: int
+) -> None:
+    # So small a learning rate changes no ranking: no epoch is better than the first.
+    settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": patience_after}
+    train_stage1(_config(tiny_shop, tmp_path / "run", recommender="bpr", **settings))
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == epochs
+
+
+def test_patience_runs_out_once_the_steps_are_done(tiny_shop: Shop, tmp_path: Path) -> None:
+    steps_an_epoch = -(-len(Dataset(tiny_shop.shards).interactions("train").users) // 64)
+    settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": 4 * steps_an_epoch}
+    train_stage1(_config(tiny_shop, tmp_path / "run", recommender="bpr", **settings))
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4 + 2
+
+
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
