@@ -239,7 +239,7 @@ def _curves(settings: Sequence[Setting]) -> _Section:
         for part, label in words.items():
             key = f"{part}.recall@20"
             series = {
-                one.name: [_curve(run, key) for run in one.runs]
+                one.name: [Curve.of(run.history, key, run.kept_epoch) for run in one.runs]
                 for one in settings
                 if all(run.stage == stage for run in one.runs)
             }
@@ -252,10 +252,6 @@ def _curves(settings: Sequence[Setting]) -> _Section:
                 )
                 figures.append(Figure(f"Training {trained}: {label}", drawn, reading))
     return _Section("Learning curves", figures)
-
-
-def _curve(run: SeedRun, key: str) -> Curve:
-    return Curve([(line["epoch"], line[key]) for line in run.history if key in line], run.kept_epoch)
 
 
 def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split) -> _Section:

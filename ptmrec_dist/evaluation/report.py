@@ -153,16 +153,13 @@ def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
         if not of_stage:
             continue
         part = "cold_validation" if stage == 2 and "cold_validation" in of_stage[0].metrics else "validation"
-        series = {run.name: [_curve(run, f"{part}.{_METRIC}")] for run in of_stage}
+        series = {
+            run.name: [Curve.of(run.history, f"{part}.{_METRIC}", run.record.get("kept_epoch"))] for run in of_stage
+        }
         words = "held-out cold items" if part == "cold_validation" else "held-out interactions"
         title = f"Stage {stage}: Recall@20 on validation, {words}"
         plots.append((title, learning_curves(series, label="Recall@20")))
     return plots
-
-
-def _curve(run: _Run, key: str) -> Curve:
-    points = [(line["epoch"], line[key]) for line in run.history if key in line]
-    return Curve(points, run.record.get("kept_epoch"))
 
 
 def _values(runs: list[_Run], metric: str) -> dict[str, dict[str, list[float]]]:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
@@ -20,6 +21,20 @@ class Curve:
     """Its evaluations."""
     kept: int | None = None
     """Epoch that the run kept, where that is known."""
+
+    @classmethod
+    def of(cls, history: Sequence[Mapping[str, Any]], key: str, kept: int | None) -> "Curve":
+        """Read a curve off a run's evaluations.
+
+        Args:
+            history: A line an evaluation.
+            key: Part and metric, as `validation.recall@20`; lines without it are passed over.
+            kept: Epoch that the run kept.
+
+        Returns:
+            The curve.
+        """
+        return cls([(line["epoch"], line[key]) for line in history if key in line], kept)
 
     @property
     def kept_points(self) -> list[Point]:
