@@ -66,7 +66,7 @@ def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: di
         # A world of one needs no address: its store is in memory.
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    os.environ["LOCAL_RANK"] = str(world.device.index or 0)  # DeepSpeed uses the GPU of this number
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
