@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
 from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
@@ -62,6 +62,7 @@ __all__ = [
     "PromoteConfig",
     "PromptConfig",
     "RayConfig",
+    "ReadsRun",
     "RecommendConfig",
     "RegisterConfig",
     "ReportConfig",

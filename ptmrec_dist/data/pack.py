@@ -21,11 +21,14 @@ from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_cor
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import staged
+from ptmrec_dist.lock import exclusive_out
 
 
+@exclusive_out
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 

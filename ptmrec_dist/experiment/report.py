@@ -16,11 +16,13 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.runs import RunRecord, read_record
 
 _METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
+@exclusive_out
 def report(config: ReportConfig) -> None:
     """Write a page about finished runs (`ptmrec report`).
 

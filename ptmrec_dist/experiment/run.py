@@ -25,6 +25,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import Plan, Step, lay_out
 from ptmrec_dist.experiment.places import Place, place_of
 from ptmrec_dist.experiment.results import write_results
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 
 _SETTINGS: dict[str, type] = {
@@ -36,6 +37,7 @@ _SETTINGS: dict[str, type] = {
 }
 
 
+@exclusive_out
 def run_experiment(config: ExperimentConfig) -> None:
     """Run an experiment and write its tables (`ptmrec experiment`).
 
