@@ -22,6 +22,22 @@ def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     write_atomically(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1))
 
 
+def read_inputs(folder: Path) -> dict[str, str] | None:
+    """Read what an output is made from.
+
+    Args:
+        folder: Output folder.
+
+    Returns:
+        Name of each input to its fingerprint, or None where that was not noted.
+    """
+    try:
+        inputs: dict[str, str] = json.loads((folder / INPUTS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return inputs
+
+
 def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     """Compare the inputs of an output with those that it was started with.
 
@@ -32,12 +48,9 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     Raises:
         UserError: One of them is another, or what it was started with is not known.
     """
-    try:
-        before: dict[str, str] = json.loads((folder / INPUTS_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"out: {folder} does not say what it was made from (no {INPUTS_FILE}); choose another --out"
-        ) from error
+    before = read_inputs(folder)
+    if before is None:
+        raise UserError(f"out: {folder} does not say what it was made from (no {INPUTS_FILE}); choose another --out")
     for name in [*inputs, *(before.keys() - inputs.keys())]:
         old, new = before.get(name, "none"), inputs.get(name, "none")
         if old != new:
