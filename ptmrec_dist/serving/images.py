@@ -3,14 +3,16 @@
 import base64
 import io
 import os
-from http.client import HTTPMessage
+import time
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ptmrec_dist.data.images import on_white
+from ptmrec_dist.config import MAX_ASPECT_RATIO
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.errors import UserError
 
 MAX_IMAGE_BYTES = 10_000_000
@@ -20,6 +22,7 @@ HOSTS_VARIABLE = "PTMREC_IMAGE_HOSTS"
 separated by commas; by default none, for a server that fetches any address opens its own network to everyone."""
 
 _SECONDS = 10.0
+_PART_BYTES = 65536
 
 
 def read_image(given: object) -> Image.Image:
@@ -29,12 +32,16 @@ def read_image(given: object) -> Image.Image:
         given: JPEG or PNG in base64, or its URL at a host that `PTMREC_IMAGE_HOSTS` of the server names.
 
     Returns:
-        The image upright in RGB, transparency shown on white, as `ptmrec pack` stores images.
+        The image as `to_rgb` makes it, as for the images that `ptmrec pack` stores.
 
     Raises:
-        UserError: Not such an image, one that is too large, or a URL that is not allowed or does not answer.
+        UserError: Not such an image, one that is too large or too long and thin, or a URL that is not allowed or does not
+            answer.
     """
-    limit = f"expected a JPEG or PNG of at most {MAX_IMAGE_BYTES} bytes and {MAX_IMAGE_PIXELS} pixels, in base64"
+    limit = (
+        f"expected a JPEG or PNG of at most {MAX_IMAGE_BYTES} bytes and {MAX_IMAGE_PIXELS} pixels, no side over "
+        f"{MAX_ASPECT_RATIO} times the other, in base64"
+    )
     text = given if isinstance(given, str) else ""
     is_url = text[:8].lower().startswith(("http://", "https://"))
     if not is_url and len(text) > MAX_IMAGE_BYTES * 4 // 3 + 4:
@@ -44,11 +51,9 @@ def read_image(given: object) -> Image.Image:
         data = data or base64.b64decode(text, validate=True)
         if len(data) > MAX_IMAGE_BYTES:
             raise ValueError(f"more than {MAX_IMAGE_BYTES} bytes")
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        return on_white(ImageOps.exif_transpose(image))
-    except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
+        with decoded(io.BytesIO(data), max_pixels=MAX_IMAGE_PIXELS, formats=("JPEG", "PNG")) as image:
+            return to_rgb(image)
+    except (BadImageError, ValueError) as error:
         raise UserError(f"image: cannot be decoded ({error}); {limit}") from error
 
 
@@ -62,7 +67,10 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _fetch(url: str) -> bytes:
-    host = urlsplit(url).netloc.lower()
+    try:
+        host = urlsplit(url).netloc.lower()
+    except ValueError as error:
+        raise UserError(f"image: got {url!r}, which is not a URL ({error}); send the image in base64") from error
     allowed = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
     if host not in allowed:
         raise UserError(
@@ -71,7 +79,16 @@ def _fetch(url: str) -> bytes:
         )
     try:
         with build_opener(_NoRedirects).open(url, timeout=_SECONDS) as response:
-            data: bytes = response.read(MAX_IMAGE_BYTES + 1)
-            return data
-    except (OSError, ValueError) as error:
+            return _read_in_time(response)
+    except (OSError, ValueError, HTTPException) as error:
         raise UserError(f"image: cannot fetch {url!r} ({error}); send it in base64") from error
+
+
+def _read_in_time(response: HTTPResponse) -> bytes:
+    """Read a body; the socket's own timeout is one of each read, which a host that sends a byte at a time never reaches."""
+    deadline, data = time.monotonic() + _SECONDS, bytearray()
+    while len(data) <= MAX_IMAGE_BYTES and (part := response.read1(_PART_BYTES)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not sent within {_SECONDS:g} seconds")
+        data += part
+    return bytes(data)
