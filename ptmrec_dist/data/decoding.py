@@ -93,12 +93,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_gray_levels(image)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return _as_mode(image, "RGB")
     straight = image.convert("LA") if image.mode == "La" else image  # premultiplied gray has no way to RGBA
-    rgba = straight.convert("RGBA")
+    rgba = _as_mode(straight, "RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(rgba, mask=rgba)
     return white
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert without the copy that PIL makes of an image that is of the mode already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _gray_levels(image: Image.Image) -> np.ndarray:
