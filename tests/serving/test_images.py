@@ -40,3 +40,8 @@ def test_16_bit_picture_is_read_like_its_8_bit_twin():
     ramp = np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40)
     read = np.asarray(read_image(_sent(Image.fromarray(ramp)))).astype(int)
     assert np.abs(read[:, :, 0] - ramp / 257).max() <= 1
+
+
+def test_picture_can_be_used_once_it_is_read():
+    assert np.asarray(read_image(_sent(Image.new("RGB", (20, 10), "red"), "JPEG"))).shape == (10, 20, 3)
+    assert read_image(_sent(Image.new("RGBA", (20, 10)))).resize((4, 4)).getpixel((1, 1)) == (255, 255, 255)
