@@ -1,29 +1,36 @@
-"""How much memory a piece of code takes at its peak, libraries in C included."""
+"""How much memory a calculation asks for at once, the same on every machine."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
-import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-_PROCESS = Path("/proc/self")
+
+class _Results(TorchDispatchMode):
+    largest = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        results = operator(*arguments, **(named or {}))
+        sizes = [leaf.numel() * leaf.element_size() for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return results
 
 
-@contextmanager
-def memory_below(limit: int) -> Iterator[None]:
-    """Fail where the block makes the process grow by this many bytes; skip where the system does not say."""
+def largest_tensor(function: Callable[[], Any]) -> int:
+    """Bytes of the largest tensor that any operation of torch returns while `function` runs, backward passes included."""
+    with _Results() as results:
+        function()
+    return results.largest
+
+
+def peak_of_arrays(function: Callable[[], Any]) -> int:
+    """Most bytes that Python and NumPy hold at once while `function` runs, beyond what they held before."""
+    tracemalloc.start()
     try:
-        (_PROCESS / "clear_refs").write_text("5")  # the peak counts from here
-        before = _read("VmRSS")
-    except OSError:
-        pytest.skip("this system does not tell a process its peak memory")
-    yield
-    grown = _read("VmHWM") - before
-    assert grown < limit, f"memory grew by {grown:,} bytes"
-
-
-def _read(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", (_PROCESS / "status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

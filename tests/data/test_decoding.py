@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
-from tests.memory import memory_below
+from tests.resident_memory import memory_below
 
 _RAMP = np.linspace(0, 65535, 30 * 40).astype(np.uint16).reshape(30, 40)
 _TWIN = np.round(_RAMP / 257).astype(int)

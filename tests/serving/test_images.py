@@ -8,7 +8,7 @@ from PIL import Image
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.images import read_image
-from tests.memory import memory_below
+from tests.resident_memory import memory_below
 
 
 def _sent(image: Image.Image, kind: str = "PNG") -> bytes:
