@@ -5,7 +5,6 @@ in `__post_init__`; what depends on data or on the encoder (a depth, a width) is
 """
 
 from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
-from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
