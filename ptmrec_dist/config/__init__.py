@@ -20,8 +20,9 @@ from ptmrec_dist.config.methods import (
     TuningConfig,
     ZeroConfig,
 )
-from ptmrec_dist.config.plain import from_plain, merged, nested
-from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.plain import build, chooses_recommender, from_plain, merged, nested, settings_parser
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_config
+from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
@@ -55,7 +56,6 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Modalities",
-    "ModelConfig",
     "ModelsConfig",
     "OptimConfig",
     "PackConfig",
@@ -65,6 +65,7 @@ __all__ = [
     "RayConfig",
     "ReadsRun",
     "RecommendConfig",
+    "RecommenderConfig",
     "RegisterConfig",
     "ReportConfig",
     "RollbackConfig",
@@ -78,7 +79,11 @@ __all__ = [
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "build",
+    "chooses_recommender",
     "from_plain",
     "merged",
     "nested",
+    "recommender_config",
+    "settings_parser",
 ]
