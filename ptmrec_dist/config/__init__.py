@@ -25,6 +25,7 @@ from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Con
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
+    DeleteConfig,
     DemoConfig,
     EvaluateConfig,
     ModelsConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
+    "DeleteConfig",
     "DemoConfig",
     "EncoderConfig",
     "EncoderOptimConfig",

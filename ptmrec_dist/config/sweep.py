@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, TrackingConfig, require
+from ptmrec_dist.config.common import RayConfig, TrackingConfig, check_alias, check_model_name, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class AshaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Search settings of stage 2 on a Ray cluster by validation Recall@20, and train the winner over seeds."""
+    """Search settings of stage 2 on a Ray cluster by validation, and train the winner over seeds."""
 
     stage1: Path
     """Run folder of stage 1 that every trial starts from."""
@@ -76,6 +76,9 @@ class SweepConfig:
         for name in ("max_failures", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        if self.name is not None:
+            check_model_name(self.name)
+        check_alias(self.alias)
         seeds = self.winner_seeds
         require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
         require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ptmrec_dist.cluster import connected, free_places, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
@@ -26,7 +27,6 @@ from ptmrec_dist.sweep.worker import PLACES, train_on_ranks
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import flatten, plain_settings, write_atomically
-from ptmrec_dist.training.stage2 import selecting_part
 from ptmrec_dist.training.stage2_parts import check_start
 
 # What may differ when a sweep goes on: where and how fast it runs, how long, and what becomes of the winner.
@@ -52,7 +52,7 @@ def run_sweep(config: SweepConfig) -> None:
     space = read_space(config)
     start = load_run(config.stage1, config.shards, with_test=False)
     settings = _check(config, space, start)
-    part = selecting_part(settings, start.dataset.parts)
+    part = selecting_part(start.dataset.parts, settings.select_on)
     with connected(config.ray):
         for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
             free_places(note)
@@ -80,7 +80,7 @@ class Sweep:
     Args:
         config: Settings.
         space: What is searched.
-        part: Part of the data whose Recall@20 decides.
+        part: Part of the data that decides.
         settings: What all trials have in common.
         concurrent: Trials at a time.
     """
