@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, TrackingConfig, check_alias, check_model_name, require
+from ptmrec_dist.config.common import (
+    RayConfig,
+    TrackingConfig,
+    check_alias,
+    check_model_name,
+    require,
+    require_device,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +86,7 @@ class SweepConfig:
         if self.name is not None:
             check_model_name(self.name)
         check_alias(self.alias)
+        require_device(self.device, indexed=False)
         seeds = self.winner_seeds
         require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
         require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")
