@@ -31,11 +31,12 @@ from ptmrec_dist.config import (
     TuningConfig,
 )
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.staging import staged
 from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
+from ptmrec_dist.files import staged
+from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
 MODEL_NAME = "ptmrec-demo"
@@ -74,6 +75,7 @@ items.csv          item_id,title,text,image
 interactions.csv   user_id,item_id,timestamp"""
 
 
+@exclusive_out
 def demo(config: DemoConfig) -> None:
     """Draw a shop, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
 

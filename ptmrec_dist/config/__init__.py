@@ -4,8 +4,8 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig
-from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
+from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
     AdapterConfig,
@@ -37,6 +37,7 @@ from ptmrec_dist.config.use import (
 )
 
 __all__ = [
+    "MAX_ASPECT_RATIO",
     "AdapterConfig",
     "AshaConfig",
     "ChoosesRecommender",
@@ -64,6 +65,7 @@ __all__ = [
     "PromoteConfig",
     "PromptConfig",
     "RayConfig",
+    "ReadsRun",
     "RecommendConfig",
     "RegisterConfig",
     "ReportConfig",

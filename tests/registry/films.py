@@ -95,7 +95,7 @@ def write_stage2(shop: Shop) -> None:
     encoder.tune("prompt", PromptConfig(length=2), torch.Generator().manual_seed(0))
     for tower_prompts in encoder.tuned_state().values():
         tower_prompts.normal_(generator=torch.Generator().manual_seed(1))
-    run = RunFolder(shop.stage2, OFF)
+    run = RunFolder(shop.stage2, OFF, start.record.inputs)
     run.start()
     world = join_world("cpu")
     stream = ItemStream(start.dataset, 0, 1, 8, reader_of(encoder))
@@ -113,7 +113,7 @@ def write_stage2(shop: Shop) -> None:
     record = replace(
         start.record,
         stage=2,
-        features={"path": "moved", "fingerprint": written.fingerprint},
+        features={"path": str(shop.stage2 / "features"), "fingerprint": written.fingerprint},
         stage1={"path": str(shop.stage1), "fingerprint": start.record.fingerprint},
         fingerprint="",
     )
