@@ -21,7 +21,6 @@ from ptmrec_dist.config import (
     DemoConfig,
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     OptimConfig,
     PackConfig,
     RecommendConfig,
@@ -30,6 +29,7 @@ from ptmrec_dist.config import (
     Stage2Config,
     TuningConfig,
 )
+from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
 from ptmrec_dist.errors import UserError
@@ -183,7 +183,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         shards=out / "shards",
         features=out / "features",
         out=stage1,
-        model=ModelConfig(reg_weight=0.02),
+        model=VBPRConfig(reg_weight=0.02),
         lr=3e-3,
         batch_size=1024,
         epochs=100,

@@ -20,8 +20,9 @@ from ptmrec_dist.config.methods import (
     TuningConfig,
     ZeroConfig,
 )
-from ptmrec_dist.config.plain import from_plain, merged, nested
-from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.plain import build, chooses_recommender, from_plain, merged, nested, settings_parser
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_config
+from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
@@ -57,7 +58,6 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Modalities",
-    "ModelConfig",
     "ModelsConfig",
     "OptimConfig",
     "PackConfig",
@@ -67,6 +67,7 @@ __all__ = [
     "RayConfig",
     "ReadsRun",
     "RecommendConfig",
+    "RecommenderConfig",
     "RegisterConfig",
     "ReportConfig",
     "RollbackConfig",
@@ -80,7 +81,11 @@ __all__ = [
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "build",
+    "chooses_recommender",
     "from_plain",
     "merged",
     "nested",
+    "recommender_config",
+    "settings_parser",
 ]

@@ -102,6 +102,10 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
     patience: int = 10
     """Evaluations without a better result before training stops, where the best is kept."""
 
+    def __post_init__(self) -> None:
+        ChoosesRecommender.__post_init__(self)
+        TrainsBoth.__post_init__(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig(TunesEncoder):

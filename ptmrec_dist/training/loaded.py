@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import ReadsRun
+from ptmrec_dist.config import ReadsRun, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.errors import UserError
@@ -127,7 +127,7 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> 
         features=tensors_of(store, record.modalities),
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
-        **record.hyperparameters,
+        config=recommender_config(record.recommender, **record.hyperparameters),
     )
 
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from ptmrec_dist.config import (
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     PackConfig,
     PromptConfig,
     Stage1Config,
     TrackingConfig,
 )
+from ptmrec_dist.config.recommenders import BPRConfig, VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import write_features
 from ptmrec_dist.data.pack import pack
@@ -66,9 +66,9 @@ def make_films(root: Path) -> Shop:
     )
     encoder = EncoderConfig(model=str(root / "clip"))
     extract_features(FeaturesConfig(shards=shop.shards, encoder=encoder, out=root / "features", device="cpu"))
-    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=8)}
-    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", recommender="vbpr", **common))
-    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", **common))
+    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF}
+    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", model=VBPRConfig(dim=8), **common))
+    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", model=BPRConfig(dim=8), **common))
     write_stage2(shop)
     return shop
 

@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from ptmrec_dist.cli import main
-from ptmrec_dist.config import ModelConfig, RegisterConfig, Stage1Config
+from ptmrec_dist.config import RegisterConfig, Stage1Config, recommender_config
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RECOMMENDER_FILE, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
 from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
@@ -23,12 +23,14 @@ from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
 def oracle(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID-only run that ranks what each user takes in validation first."""
     folder = tmp_path_factory.mktemp("oracle") / "run"
-    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=NUM_ITEMS)}
+    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": recommender_config("bpr", dim=NUM_ITEMS)}
     train_stage1(Stage1Config(out=folder, shards=shop.shards, recommender="bpr", **common))
-    wanted = load_run(folder).dataset.interactions("validation")
+    run = load_run(folder)
+    wanted = run.dataset.interactions("validation")
     users = torch.zeros(NUM_USERS, NUM_ITEMS)
     users[wanted.users, wanted.items] = 1.0
     save_file({"users.weight": users, "items.weight": torch.eye(NUM_ITEMS)}, folder / RECOMMENDER_FILE)
+    write_record(folder, run.record)
     return folder
 
 
