@@ -1,5 +1,6 @@
 """What several commands take, and how a value is judged."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,25 @@ def require(ok: bool, name: str, got: object, expected: str) -> None:
     """
     if not ok:
         raise UserError(f"{name}: got {got!r}, expected {expected}")
+
+
+def require_device(device: str, *, indexed: bool = True) -> None:
+    """Refuse the name of a device that no command runs on.
+
+    Args:
+        device: The setting `device`.
+        indexed: Whether a GPU can be named by its number; not where ranks each have their own.
+
+    Raises:
+        UserError: It is none of `auto`, `cpu`, `cuda` and, if `indexed`, `cuda:N`.
+    """
+    expected = "auto, cpu, cuda or cuda:N" if indexed else "auto, cpu or cuda (every rank uses a GPU of its own)"
+    require(
+        bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?" if indexed else "auto|cpu|cuda", device)),
+        "device",
+        device,
+        expected,
+    )
 
 
 Modalities = Literal["both", "image", "text"]

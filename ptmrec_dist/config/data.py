@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require
+from ptmrec_dist.config.common import EncoderConfig, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class FeaturesConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     timeout: float = 3600.0
     """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
 
@@ -104,3 +104,4 @@ class FeaturesConfig:
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require_device(self.device)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require, require_device
 from ptmrec_dist.config.methods import Method
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 
@@ -70,3 +70,4 @@ class ExperimentConfig:
         require(self.baseline in self.paradigms, "baseline", self.baseline, f"one of {', '.join(self.paradigms)}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require_device(self.device, indexed=self.ranks == 1 and self.ray is None)

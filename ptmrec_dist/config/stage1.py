@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import Modalities, TrackingConfig, require
+from ptmrec_dist.config.common import Modalities, TrackingConfig, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Stage1Config(ChoosesRecommender):
     seed: int = 0
     """Seed of initialisation, batches and negatives."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
 
@@ -123,3 +123,4 @@ class Stage1Config(ChoosesRecommender):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.lr > 0, "lr", self.lr, "more than 0")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_device(self.device)

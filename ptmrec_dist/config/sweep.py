@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, TrackingConfig, require
+from ptmrec_dist.config.common import RayConfig, TrackingConfig, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class SweepConfig:
         for name in ("max_failures", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        require_device(self.device, indexed=False)
         seeds = self.winner_seeds
         require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
         require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")

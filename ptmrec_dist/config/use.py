@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import require
+from ptmrec_dist.config.common import require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,10 @@ class EvaluateConfig:
     run: Path
     """Run folder of stage 1 or stage 2."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,10 +93,10 @@ def _allowed(given: str) -> "URL":
     except ValueError as error:
         raise UserError(f"image: got {_shown(given)} ({error}); expected a URL, or the file in base64") from error
     allowed = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
-    if url.raw_user is not None or url.raw_password is not None or not host or host.lower() not in allowed:
+    if not host or host.lower() not in allowed or url.raw_user is not None or url.raw_password is not None:
         raise UserError(
-            f"image: got a URL at {url.authority!r}, which this server may not fetch; send the image in base64, or name "
-            f"the host in the server's {HOSTS_VARIABLE}"
+            f"image: got a URL at {host!r}, which this server may not fetch; send the image in base64, or name the host "
+            f"in the server's {HOSTS_VARIABLE}"
         )
     return url
 

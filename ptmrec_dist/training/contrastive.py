@@ -134,15 +134,13 @@ def train_step(tuning: FineTuning, batch: ItemBatch, step: int) -> None:
         step: Number of the step since the start.
 
     Raises:
-        UserError: The loss was not finite on some rank; the update was not made.
+        UserError: The loss or a gradient was not finite on some rank; the update was not made.
     """
     pairs = batch.to(tuning.world.device)
     share = tuning.engine(cast(Tensor, pairs.images), cast(Tensor, pairs.texts))  # both towers have readers
     tuning.monitor.note(step, {"loss": share}, 1.0)
     tuning.engine.backward(share)
-    if tuning.monitor.is_due:
-        tuning.monitor.read()
-    tuning.engine.step()
+    tuning.monitor.update(tuning.engine)
     tuning.schedule.step()
 
 

@@ -3,6 +3,7 @@
 Legend: B interactions of this rank, G interactions of the global batch, E training interactions, I items.
 """
 
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.engine import OneProcess, engine_config, make_engine
 from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
+from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.runs import RunRecord
 from ptmrec_dist.watch import Watch
@@ -104,6 +106,8 @@ class Stage1:
     """Draws items that a user did not take."""
     world: World
     """This process's place."""
+    monitor: Monitor
+    """Reads the losses at the end of an epoch."""
     watch: Watch
     """Watches over the ranks while they train."""
     meter: Meter = field(default_factory=Meter)
@@ -179,6 +183,7 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         items=torch.tensor(train.items, device=world.device),
         negatives=NegativeSampler(train, dataset.num_users, world.device),
         world=world,
+        monitor=Monitor(world, every=sys.maxsize, remedy="lower --lr, or check the features for huge values"),
         watch=Watch(world, config.timeout),
     )
 

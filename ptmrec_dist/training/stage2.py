@@ -108,7 +108,7 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         step: Number of the step since the start.
 
     Raises:
-        UserError: A term was not finite on some rank; the update was not made.
+        UserError: A term or a gradient was not finite on some rank; the update was not made.
     """
     engine = stage.engine
     for index, batch in enumerate(window):
@@ -119,11 +119,11 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         # The engine divides by the full window; a shorter one is scaled back.
         loss = torch.stack(list(losses.values())).sum() * (stage.config.accumulation / len(window))
         engine.backward(loss)
-        if last and stage.monitor.is_due:
-            stage.monitor.read()
-        engine.step()
         if last:
+            stage.monitor.update(engine)
             stage.schedule.step()
+        else:
+            engine.step()
 
 
 @dataclass(frozen=True)

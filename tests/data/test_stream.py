@@ -77,6 +77,36 @@ def test_skipping_gives_the_rest_of_the_same_epoch(tiny_shop: Shop) -> None:
     assert [batch.items.tolist() for batch in stream.epoch(2, skip=3)] == whole[3:]
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_order_does_not_depend_on_the_workers(tiny_shop: Shop, seed: int | None) -> None:
+    wanted = np.arange(60) % 5 > 0
+
+    def batches(workers: int, skip: int) -> list[list[list[int]]]:
+        streams = _streams(Dataset(tiny_shop.shards), 2, 4, seed=seed, workers=workers, wanted=wanted)
+        return [[batch.items.tolist() for batch in stream.epoch(1, skip)] for stream in streams]
+
+    whole = batches(0, 0)
+    assert batches(1, 0) == batches(3, 0) == batches(4, 0) == whole
+    # A run that resumes with another number of workers sees the items that it has not seen yet, each once.
+    assert batches(2, 3) == [rank[3:] for rank in whole]
+
+
+def test_what_is_lost_moves_no_other_item_to_another_step(tiny_shop: Shop, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_shop.shards, shards)
+    dataset = Dataset(shards)
+
+    def batches(workers: int, skip: int = 0) -> list[list[int]]:
+        (stream,) = _streams(dataset, 1, 8, seed=0, workers=workers, max_damaged=0.5)
+        return [batch.items.tolist() for batch in stream.epoch(0, skip)]
+
+    whole = batches(0)
+    (shards / "shard-000003.tar").unlink()
+    lost = set(np.flatnonzero(dataset.item_shards == 3).tolist())
+    assert batches(0) == batches(2) == [[item for item in items if item not in lost] for items in whole]
+    assert batches(3, skip=4) == batches(0)[4:]
+
+
 def test_fewer_shards_than_readers_is_refused_with_the_remedy(tiny_shop: Shop) -> None:
     with pytest.raises(UserError, match=r"8 tars for 3 ranks x 3 loader processes, expected at least 9; pack again"):
         _streams(Dataset(tiny_shop.shards), 3, 4, workers=3)
