@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender
 
@@ -36,6 +37,7 @@ def build_recommender(
     features: Features,
     modalities: tuple[str, ...],
     cache: Path | None = None,
+    world: World | None = None,
     **overrides: Any,
 ) -> Recommender:
     """Build a recommender by name, freshly initialised from torch's global generator.
@@ -49,6 +51,7 @@ def build_recommender(
             from these tables once and do not follow later changes of them.
         modalities: Modalities to use; ID-only recommenders use none whatever is asked for.
         cache: Folder where neighbours of items are kept, under keys of the features' content; by default none.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
         **overrides: Hyper-parameters that shall differ from the recommender's defaults.
 
     Returns:
@@ -65,7 +68,7 @@ def build_recommender(
         if override not in known:
             raise UserError(f"model.{override}: {name} has no such hyper-parameter; it takes {', '.join(known)}")
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
-    return recommender(Inputs(num_users, num_items, train, used, cache), **overrides)
+    return recommender(Inputs(num_users, num_items, train, used, cache, world), **overrides)
 
 
 def recommender_class(name: str) -> type[Recommender]:

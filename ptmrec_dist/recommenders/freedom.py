@@ -80,6 +80,7 @@ class FREEDOM(Recommender):
             items_E.unique(),
             knn,
             inputs.cache,
+            inputs.world,
         )
 
     def start_epoch(self, generator: Generator) -> None:

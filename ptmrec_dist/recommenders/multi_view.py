@@ -101,7 +101,9 @@ class MultiViewRecommender(Recommender):
         self.register_buffer("warm_items", items_E.unique(), persistent=False)
         self.item_graphs = nn.ModuleDict(
             {
-                modality: cosine_graph(inputs.features[modality], self.warm_items, neighbours, inputs.cache)
+                modality: cosine_graph(
+                    inputs.features[modality], self.warm_items, neighbours, inputs.cache, inputs.world
+                )
                 for modality, neighbours in knn.items()
             }
         )

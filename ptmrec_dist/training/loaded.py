@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
@@ -88,13 +89,14 @@ def open_features_of(folder: Path, record: RunRecord, dataset: Dataset) -> Featu
     return _open_recorded(record.features, folder / "features" if record.stage == 2 else None, folder, dataset)
 
 
-def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> Recommender:
+def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path, world: World | None = None) -> Recommender:
     """Build the recommender that a record describes, its graphs made of the features that the record names.
 
     Args:
         record: Lineage of a run.
         dataset: Its data.
         folder: Its folder, for messages.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
 
     Returns:
         The recommender, freshly initialised from torch's global generator, on the CPU.
@@ -111,6 +113,7 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> 
         features=tensors_of(store, record.modalities),
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
+        world=world,
         **record.hyperparameters,
     )
 
