@@ -21,7 +21,6 @@ from ptmrec_dist.config import (
     DemoConfig,
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     OptimConfig,
     PackConfig,
     RecommendConfig,
@@ -30,11 +29,13 @@ from ptmrec_dist.config import (
     Stage2Config,
     TuningConfig,
 )
+from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.staging import staged
 from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
+from ptmrec_dist.files import staged
+from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
 MODEL_NAME = "ptmrec-demo"
@@ -73,6 +74,7 @@ items.csv          item_id,title,text,image
 interactions.csv   user_id,item_id,timestamp"""
 
 
+@exclusive_out
 def demo(config: DemoConfig) -> None:
     """Draw a shop, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
 
@@ -180,7 +182,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         shards=out / "shards",
         features=out / "features",
         out=stage1,
-        model=ModelConfig(reg_weight=0.02),
+        model=VBPRConfig(reg_weight=0.02),
         lr=3e-3,
         batch_size=1024,
         epochs=100,

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.errors import UserError
@@ -65,6 +66,18 @@ class EncoderConfig:
     """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
     pretrained: str | None = None
     """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRun:
+    """Where the inputs of a finished run are now; by default beside it as before, or else where they were."""
+
+    shards: Path | None = None
+    """Packed data set of the run, where it was moved; it must have the same fingerprint."""
+    features: Path | None = None
+    """Frozen features of the run, where they were moved; they must have the same fingerprint."""
+    encoder: Path | None = None
+    """Folder of the run's encoder, where it was moved; it must have the same fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)

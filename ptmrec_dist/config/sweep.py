@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import RayConfig, ReadsRun, TrackingConfig, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class AshaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(ReadsRun):
     """Search settings of stage 2 on a Ray cluster by validation Recall@20, and train the winner over seeds."""
 
     stage1: Path
@@ -34,8 +34,6 @@ class SweepConfig:
     space: dict[str, dict[str, Any]]
     """Dotted key of stage 2 (`optim.encoder_lr`) to what it is drawn from: `{choice: [..]}`, or with both ends included
     `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
-    shards: Path | None = None
-    """Packed data set; by default the one that stage 1 used. Trials never read its test split."""
     stage2: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec stage2` that are the same in all trials."""
     search: Literal["optuna", "random", "grid"] = "optuna"

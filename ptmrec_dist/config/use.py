@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import require, require_device
+from ptmrec_dist.config.common import ReadsRun, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadsRun):
     """Rank every item for every user with a finished run and write its metrics.json anew."""
 
     run: Path
@@ -21,7 +21,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(ReadsRun):
     """Write a page with tables and figures that compares finished runs on the same packed data set."""
 
     runs: str
@@ -34,7 +34,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegisterConfig:
+class RegisterConfig(ReadsRun):
     """Register a finished run as a model that recommends."""
 
     run: Path

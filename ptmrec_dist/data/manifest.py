@@ -1,12 +1,12 @@
 """`manifest.json`: what a packed data set holds, so that readers can plan and check without opening a shard."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -94,6 +94,4 @@ class Manifest:
         Args:
             folder: Packed data set.
         """
-        fresh = folder / f".{FILE_NAME}.new"
-        fresh.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(fresh, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")

@@ -16,16 +16,19 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
-from ptmrec_dist.data.images import Prepared, prepare_images, start_worker
+from ptmrec_dist.data.images import Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import staged
+from ptmrec_dist.lock import exclusive_out
 
 
+@exclusive_out
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 
@@ -111,7 +114,8 @@ def _judge(report: Report, config: PackConfig) -> None:
 def _drop_bad_images(
     items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Pool, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    prepared = prepare_images(pool, items["path"].to_list(), spool, config.image_size)
+    limits = Limits(config.image_size, config.max_image_pixels, config.max_aspect_ratio)
+    prepared = prepare_images(pool, items["path"].to_list(), spool, limits)
     items = items.hstack(pl.DataFrame(prepared, schema=list(Prepared._fields), orient="row"))
     for problem in sorted(set(items["problem"]) - {""}):
         show = "row {row}: item {item_id!r}, image {image!r}: {detail}"

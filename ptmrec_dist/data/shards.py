@@ -3,7 +3,6 @@
 Shape suffixes: I items.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ptmrec_dist.data.manifest import Shard
 from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.files import sha256
 
 _BLOCK = 512
 _DEFAULT_SHARDS = 32
@@ -110,9 +110,7 @@ def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
                 _add(tar, f"{key}.jpg", file.read(sample.size))
             _add(tar, f"{key}.txt", sample.text.encode())
             _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, len(samples), path.stat().st_size, digest)
+    return Shard(path.name, len(samples), path.stat().st_size, sha256(path))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.errors import Fault, UserError
 
 SHUFFLE_BUFFER = 2048
@@ -300,7 +301,8 @@ def decode_item(key: str, jpeg: bytes | None, text: bytes | None, reader: Reader
     image = None
     if reader.load_image is not None:
         try:
-            image = reader.load_image(Image.open(io.BytesIO(jpeg)))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise Fault(f"the image of item {int(key)} cannot be read: {error}") from error
+            with decoded(io.BytesIO(jpeg)) as picture:
+                image = reader.load_image(to_rgb(picture))
+        except BadImageError as bad:
+            raise Fault(f"the image of item {int(key)} cannot be read: {bad}") from bad
     return {"item": int(key), "image": image, "text": text.decode()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.config import ExperimentConfig, ReadsRun
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
 from ptmrec_dist.evaluation.ranking import metrics_of
@@ -60,8 +60,9 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
     folders: dict[Cell, dict[int, Path]] = defaultdict(dict)
     for cell in plan.cells:
         folders[cell.row][cell.seed] = plan.steps[cell.name].folder
+    now = ReadsRun(shards=config.shards)
     settings = {
-        row: read_setting(_name(row), _group(row), list(seeds.values()), kept=config.out / "ranks")
+        row: read_setting(_name(row), _group(row), list(seeds.values()), now=now, kept=config.out / "ranks")
         for row, seeds in folders.items()
     }
     rows = {

@@ -43,8 +43,8 @@ class Inputs:
 class Recommender(nn.Module, ABC):
     """A model that scores an item for a user by a dot product.
 
-    A subclass takes `Inputs` and keyword-only hyper-parameters with defaults. Graphs are rebuilt from the inputs and
-    are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
+    A subclass takes `Inputs` and the hyper-parameters of its row in `config/recommenders.py`. Graphs are rebuilt from
+    the inputs and are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
     `features`, and whoever owns them decides both.
     """
 

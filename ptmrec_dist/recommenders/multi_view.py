@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, modal_maps
@@ -48,13 +49,8 @@ class MultiViewRecommender(Recommender):
 
     Args:
         inputs: Numbers of users and items, the training interactions, and features of images and texts.
+        config: Hyper-parameters, see `MultiViewConfig`.
         knn: Modality to the neighbours of an item in its graph.
-        dim: Width of the embeddings and of every view.
-        layers: Layers of LightGCN.
-        reg_weight: Weight lambda of the squared norms.
-        cl_weight: Weight mu of the contrastive terms.
-        temperature: Temperature of the contrastive terms.
-        dropout: Share of the preference gates' values that training leaves out.
         map_bias: Whether the maps W_m have a bias.
 
     Raises:
@@ -67,17 +63,7 @@ class MultiViewRecommender(Recommender):
     """Names of the views of contents, in the order of their columns."""
 
     def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        knn: Mapping[str, int],
-        dim: int,
-        layers: int,
-        reg_weight: float,
-        cl_weight: float,
-        temperature: float,
-        dropout: float = 0.0,
-        map_bias: bool = False,
+        self, inputs: Inputs, config: MultiViewConfig, *, knn: Mapping[str, int], map_bias: bool = False
     ) -> None:
         if set(inputs.features) != set(MODALITIES):
             raise UserError(
@@ -85,8 +71,8 @@ class MultiViewRecommender(Recommender):
                 "choose --modalities both, or vbpr or freedom"
             )
         super().__init__(inputs)
-        self.layers, self.reg_weight = layers, reg_weight
-        self.cl_weight, self.temperature, self.dropout = cl_weight, temperature, dropout
+        self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
+        self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.users = embedding_table(inputs.num_users, dim)
         self.items = embedding_table(inputs.num_items, dim)
         self.maps = modal_maps(inputs.features, dim, bias=map_bias)

@@ -19,7 +19,7 @@ from ptmrec_dist.registry.promoting import PER_USER_TAG, crown
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import ENCODER_FILE, flatten
+from ptmrec_dist.training.runs import ENCODER_FILE, flatten, require_encoder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +42,7 @@ def register(config: RegisterConfig) -> None:
     _check_names(config)
     with TemporaryDirectory() as scratch, tqdm(total=4, desc="register", bar_format="{desc}", leave=False) as bar:
         bar.set_description_str("reading the run")
-        run = load_run(config.run)
+        run = load_run(config.run, config)
         backbone = _backbone_of(run)
         bar.set_description_str("writing the model")
         served, package = Path(scratch) / "model", Path(scratch) / "package"
@@ -74,6 +74,7 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
         return None
     from ptmrec_dist.encoders.backbone import load_backbone_of  # seconds, which `recommend` need not wait for
 
+    require_encoder(run.record, run.folder)
     return load_backbone_of(made)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config import Keep
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.space import Point
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.runs import write_atomically
 
 State = Literal["open", "complete", "pruned", "failed"]
 

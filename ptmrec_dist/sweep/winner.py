@@ -13,9 +13,10 @@ import numpy as np
 
 from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
 from ptmrec_dist.evaluation.tables import mean_of_seeds
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.runs import flatten, write_atomically
+from ptmrec_dist.training.runs import flatten
 
 
 class Winner:

@@ -91,7 +91,7 @@ def train_rank(job: dict[str, Any]) -> None:
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
         try:
-            tune(settings, load_run(settings.stage1, settings.shards, job["with_test"]), report)
+            tune(settings, load_run(settings.stage1, settings, job["with_test"]), report)
         except UserError as error:  # all ranks find it, and none would fare better another time
             print(f"error: {error}")
             if rank == 0:

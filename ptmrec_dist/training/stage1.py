@@ -20,15 +20,17 @@ from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import barrier, join_world
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import load_engine, save_engine
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, print_metrics
 from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunFolder, flatten, plain_settings, save_tensors
-from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare
+from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare, untrained_record
 
 
+@exclusive_out
 def train_stage1(config: Stage1Config) -> None:
     """Train a recommender and write its run folder (`ptmrec stage1`, `launchers/stage1.py`).
 
@@ -42,9 +44,9 @@ def train_stage1(config: Stage1Config) -> None:
         Fault: A rank was lost.
     """
     keep_freed_memory()
-    run = RunFolder(config.out, config)
     dataset = Dataset(config.shards)
     store = open_store(config, dataset)
+    run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return

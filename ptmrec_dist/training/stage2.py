@@ -17,6 +17,7 @@ from ptmrec_dist.config import Stage2Config, TrainsBoth
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import barrier, join_world
 from ptmrec_dist.encoders.features import encode_all
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import whole_parameters
@@ -28,6 +29,7 @@ from ptmrec_dist.training.stage2_parts import Report, Stage2, check_start, prepa
 from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_kept, with_fitted_maps, write_checkpoint
 
 
+@exclusive_out
 def train_stage2(config: Stage2Config) -> None:
     """Tune the encoder and write the run folder (`ptmrec stage2`, `launchers/stage2.py`).
 
@@ -40,7 +42,7 @@ def train_stage2(config: Stage2Config) -> None:
         UserError: A stage 1 run that is missing, unfinished, ID-only or of other data; an encoder that is not the one that
             the features came from; a method that a tower cannot take; a run folder of other settings.
     """
-    tune(config, load_run(config.stage1, config.shards))
+    tune(config, load_run(config.stage1, config))
 
 
 def tune(config: TrainsBoth, start: LoadedRun, report: Report | None = None) -> None:
@@ -57,7 +59,7 @@ def tune(config: TrainsBoth, start: LoadedRun, report: Report | None = None) -> 
     Raises:
         UserError: As `train_stage2`.
     """
-    run = RunFolder(config.out, config)
+    run = RunFolder(config.out, config, start.record.inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import staged
 
 
 def _packed(folder: Path) -> Path:

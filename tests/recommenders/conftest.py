@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
@@ -31,7 +32,7 @@ class Toy:
             train=self.train,
             features=self.features,
             modalities=modalities,
-            **overrides,
+            config=recommender_config(name, **overrides),
         )
 
     @property

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from ptmrec_dist.cli import main
-from ptmrec_dist.config import ModelConfig, PromoteConfig, RegisterConfig, Stage1Config
+from ptmrec_dist.config import PromoteConfig, RegisterConfig, Stage1Config, recommender_config
 from ptmrec_dist.registry.promoting import judge
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.loaded import load_run
@@ -25,7 +25,7 @@ from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
 def oracle(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID-only run that ranks what each user takes in validation first."""
     folder = tmp_path_factory.mktemp("oracle") / "run"
-    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=NUM_ITEMS)}
+    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": recommender_config("bpr", dim=NUM_ITEMS)}
     train_stage1(Stage1Config(out=folder, shards=shop.shards, recommender="bpr", **common))
     wanted = load_run(folder).dataset.interactions("validation")
     users = torch.zeros(NUM_USERS, NUM_ITEMS)
