@@ -3,6 +3,7 @@
 What is to be stored goes to spool files (one for each chunk of images), so that nothing is decoded twice.
 """
 
+import hashlib
 import io
 import signal
 import warnings
@@ -46,6 +47,8 @@ class Prepared(NamedTuple):
     """First byte in it."""
     size: int
     """Number of bytes."""
+    sha256: str
+    """Digest of the bytes."""
 
 
 def start_worker(max_pixels: int) -> None:
@@ -122,6 +125,7 @@ def _prepare_chunk(paths: Sequence[str], spool: Path, limits: Limits) -> list[Pr
                 data = prepare_image(path, limits)
             except BadImageError as bad:
                 problem, detail = bad.problem, bad.detail
-            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data)))
+            digest = hashlib.sha256(data).hexdigest()
+            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data), digest))
             file.write(data)
     return results

@@ -3,6 +3,7 @@
 Shape suffixes: I items.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -56,6 +57,19 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
     members = _BLOCK + -(-sizes // _BLOCK) * _BLOCK
     total_I: np.ndarray = members.sum(axis=0)
     return total_I
+
+
+def item_digest(image_sha256: str, text: bytes) -> str:
+    """Compute the digest by which an item's content is known, whatever shard it lies in.
+
+    Args:
+        image_sha256: Digest of its image file, in hexadecimal digits.
+        text: Its text in UTF-8.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(image_sha256.encode() + text).hexdigest()
 
 
 def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: int) -> list[np.ndarray]:

@@ -37,6 +37,8 @@ class LoopState:
     """Steps done since the start."""
     world_size: int = 1
     """Ranks that wrote it."""
+    layout: str = ""
+    """Digest of how the items were divided into shards."""
     losses: dict[str, float] = field(default_factory=dict)
     """Terms of the objective at the last step."""
     sums: dict[str, float] = field(default_factory=dict)

@@ -208,7 +208,8 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
 
 def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
     """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
-    _, loop = go_on(tuning.engine, checkpoints, tuning.world, LoopState(world_size=tuning.world.size))
+    begin = LoopState(world_size=tuning.world.size, layout=tuning.stream.layout)
+    _, loop = go_on(tuning.engine, checkpoints, tuning.world, begin)
     skip_to(tuning.schedule, steps_before(tuning.stream, loop.epoch) + loop.step)
     return loop
 
