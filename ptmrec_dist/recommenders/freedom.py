@@ -68,6 +68,7 @@ class FREEDOM(Recommender):
             items_E.unique(),
             config.knn,
             inputs.cache,
+            inputs.world,
         )
 
     def start_epoch(self, generator: Generator) -> None:
