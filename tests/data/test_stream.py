@@ -1,6 +1,8 @@
 """Streaming: every item once over all ranks, equal steps, the same order again, and nothing lost in silence."""
 
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,7 +138,21 @@ def _image_of_noise(path: Path) -> None:
     path.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
 
 
-@pytest.mark.parametrize("damage", [_gone, _cut, _cut_between_files, _of_other_items, _image_of_noise])
+def _thin_image(path: Path) -> None:
+    """Of a shard that something else wrote: an image that the transform would blow up."""
+    buffer = io.BytesIO()
+    Image.new("L", (60_000, 3)).save(buffer, "JPEG")
+    with tarfile.open(path) as tar:
+        samples = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    samples[next(name for name in samples if name.endswith(".jpg"))] = buffer.getvalue()
+    with tarfile.open(path, "w") as tar:
+        for name, data in samples.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("damage", [_gone, _cut, _cut_between_files, _of_other_items, _image_of_noise, _thin_image])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_tars_stop_the_stream_or_are_skipped_within_the_budget(
     tiny_shop: Shop, tmp_path: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture

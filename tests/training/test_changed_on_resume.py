@@ -93,7 +93,7 @@ def test_a_cosine_schedule_depends_on_the_epochs_and_says_so(
 ) -> None:
     from ptmrec_dist.training.runs import RunFolder
 
-    RunFolder(tmp_path / "run", config(tiny_shop, tmp_path / "run", 2)).start()
+    RunFolder(tmp_path / "run", config(tiny_shop, tmp_path / "run", 2), {}).start()
     with pytest.raises(
         UserError, match=r"was started with 2, got 3, but .* --optim.schedule cosine .* keep --epochs 2"
     ):
