@@ -23,6 +23,7 @@ from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.runs import require_encoder
 from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
@@ -96,6 +97,7 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":
         return None
+    require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
