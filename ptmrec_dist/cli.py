@@ -38,6 +38,7 @@ COMMANDS = {
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
     "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
+    "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),

@@ -54,7 +54,7 @@ class Stage1Config(ChoosesRecommender):
     epochs: int = 1000
     """Most epochs to train."""
     patience: int = 20
-    """Evaluations without a better validation Recall@20 before training stops."""
+    """Evaluations without a better result on validation before training stops."""
     patience_after: int = 1000
     """Steps before patience begins to run out: a recommender may rank no better than chance for hundreds of them, and then
     learn."""

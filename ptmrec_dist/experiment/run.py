@@ -6,6 +6,7 @@ ptmrec experiment --config EXPERIMENT.yaml
 import json
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from graphlib import TopologicalSorter
 from typing import Any
 
 import yaml
@@ -127,26 +128,27 @@ def _settings(config: ExperimentConfig, step: Step, parent: str | None) -> dict[
 def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
     """Start every step once those that it needs have ended, a few at a time."""
     waiting = {name: step for name, step in plan.steps.items() if not step.is_complete}
-    done = plan.steps.keys() - waiting.keys()
+    order = TopologicalSorter({name: waiting.keys() & step.needs for name, step in waiting.items()})
+    order.prepare()
     running: dict[Future[None], str] = {}
     with (
         place_of(config) as place,
         ThreadPoolExecutor(config.processes) as pool,
-        tqdm(total=len(plan.steps), initial=len(done), desc="experiment", unit="step") as bar,
+        tqdm(total=len(plan.steps), initial=len(plan.steps) - len(waiting), desc="experiment", unit="step") as bar,
     ):
         try:
-            while waiting or running:
-                for name in [name for name, step in waiting.items() if done.issuperset(step.needs)]:
-                    running[pool.submit(_run, config, place, name, waiting.pop(name), parent)] = name
+            while order.is_active():
+                for name in order.get_ready():
+                    running[pool.submit(_run, config, place, name, waiting[name], parent)] = name
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
                     future.result()
-                    done |= {name}
+                    order.done(name)
                     bar.update()
                     bar.write(f"{name}: done")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run end; the same command goes on
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run end; the same command resumes the rest
             raise
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender
 
@@ -26,6 +27,7 @@ def build_recommender(
     modalities: tuple[str, ...],
     cache: Path | None = None,
     config: RecommenderConfig | None = None,
+    world: World | None = None,
 ) -> Recommender:
     """Build a recommender by name, freshly initialised from torch's global generator.
 
@@ -39,6 +41,7 @@ def build_recommender(
         modalities: Modalities to use; ID-only recommenders use none whatever is asked for.
         cache: Folder where neighbours of items are kept, under keys of the features' content; by default none.
         config: Its hyper-parameters; by default its own defaults.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
 
     Returns:
         The recommender, on the CPU.
@@ -49,7 +52,7 @@ def build_recommender(
     """
     recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its own row
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
-    inputs = Inputs(num_users, num_items, train, used, cache)
+    inputs = Inputs(num_users, num_items, train, used, cache, world)
     built: Recommender = recommender(inputs, config or recommender_entry(name).config())
     return built
 

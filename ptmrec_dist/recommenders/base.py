@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 
 Features = Mapping[str, Tensor]
@@ -35,6 +36,8 @@ class Inputs:
     """Features of the modalities that the recommender shall use; empty for ID-only recommenders."""
     cache: Path | None = None
     """Folder where what is costly to compute from features is kept, under keys of their content; by default none."""
+    world: World | None = None
+    """Ranks that compute it together, which must all build the recommender; by default each process does for itself."""
 
 
 class Recommender(nn.Module, ABC):

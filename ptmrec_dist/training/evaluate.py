@@ -15,7 +15,8 @@ from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import CUTOFFS, Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.loaded import load_run
@@ -168,11 +169,10 @@ def print_metrics(metrics: Metrics) -> None:
     from rich.table import Table
 
     table = Table()
-    names = [f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in CUTOFFS]
-    for heading in ("part", *names):
+    for heading in ("part", *SHOWN):
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in names))
+        table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
     Console().print(table)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ptmrec_dist.config import JointConfig
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
@@ -37,5 +38,6 @@ def train_joint(config: JointConfig) -> None:
         )
     record = untrained_record(config, dataset, store)
     torch.manual_seed(config.seed)
-    recommender = untrained_recommender(record, dataset, config.out)
+    world = join_world(config.device, config.timeout)
+    recommender = untrained_recommender(record, dataset, config.out, world)
     tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, modalities_of(config)), recommender))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ptmrec_dist.config import ReadsRun, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
@@ -104,13 +105,14 @@ def open_features_of(folder: Path, record: RunRecord, dataset: Dataset) -> Featu
     return _open_recorded(record.features, folder, dataset)
 
 
-def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> Recommender:
+def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path, world: World | None = None) -> Recommender:
     """Build the recommender that a record describes, its graphs made of the features that the record names.
 
     Args:
         record: Lineage of a run.
         dataset: Its data.
         folder: Its folder, for messages.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
 
     Returns:
         The recommender, freshly initialised from torch's global generator, on the CPU.
@@ -127,6 +129,7 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> 
         features=tensors_of(store, record.modalities),
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
+        world=world,
         config=recommender_config(record.recommender, **record.hyperparameters),
     )
 

@@ -169,6 +169,7 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         features=features,
         modalities=modalities_of(config),
         cache=neighbour_cache(store),
+        world=world,
         config=config.model,
     ).to(world.device)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
