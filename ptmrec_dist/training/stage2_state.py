@@ -87,20 +87,18 @@ def write_checkpoint(stage: Stage2, folder: Path) -> None:
 
 
 def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weights]:
-    """Say which recommender is evaluated and kept: the one in training, or where stage 1 has fitted nothing a fitted copy.
+    """Fit the maps that score cold items, as stage 1 does, in the recommender that is evaluated and kept.
 
-    The maps that score cold items are fitted as stage 1 fits its own, in a copy, for ZeRO's optimiser would undo it in the
-    one in training.
+    Without L_KT nothing trains them while features and vectors move. The recommender in training keeps its own maps: L_KT
+    trains those further, and ZeRO's optimiser would undo a change.
 
     Args:
         stage: Stage 2; its features are those of the weights.
         weights: Weights as training left them.
 
     Returns:
-        The recommender, and the weights with its own in them.
+        The recommender with fitted maps, and the weights with its own in them.
     """
-    if stage.fitted is None:
-        return stage.tuner.recommender, weights
     stage.fitted.load_state_dict(weights.recommender)
     stage.fitted.fit_projections(stage.tuner.features)
     return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))
