@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import Modalities, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import TrackingConfig, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class ChoosesRecommender:
     """Frozen features; not needed by ID-only recommenders."""
     recommender: Literal["bpr", "lightgcn", "buir", "vbpr", "freedom", "mgcn", "smore"] = "vbpr"
     """Recommender to train."""
-    modalities: Modalities = "both"
-    """Modalities that the recommender sees."""
+    modalities: Literal["auto", "both", "image", "text"] = "auto"
+    """Modalities that the recommender sees; auto: all that the features have."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Hyper-parameters of the recommender."""
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,9 @@ class FeatureManifest:
     """open_clip tag of the backbone's weights."""
     widths: dict[str, int]
     """Modality to width of its rows."""
+    filled: dict[str, int] = field(default_factory=dict)
+    """Modality to the number of items that lack it, whose rows are the mean of the others; without those that none lacks.
+    The items table of the data set says which items."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,14 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
 
 
 def write_features(
-    folder: Path, tables: dict[str, np.ndarray], *, data: str, encoder: str, model: str, pretrained: str | None
+    folder: Path,
+    tables: dict[str, np.ndarray],
+    *,
+    data: str,
+    encoder: str,
+    model: str,
+    pretrained: str | None,
+    filled: dict[str, int] | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -85,6 +95,7 @@ def write_features(
         encoder: Fingerprint of the backbone.
         model: open_clip name or folder of the backbone.
         pretrained: open_clip tag of its weights.
+        filled: Modality to the number of items that lack it; by default none.
 
     Returns:
         The manifest written.
@@ -98,7 +109,7 @@ def write_features(
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(table).data)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
-    manifest = FeatureManifest(digest.hexdigest(), data, encoder, model, pretrained, widths)
+    manifest = FeatureManifest(digest.hexdigest(), data, encoder, model, pretrained, widths, filled or {})
     (fresh / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
     if folder.exists():
         check_replaceable(folder)

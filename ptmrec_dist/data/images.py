@@ -48,6 +48,10 @@ class Prepared(NamedTuple):
     """Number of bytes."""
 
 
+NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0)
+"""What stands for the image of an item that has none."""
+
+
 def start_worker(max_pixels: int) -> None:
     """Set up a process that decodes images.
 

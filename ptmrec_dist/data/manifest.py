@@ -8,7 +8,8 @@ from typing import Any
 
 from ptmrec_dist.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 tells modalities and the size of images; 1 told only whether there are both."""
 FILE_NAME = "manifest.json"
 
 
@@ -44,14 +45,21 @@ class Manifest:
     """Users, numbered from 0."""
     num_items: int
     """Items, numbered from 0."""
-    has_content: bool
-    """Whether there are images and texts."""
+    modalities: tuple[str, ...]
+    """What items have: `image`, `text`, both, or nothing where interactions were packed alone."""
+    image_size: int | None
+    """Pixels to which the shorter side of larger images was reduced; None without images, or where it is not known."""
     interactions: dict[str, int]
     """Part to number of interactions."""
     shards: tuple[Shard, ...]
     """Tar files in order; empty without content."""
     report: dict[str, Any]
     """Validation report: counts of what was read, kept and dropped, with examples."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are images or texts."""
+        return bool(self.modalities)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -76,6 +84,10 @@ class Manifest:
                     f"shards: {path} has schema version {fields['schema_version']}, this program reads up to "
                     f"{SCHEMA_VERSION}; update ptmrec-dist or pack again"
                 )
+            if fields["schema_version"] < 2:
+                fields["modalities"] = ("image", "text") if fields.pop("has_content") else ()
+                fields["image_size"] = None
+            fields["modalities"] = tuple(fields["modalities"])
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             manifest = cls(**fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]

@@ -37,7 +37,12 @@ class Sample(NamedTuple):
     offset: int
     """First byte of the image in it."""
     size: int
-    """Bytes of the image."""
+    """Bytes of the image; 0 where the item has none."""
+
+    @property
+    def lacks(self) -> list[str]:
+        """Modalities that the item does not have."""
+        return [modality for modality, there in (("image", self.size), ("text", self.text)) if not there]
 
 
 def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.ndarray) -> np.ndarray:
@@ -51,7 +56,7 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
     Returns:
         Bytes of the three members with their headers and padding, int64 [I].
     """
-    overhead = len(_describe(10**9, ""))
+    overhead = len(_describe(10**9, "", ["image"]))
     sizes = np.stack([image_bytes, text_bytes, id_bytes + overhead])
     members = _BLOCK + -(-sizes // _BLOCK) * _BLOCK
     total_I: np.ndarray = members.sum(axis=0)
@@ -105,11 +110,13 @@ def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             key = f"{sample.item_index:09d}"
-            with (spool / sample.spool).open("rb") as file:
-                file.seek(sample.offset)
-                _add(tar, f"{key}.jpg", file.read(sample.size))
-            _add(tar, f"{key}.txt", sample.text.encode())
-            _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id))
+            if sample.size:
+                with (spool / sample.spool).open("rb") as file:
+                    file.seek(sample.offset)
+                    _add(tar, f"{key}.jpg", file.read(sample.size))
+            if sample.text:
+                _add(tar, f"{key}.txt", sample.text.encode())
+            _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id, sample.lacks))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Shard(path.name, len(samples), path.stat().st_size, digest)
@@ -121,5 +128,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _describe(item_index: int, item_id: str) -> bytes:
-    return json.dumps({"item_index": item_index, "item_id": item_id}, ensure_ascii=False).encode()
+def _describe(item_index: int, item_id: str, lacks: list[str]) -> bytes:
+    described = {"item_index": item_index, "item_id": item_id} | ({"lacks": lacks} if lacks else {})
+    return json.dumps(described, ensure_ascii=False).encode()

@@ -12,7 +12,7 @@ from ptmrec_dist.config import JointConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.stage1_parts import modalities_of, open_store, untrained_record
+from ptmrec_dist.training.stage1_parts import open_store, untrained_record
 from ptmrec_dist.training.stage2 import tune
 
 
@@ -36,4 +36,4 @@ def train_joint(config: JointConfig) -> None:
     record = untrained_record(config, dataset, store)
     torch.manual_seed(config.seed)
     recommender = untrained_recommender(record, dataset, config.out)
-    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, modalities_of(config)), recommender))
+    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))

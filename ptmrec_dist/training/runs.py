@@ -34,6 +34,7 @@ INCIDENTAL = {
     "check_every",
     "timeout",
     "max_damaged",
+    "strict",
 }
 
 

@@ -12,7 +12,7 @@ from ptmrec_dist.errors import UserError
 def _packed(folder: Path) -> Path:
     folder.mkdir()
     interactions = {"train": 0}
-    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, False, interactions, (), {}).write(folder)
+    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, (), None, interactions, (), {}).write(folder)
     return folder
 
 
