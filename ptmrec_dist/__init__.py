@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.recommenders import build_recommender
     from ptmrec_dist.registry.loading import load_model
     from ptmrec_dist.training.loaded import load_run

@@ -3,6 +3,7 @@
 What is to be stored goes to spool files (one for each chunk of images), so that nothing is decoded twice.
 """
 
+import hashlib
 import io
 import signal
 import warnings
@@ -46,9 +47,11 @@ class Prepared(NamedTuple):
     """First byte in it."""
     size: int
     """Number of bytes."""
+    sha256: str
+    """Digest of the bytes."""
 
 
-NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0)
+NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0, sha256=hashlib.sha256().hexdigest())
 """What stands for the image of an item that has none."""
 
 
@@ -126,6 +129,7 @@ def _prepare_chunk(paths: Sequence[str], spool: Path, limits: Limits) -> list[Pr
                 data = prepare_image(path, limits)
             except BadImageError as bad:
                 problem, detail = bad.problem, bad.detail
-            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data)))
+            digest = hashlib.sha256(data).hexdigest()
+            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data), digest))
             file.write(data)
     return results

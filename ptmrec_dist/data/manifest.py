@@ -1,15 +1,15 @@
 """`manifest.json`: what a packed data set holds, so that readers can plan and check without opening a shard."""
 
+import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import write_atomically
 
 SCHEMA_VERSION = 2
-"""2 tells modalities and the size of images; 1 told only whether there are both."""
 FILE_NAME = "manifest.json"
 
 
@@ -34,7 +34,7 @@ class Manifest:
     schema_version: int
     """Version of the folder's format."""
     fingerprint: str
-    """sha256 over the content, independent of paths and times."""
+    """sha256 over the content, independent of paths, times, and how it is divided into shards."""
     split: str
     """How the interactions were divided."""
     seed: int
@@ -48,11 +48,13 @@ class Manifest:
     modalities: tuple[str, ...]
     """What items have: `image`, `text`, both, or nothing where interactions were packed alone."""
     image_size: int | None
-    """Pixels to which the shorter side of larger images was reduced; None without images, or where it is not known."""
+    """Pixels to which the shorter side of larger images was reduced; None without images."""
     interactions: dict[str, int]
     """Part to number of interactions."""
     shards: tuple[Shard, ...]
     """Tar files in order; empty without content."""
+    files: dict[str, str]
+    """Each table to the sha256 of its file."""
     report: dict[str, Any]
     """Validation report: counts of what was read, kept and dropped, with examples."""
 
@@ -60,6 +62,11 @@ class Manifest:
     def has_content(self) -> bool:
         """Whether there are images or texts."""
         return bool(self.modalities)
+
+    @property
+    def layout(self) -> str:
+        """Digest of how the items are divided into shards: the same content may be divided in many ways."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -72,21 +79,21 @@ class Manifest:
             The manifest.
 
         Raises:
-            UserError: No manifest, one that `ptmrec pack` did not write, or one of a newer version.
+            UserError: No manifest, one that `ptmrec pack` did not write, or one of another version.
         """
         path = folder / FILE_NAME
         if not path.is_file():
             raise UserError(f"shards: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields["schema_version"] > SCHEMA_VERSION:
-                raise UserError(
-                    f"shards: {path} has schema version {fields['schema_version']}, this program reads up to "
-                    f"{SCHEMA_VERSION}; update ptmrec-dist or pack again"
+            if fields["schema_version"] != SCHEMA_VERSION:
+                remedy = (
+                    "pack again" if fields["schema_version"] < SCHEMA_VERSION else "update ptmrec-dist or pack again"
                 )
-            if fields["schema_version"] < 2:
-                fields["modalities"] = ("image", "text") if fields.pop("has_content") else ()
-                fields["image_size"] = None
+                raise UserError(
+                    f"shards: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
+                    f"{remedy}"
+                )
             fields["modalities"] = tuple(fields["modalities"])
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             manifest = cls(**fields)
@@ -106,6 +113,4 @@ class Manifest:
         Args:
             folder: Packed data set.
         """
-        fresh = folder / f".{FILE_NAME}.new"
-        fresh.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(fresh, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")

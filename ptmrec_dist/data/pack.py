@@ -20,15 +20,18 @@ from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, 
 from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
-from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import sha256, staged
+from ptmrec_dist.lock import exclusive_out
 
 _SHOW_ITEM = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
+@exclusive_out
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 
@@ -66,9 +69,10 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
         parts = _divide_by_part(rows, config.split)
+        fingerprint, files = _write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            fingerprint=_write_tables(items, user_ids, parts, shards, fresh),
+            fingerprint=fingerprint,
             split=config.split,
             seed=config.seed,
             core=config.core,
@@ -78,6 +82,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             image_size=config.image_size if "image" in modalities else None,
             interactions={part: table.height for part, table in parts.items()},
             shards=tuple(shards),
+            files=files,
             report=report.to_dict(),
         )
         manifest.write(fresh)
@@ -192,7 +197,7 @@ def _write_shards(
     items: pl.DataFrame, pool: Pool, folder: Path, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, list[Shard]]:
     if config.items is None:
-        return items, []
+        return items.with_columns(sha256=pl.lit("")), []
     if config.num_shards is not None and config.num_shards > items.height:
         raise UserError(
             f"num_shards: got {config.num_shards}, but {items.height} items are left; expected at most that many"
@@ -205,7 +210,8 @@ def _write_shards(
     shard_I = np.empty(items.height, dtype=np.int64)
     for number, chosen in enumerate(divided):
         shard_I[chosen] = number
-    return items.with_columns(shard=pl.Series(shard_I)), shards
+    digests = starmap(item_digest, ((image, text.encode()) for image, text in items.select("sha256", "text").rows()))
+    return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
 def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
@@ -215,20 +221,23 @@ def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
 
 
 def _write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], shards: list[Shard], folder: Path
-) -> str:
+    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], folder: Path
+) -> tuple[str, dict[str, str]]:
+    """Write the tables; gives the fingerprint of all content, images included, and the digest of each file."""
     tables = {f"interactions/{part}": table for part, table in parts.items()}
-    columns = ["item_id", "title", "text", "part", "shard"]
+    columns = ["item_id", "title", "text", "part", "sha256", "shard"]
     absent = [name for name in ("has_image", "has_text") if name in items.columns]
     tables["items"] = _numbered(items.select(*columns, *absent), "item_index")
     tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
+    digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
     for name, table in tables.items():
-        table.write_parquet(folder / f"{name}.parquet")
-        # Not the file's bytes: they change with the library that writes it.
-        digest.update(f"{name}\n{table.write_csv()}".encode())
-    return digest.hexdigest()
+        path = folder / f"{name}.parquet"
+        table.write_parquet(path)
+        files[f"{name}.parquet"] = sha256(path)
+        # Content, not bytes, which change with the library that writes them; nor in which shard an item lies.
+        digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
+    return digest.hexdigest(), files
 
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:

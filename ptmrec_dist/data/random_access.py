@@ -36,7 +36,7 @@ class ItemFiles:
     """
 
     def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0) -> None:
-        self.reader = reader
+        self.reader, self._digests = reader, dataset.item_digests
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
         self._places: dict[int, dict[str, _Place]] = defaultdict(dict)
@@ -65,7 +65,7 @@ class ItemFiles:
     def _decoded(self, item: int) -> dict[str, Any] | None:
         try:
             files = {ending: _bytes(place) for ending, place in self._places.get(item, {}).items()}
-            return decode_item(f"{item}", files, self.reader)
+            return decode_item(f"{item}", files, self.reader, self._digests)
         except (Fault, OSError) as error:
             if item not in self._lost:
                 self._lost.add(item)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ptmrec_dist.data.manifest import Shard
 from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.files import sha256
 
 _BLOCK = 512
 _DEFAULT_SHARDS = 32
@@ -39,11 +40,6 @@ class Sample(NamedTuple):
     size: int
     """Bytes of the image; 0 where the item has none."""
 
-    @property
-    def lacks(self) -> list[str]:
-        """Modalities that the item does not have."""
-        return [modality for modality, there in (("image", self.size), ("text", self.text)) if not there]
-
 
 def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.ndarray) -> np.ndarray:
     """Compute how much of a tar file each sample takes.
@@ -56,11 +52,24 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
     Returns:
         Bytes of the three members with their headers and padding, int64 [I].
     """
-    overhead = len(_describe(10**9, "", ["image"]))
+    overhead = len(_describe(10**9, ""))
     sizes = np.stack([image_bytes, text_bytes, id_bytes + overhead])
     members = _BLOCK + -(-sizes // _BLOCK) * _BLOCK
     total_I: np.ndarray = members.sum(axis=0)
     return total_I
+
+
+def item_digest(image_sha256: str, text: bytes) -> str:
+    """Compute the digest by which an item's content is known, whatever shard it lies in.
+
+    Args:
+        image_sha256: Digest of its image file, in hexadecimal digits; that of no bytes where it has none.
+        text: Its text in UTF-8, empty where it has none.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(image_sha256.encode() + text).hexdigest()
 
 
 def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: int) -> list[np.ndarray]:
@@ -116,10 +125,8 @@ def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
                     _add(tar, f"{key}.jpg", file.read(sample.size))
             if sample.text:
                 _add(tar, f"{key}.txt", sample.text.encode())
-            _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id, sample.lacks))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, len(samples), path.stat().st_size, digest)
+            _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id))
+    return Shard(path.name, len(samples), path.stat().st_size, sha256(path))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -128,6 +135,5 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _describe(item_index: int, item_id: str, lacks: list[str]) -> bytes:
-    described = {"item_index": item_index, "item_id": item_id} | ({"lacks": lacks} if lacks else {})
-    return json.dumps(described, ensure_ascii=False).encode()
+def _describe(item_index: int, item_id: str) -> bytes:
+    return json.dumps({"item_index": item_index, "item_id": item_id}, ensure_ascii=False).encode()

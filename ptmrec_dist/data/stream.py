@@ -7,9 +7,9 @@ loader processes: a run that was interrupted at step k resumes by leaving the fi
 Legend: B local batch, N tokens.
 """
 
+import hashlib
 import io
 import itertools
-import json
 import random
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,12 +26,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
+from ptmrec_dist.data.shards import item_digest
 from ptmrec_dist.errors import Fault, UserError
 
 SHUFFLE_BUFFER = 2048
 """Samples, still encoded, among which the order within an epoch is drawn."""
-
-_ENDINGS = {"image": "jpg", "text": "txt"}
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,10 @@ class ItemStream:
             )
         self.rank, self.world_size, self.batch_size, self.workers = rank, world_size, batch_size, workers
         self.reader, self.seed, self.max_damaged = reader, seed, max_damaged
-        self.item_shards = dataset.item_shards
+        self.item_shards, self.digests = dataset.item_shards, dataset.item_digests
         self.has = dataset.has
         self.wanted = np.ones(dataset.num_items, dtype=bool) if wanted is None else wanted
+        self.layout = dataset.manifest.layout
         self.paths = [str(path) for path in dataset.shard_paths()]
         self.counts = np.bincount(dataset.item_shards[self.wanted], minlength=len(self.paths))
 
@@ -218,7 +218,7 @@ class ItemStream:
                 for shard, start in zip(shards[worker::workers], starts[worker::workers], strict=True)
             ]
             own = order[worker_of == worker].tolist()
-            samples = _OrderedSamples(sources, own, self.wanted, self.item_shards, self.reader)
+            samples = _OrderedSamples(sources, own, self.wanted, self.item_shards, self.digests, self.reader)
             # A generator of its own: a loader would otherwise draw from torch's global one.
             loader = DataLoader(samples, batch_size=None, num_workers=1, generator=torch.Generator())
             loaders.append(iter(loader if self.workers else samples))
@@ -242,10 +242,16 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
     """The samples of some shards, read one shard after the other, kept raw until their turn, then decoded."""
 
     def __init__(
-        self, shards: list[_Shard], order: list[int], wanted: np.ndarray, item_shards: np.ndarray, reader: Reader
+        self,
+        shards: list[_Shard],
+        order: list[int],
+        wanted: np.ndarray,
+        item_shards: np.ndarray,
+        digests: np.ndarray,
+        reader: Reader,
     ) -> None:
         self.shards, self.order, self.wanted = shards, order, wanted
-        self.item_shards, self.reader = item_shards, reader
+        self.item_shards, self.digests, self.reader = item_shards, digests, reader
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         needed = set(self.order)
@@ -281,40 +287,37 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
         if "lost" in sample:
             return sample
         try:
-            return decode_item(sample["__key__"], sample, self.reader)
+            return decode_item(sample["__key__"], sample, self.reader, self.digests)
         except Fault as error:  # a loader process cannot tell the others: what it lost is counted by its rank
             return {"lost": str(error)}
 
 
-def decode_item(key: str, files: Mapping[str, bytes], reader: Reader) -> dict[str, Any]:
+def decode_item(key: str, files: Mapping[str, bytes], reader: Reader, digests: np.ndarray) -> dict[str, Any]:
     """Decode one item of a shard.
 
     Args:
         key: Its key, the item index in nine digits.
-        files: Its files by ending: `jpg`, `txt`, and `json`, which names the modalities that the item lacks.
+        files: Its files by ending: `jpg` and `txt`, those that it has.
         reader: How to decode.
+        digests: What `Dataset.item_digests` gave.
 
     Returns:
         `item`, `image` (None without one or without an image reader) and `text` (empty without one).
 
     Raises:
-        Fault: A file is missing or the image cannot be read.
+        Fault: A part is missing, the image cannot be read, or they are not what was packed.
     """
-    missing = {modality for modality, ending in _ENDINGS.items() if ending not in files}
-    if missing and not missing <= _lacks(files.get("json", b"")):
+    jpeg, text = files.get("jpg", b""), files.get("txt", b"")
+    genuine = item_digest(hashlib.sha256(jpeg).hexdigest(), text) == digests[int(key)].tobytes().hex()
+    if not genuine and not {"jpg", "txt"} <= files.keys():
         raise Fault(f"item {int(key)} lacks its image or text")
     image = None
-    if reader.load_image is not None and "jpg" in files:
+    if reader.load_image is not None and jpeg:
         try:
-            with decoded(io.BytesIO(files["jpg"])) as picture:
+            with decoded(io.BytesIO(jpeg)) as picture:
                 image = reader.load_image(to_rgb(picture))
         except BadImageError as bad:
             raise Fault(f"the image of item {int(key)} cannot be read: {bad}") from bad
-    return {"item": int(key), "image": image, "text": files.get("txt", b"").decode()}
-
-
-def _lacks(described: bytes) -> set[str]:
-    try:
-        return set(json.loads(described).get("lacks", ()))
-    except (ValueError, AttributeError, TypeError):  # damaged as well: the item lacks nothing by right
-        return set()
+    if not genuine:
+        raise Fault(f"item {int(key)} is not the one that was packed")
+    return {"item": int(key), "image": image, "text": text.decode()}

@@ -15,7 +15,6 @@ from ptmrec_dist.serving.digests import tree_digest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "digest"
 """Tag of a version: one digest over all of its files, its code included."""
 ADDED_BY_MLFLOW = "registered_model_meta"

@@ -20,15 +20,18 @@ from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import barrier, join_world
+from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import load_engine, save_engine
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, print_metrics
 from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunFolder, flatten, plain_settings, save_tensors
-from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare
+from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare, untrained_record
 
 
+@exclusive_out
 def train_stage1(config: Stage1Config) -> None:
     """Train a recommender and write its run folder (`ptmrec stage1`, `launchers/stage1.py`).
 
@@ -42,9 +45,9 @@ def train_stage1(config: Stage1Config) -> None:
         Fault: A rank was lost.
     """
     keep_freed_memory()
-    run = RunFolder(config.out, config)
     dataset = Dataset(config.shards)
     store = open_store(config, dataset)
+    run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
@@ -113,7 +116,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
             if loop.epoch % config.eval_every == 0 or loop.epoch == config.epochs:
                 metrics = _evaluate(stage, loop, loss, run, evaluate)
                 tracker.metrics({"loss": loss, **flatten(metrics)}, loop.epoch)
-                bar.set_postfix(loss=f"{loss:.4f}", recall20=f"{metrics['validation']['recall@20']:.4f}")
+                bar.set_postfix({"loss": f"{loss:.4f}", SELECT: f"{metrics['validation'][SELECT]:.4f}"})
             interrupted = interrupt.requested_anywhere(world.device)
             if interrupted or loop.epoch % config.checkpoint_every == 0:
                 save()
@@ -142,11 +145,11 @@ def train_epoch(stage: Stage1, epoch: int) -> float:
 
 
 def _evaluate(stage: Stage1, loop: LoopState, loss: float, run: RunFolder, evaluate: Evaluator) -> Metrics:
-    """Evaluate, and keep the weights where they are the best so far."""
+    """Evaluate, and keep the weights where they are the best so far on known items: their vectors are what is trained."""
     if evaluate.cold_items is not None:
         stage.recommender.fit_projections(stage.objective.features)
     metrics = evaluate(stage.recommender, stage.objective.features, stage.world)
-    best = loop.stopping.update(metrics["validation"]["recall@20"], loop.epoch)
+    best = loop.stopping.update(metrics["validation"][SELECT], loop.epoch)
     loop.history.append({"epoch": loop.epoch, "loss": loss, **flatten(metrics)})
     if stage.world.is_first:
         if best:

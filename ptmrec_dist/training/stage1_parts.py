@@ -170,7 +170,8 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         features=features,
         modalities=modalities,
         cache=neighbour_cache(store),
-        **overrides_of(config),
+        world=world,
+        config=config.model,
     ).to(world.device)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     objective = Objective(recommender, tables, config.train_features, world)
@@ -217,7 +218,7 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
         stage=0,
         recommender=config.recommender,
         modalities=list(modalities_of(config, store)),
-        hyperparameters=overrides_of(config),
+        hyperparameters=asdict(config.model),
         data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
         features=features,
         graph_features=features,
@@ -288,15 +289,3 @@ def modalities_of(config: ChoosesRecommender, store: FeatureStore | None) -> tup
             f"{there[0] if len(there) == 1 else 'auto'}"
         )
     return asked
-
-
-def overrides_of(config: ChoosesRecommender) -> dict[str, Any]:
-    """List the hyper-parameters that are not left to the recommender.
-
-    Args:
-        config: Settings.
-
-    Returns:
-        Name to value.
-    """
-    return {name: value for name, value in asdict(config.model).items() if value is not None}

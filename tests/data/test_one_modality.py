@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream
@@ -120,20 +118,6 @@ def test_a_file_that_is_lost_is_damage_not_absence(tmp_path: Path) -> None:
                 tar.addfile(member, io.BytesIO(content))
     with pytest.raises(Fault, match="lacks its image or text"):
         list(ItemStream(data, 0, 1, 8, READER).epoch(0))
-
-
-def test_manifests_of_before_say_what_they_hold(tmp_path: Path) -> None:
-    config = _shop(tmp_path / "shop", "text", "image")
-    pack(config)
-    path = config.out / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for name in ("modalities", "image_size"):
-        del manifest[name]
-    path.write_text(json.dumps(manifest | {"schema_version": 1, "has_content": True}))
-    old = Manifest.read(config.out)
-    assert (old.modalities, old.image_size, old.has_content) == (("image", "text"), None, True)
-    path.write_text(json.dumps(manifest | {"schema_version": 1, "has_content": False}))
-    assert Manifest.read(config.out).modalities == ()
 
 
 def test_a_complete_catalogue_gives_the_same_shards_however_incomplete_items_are_treated(tmp_path: Path) -> None:
