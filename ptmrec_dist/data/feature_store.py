@@ -59,6 +59,8 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
     Raises:
         UserError: No such folder, features of another data set, arrays of another shape, or not those of its manifest.
     """
+    if not folder.exists():
+        raise UserError(f"features: no files at {folder}; expected a folder that `ptmrec features` wrote")
     if not (folder / "manifest.json").is_file():
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:

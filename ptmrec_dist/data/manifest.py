@@ -82,14 +82,15 @@ class Manifest:
             UserError: No manifest, one that `ptmrec pack` did not write, or one of another version.
         """
         path = folder / FILE_NAME
+        if not folder.exists():
+            raise UserError(f"shards: no files at {folder}; expected a folder that `ptmrec pack` wrote")
         if not path.is_file():
             raise UserError(f"shards: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             if fields["schema_version"] != SCHEMA_VERSION:
-                remedy = (
-                    "pack again" if fields["schema_version"] < SCHEMA_VERSION else "update ptmrec-dist or pack again"
-                )
+                older = fields["schema_version"] < SCHEMA_VERSION
+                remedy = "remove the folder and pack again" if older else "update ptmrec-dist or pack again"
                 raise UserError(
                     f"shards: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
                     f"{remedy}"

@@ -40,8 +40,8 @@ def report(config: ReportConfig) -> None:
                 f"runs: {folder} was made from data {record.data['fingerprint'][:12]}, but {folders[0]} from "
                 f"{first.data['fingerprint'][:12]}; expected runs of one packed data set"
             )
-    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
-        raise UserError(f"out: cannot write {config.out}; expected a file in a folder that exists")
+    if config.out.is_dir():
+        raise UserError(f"out: {config.out} is a folder; expected a file")
     settings = [
         read_setting(name, _group(records[same[0]]), same, now=config)
         for name, same in _by_setting(folders, records).items()

@@ -12,7 +12,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
 from ptmrec_dist.mlflow_store import asking_mlflow
 from ptmrec_dist.registry.gate import judge
-from ptmrec_dist.registry.loading import client_of_registry
+from ptmrec_dist.registry.loading import absent_files, client_of_registry
 from ptmrec_dist.registry.versions import (
     CANDIDATE,
     CHAMPION,
@@ -124,8 +124,10 @@ def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
     import mlflow.artifacts
 
     with TemporaryDirectory() as scratch:
-        uri = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/model/{PER_USER_FILE}"
-        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+        folder = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/model"
+        if not mlflow.artifacts.list_artifacts(artifact_uri=folder):
+            raise absent_files(client, version)
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{folder}/{PER_USER_FILE}", dst_path=scratch))
         if file_digest(path) != version.tags.get(PER_USER_TAG):
             raise UserError(
                 f"name: {PER_USER_FILE} of version {version.version} of {version.name} was changed; register its run again"
