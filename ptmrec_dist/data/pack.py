@@ -90,6 +90,8 @@ def _pack(config: PackConfig, pool: Pool) -> None:
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
     held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
     print(f"{out}: {held}; {counts}")
+    if report.items.has_dropped("empty text", "no image path"):
+        print("items that lack image or text were left out; --missing keep keeps them and their interactions")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
