@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 # Imported when they are first asked for: torch alone takes seconds, and `ptmrec --help` needs none of it.
 _PUBLIC = {
-    "Encoder": "ptmrec_dist.encoders.tuning",
+    "Encoder": "ptmrec_dist.encoders.encoder",
     "build_recommender": "ptmrec_dist.recommenders",
     "load_model": "ptmrec_dist.registry.loading",
     "load_run": "ptmrec_dist.training.loaded",
