@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ptmrec_dist import cli
-from ptmrec_dist.config import EncoderConfig, FeaturesConfig, ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pack import pack
@@ -57,7 +57,7 @@ def _stage1(shards: Path, out: Path, **changes: Any) -> Stage1Config:
         "epochs": 3,
         "batch_size": 64,
         "checkpoint_every": 1,
-        "model": ModelConfig(dim=8),
+        "model": recommender_config(changes.get("recommender", "bpr"), dim=8),
         "device": "cpu",
         "tracking": UNTRACKED,
     }
