@@ -231,13 +231,17 @@ def _choose_people(dataset: Dataset) -> np.ndarray:
 
 
 def _register(out: Path, users: list[str]) -> None:
+    from ptmrec_dist.registry.gate import NotPromoted
     from ptmrec_dist.registry.promoting import promote
     from ptmrec_dist.registry.recommending import recommend
     from ptmrec_dist.registry.registering import register
 
     register(RegisterConfig(run=out / RUNS[BASELINE], name=MODEL_NAME, alias="champion"))
     register(RegisterConfig(run=out / RUNS[CANDIDATE], name=MODEL_NAME))
-    promote(PromoteConfig(name=MODEL_NAME))
+    try:
+        promote(PromoteConfig(name=MODEL_NAME))
+    except NotPromoted as refusal:  # another seed is another shop
+        print(f"{BASELINE} stays the champion: {refusal}")
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
 
 

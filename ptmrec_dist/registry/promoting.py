@@ -12,7 +12,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
 from ptmrec_dist.mlflow_store import asking_mlflow
-from ptmrec_dist.registry.gate import judge
+from ptmrec_dist.registry.gate import NotPromoted, judge
 from ptmrec_dist.registry.held_out import PHASE, compare_on
 from ptmrec_dist.registry.loading import absent_files, client_of_registry, verified_files
 from ptmrec_dist.registry.versions import (
@@ -46,7 +46,8 @@ def promote(config: PromoteConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No such version, one of other data than the champion, or one that is not better.
+        UserError: No such version, or one of other data than the champion.
+        NotPromoted: The gate refused it.
     """
     check_metric(config.metric or SELECT)
     client = client_of_registry(must_exist=True)
@@ -118,7 +119,7 @@ def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs:
             found = compare_on(dataset, our_files / SERVED, their_files / SERVED)
         verdict, account = judge(found.ours, found.theirs, config, PHASE), f"; {found.account}"
     if not verdict.passed:
-        raise UserError(
+        raise NotPromoted(
             f"name: version {ours.version} of {config.name} is not promoted: {verdict.finding}{account}; expected "
             f"{verdict.expected}"
         )
