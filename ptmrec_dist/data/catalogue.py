@@ -6,21 +6,26 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl")
 _TITLE_LENGTH = 80
 _SHOW = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW + ", image {image!r}"
+_URL = r"^(?i)(?:[a-z][a-z0-9+.-]*:)?//|^data:"
 
 
-def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
+def read_catalogue(
+    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True
+) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
     Args:
-        path: CSV, Parquet or JSON lines.
+        path: Text, JSON lines or Parquet.
         columns: Names of the columns.
+        separator: What stands between the columns of a text file, where that does not follow from its name.
+        header: Whether the first row of a text file names the columns.
 
     Returns:
         `row` (counted from 1), `item_id`, `title`, `text`, `image`; empty text where a value is missing.
@@ -28,14 +33,15 @@ def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
     """
-    needed = (columns.item, *columns.text, columns.image)
-    table = Table(path, "items", _SUFFIXES).read(required=needed, optional=(columns.title,))
+    item = columns.items_id or columns.item
+    needed = [item, *columns.text, columns.image, *([columns.title] if columns.names("title") else [])]
+    table = Table(path, "items", separator, header).read(required=needed, optional=(columns.title,))
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in columns.text]
     text = pl.concat_str(filled, separator=" ", ignore_nulls=True)
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
     return table.select(
         "row",
-        item_id=pl.col(columns.item),
+        item_id=without_fraction(table[item]),
         title=pl.when(title != "").then(title).otherwise(text.str.slice(0, _TITLE_LENGTH)),
         text=text,
         image=pl.col(columns.image),
@@ -56,6 +62,9 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path) -> pl.Da
     catalogue = tally.drop(catalogue, pl.col("item_id") == "", "empty item id", show="row {row}")
     catalogue = tally.drop(catalogue, pl.col("text") == "", "empty text", show=_SHOW)
     catalogue = tally.drop(catalogue, pl.col("image") == "", "no image path", show=_SHOW)
+    url = pl.col("image").str.contains(_URL)
+    hint = "images are read from files: download them, then give their paths"
+    catalogue = tally.drop(catalogue, url, "image is a URL", show=_SHOW_IMAGE, hint=hint)
     root = os.path.abspath(images)
     paths = [os.path.normpath(os.path.join(root, image)) for image in catalogue["image"]]
     catalogue = catalogue.with_columns(path=pl.Series(paths, dtype=pl.String))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ptmrec_dist.data.workers import Pool
 
+MISSING = "image file is missing"
 _CHUNK = 64
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _QUALITY = 95
@@ -126,7 +127,7 @@ def _prepare_chunk(paths: Sequence[str], spool: Path, shorter_side: int) -> list
             try:
                 data = prepare_image(path, shorter_side)
             except (FileNotFoundError, IsADirectoryError):
-                problem, detail = "image file is missing", "no such file"
+                problem, detail = MISSING, "no such file"
             except UnidentifiedImageError:
                 problem, detail = "file is not an image", "no format that is known"
             except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -76,6 +76,7 @@ def _check(config: ExperimentConfig, plan: Plan) -> None:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     dataset = Dataset(config.shards)
+    dataset.require("validation", "test")
     if any(step.command != "stage1" for step in plan.steps.values()):
         require_content(dataset)
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])

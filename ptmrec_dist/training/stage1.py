@@ -47,6 +47,7 @@ def train_stage1(config: Stage1Config) -> None:
     keep_freed_memory()
     run = RunFolder(config.out, config)
     dataset = Dataset(config.shards)
+    dataset.require("validation")
     store = open_store(config, dataset)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")

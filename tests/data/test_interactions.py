@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
-from ptmrec_dist.data.interactions import index_of, keep_core, read_interactions, sort_ids
+from ptmrec_dist.data.ids import index_of, sort_ids
+from ptmrec_dist.data.interactions import keep_core, read_interactions
 from ptmrec_dist.data.report import Tally
 
 
