@@ -35,7 +35,8 @@ def read_catalogue(
     """
     item = columns.items_id or columns.item
     needed = [item, *columns.text, columns.image, *([columns.title] if columns.names("title") else [])]
-    table = Table(path, "items", separator, header).read(required=needed, optional=(columns.title,))
+    texts = (columns.title, *columns.text)
+    table = Table(path, "items", separator, header).read(needed, optional=(columns.title,), lists=texts)
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in columns.text]
     text = pl.concat_str(filled, separator=" ", ignore_nulls=True)
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")

@@ -20,7 +20,7 @@ def without_fraction(ids: pl.Series) -> pl.Series:
 
 
 def spelled_as(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Find ids that differ from known ones only by leading zeros, as those of a table that was once read as numbers.
+    """Find ids that differ from known ones only by leading zeros or `.0`, as those of a table that was once numbers.
 
     Args:
         ids: Ids, with repetitions.
@@ -64,7 +64,7 @@ def index_of(ids: pl.Series, known: pl.Series) -> pl.Series:
 
 
 def _by_number(ids: pl.Series) -> pl.DataFrame:
-    """The distinct ids of digits whose number no other id has."""
-    digits = pl.DataFrame({"id": ids.unique()}).filter(pl.col("id").str.contains(r"^\d+$"))
-    numbered = digits.with_columns(number=pl.col("id").str.strip_chars_start("0"))
+    """The distinct ids that are whole numbers which no other id has."""
+    whole = pl.DataFrame({"id": ids.unique()}).filter(pl.col("id").str.contains(r"^\d+(\.0+)?$"))
+    numbered = whole.with_columns(number=pl.col("id").str.replace(r"\.0+$", "").str.strip_chars_start("0"))
     return numbered.filter(pl.col("number").is_unique())

@@ -56,7 +56,7 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
 
 
 def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
-    """Spell items as the catalogue does where only leading zeros were lost, and say so.
+    """Spell items as the catalogue does where they differ by leading zeros or `.0` alone, and say so.
 
     Args:
         rows: Interactions.
@@ -70,7 +70,7 @@ def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
     if changed.height:
         theirs, ours = changed.row(0)
         _log.warning(
-            "interactions: %d item ids match the catalogue's but for leading zeros, and are taken for them: %r for %r",
+            "interactions: %d item ids differ from the catalogue's only by leading zeros or .0 and are matched: %r to %r",
             changed.height,
             theirs,
             ours,

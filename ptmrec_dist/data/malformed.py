@@ -30,9 +30,10 @@ def explain(path: Path, form: Format) -> str | None:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
+                encoding = "UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
                 return (
                     f"line {number} has byte 0x{line[error.start]:02x} at position {error.start}, which is not UTF-8: "
-                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f LATIN1 -t UTF-8"
+                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f {encoding} -t UTF-8"
                 )
     with open_bytes(path) as file:
         lines = (line.decode().removeprefix("\ufeff") for line in file)

@@ -12,7 +12,7 @@ from ptmrec_dist.data.malformed import explain
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
-_OTHER_SEPARATORS = ("\t", ";", "::", "|", ",")
+_OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
 _MOST_NAMES = 30
 
 
@@ -51,28 +51,29 @@ class Table:
             raise self._unreadable(error) from error
         self._refuse_one_column()
 
-    def read(self, required: Iterable[str], optional: Iterable[str] = ()) -> pl.DataFrame:
+    def read(self, required: Iterable[str], optional: Iterable[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
         """Read some columns.
 
         Args:
             required: Names of columns that must be there.
             optional: Names of columns that are read where they are there.
+            lists: Names of columns that may hold lists, whose elements are joined by a space.
 
         Returns:
             The columns as text without surrounding blanks, missing values as empty text, and `row`, counted from 1.
 
         Raises:
-            UserError: A required column is missing or holds objects, there are no rows, or a row cannot be read.
+            UserError: A required column is missing or of a type that is not text, there are no rows, or a row cannot be read.
         """
-        required = list(dict.fromkeys(required))
+        required, lists = list(dict.fromkeys(required)), set(lists)
         missing = [name for name in required if name not in self.columns]
         if missing:
             raise self._without(missing)
         names = required + [name for name in optional if name in self.columns and name not in required]
         try:
-            values = self._frame.select(names).collect()
-            json_lists = self.format.kind == "json"
-            table = pl.DataFrame([as_text(column, json_lists=json_lists) for column in values])
+            decode = self.format.kind == "json"
+            columns = self._frame.select(names).collect()
+            table = pl.DataFrame([as_text(column, lists=column.name in lists, decode=decode) for column in columns])
         except (PolarsError, OSError, EOFError) as error:
             raise self._unreadable(error) from error
         except ValueError as error:
@@ -84,19 +85,16 @@ class Table:
     def _refuse_one_column(self) -> None:
         if self.format.kind != "text" or len(self.columns) > 1:
             return
-        found = f"{self._setting}: {self.path}: one column found"
-        if not self.format.header:
-            raise UserError(
-                f"{found}, none of its lines holds {self.format.separator!r}; give another {self._flags}separator"
-            )
-        name = self.columns[0]
-        guess = next((separator for separator in _OTHER_SEPARATORS if separator in name), None)
+        line = self.columns[0] if self.format.header else str(self._frame.head(1).collect().item())
+        guess = next((separator for separator in _OTHER_SEPARATORS if separator in line), None)
+        found = f"{self._setting}: {self.path}: one column found, {line[:200]!r}"
         if guess is not None:
-            raise UserError(
-                f"{found}, {name[:200]!r}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}"
-            )
+            raise UserError(f"{found}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}")
+        raise UserError(f"{found}, without a {self.format.separator!r}; give another {self._flags}separator")
 
     def _without(self, missing: list[str]) -> UserError:
+        if any("\ufffd" in name for name in self.columns):
+            return self._unreadable(ValueError("its header is not UTF-8"))
         nearest = [match for name in missing for match in get_close_matches(name, self.columns, n=1)]
         has = ", ".join(map(repr, self.columns[:_MOST_NAMES]))
         has += f" and {len(self.columns) - _MOST_NAMES} more" if len(self.columns) > _MOST_NAMES else ""
@@ -107,9 +105,7 @@ class Table:
             return UserError(f"{message}; without a header columns are named by number: --columns.item 1")
         message += "; rename yours, or name it with --columns.…"
         if self.format.kind == "text" and any(map(_is_number, self.columns)):
-            message += (
-                "; if the first row is no header, add --header false and name columns by number: --columns.user 1"
-            )
+            message += f"; if the first row is no header, add {self._flags}header false and name columns by number"
         return UserError(message)
 
     def _unreadable(self, error: Exception) -> UserError:

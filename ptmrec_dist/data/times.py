@@ -45,18 +45,16 @@ def seconds_of(texts: pl.Series) -> pl.Series:
     parsed = [dates.str.to_datetime(_FORMAT, time_unit="us", strict=False)]
     parsed.append(texts.str.to_datetime(_CTIME, time_unit="us", strict=False))
     from_dates = pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()
-    return pl.select(pl.coalesce(numbers / _units_a_second(numbers), from_dates)).to_series().rename(texts.name)
+    return pl.select(pl.coalesce(numbers / _units_a_second(texts, numbers), from_dates)).to_series().rename(texts.name)
 
 
-def _units_a_second(numbers: pl.Series) -> float:
-    size = numbers.abs()
-    first = {unit: (size.is_between(low, low * _BAND)).arg_max() for unit, (low, _) in _UNITS.items()}
-    found = {
-        unit: row
-        for unit, row in first.items()
-        if row is not None and size[row] is not None and _UNITS[unit][0] <= size[row] <= _UNITS[unit][0] * _BAND
-    }
+def _units_a_second(texts: pl.Series, numbers: pl.Series) -> float:
+    size, found = numbers.abs(), {}
+    for unit, (low, _) in _UNITS.items():
+        rows = size.is_between(low, low * _BAND).arg_true()
+        if len(rows):
+            found[unit] = rows[0]
     if len(found) > 1:
-        values = " and ".join(f"{unit} ({numbers[row]:.15g} in row {row + 1})" for unit, row in found.items())
+        values = " and ".join(f"{unit} ({texts[row]} in row {row + 1})" for unit, row in found.items())
         raise ValueError(f"holds {values}; expected one unit: convert the others")
     return next((_UNITS[unit][1] for unit in found), 1.0)
