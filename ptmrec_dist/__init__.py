@@ -1,7 +1,34 @@
 """Distributed two-stage tuning of image-text encoders for multimodal recommendation (PTMRec)."""
 
+import importlib
 import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.recommenders import build_recommender
+    from ptmrec_dist.registry.loading import load_model
+    from ptmrec_dist.training.loaded import load_run
+
+__version__ = version("ptmrec-dist")
+__all__ = ["Encoder", "__version__", "build_recommender", "load_model", "load_run"]
 
 # Ray reads this when it is first imported. Under `uv run` it would upload the working folder and build an environment anew for
 # every worker; ours is installed on all machines of a cluster, and runs are found by the paths that the driver has.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# Imported when they are first asked for: torch alone takes seconds, and `ptmrec --help` needs none of it.
+_PUBLIC = {
+    "Encoder": "ptmrec_dist.encoders.encoder",
+    "build_recommender": "ptmrec_dist.recommenders",
+    "load_model": "ptmrec_dist.registry.loading",
+    "load_run": "ptmrec_dist.training.loaded",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -16,17 +16,21 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
-from ptmrec_dist.data.images import MISSING, Prepared, prepare_images, start_worker
+from ptmrec_dist.data.images import Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
-from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import sha256, staged
+from ptmrec_dist.lock import exclusive_out
 
 
+@exclusive_out
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 
@@ -61,9 +65,10 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
         parts = _divide_by_part(rows)
+        fingerprint, files = _write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            fingerprint=_write_tables(items, user_ids, parts, shards, fresh),
+            fingerprint=fingerprint,
             split=config.split,
             seed=config.seed,
             core=config.core,
@@ -72,6 +77,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             has_content=config.items is not None,
             interactions={part: table.height for part, table in parts.items()},
             shards=tuple(shards),
+            files=files,
             report=report.to_dict(),
         )
         manifest.write(fresh)
@@ -116,7 +122,8 @@ def _judge(report: Report, config: PackConfig) -> None:
 def _drop_bad_images(
     items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Pool, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    prepared = prepare_images(pool, items["path"].to_list(), spool, config.image_size)
+    limits = Limits(config.image_size, config.max_image_pixels, config.max_aspect_ratio)
+    prepared = prepare_images(pool, items["path"].to_list(), spool, limits)
     items = items.hstack(pl.DataFrame(prepared, schema=list(Prepared._fields), orient="row"))
     for problem in sorted(set(items["problem"]) - {""}):
         show = "row {row}: item {item_id!r}, image {image!r}: {detail}"
@@ -174,7 +181,7 @@ def _write_shards(
     items: pl.DataFrame, pool: Pool, folder: Path, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, list[Shard]]:
     if config.items is None:
-        return items, []
+        return items.with_columns(sha256=pl.lit("")), []
     if config.num_shards is not None and config.num_shards > items.height:
         raise UserError(
             f"num_shards: got {config.num_shards}, but {items.height} items are left; expected at most that many"
@@ -187,7 +194,8 @@ def _write_shards(
     shard_I = np.empty(items.height, dtype=np.int64)
     for number, chosen in enumerate(divided):
         shard_I[chosen] = number
-    return items.with_columns(shard=pl.Series(shard_I)), shards
+    digests = starmap(item_digest, ((image, text.encode()) for image, text in items.select("sha256", "text").rows()))
+    return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
 def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -200,18 +208,21 @@ def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 
 def _write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], shards: list[Shard], folder: Path
-) -> str:
+    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], folder: Path
+) -> tuple[str, dict[str, str]]:
+    """Write the tables; gives the fingerprint of all content, images included, and the digest of each file."""
     tables = {f"interactions/{part}": table for part, table in parts.items()}
-    tables["items"] = _numbered(items.select("item_id", "title", "text", "part", "shard"), "item_index")
+    tables["items"] = _numbered(items.select("item_id", "title", "text", "part", "sha256", "shard"), "item_index")
     tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
+    digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
     for name, table in tables.items():
-        table.write_parquet(folder / f"{name}.parquet")
-        # Not the file's bytes: they change with the library that writes it.
-        digest.update(f"{name}\n{table.write_csv()}".encode())
-    return digest.hexdigest()
+        path = folder / f"{name}.parquet"
+        table.write_parquet(path)
+        files[f"{name}.parquet"] = sha256(path)
+        # Content, not bytes, which change with the library that writes them; nor in which shard an item lies.
+        digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
+    return digest.hexdigest(), files
 
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:

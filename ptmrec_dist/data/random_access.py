@@ -36,7 +36,7 @@ class ItemFiles:
     """
 
     def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0) -> None:
-        self.reader = reader
+        self.reader, self._digests = reader, dataset.item_digests
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
         self._places: dict[int, dict[str, _Place]] = defaultdict(dict)
@@ -64,7 +64,8 @@ class ItemFiles:
 
     def _decoded(self, item: int) -> dict[str, Any] | None:
         try:
-            return decode_item(f"{item}", self._bytes(item, "jpg"), self._bytes(item, "txt"), self.reader)
+            jpeg, text = self._bytes(item, "jpg"), self._bytes(item, "txt")
+            return decode_item(f"{item}", jpeg, text, self.reader, self._digests)
         except (Fault, OSError) as error:
             if item not in self._lost:
                 self._lost.add(item)

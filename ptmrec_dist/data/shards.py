@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ptmrec_dist.data.manifest import Shard
 from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.files import sha256
 
 _BLOCK = 512
 _DEFAULT_SHARDS = 32
@@ -56,6 +57,19 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
     members = _BLOCK + -(-sizes // _BLOCK) * _BLOCK
     total_I: np.ndarray = members.sum(axis=0)
     return total_I
+
+
+def item_digest(image_sha256: str, text: bytes) -> str:
+    """Compute the digest by which an item's content is known, whatever shard it lies in.
+
+    Args:
+        image_sha256: Digest of its image file, in hexadecimal digits.
+        text: Its text in UTF-8.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(image_sha256.encode() + text).hexdigest()
 
 
 def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: int) -> list[np.ndarray]:
@@ -110,9 +124,7 @@ def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
                 _add(tar, f"{key}.jpg", file.read(sample.size))
             _add(tar, f"{key}.txt", sample.text.encode())
             _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(path.name, len(samples), path.stat().st_size, digest)
+    return Shard(path.name, len(samples), path.stat().st_size, sha256(path))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -16,12 +16,14 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import check_replaceable, write_features
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
-from ptmrec_dist.encoders.backbone import load_backbone
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.watch import Watch
 
 
+@exclusive_out
 def extract_features(config: FeaturesConfig) -> None:
     """Extract the frozen encoder's features of every item (`ptmrec features`).
 

@@ -1,6 +1,6 @@
 """What features look like as points on a sphere: alignment, uniformity, and a map of them in the plane.
 
-Shape suffixes: I items, N items looked at, D width, G points of a curve.
+Shape suffixes: E interactions, U users, I items, N items looked at, D width, G points of a curve.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ SAMPLE, MAPPED = 2000, 1000
 _SEED = 0
 _TEMPERATURE = 2.0  # t of Wang and Isola's uniformity
 _ANGLES = 180
+_BLOCK_SUMS = 2**20
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,25 @@ def taste_alignment(features_ID: np.ndarray, train: Interactions) -> float:
 
     Source: Wang and Isola 2020 with alpha = 2; positive pairs are two items that one user took.
     """
-    known_I = np.asarray(features_ID.any(axis=1))
-    kept = known_I[train.items]
+    from scipy.sparse import csr_array
+
+    squares_I = np.einsum("id,id->i", features_ID, features_ID, dtype=np.float64)
+    unit_ID = features_ID / np.sqrt(squares_I + (squares_I == 0))[:, None]
+    kept = squares_I[train.items] > 0
     users_E, items_E = train.users[kept], train.items[kept]
-    if not len(users_E):
-        return float("nan")
     counts_U = np.bincount(users_E)
-    sums_UD = np.zeros((len(counts_U), features_ID.shape[1]))
-    unit_ID = np.zeros(features_ID.shape)
-    unit_ID[known_I] = _unit(features_ID[known_I])
-    np.add.at(sums_UD, users_E, unit_ID[items_E])
+    taken = csr_array((np.ones(len(users_E)), (users_E, items_E)), shape=(len(counts_U), len(unit_ID)))
+    lengths_U = np.zeros(len(counts_U))
+    block = max(1, _BLOCK_SUMS // unit_ID.shape[1])
+    for start in range(
+        0, len(counts_U), block
+    ):  # all users' sums at once would be another table of the features' width
+        rows = slice(start, start + block)
+        lengths_U[rows] = ((taken[rows] @ unit_ID) ** 2).sum(axis=1)
     several = counts_U >= 2
     counts_N = counts_U[several]
     # Over ordered pairs of different items: |sum|^2 counts every pair, and each item with itself.
-    cosines_N = ((sums_UD[several] ** 2).sum(axis=1) - counts_N) / (counts_N * (counts_N - 1))
+    cosines_N = (lengths_U[several] - counts_N) / (counts_N * (counts_N - 1))
     return float(np.mean(2 - 2 * cosines_N)) if len(cosines_N) else float("nan")
 
 

@@ -1,10 +1,10 @@
 """Full ranking: every item is ranked for every user; what counts is where the items land that the user took.
 
-Recall@K: share of the user's positives among the first K. NDCG@K: sum over the hits of 1 / log2(rank + 1), divided by
-what a perfect ranking of the same number of positives would get. HR@K: 1 where the first K hold a positive. Each is
-averaged over the users that have positives and is never rounded. Equal scores are ranked by item index.
+Metrics (metrics.py) are averaged over the users that have positives and never rounded. Equal scores are ranked by item
+index.
 
-Shape suffixes: U users, I items, C candidates, P positives, N users with positives, K cut-off, D width.
+Shape suffixes: U users, I items, C candidates, B users of a block, G groups of candidates, P positives, N users with
+positives, K cut-off, D width.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import Seen, choose, score_blocks
+from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS, UserRanks
+from ptmrec_dist.evaluation.scoring import choose, score_blocks
 from ptmrec_dist.topk import group_maxima
-
-CUTOFFS = (10, 20)
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class UserMetrics:
     users: np.ndarray
     """Users with positives, ascending, int64 [N]."""
     values: dict[str, np.ndarray]
-    """Metric (`recall@10`, `ndcg@10`, `hr@10`, ...) to float64 [N]."""
+    """Metric (`recall@10`, ...) to float64 [N]."""
 
 
 def rank_positives(
     users_UD: Tensor,
     items_ID: Tensor,
-    positives: Interactions,
-    seen: Interactions | None,
+    positives: Histories,
+    seen: Histories | None,
     cutoff: int = max(CUTOFFS),
     candidates: np.ndarray | None = None,
     user_range: tuple[int, int] | None = None,
@@ -58,8 +57,8 @@ def rank_positives(
     Args:
         users_UD: User vectors, float32 [U, D].
         items_ID: Item vectors, float32 [I, D].
-        positives: What the ranking should find; a pair that occurs twice counts once.
-        seen: Pairs to leave out of the ranking, normally the training part.
+        positives: What the ranking should find.
+        seen: What to leave out of the ranking, normally the training part.
         cutoff: Largest K of interest.
         candidates: Item indices to rank, int64 [C]; by default all. The cold protocol ranks among the held-out items.
         user_range: First user and one past the last: ranks of a process group share the users out. By default all.
@@ -70,17 +69,15 @@ def rank_positives(
     Raises:
         UserError: A vector or a score is not finite, or positives lie outside the candidates.
     """
-    num_items = len(items_ID)
     first, end = (0, len(users_UD)) if user_range is None else user_range
-    pairs = np.unique(positives.users * num_items + positives.items)
-    pairs = pairs[(pairs >= first * num_items) & (pairs < end * num_items)]
+    items_P = positives.items[positives.starts[first] : positives.starts[end]]
     if candidates is not None:
-        _check_candidates(pairs % num_items, candidates)
-    users_N, counts_N = np.unique(pairs // num_items, return_counts=True)
-    known = None if seen is None else Seen(seen, len(users_UD))
+        _check_candidates(items_P, candidates)
+    users_N = first + np.flatnonzero(positives.counts[first:end])
+    counts_N = positives.counts_of(users_N)
     vectors_ND = users_UD[torch.from_numpy(users_N).to(users_UD.device)]
-    ranks_P = _ranks(vectors_ND, items_ID, users_N, counts_N, pairs % num_items, known, cutoff, candidates)
-    return Ranked(users=pairs // num_items, items=pairs % num_items, ranks=ranks_P)
+    ranks_P = _ranks(vectors_ND, items_ID, users_N, counts_N, items_P, seen, cutoff, candidates)
+    return Ranked(users=np.repeat(users_N, counts_N), items=items_P, ranks=ranks_P)
 
 
 def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
@@ -91,29 +88,19 @@ def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
         cutoffs: Values of K, none beyond the one that was ranked with.
 
     Returns:
-        Recall@K, NDCG@K and HR@K of every user.
+        Every metric of the table, at each K, of every user.
     """
     users_N, counts_N = np.unique(ranked.users, return_counts=True)
-    starts_N = np.cumsum(counts_N) - counts_N
-    values: dict[str, np.ndarray] = {}
-    for k in cutoffs:
-        hits_P = ranked.ranks <= k
-        best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(counts_N, k) - 1]
-        hits_N, gains_N = (
-            np.add.reduceat(rows_P, starts_N) if len(starts_N) else np.zeros(0)
-            for rows_P in (hits_P.astype(np.float64), hits_P / np.log2(ranked.ranks + 1.0))
-        )
-        values[f"recall@{k}"] = hits_N / counts_N
-        values[f"ndcg@{k}"] = gains_N / best_N
-        values[f"hr@{k}"] = (hits_N > 0).astype(np.float64)
+    found = UserRanks(ranked.ranks, counts_N)
+    values = {f"{name}@{k}": metric.compute(found, k) for k in cutoffs for name, metric in METRICS.items()}
     return UserMetrics(users=users_N, values=values)
 
 
 def per_user_metrics(
     users_UD: Tensor,
     items_ID: Tensor,
-    positives: Interactions,
-    seen: Interactions | None,
+    positives: Histories,
+    seen: Histories | None,
     cutoffs: Sequence[int] = CUTOFFS,
     candidates: np.ndarray | None = None,
     user_range: tuple[int, int] | None = None,
@@ -130,7 +117,7 @@ def per_user_metrics(
         user_range: As in `rank_positives`.
 
     Returns:
-        Recall@K, NDCG@K and HR@K of every user of the range that has positives.
+        Every metric of the table, at each K, of every user of the range that has positives.
 
     Raises:
         UserError: As in `rank_positives`.
@@ -142,8 +129,8 @@ def per_user_metrics(
 def rank_sums(
     users_UD: Tensor,
     items_ID: Tensor,
-    positives: Interactions,
-    seen: Interactions | None,
+    positives: Histories,
+    seen: Histories | None,
     cutoffs: Sequence[int] = CUTOFFS,
     candidates: np.ndarray | None = None,
     user_range: tuple[int, int] | None = None,
@@ -172,8 +159,8 @@ def rank_sums(
 def rank_metrics(
     users_UD: Tensor,
     items_ID: Tensor,
-    positives: Interactions,
-    seen: Interactions | None,
+    positives: Histories,
+    seen: Histories | None,
     cutoffs: Sequence[int] = CUTOFFS,
     candidates: np.ndarray | None = None,
 ) -> dict[str, float]:
@@ -188,7 +175,7 @@ def rank_metrics(
         candidates: As in `per_user_metrics`.
 
     Returns:
-        Metric (`recall@10`, `ndcg@10`, `hr@10`, ...) to its mean.
+        Metric (`recall@10`, ...) to its mean.
 
     Raises:
         UserError: As in `per_user_metrics`, or nobody has positives.
@@ -206,7 +193,7 @@ def _ranks(
     users_N: np.ndarray,
     counts_N: np.ndarray,
     items_P: np.ndarray,
-    seen: Seen | None,
+    seen: Histories | None,
     cutoff: int,
     candidates: np.ndarray | None,
 ) -> np.ndarray:
@@ -228,9 +215,16 @@ def _ranks(
 
 
 def _ranks_of_block(scores_BC: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
+    """Rank the positives of a block, as many at a time as it has users: that takes 8 bytes a score, whatever ties."""
+    maxima_BG, size = group_maxima(scores_BC), len(scores_BC)
+    parts = zip(rows_P.split(size), columns_P.split(size), strict=True)
+    return torch.cat([_ranks_of_some(scores_BC, maxima_BG, rows, columns, cutoff) for rows, columns in parts])
+
+
+def _ranks_of_some(scores_BC: Tensor, maxima_BG: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
     """Count what is ranked before a positive, but only where fewer groups than `cutoff` hold something better."""
     own_P1 = scores_BC[rows_P, columns_P][:, None]
-    better_P = (group_maxima(scores_BC)[rows_P] > own_P1).sum(dim=1)
+    better_P = (maxima_BG[rows_P] > own_P1).sum(dim=1)
     (near,) = torch.nonzero((better_P < cutoff) & (own_P1[:, 0] > -torch.inf), as_tuple=True)
     near_scores, own = scores_BC[rows_P[near]], own_P1[near]
     earlier = torch.arange(scores_BC.shape[1], device=scores_BC.device) < columns_P[near][:, None]

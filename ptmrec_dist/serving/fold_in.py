@@ -31,9 +31,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.recommenders.ridge import ridge_weights
 
 PRIOR = 5.0
@@ -79,8 +81,9 @@ def fit_fold_in(users_UT: Tensor, items_ID: Tensor, train: Interactions) -> Fold
     Returns:
         The map, fitted to the users who have a history.
     """
-    centre_D = items_ID[torch.from_numpy(train.items)].mean(dim=0)
-    active = torch.from_numpy(np.unique(train.users))
+    popularity_I = torch.from_numpy(np.bincount(train.items, minlength=len(items_ID))).to(items_ID.dtype)
+    centre_D = popularity_I / len(train.items) @ items_ID
+    active = torch.from_numpy(np.flatnonzero(np.bincount(train.users, minlength=len(users_UT))))
     looks_UD = _looks(items_ID, train, len(users_UT), centre_D)[active]
     weight_DT = ridge_weights(looks_UD, users_UT[active], PENALTY).float()
     return FoldIn(centre_D, weight_DT, users_UT[active].mean(dim=0) - looks_UD.mean(dim=0) @ weight_DT)
@@ -88,8 +91,9 @@ def fit_fold_in(users_UT: Tensor, items_ID: Tensor, train: Interactions) -> Fold
 
 def _looks(items_ID: Tensor, histories: Interactions, number: int, centre_D: Tensor) -> Tensor:
     """Compute v of each history, [B, D]."""
-    pairs_E = np.unique(histories.users * len(items_ID) + histories.items)
-    rows_E, items_E = (torch.from_numpy(part) for part in np.divmod(pairs_E, len(items_ID)))
-    counts_B1 = torch.bincount(rows_E, minlength=number)[:, None]
-    sums_BD = items_ID.new_zeros(number, items_ID.shape[1]).index_add_(0, rows_E, items_ID[items_E] - centre_D)
-    return sums_BD / (counts_B1 + PRIOR)
+    distinct = Histories(histories, number, len(items_ID))
+    counts_B1 = torch.from_numpy(distinct.counts)[:, None]
+    # A sparse product: no vector is ever copied for an entry.
+    items_E, starts_B = torch.from_numpy(distinct.items), torch.from_numpy(distinct.starts[:-1])
+    sums_BD = F.embedding_bag(items_E, items_ID, starts_B, mode="sum")
+    return (sums_BD - counts_B1 * centre_D) / (counts_B1 + PRIOR)

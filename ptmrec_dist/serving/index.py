@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import NO_ITEM, Seen, top_items
+from ptmrec_dist.evaluation.scoring import NO_ITEM, top_items
 
 FILE_NAME = "index.faiss"
 _PROBED = 1 / 32  # share of the lists that is looked through
@@ -54,7 +55,8 @@ class ExactIndex:
     def search(self, users_BD: Tensor, seen: Interactions, k: int) -> tuple[Tensor, Tensor]:
         """Find the best items; see `Index`."""
         rows_B = np.arange(len(users_BD))
-        return top_items(users_BD, self._items_ID, rows_B, Seen(seen, len(users_BD)), k, self._candidates)
+        hidden = Histories(seen, len(users_BD), len(self._items_ID))
+        return top_items(users_BD, self._items_ID, rows_B, hidden, k, self._candidates)
 
 
 class FaissIndex:

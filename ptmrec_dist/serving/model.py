@@ -22,14 +22,16 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.digests import check_digests
+from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
+from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.people import Askers, People
 from ptmrec_dist.training.runs import ENCODER_FILE
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
 
 _ENCODER_BATCH = 32
 
@@ -45,6 +47,7 @@ class ServedModel:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._limits = Limits.from_environment()
         check_digests(folder)
         self._folder = folder
         described = json.loads((folder / "model.json").read_text())
@@ -176,7 +179,7 @@ class ServedModel:
 
     @cached_property
     def _encoder(self) -> "Encoder":
-        from ptmrec_dist.encoders.tuning import load_encoder  # seconds, which only new items need to wait for
+        from ptmrec_dist.encoders.encoder import load_encoder  # seconds, which only new items need to wait for
 
         tuned = self._folder / "encoder" / ENCODER_FILE
         return load_encoder(self._folder / "encoder", tuned if tuned.is_file() else None, self.modalities)
@@ -188,11 +191,13 @@ class ServedModel:
         texts = list(inputs.get("text", ()))
         if not all(isinstance(text, str) and text for text in texts):
             raise UserError("text: a row has none, expected the text of a new item in every row")
+        source = ImageSource(self._limits)
         parts = []
         for start in range(0, len(items), _ENCODER_BATCH):
             batch = slice(start, start + _ENCODER_BATCH)
             # Decoded as they are needed: many large pictures at once would not fit into memory.
-            pixels = [self._encoder.backbone.load_image(read_image(image)) for image in inputs.get("image", ())[batch]]
+            images = [read_image(source.read(image)) for image in inputs.get("image", ())[batch]]
+            pixels = [self._encoder.backbone.load_image(image) for image in images]
             tokens = self._encoder.tokenize(texts[batch]) if texts else None
             features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
             parts.append(torch.cat([features[modality] for modality in self.modalities], dim=1))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import Seen
 from ptmrec_dist.serving.fold_in import FoldIn
 
 MAX_HISTORY = 10_000
@@ -58,7 +58,7 @@ class People:
         self.user_ids = user_ids
         self._user_rows = {user: row for row, user in enumerate(user_ids)}
         self._item_rows = {item: row for row, item in enumerate(item_ids)}
-        self._seen = Seen(seen, len(user_ids))
+        self._seen = Histories(seen, len(user_ids), len(item_ids))
         self._fold_in = FoldIn(*(tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
         self._items_ID, self._tellable = _history_items(tables, warm)
 
@@ -74,7 +74,7 @@ class People:
         places = torch.from_numpy(rows_B)
         modal = None if self._modal_UD is None else self._modal_UD[places]
         names = [self.user_ids[row] for row in rows_B]
-        return Askers(names, self._users_UD[places], modal, Interactions(*self._seen.of(rows_B)))
+        return Askers(names, self._users_UD[places], modal, self._seen.of(rows_B))
 
     def ask(self, users: Sequence[Any], histories: Sequence[Any]) -> Askers:
         """Look the people of a request up.

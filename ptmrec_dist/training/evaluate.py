@@ -13,11 +13,13 @@ import torch
 
 from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import CUTOFFS, Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import write_atomically
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
@@ -36,18 +38,17 @@ class Evaluator:
 
     def __init__(self, dataset: Dataset, phase: str, mask_validation: bool = False) -> None:
         self.phase = phase
-        self.positives = dataset.interactions(phase) if phase in dataset.parts else None
-        self.seen = dataset.interactions("train")
-        if mask_validation and phase == "test" and "validation" in dataset.parts:
-            self.seen = _both(self.seen, dataset.interactions("validation"))
         self.num_users = dataset.num_users
+        self.positives = _histories(dataset, phase) if phase in dataset.parts else None
+        masked = ["validation"] if mask_validation and phase == "test" and "validation" in dataset.parts else []
+        self.seen = _histories(dataset, "train", *masked)
         self.cold_items: np.ndarray | None = None
         self.warm_items: np.ndarray | None = None
         held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
         if len(held_out):
             self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
         if f"cold_{phase}" in dataset.parts:
-            self.cold_positives = dataset.interactions(f"cold_{phase}")
+            self.cold_positives = _histories(dataset, f"cold_{phase}")
             self.cold_items = dataset.cold_items(f"cold_{phase}")
 
     def __call__(self, recommender: Recommender, features: Features, world: World) -> Metrics:
@@ -129,7 +130,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
     Raises:
         UserError: No finished run, or data or features that are not those it was made from.
     """
-    run = load_run(config.run)
+    run = load_run(config.run, config)
     world = join_world(config.device)
     recommender = run.recommender.to(world.device)
     features = {modality: table.to(world.device) for modality, table in run.features.items()}
@@ -172,11 +173,10 @@ def print_metrics(metrics: Metrics) -> None:
     from rich.table import Table
 
     table = Table()
-    names = [f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in CUTOFFS]
-    for heading in ("part", *names):
+    for heading in ("part", *SHOWN):
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in names))
+        table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
     Console().print(table)
 
 
@@ -187,5 +187,7 @@ def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:
     return {name: value / max(number, 1) for name, value in zip(sums, values, strict=True)}
 
 
-def _both(first: Interactions, second: Interactions) -> Interactions:
-    return Interactions(np.concatenate([first.users, second.users]), np.concatenate([first.items, second.items]))
+def _histories(dataset: Dataset, *parts: str) -> Histories:
+    found = [dataset.interactions(part) for part in parts]
+    users_E, items_E = (np.concatenate([getattr(part, side) for part in found]) for side in ("users", "items"))
+    return Histories(Interactions(users_E, items_E), dataset.num_users, dataset.num_items)

@@ -7,10 +7,12 @@ Shape suffixes: B batch rows, E interactions, U users, I items.
 
 import logging
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 
 _log = logging.getLogger(__name__)
 
@@ -25,10 +27,11 @@ class KnownPositives:
     """
 
     def __init__(self, interactions: Interactions, num_items: int, device: torch.device | str = "cpu") -> None:
-        keys_E = torch.tensor(interactions.users) * num_items + torch.tensor(interactions.items)
+        pairs = Histories(interactions, int(interactions.users.max(initial=-1)) + 1, num_items)
         self._num_items = num_items
         # The last key is no pair's: every search ends inside the table.
-        self._keys = torch.cat([keys_E.unique(), torch.tensor([torch.iinfo(torch.int64).max])]).to(device)
+        keys = np.append(pairs.users * num_items + pairs.items, np.iinfo(np.int64).max)
+        self._keys = torch.from_numpy(keys).to(device)
 
     def contains(self, users: Tensor, items: Tensor) -> Tensor:
         """Look pairs up.
@@ -60,10 +63,11 @@ class NegativeSampler:
     """
 
     def __init__(self, train: Interactions, num_users: int, device: torch.device | str = "cpu") -> None:
-        items_I, places_E = torch.tensor(train.items).unique(return_inverse=True)
-        pairs_E = (torch.tensor(train.users) * len(items_I) + places_E).unique()
-        users_E, places_E = pairs_E // len(items_I), pairs_E % len(items_I)
-        counts_U = torch.bincount(users_E, minlength=num_users)
+        is_train = np.bincount(train.items) > 0
+        items_I = torch.from_numpy(np.flatnonzero(is_train))
+        pairs = Histories(train, num_users, len(is_train))
+        users_E, counts_U = torch.from_numpy(pairs.users), torch.from_numpy(pairs.counts)
+        places_E = torch.from_numpy((np.cumsum(is_train) - 1)[pairs.items])
         full_U = counts_U == len(items_I)
         if full_U.any():
             _log.warning("%d users took every training item: their negatives are drawn from all items", full_U.sum())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import gather_rows, mean_over_ranks
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
 from ptmrec_dist.training.negatives import KnownPositives

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
 from ptmrec_dist.evaluation.ranking import Ranked, metrics_of, rank_positives
 
@@ -20,7 +21,7 @@ def ranked() -> Ranked:
     return rank_positives(
         torch.randn(USERS, 6, generator=vectors),
         torch.randn(ITEMS, 6, generator=vectors),
-        Interactions(users, items),
+        Histories(Interactions(users, items), USERS, ITEMS),
         None,
     )
 

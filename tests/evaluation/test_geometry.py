@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.evaluation import geometry
 from ptmrec_dist.evaluation.geometry import cloud, pair_alignment, qualities, sample, taste_alignment, uniformity
+from tests.memory import peak_of_arrays
 
 
 def _features(rows: int, width: int = 5, seed: int = 0) -> np.ndarray:
@@ -41,6 +43,30 @@ def test_alignment_with_taste_is_the_mean_over_users_of_the_mean_over_pairs_of_t
         if pairs:
             means.append(np.mean(pairs))
     assert taste_alignment(features, train) == pytest.approx(np.mean(means), rel=1e-6)
+
+
+def test_alignment_with_taste_is_the_same_however_many_users_are_summed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    train = Interactions(rng.integers(0, 30, 200), rng.integers(0, 8, 200))
+    expected = taste_alignment(_features(8), train)
+    monkeypatch.setattr(geometry, "_BLOCK_SUMS", 1)
+    assert taste_alignment(_features(8), train) == pytest.approx(expected, rel=1e-12)
+
+
+def test_alignment_with_taste_holds_no_features_for_each_interaction_nor_for_each_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(geometry, "_BLOCK_SUMS", 2**12)
+    rng, features = np.random.default_rng(0), _features(60, width=256)
+    taste_alignment(
+        features, Interactions(np.zeros(2, np.int64), np.arange(2))
+    )  # what is imported first is not counted
+    for users, count in ((20_000, 20_000), (50, 40_000)):
+        train = Interactions(rng.integers(0, users, count), rng.integers(0, 60, count))
+        peak = peak_of_arrays(lambda: taste_alignment(features, train))  # noqa: B023
+        assert peak < 200 * count < features[0].nbytes * count / 5
 
 
 def test_uniformity_is_the_log_of_the_mean_potential_of_all_pairs() -> None:

@@ -5,18 +5,24 @@ import pytest
 import torch
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation import scoring
 from ptmrec_dist.evaluation.ranking import per_user_metrics, rank_metrics, rank_sums
-from ptmrec_dist.evaluation.scoring import NO_ITEM, Seen, top_items
+from ptmrec_dist.evaluation.scoring import NO_ITEM, top_items
+from tests.memory import largest_tensor
 
 USERS, ITEMS = 23, 31
 
 
-def pairs(seed: int, count: int, items: range = range(ITEMS)) -> Interactions:
+def pairs(seed: int, count: int, items: range = range(ITEMS)) -> Histories:
     rng = np.random.default_rng(seed)
     # The last three users have nothing.
-    return Interactions(rng.integers(0, USERS - 3, count), rng.choice(np.array(items), count))
+    return histories(rng.integers(0, USERS - 3, count), rng.choice(np.array(items), count))
+
+
+def histories(users: np.ndarray, items: np.ndarray) -> Histories:
+    return Histories(Interactions(users, items), USERS, ITEMS)
 
 
 def tables(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,7 +31,7 @@ def tables(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def brute_force_top(
-    scores: np.ndarray, user: int, seen: Interactions | None, candidates: list[int] | None = None
+    scores: np.ndarray, user: int, seen: Histories | None, candidates: list[int] | None = None
 ) -> list[int]:
     hidden = set() if seen is None else set(seen.items[seen.users == user].tolist())
     open_items = [item for item in candidates or range(ITEMS) if item not in hidden]
@@ -35,13 +41,15 @@ def brute_force_top(
 def brute_force_metrics(
     users: torch.Tensor,
     items: torch.Tensor,
-    positives: Interactions,
-    seen: Interactions | None,
+    positives: Histories,
+    seen: Histories | None,
     cutoffs: tuple[int, ...],
     candidates: list[int] | None = None,
 ) -> dict[str, dict[int, float]]:
     scores = (users @ items.T).numpy()
-    values: dict[str, dict[int, float]] = {f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr")}
+    values: dict[str, dict[int, float]] = {
+        f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr", "mrr")
+    }
     for user in range(USERS):
         wanted = set(positives.items[positives.users == user].tolist())
         if not wanted:
@@ -53,6 +61,7 @@ def brute_force_metrics(
             values[f"recall@{k}"][user] = len(hits) / len(wanted)
             values[f"ndcg@{k}"][user] = sum(1 / math.log2(rank + 1) for rank in hits) / best
             values[f"hr@{k}"][user] = float(bool(hits))
+            values[f"mrr@{k}"][user] = 1 / hits[0] if hits else 0.0
     return values
 
 
@@ -118,15 +127,42 @@ def test_equal_scores_are_ranked_by_item_index(levels: int) -> None:
     users = torch.tensor(rng.integers(0, levels, (USERS, 3)), dtype=torch.float32)
     items = torch.tensor(rng.integers(0, levels, (ITEMS, 3)), dtype=torch.float32)
     seen = pairs(2, 90)
-    got, _ = top_items(users, items, np.arange(USERS), Seen(seen, USERS), 7)
+    got, _ = top_items(users, items, np.arange(USERS), seen, 7)
     scores = (users @ items.T).numpy()
     assert got.tolist() == [brute_force_top(scores, user, seen)[:7] for user in range(USERS)]
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+def test_metrics_among_equal_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setitem(scoring._BLOCK_SCORES, "cpu", block)
+    rng = np.random.default_rng(0)
+    for levels in (1, 3):
+        users = torch.tensor(rng.integers(0, levels, (USERS, 2)), dtype=torch.float32)
+        items = torch.tensor(rng.integers(0, levels, (ITEMS, 2)), dtype=torch.float32)
+        expected = brute_force_metrics(users, items, pairs(1, 70), pairs(2, 90), (1, 3, 10))
+        got = per_user_metrics(users, items, pairs(1, 70), pairs(2, 90), (1, 3, 10))
+        for name, values in expected.items():
+            np.testing.assert_allclose(got.values[name], list(values.values()), rtol=1e-12)
+
+
+def test_a_model_that_scores_all_items_alike_takes_no_more_memory_than_any_other() -> None:
+    number, users = 4096, 64
+    rng = np.random.default_rng(0)
+    positives = Histories(Interactions(np.arange(users).repeat(30), rng.integers(0, number, users * 30)), users, number)
+    block = 4 * users * number
+    random, constant = (
+        (torch.randn(users, 2), torch.randn(number, 2)),
+        (torch.ones(users, 2), torch.ones(number, 2)),
+    )
+    for vectors in (random, constant):
+        assert largest_tensor(lambda: per_user_metrics(*vectors, positives, None)) <= block  # noqa: B023
+        assert largest_tensor(lambda: top_items(*vectors, np.arange(users), None, 20)) <= block  # noqa: B023
 
 
 def test_top_items_looks_up_what_the_given_users_have_seen() -> None:
     users, items = tables()
     seen, some = pairs(2, 90), np.array([12, 3, 22])
-    got, scores = top_items(users[some], items, some, Seen(seen, USERS), 5)
+    got, scores = top_items(users[some], items, some, seen, 5)
     all_scores = users @ items.T
     assert got.tolist() == [brute_force_top(all_scores.numpy(), user, seen)[:5] for user in some]
     torch.testing.assert_close(scores, all_scores[torch.tensor(some)].gather(1, got))
@@ -135,7 +171,7 @@ def test_top_items_looks_up_what_the_given_users_have_seen() -> None:
 def test_users_with_too_few_items_left_get_no_item_for_the_rest() -> None:
     users, items = tables()
     everything_but_7 = np.delete(np.arange(ITEMS), 7)
-    seen = Seen(Interactions(np.zeros(ITEMS - 1, dtype=np.int64), everything_but_7), USERS)
+    seen = histories(np.zeros(ITEMS - 1, dtype=np.int64), everything_but_7)
     got, scores = top_items(users[:2], items, np.arange(2), seen, 3)
     assert got[0].tolist() == [7, NO_ITEM, NO_ITEM]
     assert scores[0, 1:].tolist() == [-math.inf, -math.inf]
@@ -147,16 +183,16 @@ def test_users_with_too_few_items_left_get_no_item_for_the_rest() -> None:
 
 def test_missing_items_are_no_hits() -> None:
     users, items = tables()
-    positives = Interactions(np.array([0, 1]), np.array([ITEMS - 1, 7]))
-    seen = Interactions(np.ones(ITEMS - 1, dtype=np.int64), np.delete(np.arange(ITEMS), 7))
+    positives = histories(np.array([0, 1]), np.array([ITEMS - 1, 7]))
+    seen = histories(np.ones(ITEMS - 1, dtype=np.int64), np.delete(np.arange(ITEMS), 7))
     assert per_user_metrics(users, items, positives, seen, (3,)).values["recall@3"][1] == 1
 
 
 def test_a_positive_that_occurs_twice_counts_once() -> None:
     users, items = tables()
     once, twice = (
-        Interactions(np.array([0, 0]), np.array([1, 2])),
-        Interactions(np.array([0, 0, 0]), np.array([1, 2, 2])),
+        histories(np.array([0, 0]), np.array([1, 2])),
+        histories(np.array([0, 0, 0]), np.array([1, 2, 2])),
     )
     assert rank_metrics(users, items, once, None) == rank_metrics(users, items, twice, None)
 
@@ -173,7 +209,7 @@ def test_vectors_and_scores_that_are_not_finite_are_refused_by_name() -> None:
 
 
 def test_positives_outside_the_candidates_are_refused() -> None:
-    positives = Interactions(np.array([0, 1]), np.array([4, 9]))
+    positives = histories(np.array([0, 1]), np.array([4, 9]))
     with pytest.raises(UserError, match=r"1 items .* \(item index 9 is one\)"):
         rank_metrics(*tables(), positives, None, candidates=np.array([4, 5]))
 

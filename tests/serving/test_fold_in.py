@@ -4,14 +4,16 @@ import numpy as np
 import polars as pl
 import torch
 
-from ptmrec_dist.config import ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.config import PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.evaluation.ranking import rank_metrics
-from ptmrec_dist.serving.fold_in import PRIOR, fit_fold_in
+from ptmrec_dist.serving.fold_in import PRIOR, FoldIn, fit_fold_in
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
+from tests.memory import largest_tensor
 
 
 def test_map_that_users_follow_is_recovered_and_histories_are_looked_at_one_by_one():
@@ -37,13 +39,44 @@ def test_map_that_users_follow_is_recovered_and_histories_are_looked_at_one_by_o
     torch.testing.assert_close(fold_in(items, rows, 4)[3], fold_in(items, rows, 4)[2])
 
 
+def test_histories_give_what_a_loop_over_their_items_gives_to_the_sixth_digit():
+    rng, items = np.random.default_rng(0), torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 3
+    histories = Interactions(rng.choice([0, 1, 4, 6], 400), rng.integers(0, 50, 400))
+    fold_in = FoldIn(torch.randn(6), torch.eye(6), torch.zeros(6))
+    expected = torch.zeros(8, 6)
+    for row in range(8):
+        distinct = set(histories.items[histories.users == row].tolist())
+        for item in distinct:
+            expected[row] += (items[item] - fold_in.centre_D) / (len(distinct) + PRIOR)
+    torch.testing.assert_close(fold_in(items, histories, 8), expected, rtol=1e-6, atol=1e-5)
+    nothing = Interactions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    assert fold_in(items, nothing, 2).tolist() == [[0] * 6] * 2
+
+
+def test_learning_the_map_holds_no_vector_for_each_interaction():
+    rng, users, items = np.random.default_rng(0), torch.randn(50, 64), torch.randn(2000, 64)
+    train = Interactions(rng.integers(0, 50, 40_000), rng.integers(0, 2000, 40_000))
+    torch.testing.assert_close(
+        fit_fold_in(users, items, train).centre_D,
+        items[torch.from_numpy(train.items)].mean(dim=0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert largest_tensor(lambda: fit_fold_in(users, items, train)) <= items.nbytes < 16 * 40_000
+
+
 def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp_path):
     log = pl.read_csv(shared_data("movies-small") / "interactions.csv", infer_schema=False).select("user_id", "item_id")
     users = log["user_id"].unique().sort()
     strangers = log.filter(pl.col("user_id").is_in(users.gather_every(5).implode()))
     log.join(strangers, on="user_id", how="anti").write_csv(tmp_path / "log.csv")
     pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", split="random", core=0))
-    common = {"shards": tmp_path / "shards", "tracking": UNTRACKED, "device": "cpu", "model": ModelConfig(dim=32)}
+    common = {
+        "shards": tmp_path / "shards",
+        "tracking": UNTRACKED,
+        "device": "cpu",
+        "model": recommender_config("bpr", dim=32),
+    }
     train_stage1(Stage1Config(out=tmp_path / "run", recommender="bpr", epochs=12, lr=3e-3, **common))
     run = load_run(tmp_path / "run")
     histories, taken = halves(strangers, run.dataset.item_ids)
@@ -51,9 +84,10 @@ def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp
     train = run.dataset.interactions("train")
     number = int(histories.users.max()) + 1
     visitors = fit_fold_in(user_vectors, item_vectors, train)(item_vectors, histories, number)
-    ours = rank_metrics(visitors, item_vectors, taken, histories)
+    known, wanted = (Histories(part, number, len(item_vectors)) for part in (histories, taken))
+    ours = rank_metrics(visitors, item_vectors, wanted, known)
     popularity = torch.from_numpy(np.bincount(train.items, minlength=len(item_vectors))).float()[:, None]
-    popular = rank_metrics(torch.ones(number, 1), popularity, taken, histories)
+    popular = rank_metrics(torch.ones(number, 1), popularity, wanted, known)
     assert ours["recall@20"] > 1.1 * popular["recall@20"]
     assert ours["ndcg@20"] > popular["ndcg@20"]
 

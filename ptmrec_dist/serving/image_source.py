@@ -1,0 +1,134 @@
+"""Bytes of the images that come with a request: sent in base64, or fetched from a URL at an allowed host."""
+
+import asyncio
+import base64
+import binascii
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from urllib.request import getproxies, proxy_bypass
+
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.serving.limits import Limits, variable
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+HOSTS_VARIABLE = "PTMREC_IMAGE_HOSTS"
+"""Environment variable of the server: hosts (`img.example.org`, `cdn.example.org:8080`) that it may fetch images from,
+separated by commas; by default none, for a server that fetches any address opens its own network to everyone."""
+
+_CHUNK = 65536  # bytes
+
+
+class ImageSource:
+    """Reads the images of one request, which share its limits on bytes and on seconds.
+
+    Args:
+        limits: Limits of the request.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes = 0
+        self._seconds = float(limits.fetch_seconds)
+
+    def read(self, given: object) -> bytes:
+        """Read one image file.
+
+        Args:
+            given: The file in base64, or its URL at a host that `PTMREC_IMAGE_HOSTS` of the server names.
+
+        Returns:
+            The file, not yet decoded.
+
+        Raises:
+            UserError: Neither of them, a file beyond the limits, or a URL that is not allowed or does not answer in time.
+        """
+        if not isinstance(given, str):
+            raise UserError(f"image: got {type(given).__name__}, expected the file in base64")
+        data = self._fetch(given) if given[:8].lower().startswith(("http://", "https://")) else self._decode(given)
+        self._bytes += len(data)
+        self._limits.check("total_image_bytes", self._bytes, "bytes of all images")
+        return data
+
+    def _decode(self, text: str) -> bytes:
+        self._limits.check("image_bytes", len(text) * 3 // 4 - 2, "bytes of an image")
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"image: cannot be decoded ({error}); expected the file in base64") from error
+
+    def _fetch(self, given: str) -> bytes:
+        url = _allowed(given)
+        started = time.monotonic()
+        try:
+            if self._seconds <= 0:
+                raise TimeoutError
+            # A thread of its own: the caller's may already run an event loop, as in a notebook.
+            with ThreadPoolExecutor(1) as pool:
+                work = pool.submit(asyncio.run, _download(url, self._seconds, self._limits.image_bytes))
+                data = work.result()
+        except TimeoutError as error:
+            raise UserError(
+                f"image: {_shown(given)} did not arrive within {self._limits.fetch_seconds} seconds for all images of a "
+                f"request; send it in base64, or set {variable('fetch_seconds')} in the server's environment"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"image: cannot fetch {_shown(given)} ({_reason(error)}); send it in base64") from error
+        finally:
+            self._seconds -= time.monotonic() - started
+        self._limits.check("image_bytes", len(data), "bytes of an image")
+        return data
+
+
+def _allowed(given: str) -> "URL":
+    """Parse a URL by the parser that fetches it, so that both see the same host, and refuse hosts that are not named."""
+    from yarl import URL
+
+    try:
+        url = URL(given)
+        host = url.raw_host if url.explicit_port is None else f"{url.raw_host}:{url.explicit_port}"
+    except ValueError as error:
+        raise UserError(f"image: got {_shown(given)} ({error}); expected a URL, or the file in base64") from error
+    allowed = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
+    if not host or host.lower() not in allowed or url.raw_user is not None or url.raw_password is not None:
+        raise UserError(
+            f"image: got a URL at {host!r}, which this server may not fetch; send the image in base64, or name the host "
+            f"in the server's {HOSTS_VARIABLE}"
+        )
+    return url
+
+
+async def _download(url: "URL", seconds: float, most: int) -> bytes:
+    """Fetch a file of at most `most` bytes; one that is larger comes back one chunk too long."""
+    from aiohttp import ClientError, ClientSession, ClientTimeout
+
+    # The total covers the look-up of the host, the handshake, the headers and the body, however slowly they trickle in.
+    timeout = ClientTimeout(total=seconds)
+    proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
+    try:
+        async with (
+            ClientSession(timeout=timeout, auto_decompress=False, headers={"Accept-Encoding": "identity"}) as session,
+            # A host that is allowed must not send the server to one that is not.
+            session.get(url, allow_redirects=False, proxy=proxy) as response,
+        ):
+            if response.status != 200:
+                raise ValueError(f"HTTP status {response.status}")
+            data = bytearray()
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                data += chunk
+                if len(data) > most:
+                    break
+            return bytes(data)
+    except ClientError as error:
+        raise OSError(_reason(error)) from error
+
+
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= 200 else given[:200] + "…")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,28 @@
+"""What `import ptmrec_dist` promises: a version, four names, and nothing heavy until one of them is used."""
+
+import subprocess
+import sys
+
+import ptmrec_dist
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.registry import load_model
+from ptmrec_dist.training.loaded import load_run
+
+
+def test_public_names_are_the_objects_that_the_package_uses() -> None:
+    assert ptmrec_dist.Encoder is Encoder
+    assert ptmrec_dist.build_recommender is build_recommender
+    assert ptmrec_dist.load_model is load_model
+    assert ptmrec_dist.load_run is load_run
+
+
+def test_every_public_name_exists() -> None:
+    assert all(getattr(ptmrec_dist, name) is not None for name in ptmrec_dist.__all__)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = "print(sorted({'torch', 'deepspeed', 'mlflow', 'ray', 'open_clip', 'polars', 'numpy'} & set(sys.modules)))"
+    code = f"import sys, ptmrec_dist; assert ptmrec_dist.__version__; {heavy}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
