@@ -60,6 +60,9 @@ class PackConfig:
     recommenders."""
     images: Path | None = None
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
+    interactions, or keep them. Of items that are kept, the features of what they lack are the mean of the other items'."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     separator: str | None = None
@@ -131,6 +134,8 @@ class FeaturesConfig:
     """Loader processes per rank; 0 decodes in the rank's own process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder."""
+    strict: bool = False
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     timeout: float = 3600.0

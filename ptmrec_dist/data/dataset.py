@@ -110,8 +110,22 @@ class Dataset:
 
     @cached_property
     def texts(self) -> list[str]:
-        """Item texts by item index, I of them; empty strings in a data set without content."""
+        """Item texts by item index, I of them; empty where an item has none."""
         return self._column("items", "text").to_list()
+
+    def has(self, modality: str) -> np.ndarray:
+        """Tell which items have a modality.
+
+        Args:
+            modality: `image` or `text`.
+
+        Returns:
+            bool [I].
+        """
+        path, column = self.folder / "items.parquet", f"has_{modality}"
+        if column not in pl.read_parquet_schema(path):  # written only where an item lacks it
+            return np.full(self.num_items, modality in self.manifest.modalities)
+        return self._column("items", column).to_numpy()
 
     @cached_property
     def item_digests(self) -> np.ndarray:

@@ -41,6 +41,7 @@ class Tally:
         self.name = name
         self.read = rows
         self._dropped: dict[str, Dropped] = {}
+        self._incomplete: dict[str, dict[str, Any]] = {}
 
     @property
     def dropped(self) -> list[Dropped]:
@@ -85,6 +86,18 @@ class Tally:
         dropped.count += count
         return table.filter(~mask)
 
+    def note_incomplete(self, table: pl.DataFrame, reason: str, *, show: str) -> None:
+        """Write down rows that are kept though something is missing.
+
+        Args:
+            table: The rows.
+            reason: What is missing, a few words.
+            show: Format string of an example, with the table's columns as fields.
+        """
+        if table.height:
+            examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in table.head(_MOST_EXAMPLES).to_dicts()]
+            self._incomplete[reason] = {"count": table.height, "examples": examples}
+
     def faults(self) -> list[str]:
         """List the mistakes in the input.
 
@@ -106,10 +119,12 @@ class Tally:
         """Return the account for the manifest.
 
         Returns:
-            `read`, `kept`, and `dropped`: reason to `count` and `examples`.
+            `read`, `kept`, `dropped`: reason to `count` and `examples`; in the same way `incomplete`, of rows that are
+            kept, where there are any.
         """
         dropped = {drop.reason: {"count": drop.count, "examples": drop.examples} for drop in self.dropped}
-        return {"read": self.read, "kept": self.kept, "dropped": dropped}
+        incomplete = {"incomplete": self._incomplete} if self._incomplete else {}
+        return {"read": self.read, "kept": self.kept, "dropped": dropped} | incomplete
 
 
 @dataclass(frozen=True)
@@ -161,6 +176,9 @@ class Report:
             for dropped in tally.dropped:
                 examples = [*dropped.examples, *([dropped.hint] if dropped.hint else [])]
                 table.add_row(f"  {dropped.reason}", f"-{dropped.count:,}", "\n".join(examples))
-            table.add_row(f"{tally.name} kept", f"{tally.kept:,}", "", end_section=True)
+            table.add_row(f"{tally.name} kept", f"{tally.kept:,}", "")
+            for reason, kept in tally.to_dict().get("incomplete", {}).items():
+                table.add_row(f"  of them {reason}", f"{kept['count']:,}", "\n".join(kept["examples"]))
+            table.add_section()
         # Ids come from the data: they are printed as they are, never as markup.
         Console(markup=False, highlight=False, emoji=False).print(table)
