@@ -93,6 +93,8 @@ def _pack(config: PackConfig, pool: Pool) -> None:
     counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
     held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
     print(f"{out}: {held}; {counts}")
+    if report.items.has_dropped("empty text", "no image path"):
+        print("items that lack image or text were left out; --missing keep keeps them and their interactions")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:

@@ -86,6 +86,17 @@ class Tally:
         dropped.count += count
         return table.filter(~mask)
 
+    def has_dropped(self, *reasons: str) -> bool:
+        """Tell whether rows were left out for certain reasons.
+
+        Args:
+            *reasons: Reasons as `drop` took them.
+
+        Returns:
+            Whether there are such rows.
+        """
+        return any(reason in self._dropped for reason in reasons)
+
     def note_incomplete(self, table: pl.DataFrame, reason: str, *, show: str) -> None:
         """Write down rows that are kept though something is missing.
 
