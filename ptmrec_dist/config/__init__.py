@@ -26,6 +26,7 @@ from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1Ze
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
+    DeleteConfig,
     DemoConfig,
     EvaluateConfig,
     ModelsConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
+    "DeleteConfig",
     "DemoConfig",
     "EncoderConfig",
     "EncoderOptimConfig",

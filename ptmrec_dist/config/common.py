@@ -24,6 +24,36 @@ def require(ok: bool, name: str, got: object, expected: str) -> None:
         raise UserError(f"{name}: got {got!r}, expected {expected}")
 
 
+def check_model_name(name: str) -> None:
+    """Refuse a name that the model registry does not take, or that no `models:/` URI can spell.
+
+    Args:
+        name: name of a registered model.
+
+    Raises:
+        UserError: it is such a name.
+    """
+    bad = [character for character in name if character in "/:?@" or not character.isprintable()]
+    ok = not bad and name == name.strip() and name not in ("", ".", "..") and len(name) <= 256
+    require(
+        ok, "name", name, "1 to 256 printable characters without / : ? @ and without blanks around them, not . or .."
+    )
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that the model registry does not take.
+
+    Args:
+        alias: alias of a version.
+
+    Raises:
+        UserError: it is such an alias.
+    """
+    ok = re.fullmatch(r"[\w-]{1,255}", alias) and alias.lower() != "latest" and not re.fullmatch(r"[vV]\d+", alias)
+    expected = "at most 255 letters, digits, _ and -, but neither 'latest' nor the like of 'v1'"
+    require(bool(ok), "alias", alias, expected)
+
+
 def require_device(device: str, *, indexed: bool = True) -> None:
     """Refuse the name of a device that no command runs on.
 

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import (
+    RayConfig,
+    ReadsRun,
+    TrackingConfig,
+    check_alias,
+    check_model_name,
+    require,
+    require_device,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +33,7 @@ class AshaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ReadsRun):
-    """Search settings of stage 2 on a Ray cluster by validation Recall@20, and train the winner over seeds."""
+    """Search settings of stage 2 on a Ray cluster by validation, and train the winner over seeds."""
 
     stage1: Path
     """Run folder of stage 1 that every trial starts from."""
@@ -51,7 +59,8 @@ class SweepConfig(ReadsRun):
     max_failures: int = 3
     """How often a trial is started again, from its last checkpoint, after a worker or a node has died."""
     winner_seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds that the best settings are trained with anew; only these runs see the test split. Empty: none."""
+    """Seeds that the best settings are trained with anew; only these runs see the test split (`0,1,2`).
+    Empty: none."""
     name: str | None = None
     """Name in the model registry for the winner, of its seeds the best on validation; by default it is not registered."""
     alias: str = "candidate"
@@ -74,6 +83,9 @@ class SweepConfig(ReadsRun):
         for name in ("max_failures", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        if self.name is not None:
+            check_model_name(self.name)
+        check_alias(self.alias)
         require_device(self.device, indexed=False)
         seeds = self.winner_seeds
         require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")

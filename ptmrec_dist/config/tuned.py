@@ -42,12 +42,12 @@ class TrainsBoth(TunesEncoder):
     epochs: int = 6
     """Most epochs to train."""
     keep: Keep = "last"
-    """best: the epoch with the best Recall@20 is kept, and without a better one for `patience` evaluations training stops;
+    """best: the epoch with the best result is kept, and without a better one for `patience` evaluations training stops;
     last: training goes on to its end, and that is kept."""
     patience: int = 5
     """Evaluations without a better result before training stops, where the best is kept."""
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
-    """Whose Recall@20 chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
+    """Which part chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
     items."""
     refresh_every: int = 1
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""

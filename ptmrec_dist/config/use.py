@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import ReadsRun, require, require_device
+from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +46,39 @@ class RegisterConfig(ReadsRun):
     index: Literal["exact", "faiss"] = "exact"
     """How items are found for a user: all are scored, or beyond a million of items a FAISS index finds most of the best."""
 
+    def __post_init__(self) -> None:
+        check_model_name(self.name)
+        check_alias(self.alias)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
-    """Make the candidate the champion, if it is better on the same data by more than luck."""
+    """Make a version the champion, if it is significantly better on one part and not much worse on the other."""
 
     name: str
     """Name in the model registry."""
-    metric: str = "recall@20"
-    """Metric of each user that is compared."""
-    part: Literal["validation", "test", "cold_validation", "cold_test"] = "validation"
-    """Part of the data that it is measured on. A test part that versions are chosen by is a test no longer."""
+    version: int | None = None
+    """Version to promote; by default the one with the alias `candidate`."""
+    metric: str | None = None
+    """Metric of each user that is compared; by default the one that epochs and trials are selected by."""
+    on: Path | None = None
+    """Packed data set to compare on, for versions of different data: all its interactions that neither was trained on, with
+    items that both know. Its parts are `held_out` (items both were trained on) and `cold_held_out` (neither was)."""
+    part: Literal["auto", "validation", "cold_validation", "test", "cold_test", "held_out", "cold_held_out"] = "auto"
+    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation; with
+    --on cold_held_out, else held_out. Once versions are chosen on a test part, it measures them no longer."""
     margin: float = 0.0
-    """By how much the candidate's mean must be larger, in units of the metric."""
+    """By how much the mean there must be larger than the champion's, in units of the metric."""
+    max_loss: float = 0.05
+    """Largest loss on the other part (known items where new ones decide, and the other way round), as a fraction of the
+    champion's mean; a larger one is refused if it is significant. 1: any loss is accepted."""
     significance: float = 0.05
-    """Largest p of the paired t-test over users of a difference beyond the margin."""
+    """Largest p of the paired t-tests over users: of a gain beyond the margin, and (one-sided) of a loss."""
 
     def __post_init__(self) -> None:
+        require(self.version is None or self.version >= 1, "version", self.version, "1 or more")
         require(self.margin >= 0, "margin", self.margin, "0 or more")
+        require(0 <= self.max_loss <= 1, "max_loss", self.max_loss, "a fraction in [0, 1]")
         require(0 < self.significance <= 1, "significance", self.significance, "more than 0, at most 1")
 
 
@@ -76,13 +91,30 @@ class RollbackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeleteConfig:
+    """Delete a version of a registered model."""
+
+    name: str
+    """Name in the model registry."""
+    version: int
+    """Version to delete."""
+    force: bool = False
+    """Delete it even if it is the champion."""
+
+    def __post_init__(self) -> None:
+        require(self.version >= 1, "version", self.version, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """List what is registered: versions, aliases, lineage and metrics."""
+    """List what is registered: versions, aliases, lineage and metrics; tab-separated where the output is no terminal."""
 
     name: str | None = None
     """Name in the model registry; by default all."""
-    metric: str = "recall@20"
-    """Metric that is shown for each part of the data."""
+    metric: str | None = None
+    """Metric that is shown for each part of the data; by default the one that selects."""
+    json: bool = False
+    """Print JSON, with all metrics and tags."""
 
 
 @dataclass(frozen=True, kw_only=True)

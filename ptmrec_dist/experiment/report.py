@@ -13,13 +13,12 @@ import numpy as np
 from ptmrec_dist.config import ReportConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.loaded import open_data_of
 from ptmrec_dist.training.runs import RunRecord, read_record
-
-_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
 
 @exclusive_out
@@ -41,8 +40,8 @@ def report(config: ReportConfig) -> None:
                 f"runs: {folder} was made from data {record.data['fingerprint'][:12]}, but {folders[0]} from "
                 f"{first.data['fingerprint'][:12]}; expected runs of one packed data set"
             )
-    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
-        raise UserError(f"out: cannot write {config.out}; expected a file in a folder that exists")
+    if config.out.is_dir():
+        raise UserError(f"out: {config.out} is a folder; expected a file")
     settings = [
         read_setting(name, _group(records[same[0]]), same, now=config)
         for name, same in _by_setting(folders, records).items()
@@ -91,16 +90,16 @@ def _table(part: str, settings: list[Setting]) -> Table:
     values = {
         (one.name, metric): np.array([run.metrics[part][metric] for run in one.runs])
         for one in having
-        for metric in _METRICS
+        for metric in SHOWN
     }
-    best = {metric: max(values[one.name, metric].mean() for one in having) for metric in _METRICS if having}
+    best = {metric: max(values[one.name, metric].mean() for one in having) for metric in SHOWN if having}
     table = Table(
         f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best.",
-        ["run", "recommender", "seeds", *_METRICS],
+        ["run", "recommender", "seeds", *SHOWN],
     )
     for one in having:
         row = [Entry(one.name), Entry(one.group), Entry(str(len(one.runs)))]
-        for metric in _METRICS:
+        for metric in SHOWN:
             seeds = values[one.name, metric]
             row.append(Entry(mean_of_seeds(seeds), best=seeds.mean() == best[metric]))
         table.rows.append(row)

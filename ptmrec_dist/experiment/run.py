@@ -85,8 +85,12 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     dataset = Dataset(config.shards)
+    dataset.require("validation", "test")
     if any(step.command != "stage1" for step in plan.steps.values()):
-        require_content(dataset)
+        asked = [
+            {"both": ("image", "text"), "none": ()}.get(cell.modalities, (cell.modalities,)) for cell in plan.cells
+        ]
+        require_content(dataset, *sorted(set().union(*asked)))
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])
     for name, step in plan.steps.items():
         before = config.out / "settings" / f"{_file(name)}.yaml"
@@ -104,8 +108,8 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
 def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     import torch
 
-    from ptmrec_dist.encoders.backbone import load_backbone
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone
 
     asked = {(settings.tuning.method, settings.method_settings) for settings in tuned}
     for method, settings in sorted(asked, key=str):

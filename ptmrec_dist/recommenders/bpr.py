@@ -14,7 +14,8 @@ from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_ter
 class BPR(Recommender):
     r"""Matrix factorisation with the BPR objective.
 
-    Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009.
+    Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009,
+    https://arxiv.org/abs/1205.2618.
 
     .. math::
         \hat y_{ui} = e_u \cdot e_i, \qquad

@@ -17,7 +17,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph
 class BUIR(Recommender):
     r"""BUIR with the neighbour-based encoder (BUIR_NB); with `layers` 0 it is BUIR_ID.
 
-    Lee et al., Bootstrapping User and Item Representations for One-Class Collaborative Filtering, SIGIR 2021.
+    Lee et al., Bootstrapping User and Item Representations for One-Class Collaborative Filtering, SIGIR 2021,
+    https://arxiv.org/abs/2105.06323.
 
     .. math::
         L = | \bar q(f_\theta(u)) - \bar f_\xi(p) |^2 + | \bar q(f_\theta(p)) - \bar f_\xi(u) |^2 +

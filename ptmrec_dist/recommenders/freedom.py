@@ -18,7 +18,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
 class FREEDOM(Recommender):
     r"""FREEDOM, for one modality or both.
 
-    Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023.
+    Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023,
+    https://arxiv.org/abs/2211.06924.
 
     .. math::
         S = \sum_m \alpha_m S_m, \quad h = S E_I, \quad

@@ -26,7 +26,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph
 class LightGCN(Recommender):
     r"""LightGCN.
 
-    He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020.
+    He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020,
+    https://arxiv.org/abs/2002.02126.
 
     .. math::
         E^{(l+1)} = D^{-1/2} A D^{-1/2} E^{(l)}, \quad E = \frac{1}{L+1} \sum_{l=0}^{L} E^{(l)}, \quad

@@ -17,8 +17,9 @@ from ptmrec_dist.recommenders.multi_view import MultiViewRecommender
 class MGCN(MultiViewRecommender):
     r"""MGCN, for images and texts.
 
-    Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, MM 2023. `MultiViewRecommender` has
-    what it shares with SMORE; its own are what the views see and how they are fused:
+    Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, MM 2023,
+    https://arxiv.org/abs/2308.03588. `MultiViewRecommender` has what it shares with SMORE; its own are what the views
+    see and how they are fused:
 
     .. math::
         y_m = W_m x_m, \quad a_m = \mathrm{softmax}_m\, q \cdot \tanh(W_a V_m + b_a), \quad \bar V = \sum_m a_m V_m

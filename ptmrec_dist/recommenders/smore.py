@@ -21,8 +21,8 @@ class SMORE(MultiViewRecommender):
     r"""SMORE, for images and texts.
 
     Ong and Khong, Spectrum-based Modality Representation Fusion Graph Convolutional Network for Multimodal
-    Recommendation, WSDM 2025. `MultiViewRecommender` has what it shares with MGCN; its own are a third view of both
-    modalities at once, and how views are fused:
+    Recommendation, WSDM 2025, https://arxiv.org/abs/2412.14978. `MultiViewRecommender` has what it shares with MGCN; its
+    own are a third view of both modalities at once, and how views are fused:
 
     .. math::
         h_m = \mathcal{F}(W_m x_m + b_m), \quad y_m = \mathcal{F}^{-1}(c_m \odot h_m), \quad

@@ -27,7 +27,8 @@ from ptmrec_dist.recommenders.ridge import fit_maps
 class VBPR(Recommender):
     r"""VBPR, for any modalities.
 
-    He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016.
+    He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016,
+    https://arxiv.org/abs/1510.01784.
 
     .. math::
         \hat y_{ui} = [\gamma_u ; \theta_u] \cdot [\gamma_i ; \sum_m W_m x_{im}], \qquad

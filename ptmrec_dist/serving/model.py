@@ -31,7 +31,7 @@ from ptmrec_dist.serving.people import Askers, People
 from ptmrec_dist.training.runs import ENCODER_FILE
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
 
 _ENCODER_BATCH = 32
 
@@ -179,7 +179,7 @@ class ServedModel:
 
     @cached_property
     def _encoder(self) -> "Encoder":
-        from ptmrec_dist.encoders.tuning import load_encoder  # seconds, which only new items need to wait for
+        from ptmrec_dist.encoders.encoder import load_encoder  # seconds, which only new items need to wait for
 
         tuned = self._folder / "encoder" / ENCODER_FILE
         return load_encoder(self._folder / "encoder", tuned if tuned.is_file() else None, self.modalities)

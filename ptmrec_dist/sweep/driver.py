@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ptmrec_dist.cluster import connected, free_places, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lineage import check_inputs, write_inputs
 from ptmrec_dist.lock import exclusive_out
@@ -29,7 +30,6 @@ from ptmrec_dist.sweep.worker import PLACES, train_on_ranks
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import PATHS, flatten, plain_settings
-from ptmrec_dist.training.stage2 import selecting_part
 from ptmrec_dist.training.stage2_parts import check_start
 
 # What may differ when a sweep goes on: where and how fast it runs, how long, and what becomes of the winner.
@@ -57,7 +57,7 @@ def run_sweep(config: SweepConfig) -> None:
     space = read_space(config)
     start = load_run(config.stage1, config, with_test=False)
     settings = _check(config, space, start)
-    part = selecting_part(settings, start.dataset.parts)
+    part = selecting_part(start.dataset.parts, settings.select_on)
     with connected(config.ray):
         for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
             free_places(note)
@@ -86,7 +86,7 @@ class Sweep:
     Args:
         config: Settings.
         space: What is searched.
-        part: Part of the data whose Recall@20 decides.
+        part: Part of the data that decides.
         settings: What all trials have in common.
         concurrent: Trials at a time.
     """

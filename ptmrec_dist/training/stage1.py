@@ -20,6 +20,7 @@ from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import barrier, join_world
+from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
@@ -45,6 +46,7 @@ def train_stage1(config: Stage1Config) -> None:
     """
     keep_freed_memory()
     dataset = Dataset(config.shards)
+    dataset.require("validation")
     store = open_store(config, dataset)
     run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:
@@ -115,7 +117,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
             if loop.epoch % config.eval_every == 0 or loop.epoch == config.epochs:
                 metrics = _evaluate(stage, loop, loss, run, evaluate)
                 tracker.metrics({"loss": loss, **flatten(metrics)}, loop.epoch)
-                bar.set_postfix(loss=f"{loss:.4f}", recall20=f"{metrics['validation']['recall@20']:.4f}")
+                bar.set_postfix({"loss": f"{loss:.4f}", SELECT: f"{metrics['validation'][SELECT]:.4f}"})
             interrupted = interrupt.requested_anywhere(world.device)
             if interrupted or loop.epoch % config.checkpoint_every == 0:
                 save()
@@ -144,11 +146,11 @@ def train_epoch(stage: Stage1, epoch: int) -> float:
 
 
 def _evaluate(stage: Stage1, loop: LoopState, loss: float, run: RunFolder, evaluate: Evaluator) -> Metrics:
-    """Evaluate, and keep the weights where they are the best so far."""
+    """Evaluate, and keep the weights where they are the best so far on known items: their vectors are what is trained."""
     if evaluate.cold_items is not None:
         stage.recommender.fit_projections(stage.objective.features)
     metrics = evaluate(stage.recommender, stage.objective.features, stage.world)
-    best = loop.stopping.update(metrics["validation"]["recall@20"], loop.epoch)
+    best = loop.stopping.update(metrics["validation"][SELECT], loop.epoch)
     loop.history.append({"epoch": loop.epoch, "loss": loss, **flatten(metrics)})
     if stage.world.is_first:
         if best:

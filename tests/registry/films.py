@@ -27,9 +27,9 @@ from ptmrec_dist.data.feature_store import write_features
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import join_world
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder
 from ptmrec_dist.training.stage1 import train_stage1

@@ -202,7 +202,7 @@ def test_trained_feature_tables_are_saved_and_loaded(tiny_shop: Shop, tmp_path: 
     ("changes", "message"),
     [
         ({"features": None}, "features: vbpr reads images and texts; add --features"),
-        ({"features": Path("nowhere")}, "features: nowhere has no manifest.json"),
+        ({"features": Path("nowhere")}, "features: no files at nowhere; expected a folder"),
         ({"shards": Path("nowhere")}, "nowhere"),
         ({"model": recommender_config("bpr")}, "model: got 'BPRConfig', expected a VBPRConfig"),
     ],

@@ -12,9 +12,9 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.loaded import tensors_of
 from ptmrec_dist.training.negatives import KnownPositives
