@@ -140,6 +140,8 @@ class TunesEncoder:
     """DeepSpeed ZeRO."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder; all else is always fp32."""
+    strict: bool = False
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100

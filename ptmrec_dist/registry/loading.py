@@ -3,13 +3,14 @@
 import shutil
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import connect, reason, tracking_uri
+from ptmrec_dist.registry.versions import all_models
 from ptmrec_dist.serving.digests import tree_digest
 
 if TYPE_CHECKING:
@@ -36,34 +37,53 @@ def load_model(uri: str) -> Any:
     Raises:
         UserError: There is no such model, no registry, or files that were changed.
     """
-    folder = Path(uri)
-    if not uri.startswith("models:/") and not (folder / "MLmodel").is_file():
-        raise UserError(f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder")
+    with ExitStack() as files:
+        model = _open(files.enter_context(verified_files(uri)), uri)
+        weakref.finalize(model, files.pop_all().close)  # the encoder is read when the first new item comes
+        return model
+
+
+@contextmanager
+def verified_files(uri: str) -> Iterator[Path]:
+    """Get the files of a registered model, for as long as the context is open.
+
+    Args:
+        uri: As `load_model` takes it.
+
+    Yields:
+        A private copy that equals what was registered; the folder itself where `uri` is one.
+
+    Raises:
+        UserError: As in `load_model`.
+    """
     if not uri.startswith("models:/"):
-        return _open(folder, uri, None)
+        if not (Path(uri) / "MLmodel").is_file():
+            raise UserError(
+                f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder"
+            )
+        yield Path(uri)
+        return
     client = client_of_registry(must_exist=True)
     import mlflow.artifacts
 
-    files = TemporaryDirectory(prefix="ptmrec-model-")
-    with _naming_models(uri, client):
-        version = _version_of(client, uri)  # before its files: an alias may move meanwhile
-        fixed = f"models:/{version.name}/{version.version}"
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files.name))
-        if not (folder / "MLmodel").is_file():
-            raise absent_files(client, version)
-    # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
-    for compiled in list(folder.rglob("__pycache__")):
-        shutil.rmtree(compiled)
-    said = version.tags.get(DIGEST_TAG)
-    found = tree_digest(folder, but=ADDED_BY_MLFLOW)
-    if said != found:
-        raise UserError(
-            f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they were "
-            "changed; register the run again"
-        )
-    model = _open(folder, uri, client)
-    weakref.finalize(model, files.cleanup)  # the encoder is read when the first new item comes
-    return model
+    with TemporaryDirectory(prefix="ptmrec-model-") as files:
+        with _naming_models(uri, client):
+            version = _version_of(client, uri)  # before its files: an alias may move meanwhile
+            fixed = f"models:/{version.name}/{version.version}"
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files))
+            if not (folder / "MLmodel").is_file():
+                raise absent_files(client, version)
+        # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
+        for compiled in list(folder.rglob("__pycache__")):
+            shutil.rmtree(compiled)
+        said = version.tags.get(DIGEST_TAG)
+        found = tree_digest(folder, but=ADDED_BY_MLFLOW)
+        if said != found:
+            raise UserError(
+                f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they "
+                "were changed; register the run again"
+            )
+        yield folder
 
 
 def absent_files(client: "MlflowClient", version: Any) -> UserError:
@@ -107,10 +127,10 @@ def client_of_registry(must_exist: bool = False) -> "MlflowClient":
     return client
 
 
-def _open(folder: Path, uri: str, client: "MlflowClient | None") -> Any:
+def _open(folder: Path, uri: str) -> Any:
     import mlflow.pyfunc
 
-    with _naming_models(uri, client):
+    with _naming_models(uri, None):
         return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -130,7 +150,7 @@ def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        models = [] if client is None else client.search_registered_models()
+        models = [] if client is None else all_models(client)
         names = [f"{model.name}@{alias}" for model in models for alias in model.aliases]
         known = ", ".join(names) or "none"
         raise UserError(f"model: cannot load {uri} ({reason(error)}); registered are: {known}") from error

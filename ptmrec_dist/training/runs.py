@@ -22,6 +22,7 @@ from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import UNFINISHED, replacing, sha256, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, find, relative_to, write_inputs
+from ptmrec_dist.training.checkpoint import Checkpoints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
@@ -38,6 +39,7 @@ INCIDENTAL = {
     "check_every",
     "timeout",
     "max_damaged",
+    "strict",
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
 PATHS = {"shards", "features", "stage1", "encoder"}
@@ -164,9 +166,39 @@ class RunFolder:
         old, new = flatten(before), flatten(self.settings)
         keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL | PATHS]
         changed = sorted(key for key in keys if old.get(key) != new.get(key))
-        if changed:
+        if changed == ["epochs"]:
+            self._check_epochs(old["epochs"], new["epochs"], old.get("optim.schedule", "constant"))
+        elif changed:
             what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
             raise UserError(f"out: {self.folder} holds a run of other settings ({what}); choose another --out")
+
+    def _check_epochs(self, before: int, now: int, schedule: str) -> None:
+        """More or fewer epochs are the same run as long as no learning rate depends on their number."""
+        if self.is_complete:
+            raise UserError(
+                f"epochs: {self.folder} is complete with --epochs {before} and keeps no checkpoint to resume from; choose "
+                f"another --out to train {now}"
+            )
+        if schedule != "constant":
+            raise UserError(
+                f"epochs: {self.folder} was started with {before}, got {now}, but the learning rates of --optim.schedule "
+                f"{schedule} depend on it; keep --epochs {before}, or choose another --out"
+            )
+        fewest = self._fewest_epochs()
+        if now < fewest:
+            raise UserError(f"epochs: got {now}, but {self.folder} is past that; expected {fewest} or more")
+
+    def _fewest_epochs(self) -> int:
+        """Epochs after which the run can end as if it had been started with so many: those begun and those evaluated."""
+        history = self.folder / "history.jsonl"
+        lines = history.read_text().splitlines() if history.is_file() else []
+        evaluated: list[int] = [json.loads(line)["epoch"] for line in lines]
+        found = Checkpoints(self.folder / "checkpoints", keep=1).latest()
+        if found is None:
+            return max([0, *evaluated])
+        state = found[1]
+        is_evaluated = not state.step and any(line["epoch"] == state.epoch for line in state.history)
+        return max([state.epoch + (not is_evaluated), *evaluated])
 
 
 def plain_settings(settings: Any) -> dict[str, Any]:
