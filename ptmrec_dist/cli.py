@@ -37,6 +37,7 @@ COMMANDS = {
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
+    "serve": Command(config.ServeConfig, "ptmrec_dist.registry.server:serve"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
 }
 

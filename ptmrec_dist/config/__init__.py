@@ -33,6 +33,7 @@ from ptmrec_dist.config.use import (
     RegisterConfig,
     ReportConfig,
     RollbackConfig,
+    ServeConfig,
 )
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "ReportConfig",
     "RollbackConfig",
     "Schedule",
+    "ServeConfig",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",
