@@ -116,18 +116,18 @@ def _stage1(name: str, folder: Path, epochs: int) -> dict[str, Any]:
 
 def _stage(name: str, folder: Path, **settings: Any) -> Any:
     from ptmrec_dist.allocator import keep_freed_memory
-    from ptmrec_dist.config import ModelConfig, Stage1Config
+    from ptmrec_dist.config import Stage1Config, recommender_config
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.distributed import join_world
     from ptmrec_dist.training.stage1_parts import open_store, prepare
 
     keep_freed_memory()
-    model = ModelConfig(**settings.pop("model", {"layers": 2} if name == "lightgcn" else {}))
+    model = recommender_config(name, **settings.pop("model", {}))
     config = Stage1Config(
         shards=folder / "shards",
         features=folder / "features",
         out=folder / "run",
-        recommender=name,  # type: ignore[arg-type]
+        recommender=name,
         model=model,
         device="cpu",
         **settings,

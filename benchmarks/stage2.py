@@ -25,8 +25,8 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.encoders.backbone import Backbone, _unfold_scalars, load_backbone
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.open_clip import Backbone, _unfold_scalars, load_backbone
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor

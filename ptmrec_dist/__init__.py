@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.recommenders import build_recommender
     from ptmrec_dist.registry.loading import load_model
     from ptmrec_dist.training.loaded import load_run
@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 # Imported when they are first asked for: torch alone takes seconds, and `ptmrec --help` needs none of it.
 _PUBLIC = {
-    "Encoder": "ptmrec_dist.encoders.tuning",
+    "Encoder": "ptmrec_dist.encoders.encoder",
     "build_recommender": "ptmrec_dist.recommenders",
     "load_model": "ptmrec_dist.registry.loading",
     "load_run": "ptmrec_dist.training.loaded",

@@ -5,9 +5,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ptmrec_dist import config
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
@@ -35,6 +38,7 @@ COMMANDS = {
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
     "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
+    "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
     "serve": Command(config.ServeConfig, "ptmrec_dist.registry.server:serve"),
@@ -69,18 +73,16 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
         UserError: An unknown key, a value of the wrong type, or one that the settings refuse.
         SystemExit: After `--help` and `--print_config`.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=_summary(settings), exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    parser.add_class_arguments(settings, None)
     words = _with_switches([_underscored(word) for word in argv], settings)
+    words = [word for word in words if not word.startswith("--local_rank=")]
+    recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
+    parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings))
     try:
-        values = parser.instantiate(parser.parse_args([word for word in words if not word.startswith("--local_rank=")]))
+        return config.build(settings, parser, parser.parse_args(words))
     except ArgumentError as error:
         raise UserError(f"{_one_line(error)}; {prog} --help lists the options") from error
-    return settings(**{item.name: values[item.name] for item in fields(settings)})
 
 
 def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
@@ -161,6 +163,32 @@ def _with_switches(words: list[str], settings: type) -> list[str]:
     switches = {f"--{item.name}" for item in fields(settings) if item.type is bool}
     alone = [following.startswith("--") for following in [*words[1:], "--"]]
     return [f"{word}=true" if word in switches and last else word for word, last in zip(words, alone)]
+
+
+def _recommender_of(words: list[str]) -> str | None:
+    """The recommender that a command line chooses, by itself or in a file: its hyper-parameters are options, too."""
+    chosen = None
+    for option, value in _options(words):
+        if option == "--recommender":
+            chosen = value
+        elif option == "--config" and Path(value).is_file():
+            chosen = _recommender_in(Path(value)) or chosen
+    return chosen
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    for word, following in zip(words, [*words[1:], ""]):
+        option, equals, value = word.partition("=")
+        yield option, value if equals else following
+
+
+def _recommender_in(path: Path) -> str | None:
+    try:
+        named = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None  # the parser says what is wrong with the file
+    found = named.get("recommender") if isinstance(named, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _one_line(error: Exception) -> str:

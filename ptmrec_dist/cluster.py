@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from ptmrec_dist.config import RayConfig
 from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.mlflow_store import tracking_uri
 
 Result = TypeVar("Result")
@@ -103,9 +104,7 @@ def note_places(note: Path) -> None:
 
     group = get_current_placement_group()
     if group is not None:
-        fresh = note.with_name(f"{note.name}.new")
-        fresh.write_text(group.id.hex())
-        fresh.replace(note)
+        write_atomically(note, group.id.hex())
 
 
 def free_places(note: Path) -> None:
@@ -125,7 +124,9 @@ def free_places(note: Path) -> None:
         note.unlink()
 
 
-def as_task(function: Callable[[list[str], int, Path], Result], ranks: int, config: RayConfig) -> Callable[..., Result]:
+def as_task(
+    function: Callable[[list[str], int, Path], Result], ranks: int, config: RayConfig, environment: dict[str, str]
+) -> Callable[..., Result]:
     """Turn a function that starts processes into one that does so on a node of the connected cluster, and waits.
 
     The node that it runs on has room for all ranks, the folder and the MLflow of this process, and its code as installed there.
@@ -134,6 +135,7 @@ def as_task(function: Callable[[list[str], int, Path], Result], ranks: int, conf
         function: Takes words, ranks and a log file.
         ranks: Most ranks that it is called with.
         config: What a rank takes.
+        environment: Environment variables that it is called with.
 
     Returns:
         The function, to be called from any thread.
@@ -146,7 +148,7 @@ def as_task(function: Callable[[list[str], int, Path], Result], ranks: int, conf
 
     room_for(ranks, replace(config, placement="STRICT_PACK"))
     folder = os.getcwd()
-    environment = {"MLFLOW_TRACKING_URI": tracking_uri()}
+    environment = environment | {"MLFLOW_TRACKING_URI": tracking_uri()}
 
     def there(words: list[str], number: int, log: Path) -> Result:
         os.environ.update(environment)

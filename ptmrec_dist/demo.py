@@ -21,7 +21,6 @@ from ptmrec_dist.config import (
     DemoConfig,
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     OptimConfig,
     PackConfig,
     RecommendConfig,
@@ -30,11 +29,14 @@ from ptmrec_dist.config import (
     Stage2Config,
     TuningConfig,
 )
+from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.staging import staged
 from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
+from ptmrec_dist.files import staged
+from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
 MODEL_NAME = "ptmrec-demo"
@@ -73,6 +75,7 @@ items.csv          item_id,title,text,image
 interactions.csv   user_id,item_id,timestamp"""
 
 
+@exclusive_out
 def demo(config: DemoConfig) -> None:
     """Draw a shop, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
 
@@ -180,7 +183,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         shards=out / "shards",
         features=out / "features",
         out=stage1,
-        model=ModelConfig(reg_weight=0.02),
+        model=VBPRConfig(reg_weight=0.02),
         lr=3e-3,
         batch_size=1024,
         epochs=100,
@@ -285,14 +288,14 @@ def _new_items(folder: Path, dataset: Dataset, people: np.ndarray) -> np.ndarray
 
 
 def _metrics(out: Path, part: str) -> dict[str, float]:
-    """Recall@20 of each run on one part of the data."""
+    """The selecting metric of each run on one part of the data."""
     files = {name: out / folder / "metrics.json" for name, folder in RUNS.items()}
-    return {name: json.loads(path.read_text())[part]["recall@20"] for name, path in files.items()}
+    return {name: json.loads(path.read_text())[part][SELECT] for name, path in files.items()}
 
 
 def _print_comparison(out: Path) -> None:
     parts = {"warm items": _metrics(out, "test"), "cold items": _metrics(out, "cold_test")}
-    table = Table("test Recall@20", *parts, title="frozen against tuned", title_justify="left")
+    table = Table(f"test {title_of(SELECT)}", *parts, title="frozen against tuned", title_justify="left")
     for name in RUNS:
         table.add_row(name, *(f"{values[name]:.4f}" for values in parts.values()))
     Console().print(table)

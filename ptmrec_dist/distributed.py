@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ptmrec_dist.errors import Fault
+from ptmrec_dist.config.common import require_device
+from ptmrec_dist.errors import Fault, UserError
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,25 @@ def join_world(device: str = "auto", timeout: float = 600.0) -> World:
     Collective: every rank must call this, once or more.
 
     Args:
-        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        device: `cpu`, `cuda`, `cuda:N` for one process only, or `auto`: a GPU where there is one. Each of several ranks uses
+            the GPU of its LOCAL_RANK.
         timeout: Seconds that a collective waits for the other ranks before it fails.
 
     Returns:
         This process's place.
 
     Raises:
-        Fault: The ranks cannot meet.
+        UserError: A GPU that this process does not see, or one GPU for several ranks.
+        Fault: The ranks cannot meet, or this machine has fewer GPUs than ranks.
     """
-    use_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    where = _device_of_rank(device, size)
+    if where.type == "cuda":
         torch.cuda.set_device(where)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if size > 1 and not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(seconds=timeout))
+            backend = "nccl" if where.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except dist.DistError as error:
             place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = " ".join(str(error).split())
@@ -67,6 +70,31 @@ def join_world(device: str = "auto", timeout: float = 600.0) -> World:
         return World(0, 1, where)
     _share_processors()
     return World(dist.get_rank(), dist.get_world_size(), where)
+
+
+def _device_of_rank(device: str, size: int) -> torch.device:
+    """The device that this process uses of those that its machine has."""
+    require_device(device)
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not visible:
+        raise UserError(f"device: got {device}, but PyTorch sees no GPU here; expected cpu or auto")
+    number = device.partition(":")[2]
+    if number and size > 1:
+        raise UserError(
+            f"device: got {device} for {size} ranks, but every rank uses a GPU of its own; use --device cuda, and choose GPUs "
+            "by CUDA_VISIBLE_DEVICES or `deepspeed --include`"
+        )
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= visible and number:
+        raise UserError(f"device: got {device}, expected cuda:0 to cuda:{visible - 1}, all that PyTorch sees here")
+    if index >= visible:
+        raise Fault(
+            f"device: local rank {index} has no GPU of its own, for PyTorch sees {visible} here; start at most {visible} ranks "
+            "on this machine or use --device cpu"
+        )
+    return torch.device("cuda", index)
 
 
 def barrier() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.mlflow_moved import files_beside, follow_move
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +57,8 @@ def connect(must_exist: bool = False) -> "MlflowClient":
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         with asking_mlflow():
+            if database is not None:
+                follow_move(database)
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
     return client
@@ -86,7 +89,7 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         database = _sqlite_file(tracking_uri())
-        location = (database.parent / "mlartifacts").as_uri() if database else None
+        location = files_beside(database).as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:

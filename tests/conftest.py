@@ -15,10 +15,10 @@ from ptmrec_dist.config import (
     ColumnsConfig,
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     PackConfig,
     Stage1Config,
     TrackingConfig,
+    recommender_config,
 )
 from tests.stores import Store, postgresql_server
 
@@ -122,7 +122,7 @@ def make_shop(folder: Path, clip: Path) -> Shop:
             out=shop.stage1,
             epochs=3,
             batch_size=64,
-            model=ModelConfig(dim=8),
+            model=recommender_config("vbpr", dim=8),
             tracking=UNTRACKED,
         )
     )

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import ptmrec_dist
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.training.loaded import load_run

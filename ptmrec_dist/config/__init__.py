@@ -4,8 +4,8 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig
-from ptmrec_dist.config.data import ColumnsConfig, FeaturesConfig, PackConfig
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
+from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.methods import (
     AdapterConfig,
@@ -20,11 +20,13 @@ from ptmrec_dist.config.methods import (
     TuningConfig,
     ZeroConfig,
 )
-from ptmrec_dist.config.plain import from_plain, merged, nested
-from ptmrec_dist.config.stage1 import ChoosesRecommender, ModelConfig, Stage1Config, Stage1ZeroConfig
+from ptmrec_dist.config.plain import build, chooses_recommender, from_plain, merged, nested, settings_parser
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_config
+from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
 from ptmrec_dist.config.use import (
+    DeleteConfig,
     DemoConfig,
     EvaluateConfig,
     ModelsConfig,
@@ -37,11 +39,13 @@ from ptmrec_dist.config.use import (
 )
 
 __all__ = [
+    "MAX_ASPECT_RATIO",
     "AdapterConfig",
     "AshaConfig",
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
+    "DeleteConfig",
     "DemoConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
@@ -55,7 +59,6 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Modalities",
-    "ModelConfig",
     "ModelsConfig",
     "OptimConfig",
     "PackConfig",
@@ -63,7 +66,9 @@ __all__ = [
     "PromoteConfig",
     "PromptConfig",
     "RayConfig",
+    "ReadsRun",
     "RecommendConfig",
+    "RecommenderConfig",
     "RegisterConfig",
     "ReportConfig",
     "RollbackConfig",
@@ -78,7 +83,11 @@ __all__ = [
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "build",
+    "chooses_recommender",
     "from_plain",
     "merged",
     "nested",
+    "recommender_config",
+    "settings_parser",
 ]

@@ -1,6 +1,8 @@
 """What several commands take, and how a value is judged."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.errors import UserError
@@ -20,6 +22,55 @@ def require(ok: bool, name: str, got: object, expected: str) -> None:
     """
     if not ok:
         raise UserError(f"{name}: got {got!r}, expected {expected}")
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that the model registry does not take, or that no `models:/` URI can spell.
+
+    Args:
+        name: name of a registered model.
+
+    Raises:
+        UserError: it is such a name.
+    """
+    bad = [character for character in name if character in "/:?@" or not character.isprintable()]
+    ok = not bad and name == name.strip() and name not in ("", ".", "..") and len(name) <= 256
+    require(
+        ok, "name", name, "1 to 256 printable characters without / : ? @ and without blanks around them, not . or .."
+    )
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias that the model registry does not take.
+
+    Args:
+        alias: alias of a version.
+
+    Raises:
+        UserError: it is such an alias.
+    """
+    ok = re.fullmatch(r"[\w-]{1,255}", alias) and alias.lower() != "latest" and not re.fullmatch(r"[vV]\d+", alias)
+    expected = "at most 255 letters, digits, _ and -, but neither 'latest' nor the like of 'v1'"
+    require(bool(ok), "alias", alias, expected)
+
+
+def require_device(device: str, *, indexed: bool = True) -> None:
+    """Refuse the name of a device that no command runs on.
+
+    Args:
+        device: The setting `device`.
+        indexed: Whether a GPU can be named by its number; not where ranks each have their own.
+
+    Raises:
+        UserError: It is none of `auto`, `cpu`, `cuda` and, if `indexed`, `cuda:N`.
+    """
+    expected = "auto, cpu, cuda or cuda:N" if indexed else "auto, cpu or cuda (every rank uses a GPU of its own)"
+    require(
+        bool(re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?" if indexed else "auto|cpu|cuda", device)),
+        "device",
+        device,
+        expected,
+    )
 
 
 Modalities = Literal["both", "image", "text"]
@@ -45,6 +96,18 @@ class EncoderConfig:
     """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
     pretrained: str | None = None
     """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRun:
+    """Where the inputs of a finished run are now; by default beside it as before, or else where they were."""
+
+    shards: Path | None = None
+    """Packed data set of the run, where it was moved; it must have the same fingerprint."""
+    features: Path | None = None
+    """Frozen features of the run, where they were moved; they must have the same fingerprint."""
+    encoder: Path | None = None
+    """Folder of the run's encoder, where it was moved; it must have the same fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require
+from ptmrec_dist.config.common import EncoderConfig, require, require_device
+
+MAX_ASPECT_RATIO = 100
+"""Most that an image's longer side may be, in shorter sides, wherever images are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,9 @@ class PackConfig:
     """Catalogue: CSV, Parquet or JSONL. Without it only interactions are packed, for ID-only recommenders."""
     images: Path | None = None
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
+    interactions, or keep them. Of items that are kept, the features of what they lack are the mean of the other items'."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
@@ -57,6 +63,9 @@ class PackConfig:
     """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
     max_image_pixels: int = 100_000_000
     """Images with more pixels than this are refused before they are decoded."""
+    max_aspect_ratio: float = 50.0
+    """Images of which one side is longer than this many times the other are refused before they are decoded: an encoder
+    scales the shorter side to its own size. At most 100, which is what features, training and serving accept."""
     shard_bytes: int = 256_000_000
     """Upper bound of a shard's size in bytes."""
     num_shards: int | None = None
@@ -72,6 +81,8 @@ class PackConfig:
         require(self.core >= 0, "core", self.core, "0 or more")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
+        allowed = 1 <= self.max_aspect_ratio <= MAX_ASPECT_RATIO
+        require(allowed, "max_aspect_ratio", self.max_aspect_ratio, f"1 to {MAX_ASPECT_RATIO}")
         require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
@@ -95,8 +106,10 @@ class FeaturesConfig:
     """Loader processes per rank; 0 decodes in the rank's own process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder."""
+    strict: bool = False
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     timeout: float = 3600.0
     """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
 
@@ -104,3 +117,4 @@ class FeaturesConfig:
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require_device(self.device)

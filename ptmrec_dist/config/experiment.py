@@ -1,12 +1,12 @@
 """Settings of the command that compares."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require
+from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require, require_device
 from ptmrec_dist.config.methods import Method
-from ptmrec_dist.config.stage1 import ChoosesRecommender
+from ptmrec_dist.config.recommenders import RECOMMENDERS
 
 Paradigm = Literal["frozen", "two_stage", "two_stage_without_kt", "joint", "contrastive"]
 
@@ -59,9 +59,8 @@ class ExperimentConfig:
     """Tracking; each cell is a child of the experiment's run."""
 
     def __post_init__(self) -> None:
-        known = get_args(next(item.type for item in fields(ChoosesRecommender) if item.name == "recommender"))
         for name in self.recommenders:
-            require(name in known, "recommenders", name, f"some of {', '.join(known)}")
+            require(name in RECOMMENDERS, "recommenders", name, f"some of {', '.join(RECOMMENDERS)}")
         for name in ("recommenders", "paradigms", "methods", "modalities", "seeds"):
             values = getattr(self, name)
             require(len(values) > 0, name, list(values), "one or more")
@@ -70,3 +69,4 @@ class ExperimentConfig:
         require(self.baseline in self.paradigms, "baseline", self.baseline, f"one of {', '.join(self.paradigms)}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require_device(self.device, indexed=self.ranks == 1 and self.ray is None)

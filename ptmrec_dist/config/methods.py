@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptmrec_dist.config.common import TrackingConfig, require
+from ptmrec_dist.config.common import TrackingConfig, require, require_device
 
 Method = Literal["prompt", "lora", "adapter", "full", "last_n", "none"]
 Schedule = Literal["cosine", "constant"]
@@ -132,6 +132,8 @@ class TunesEncoder:
     """DeepSpeed ZeRO."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoder; all else is always fp32."""
+    strict: bool = False
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100
@@ -147,7 +149,7 @@ class TunesEncoder:
     """Largest share of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
     it the run stops with exit code 3."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
 
@@ -158,6 +160,7 @@ class TunesEncoder:
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a share in [0, 1)")
+        require_device(self.device)
 
     @property
     def method_settings(self) -> MethodConfig | None:

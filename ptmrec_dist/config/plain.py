@@ -1,11 +1,78 @@
 """Settings as plain nested values, as YAML and sweeps hold them: merging, dotted keys, and the parser that checks them."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.errors import UserError
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
 Settings = TypeVar("Settings")
+
+
+def settings_parser(settings: type, recommender: str | None = None, **options: Any) -> "ArgumentParser":
+    """Make the parser of a command's settings.
+
+    Args:
+        settings: The dataclass of the command's settings.
+        recommender: Whose hyper-parameters stand under `model`, where the command takes some; by default those of the
+            settings' own default.
+        **options: Options of jsonargparse's parser.
+
+    Returns:
+        The parser; `build` turns what it parsed into settings.
+
+    Raises:
+        UserError: An unknown recommender.
+    """
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False, **options)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    if not chooses_recommender(settings):
+        parser.add_class_arguments(settings, None)
+        return parser
+    chosen = recommender or next(item.default for item in fields(settings) if item.name == "recommender")
+    parser.add_class_arguments(settings, None, skip={"recommender", "model"})
+    names = Literal[tuple(RECOMMENDERS)]  # type: ignore[valid-type]
+    text = f"Recommender to train; the options below `model` are those of {chosen}."
+    parser.add_argument("--recommender", type=names, default=chosen, help=text)
+    parser.add_class_arguments(recommender_entry(str(chosen)).config, "model")
+    return parser
+
+
+def chooses_recommender(settings: type) -> bool:
+    """Say whether a command's settings choose a recommender, whose hyper-parameters they then hold.
+
+    Args:
+        settings: The dataclass of the command's settings.
+
+    Returns:
+        Whether they do.
+    """
+    return "recommender" in {item.name for item in fields(settings)}
+
+
+def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace") -> Settings:
+    """Turn parsed values into settings.
+
+    Args:
+        settings: The dataclass of a command's settings.
+        parser: What `settings_parser` gave.
+        parsed: What it parsed.
+
+    Returns:
+        An instance of `settings`.
+
+    Raises:
+        UserError: Values that the settings refuse.
+    """
+    values = parser.instantiate(parsed)
+    return settings(**{item.name: values[item.name] for item in fields(settings)})  # type: ignore[arg-type]
 
 
 def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -21,15 +88,13 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     Raises:
         UserError: An unknown key, a value of the wrong type, or one that the settings refuse.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(settings, "step")
+    parser = settings_parser(settings, values.get("recommender"))
     try:
-        built: Settings = parser.instantiate(parser.parse_object({"step": dict(values)})).step
+        return build(settings, parser, parser.parse_object(dict(values)))
     except (ArgumentError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from error
-    return built
 
 
 def merged(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,58 +1,11 @@
-"""Settings of recommenders, and of the command that trains one on frozen features."""
+"""Settings of the command that trains a recommender on frozen features."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import Modalities, TrackingConfig, require
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Hyper-parameters of the recommender; empty ones take the recommender's own default."""
-
-    dim: int | None = None
-    """Width of the ID embeddings (64)."""
-    layers: int | None = None
-    """Propagation layers over the user-item graph (all but BPR and VBPR)."""
-    reg_weight: float | None = None
-    """Weight of the L2 term (FREEDOM: of the modal BPR terms)."""
-    knn: int | None = None
-    """Neighbours of an item in the item graphs (FREEDOM, MGCN)."""
-    image_knn: int | None = None
-    """Neighbours of an item in the image graph (SMORE)."""
-    text_knn: int | None = None
-    """Neighbours of an item in the text graph (SMORE)."""
-    image_weight: float | None = None
-    """Share of the image graph in the item graph, in [0, 1] (FREEDOM)."""
-    edge_dropout: float | None = None
-    """Share of the interaction edges dropped, in [0, 1): every epoch (FREEDOM), at most, every step (BUIR)."""
-    momentum: float | None = None
-    """Share that the target embeddings keep of themselves at a step, in [0, 1] (BUIR)."""
-    cl_weight: float | None = None
-    """Weight of the contrastive terms (MGCN, SMORE)."""
-    temperature: float | None = None
-    """Temperature of the contrastive terms (MGCN, SMORE)."""
-    dropout: float | None = None
-    """Share of the preference gates' values left out in training, in [0, 1) (SMORE)."""
-
-    def __post_init__(self) -> None:
-        require(self.dim is None or self.dim >= 1, "model.dim", self.dim, "1 or more")
-        require(self.layers is None or self.layers >= 0, "model.layers", self.layers, "0 or more")
-        for name in ("knn", "image_knn", "text_knn"):
-            neighbours = getattr(self, name)
-            require(neighbours is None or neighbours >= 1, f"model.{name}", neighbours, "1 or more")
-        for name in ("reg_weight", "cl_weight"):
-            weight = getattr(self, name)
-            require(weight is None or weight >= 0, f"model.{name}", weight, "0 or more")
-        for name in ("image_weight", "momentum"):
-            share = getattr(self, name)
-            require(share is None or 0 <= share <= 1, f"model.{name}", share, "a share in [0, 1]")
-        divisor = self.temperature
-        require(divisor is None or divisor >= 0.025, "model.temperature", divisor, "0.025 or more")
-        for name in ("edge_dropout", "dropout"):
-            share = getattr(self, name)
-            require(share is None or 0 <= share < 1, f"model.{name}", share, "a share in [0, 1)")
+from ptmrec_dist.config.common import TrackingConfig, require, require_device
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +22,19 @@ class ChoosesRecommender:
 
     features: Path | None = None
     """Frozen features; not needed by ID-only recommenders."""
-    recommender: Literal["bpr", "lightgcn", "buir", "vbpr", "freedom", "mgcn", "smore"] = "vbpr"
+    recommender: str = "vbpr"
     """Recommender to train."""
-    modalities: Modalities = "both"
-    """Modalities that the recommender sees."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Hyper-parameters of the recommender."""
+    modalities: Literal["auto", "both", "image", "text"] = "auto"
+    """Modalities that the recommender sees; auto: all that the features have."""
+    model: RecommenderConfig = field(default_factory=RecommenderConfig)
+    """Hyper-parameters of the recommender; a bare `RecommenderConfig` stands for its defaults."""
+
+    def __post_init__(self) -> None:
+        expected = recommender_entry(self.recommender).config
+        if type(self.model) is RecommenderConfig:
+            object.__setattr__(self, "model", expected())
+        kind = f"a {expected.__name__}, the hyper-parameters of {self.recommender}"
+        require(type(self.model) is expected, "model", type(self.model).__name__, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +54,7 @@ class Stage1Config(ChoosesRecommender):
     epochs: int = 1000
     """Most epochs to train."""
     patience: int = 20
-    """Evaluations without a better validation Recall@20 before training stops."""
+    """Evaluations without a better result on validation before training stops."""
     patience_after: int = 1000
     """Steps before patience begins to run out: a recommender may rank no better than chance for hundreds of them, and then
     learn."""
@@ -111,11 +71,12 @@ class Stage1Config(ChoosesRecommender):
     seed: int = 0
     """Seed of initialisation, batches and negatives."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Tracking."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("batch_size", "patience", "eval_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -123,3 +84,4 @@ class Stage1Config(ChoosesRecommender):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.lr > 0, "lr", self.lr, "more than 0")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_device(self.device)

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import RayConfig, TrackingConfig, require
+from ptmrec_dist.config.common import (
+    RayConfig,
+    ReadsRun,
+    TrackingConfig,
+    check_alias,
+    check_model_name,
+    require,
+    require_device,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +32,8 @@ class AshaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """Search settings of stage 2 on a Ray cluster by validation Recall@20, and train the winner over seeds."""
+class SweepConfig(ReadsRun):
+    """Search settings of stage 2 on a Ray cluster by validation, and train the winner over seeds."""
 
     stage1: Path
     """Run folder of stage 1 that every trial starts from."""
@@ -34,8 +42,6 @@ class SweepConfig:
     space: dict[str, dict[str, Any]]
     """Dotted key of stage 2 (`optim.encoder_lr`) to what it is drawn from: `{choice: [..]}`, or with both ends included
     `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
-    shards: Path | None = None
-    """Packed data set; by default the one that stage 1 used. Trials never read its test split."""
     stage2: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec stage2` that are the same in all trials."""
     search: Literal["optuna", "random", "grid"] = "optuna"
@@ -76,6 +82,10 @@ class SweepConfig:
         for name in ("max_failures", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        if self.name is not None:
+            check_model_name(self.name)
+        check_alias(self.alias)
+        require_device(self.device, indexed=False)
         seeds = self.winner_seeds
         require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
         require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require
+from ptmrec_dist.config.common import EncoderConfig, ReadsRun, require
 from ptmrec_dist.config.methods import EncoderOptimConfig, TunesEncoder, TuningConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 
@@ -42,12 +42,12 @@ class TrainsBoth(TunesEncoder):
     epochs: int = 6
     """Most epochs to train."""
     keep: Keep = "last"
-    """best: the epoch with the best Recall@20 is kept, and without a better one for `patience` evaluations training stops;
+    """best: the epoch with the best result is kept, and without a better one for `patience` evaluations training stops;
     last: training goes on to its end, and that is kept."""
     patience: int = 5
     """Evaluations without a better result before training stops, where the best is kept."""
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
-    """Whose Recall@20 chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
+    """Which part chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
     items."""
     refresh_every: int = 1
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
@@ -67,13 +67,11 @@ class TrainsBoth(TunesEncoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2Config(TrainsBoth):
+class Stage2Config(ReadsRun, TrainsBoth):
     """Tune the encoder under DeepSpeed, guided by what stage 1 learned about people."""
 
     stage1: Path
     """Run folder of stage 1: the recommender to start from, the features and the encoder they came from."""
-    shards: Path | None = None
-    """Packed data set; by default the one that stage 1 used, and it must have the same fingerprint."""
     kt_weight: float = 1.0
     """Weight of the knowledge transfer loss L_KT (eq. 13)."""
     teacher: Literal["stage1", "live"] = "stage1"
@@ -103,6 +101,10 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
     """As of stage 2; from scratch nobody knows beforehand how many epochs it takes."""
     patience: int = 10
     """Evaluations without a better result before training stops, where the best is kept."""
+
+    def __post_init__(self) -> None:
+        ChoosesRecommender.__post_init__(self)
+        TrainsBoth.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,21 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import require
+from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ReadsRun):
     """Rank every item for every user with a finished run and write its metrics.json anew."""
 
     run: Path
     """Run folder of stage 1 or stage 2."""
     device: str = "auto"
-    """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(ReadsRun):
     """Write a page with tables and figures that compares finished runs on the same packed data set."""
 
     runs: str
@@ -31,7 +34,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegisterConfig:
+class RegisterConfig(ReadsRun):
     """Register a finished run as a model that recommends."""
 
     run: Path
@@ -43,24 +46,36 @@ class RegisterConfig:
     index: Literal["exact", "faiss"] = "exact"
     """How items are found for a user: all are scored, or beyond a million of items a FAISS index finds most of the best."""
 
+    def __post_init__(self) -> None:
+        check_model_name(self.name)
+        check_alias(self.alias)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
-    """Make the candidate the champion, if it is better on the same data by more than luck."""
+    """Make a version the champion, if it is significantly better on one part and not much worse on the other."""
 
     name: str
     """Name in the model registry."""
-    metric: str = "recall@20"
-    """Metric of each user that is compared."""
-    part: Literal["validation", "test", "cold_validation", "cold_test"] = "validation"
-    """Part of the data that it is measured on. A test part that versions are chosen by is a test no longer."""
+    version: int | None = None
+    """Version to promote; by default the one with the alias `candidate`."""
+    metric: str | None = None
+    """Metric of each user that is compared; by default the one that epochs and trials are selected by."""
+    part: Literal["auto", "validation", "cold_validation", "test", "cold_test"] = "auto"
+    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation. Once
+    versions are chosen on a test part, it measures them no longer."""
     margin: float = 0.0
-    """By how much the candidate's mean must be larger, in units of the metric."""
+    """By how much the mean there must be larger than the champion's, in units of the metric."""
+    max_loss: float = 0.05
+    """Largest loss on the other part (known items where new ones decide, and the other way round), as a fraction of the
+    champion's mean; a larger one is refused if it is significant. 1: any loss is accepted."""
     significance: float = 0.05
-    """Largest p of the paired t-test over users of a difference beyond the margin."""
+    """Largest p of the paired t-tests over users: of a gain beyond the margin, and (one-sided) of a loss."""
 
     def __post_init__(self) -> None:
+        require(self.version is None or self.version >= 1, "version", self.version, "1 or more")
         require(self.margin >= 0, "margin", self.margin, "0 or more")
+        require(0 <= self.max_loss <= 1, "max_loss", self.max_loss, "a fraction in [0, 1]")
         require(0 < self.significance <= 1, "significance", self.significance, "more than 0, at most 1")
 
 
@@ -73,13 +88,30 @@ class RollbackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeleteConfig:
+    """Delete a version of a registered model."""
+
+    name: str
+    """Name in the model registry."""
+    version: int
+    """Version to delete."""
+    force: bool = False
+    """Delete it even if it is the champion."""
+
+    def __post_init__(self) -> None:
+        require(self.version >= 1, "version", self.version, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """List what is registered: versions, aliases, lineage and metrics."""
+    """List what is registered: versions, aliases, lineage and metrics; tab-separated where the output is no terminal."""
 
     name: str | None = None
     """Name in the model registry; by default all."""
-    metric: str = "recall@20"
-    """Metric that is shown for each part of the data."""
+    metric: str | None = None
+    """Metric that is shown for each part of the data; by default the one that selects."""
+    json: bool = False
+    """Print JSON, with all metrics and tags."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 Shape suffixes: E interactions, I items, U users.
 """
 
+import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ptmrec_dist.data.manifest import Manifest
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 
 TEST_PARTS = ("test", "cold_test")
 
@@ -58,11 +60,12 @@ class Dataset:
             User and item indices, int64 [E] each, in the order in which they were packed.
 
         Raises:
-            UserError: The data set has no such part.
+            UserError: The data set has no such part, or the file is not the one of the manifest.
+            Fault: The file cannot be read.
         """
         if part not in self.parts:
             raise UserError(f"part: got {part!r}, but {self.folder} has {', '.join(self.parts)}")
-        table = pl.read_parquet(self._interactions_path(part), columns=["user_index", "item_index"])
+        table = self._read(f"interactions/{part}", ["user_index", "item_index"])
         # Writable copies: torch.from_numpy warns about arrays that it may not write to.
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
@@ -89,8 +92,28 @@ class Dataset:
 
     @cached_property
     def texts(self) -> list[str]:
-        """Item texts by item index, I of them; empty strings in a data set without content."""
+        """Item texts by item index, I of them; empty where an item has none."""
         return self._column("items", "text").to_list()
+
+    def has(self, modality: str) -> np.ndarray:
+        """Tell which items have a modality.
+
+        Args:
+            modality: `image` or `text`.
+
+        Returns:
+            bool [I].
+        """
+        path, column = self.folder / "items.parquet", f"has_{modality}"
+        if column not in pl.read_parquet_schema(path):  # written only where an item lacks it
+            return np.full(self.num_items, modality in self.manifest.modalities)
+        return self._column("items", column).to_numpy()
+
+    @cached_property
+    def item_digests(self) -> np.ndarray:
+        """Digest of image and text by item index, uint8 [I, 32], in a data set with content."""
+        digests = bytes.fromhex("".join(self._column("items", "sha256")))
+        return np.frombuffer(digests, dtype=np.uint8).reshape(self.num_items, 32)
 
     @cached_property
     def item_shards(self) -> np.ndarray:
@@ -111,7 +134,24 @@ class Dataset:
         return [self.folder / shard.name for shard in self.manifest.shards]
 
     def _column(self, table: str, name: str) -> pl.Series:
-        return pl.read_parquet(self.folder / f"{table}.parquet", columns=[name])[name]
+        return self._read(table, [name])[name]
+
+    def _read(self, table: str, columns: list[str]) -> pl.DataFrame:
+        """Read columns of a table, from the very bytes that were compared with the manifest."""
+        path = self.folder / f"{table}.parquet"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Fault(
+                f"shards: cannot read {path} ({error.strerror}); bring the data set back or pack again"
+            ) from error
+        found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files.get(f"{table}.parquet", "none")
+        if found != expected:
+            raise UserError(
+                f"shards: {path} is {found[:12]}, but the manifest that was read says {expected[:12]}: it was changed; pack "
+                "again, or run the command again if that was done meanwhile"
+            )
+        return pl.read_parquet(io.BytesIO(content), columns=columns)
 
     def _interactions_path(self, part: str) -> Path:
         return self.folder / "interactions" / f"{part}.parquet"

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import staged
+from ptmrec_dist.lineage import find, relative_to
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,14 @@ class FeatureManifest:
     encoder: str
     """Fingerprint of the backbone."""
     encoder_model: str
-    """open_clip name or folder of the backbone."""
+    """open_clip name or folder of the backbone, where it was last found: as seen from this folder, or where it was."""
     encoder_pretrained: str | None
     """open_clip tag of the backbone's weights."""
     widths: dict[str, int]
     """Modality to width of its rows."""
+    filled: dict[str, int] = field(default_factory=dict)
+    """Modality to the number of items that lack it, whose rows are the mean of the others; without those that none lacks.
+    The items table of the data set says which items."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,17 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
         The opened store.
 
     Raises:
-        UserError: No such folder, features of another data set, arrays of another shape.
+        UserError: No such folder, features of another data set, arrays of another shape, or not those of its manifest.
     """
+    if not folder.exists():
+        raise UserError(f"features: no files at {folder}; expected a folder that `ptmrec features` wrote")
     if not (folder / "manifest.json").is_file():
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:
-        manifest = FeatureManifest(**json.loads((folder / "manifest.json").read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        content = json.loads((folder / "manifest.json").read_text())
+        content["encoder_model"] = find(content.pop("encoder_relative", None), content["encoder_model"], folder)
+        manifest = FeatureManifest(**content)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})"
         ) from error
@@ -70,11 +77,24 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
             "run `ptmrec features` on these shards"
         )
     tables = {name: _open_table(folder / f"{name}.npy", (num_items, width)) for name, width in manifest.widths.items()}
+    found = _fingerprint(tables, manifest.data, manifest.encoder)
+    if found != manifest.fingerprint:
+        raise UserError(
+            f"features: the arrays of {folder} are {found[:12]}, but its manifest says {manifest.fingerprint[:12]}: they "
+            "were changed; run `ptmrec features` again"
+        )
     return FeatureStore(folder, manifest, tables)
 
 
 def write_features(
-    folder: Path, tables: dict[str, np.ndarray], *, data: str, encoder: str, model: str, pretrained: str | None
+    folder: Path,
+    tables: dict[str, np.ndarray],
+    *,
+    data: str,
+    encoder: str,
+    model: str,
+    pretrained: str | None,
+    filled: dict[str, int] | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -85,25 +105,20 @@ def write_features(
         encoder: Fingerprint of the backbone.
         model: open_clip name or folder of the backbone.
         pretrained: open_clip tag of its weights.
+        filled: Modality to the number of items that lack it; by default none.
 
     Returns:
         The manifest written.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    digest = hashlib.sha256(f"{data}:{encoder}".encode())
-    for name, table in sorted(tables.items()):
-        np.save(fresh / f"{name}.npy", table)
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(table).data)
+    check_replaceable(folder)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
-    manifest = FeatureManifest(digest.hexdigest(), data, encoder, model, pretrained, widths)
-    (fresh / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
-    if folder.exists():
-        check_replaceable(folder)
-        shutil.rmtree(folder)
-    os.replace(fresh, folder)
+    fingerprint = _fingerprint(tables, data, encoder)
+    manifest = FeatureManifest(fingerprint, data, encoder, model, pretrained, widths, filled or {})
+    relative = relative_to(model, folder) if Path(model).is_absolute() else None
+    with staged(folder) as fresh:
+        for name, table in tables.items():
+            np.save(fresh / f"{name}.npy", table)
+        (fresh / "manifest.json").write_text(json.dumps(asdict(manifest) | {"encoder_relative": relative}, indent=1))
     return manifest
 
 
@@ -121,6 +136,14 @@ def check_replaceable(folder: Path) -> None:
     known = {"manifest.json", "image.npy", "text.npy", "neighbours"}
     if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= known:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
+
+
+def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str) -> str:
+    digest = hashlib.sha256(f"{data}:{encoder}".encode())
+    for name, table in sorted(tables.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(table).data)
+    return digest.hexdigest()
 
 
 def _open_table(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Images: decoded for real, checked and reduced once, in worker processes.
+"""Images of a catalogue: decoded for real, checked and reduced once, in worker processes.
 
 What is to be stored goes to spool files (one for each chunk of images), so that nothing is decoded twice.
 """
 
+import hashlib
 import io
 import signal
 import warnings
@@ -11,14 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.data.workers import Pool
 
 _CHUNK = 64
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _QUALITY = 95
+
+
+class Limits(NamedTuple):
+    """What an image may be, and what is stored of it."""
+
+    shorter_side: int
+    """Pixels to which the shorter side of a larger image is reduced."""
+    pixels: int
+    """Most pixels of an image."""
+    aspect_ratio: float
+    """Most that the longer side may be, in shorter sides."""
 
 
 class Prepared(NamedTuple):
@@ -34,6 +47,12 @@ class Prepared(NamedTuple):
     """First byte in it."""
     size: int
     """Number of bytes."""
+    sha256: str
+    """Digest of the bytes."""
+
+
+NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0, sha256=hashlib.sha256().hexdigest())
+"""What stands for the image of an item that has none."""
 
 
 def start_worker(max_pixels: int) -> None:
@@ -48,14 +67,14 @@ def start_worker(max_pixels: int) -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, shorter_side: int) -> list[Prepared]:
+def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, limits: Limits) -> list[Prepared]:
     """Check and reduce all images.
 
     Args:
         pool: Processes that ran `start_worker`.
         paths: Image files.
         spool: Folder for the spool files.
-        shorter_side: Pixels to which the shorter side of larger images is reduced.
+        limits: What an image may be, and what is stored of it.
 
     Returns:
         One result for each path, in order.
@@ -64,50 +83,33 @@ def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, shorter_side: 
     spools = [spool / f"{number:06d}" for number in range(len(chunks))]
     results: list[Prepared] = []
     with tqdm(total=len(paths), desc="images", unit="image") as bar:
-        for prepared in pool.map(partial(_prepare_chunk, shorter_side=shorter_side), chunks, spools):
+        for prepared in pool.map(partial(_prepare_chunk, limits=limits), chunks, spools):
             results += prepared
             bar.update(len(prepared))
     return results
 
 
-def prepare_image(path: str, shorter_side: int) -> bytes:
+def prepare_image(path: str, limits: Limits) -> bytes:
     """Decode an image and return what to store for it.
 
     Args:
-        path: Image file of any format that PIL reads.
-        shorter_side: Pixels to which the shorter side of a larger image is reduced.
+        path: Image file of any format that PIL reads; of several frames, the first counts.
+        limits: What the image may be, and what is stored of it.
 
     Returns:
-        A JPEG: the file's own bytes where it is an upright RGB JPEG that is small enough, else a new one that is turned
-        upright, with transparency shown on white.
+        A JPEG: the file's own bytes where it is an upright RGB JPEG that is small enough, else a new one of what `to_rgb`
+        makes of it.
 
     Raises:
-        Exception: Whatever PIL raises for a file that it cannot decode.
+        BadImageError: The file is missing, is no image, is beyond the limits, or cannot be decoded.
     """
-    with Image.open(path) as image:
-        image.load()
+    with decoded(path, max_pixels=limits.pixels, max_aspect_ratio=limits.aspect_ratio) as image:
         upright = image.getexif().get(_ORIENTATION, 1) == 1
-        if image.format == "JPEG" and image.mode == "RGB" and upright and min(image.size) <= shorter_side:
+        if image.format == "JPEG" and image.mode == "RGB" and upright and min(image.size) <= limits.shorter_side:
             return Path(path).read_bytes()
         buffer = io.BytesIO()
-        _reduce(on_white(ImageOps.exif_transpose(image)), shorter_side).save(buffer, "JPEG", quality=_QUALITY)
+        _reduce(to_rgb(image), limits.shorter_side).save(buffer, "JPEG", quality=_QUALITY)
         return buffer.getvalue()
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Turn any image into RGB, showing transparency on white.
-
-    Args:
-        image: Any PIL image.
-
-    Returns:
-        An RGB image of the same size.
-    """
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image.convert("RGBA"))
-    return white.convert("RGB")
 
 
 def _reduce(image: Image.Image, shorter_side: int) -> Image.Image:
@@ -118,21 +120,16 @@ def _reduce(image: Image.Image, shorter_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _prepare_chunk(paths: Sequence[str], spool: Path, shorter_side: int) -> list[Prepared]:
+def _prepare_chunk(paths: Sequence[str], spool: Path, limits: Limits) -> list[Prepared]:
     results = []
     with spool.open("wb") as file:
         for path in paths:
             problem, detail, data = "", "", b""
             try:
-                data = prepare_image(path, shorter_side)
-            except (FileNotFoundError, IsADirectoryError):
-                problem, detail = "image file is missing", "no such file"
-            except UnidentifiedImageError:
-                problem, detail = "file is not an image", "no format that is known"
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-                problem, detail = "image has too many pixels", f"more than {Image.MAX_IMAGE_PIXELS:,}"
-            except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
-                problem, detail = "image cannot be decoded", str(error)
-            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data)))
+                data = prepare_image(path, limits)
+            except BadImageError as bad:
+                problem, detail = bad.problem, bad.detail
+            digest = hashlib.sha256(data).hexdigest()
+            results.append(Prepared(problem, detail, spool.name, file.tell(), len(data), digest))
             file.write(data)
     return results

@@ -1,14 +1,15 @@
 """`manifest.json`: what a packed data set holds, so that readers can plan and check without opening a shard."""
 
+import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 
 
@@ -33,7 +34,7 @@ class Manifest:
     schema_version: int
     """Version of the folder's format."""
     fingerprint: str
-    """sha256 over the content, independent of paths and times."""
+    """sha256 over the content, independent of paths, times, and how it is divided into shards."""
     split: str
     """How the interactions were divided."""
     seed: int
@@ -44,14 +45,28 @@ class Manifest:
     """Users, numbered from 0."""
     num_items: int
     """Items, numbered from 0."""
-    has_content: bool
-    """Whether there are images and texts."""
+    modalities: tuple[str, ...]
+    """What items have: `image`, `text`, both, or nothing where interactions were packed alone."""
+    image_size: int | None
+    """Pixels to which the shorter side of larger images was reduced; None without images."""
     interactions: dict[str, int]
     """Part to number of interactions."""
     shards: tuple[Shard, ...]
     """Tar files in order; empty without content."""
+    files: dict[str, str]
+    """Each table to the sha256 of its file."""
     report: dict[str, Any]
     """Validation report: counts of what was read, kept and dropped, with examples."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are images or texts."""
+        return bool(self.modalities)
+
+    @property
+    def layout(self) -> str:
+        """Digest of how the items are divided into shards: the same content may be divided in many ways."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -64,18 +79,23 @@ class Manifest:
             The manifest.
 
         Raises:
-            UserError: No manifest, one that `ptmrec pack` did not write, or one of a newer version.
+            UserError: No manifest, one that `ptmrec pack` did not write, or one of another version.
         """
         path = folder / FILE_NAME
+        if not folder.exists():
+            raise UserError(f"shards: no files at {folder}; expected a folder that `ptmrec pack` wrote")
         if not path.is_file():
             raise UserError(f"shards: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields["schema_version"] > SCHEMA_VERSION:
+            if fields["schema_version"] != SCHEMA_VERSION:
+                older = fields["schema_version"] < SCHEMA_VERSION
+                remedy = "remove the folder and pack again" if older else "update ptmrec-dist or pack again"
                 raise UserError(
-                    f"shards: {path} has schema version {fields['schema_version']}, this program reads up to "
-                    f"{SCHEMA_VERSION}; update ptmrec-dist or pack again"
+                    f"shards: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
+                    f"{remedy}"
                 )
+            fields["modalities"] = tuple(fields["modalities"])
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             manifest = cls(**fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]
@@ -94,6 +114,4 @@ class Manifest:
         Args:
             folder: Packed data set.
         """
-        fresh = folder / f".{FILE_NAME}.new"
-        fresh.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(fresh, folder / FILE_NAME)
+        write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")

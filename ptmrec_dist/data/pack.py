@@ -16,16 +16,22 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
-from ptmrec_dist.data.images import Prepared, prepare_images, start_worker
+from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
-from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import sha256, staged
+from ptmrec_dist.lock import exclusive_out
+
+_SHOW_ITEM = "row {row}: item {item_id!r}"
+_SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
+@exclusive_out
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 
@@ -54,29 +60,36 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         spool = fresh / "spool"
         spool.mkdir()
         if config.items is not None:
-            items, rows = _drop_bad_images(items, rows, report, pool, spool, config)
+            items, rows = _read_images(items, rows, report, pool, spool, config)
         items, rows = _keep_core(items, rows, report, config.core)
         items, rows, user_ids = _split(items, rows, report, config)
+        modalities: tuple[str, ...] = ()
+        if config.items is not None:
+            items, modalities = _mark_absent(items, report)
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
         parts = _divide_by_part(rows, config.split)
+        fingerprint, files = _write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            fingerprint=_write_tables(items, user_ids, parts, shards, fresh),
+            fingerprint=fingerprint,
             split=config.split,
             seed=config.seed,
             core=config.core,
             num_users=len(user_ids),
             num_items=items.height,
-            has_content=config.items is not None,
+            modalities=modalities,
+            image_size=config.image_size if "image" in modalities else None,
             interactions={part: table.height for part, table in parts.items()},
             shards=tuple(shards),
+            files=files,
             report=report.to_dict(),
         )
         manifest.write(fresh)
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
-    print(f"{out}: {manifest.num_users:,} users, {manifest.num_items:,} items, {len(shards)} shards; {counts}")
+    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
+    print(f"{out}: {held}; {counts}")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
@@ -97,7 +110,7 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
         catalogue = read_catalogue(config.items, config.columns)
         report = Report(Tally("items", catalogue.height), row_tally)
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
-        items = drop_bad_items(catalogue, report.items, images)
+        items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
     _judge(report, config)
     return items, rows, report
 
@@ -108,16 +121,35 @@ def _judge(report: Report, config: PackConfig) -> None:
     report.stop_if_nothing_left()
 
 
-def _drop_bad_images(
+def _read_images(
     items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Pool, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    prepared = prepare_images(pool, items["path"].to_list(), spool, config.image_size)
-    items = items.hstack(pl.DataFrame(prepared, schema=list(Prepared._fields), orient="row"))
+    limits = Limits(config.image_size, config.max_image_pixels, config.max_aspect_ratio)
+    prepared = iter(prepare_images(pool, [path for path in items["path"] if path], spool, limits))
+    rows_I = [next(prepared) if path else NO_IMAGE for path in items["path"]]
+    items = items.hstack(pl.DataFrame(rows_I, schema=list(Prepared._fields), orient="row"))
+    # Where no image can be read, the folder is wrong rather than all items without one.
+    keeps = config.missing == "keep" and config.on_error == "skip" and bool((items["size"] > 0).any())
+    stays = pl.lit(keeps) & (pl.col("text") != "")
     for problem in sorted(set(items["problem"]) - {""}):
-        show = "row {row}: item {item_id!r}, image {image!r}: {detail}"
-        items = report.items.drop(items, pl.col("problem") == problem, problem, show=show)
+        bad = (pl.col("problem") == problem) & ~stays
+        items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE)
     _judge(report, config)
     return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
+
+
+def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Tell what the items have, and note which of them lack something that the others have."""
+    has = items.select(image=pl.col("size") > 0, text=pl.col("text") != "")
+    modalities = tuple(name for name in has.columns if has[name].any())
+    for name in modalities:
+        if not has[name].all():
+            items = items.with_columns(has[name].alias(f"has_{name}"))
+            without = items.filter(~has[name])
+            reasons = without["problem"].replace("", "no image path") if name == "image" else pl.lit("empty text")
+            for (reason, *_), group in without.group_by(reasons.alias("reason"), maintain_order=True):
+                report.items.note_incomplete(group, str(reason), show=_SHOW_ITEM)
+    return items, modalities
 
 
 def _keep_core(items: pl.DataFrame, rows: pl.DataFrame, report: Report, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -165,7 +197,7 @@ def _write_shards(
     items: pl.DataFrame, pool: Pool, folder: Path, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, list[Shard]]:
     if config.items is None:
-        return items, []
+        return items.with_columns(sha256=pl.lit("")), []
     if config.num_shards is not None and config.num_shards > items.height:
         raise UserError(
             f"num_shards: got {config.num_shards}, but {items.height} items are left; expected at most that many"
@@ -178,7 +210,8 @@ def _write_shards(
     shard_I = np.empty(items.height, dtype=np.int64)
     for number, chosen in enumerate(divided):
         shard_I[chosen] = number
-    return items.with_columns(shard=pl.Series(shard_I)), shards
+    digests = starmap(item_digest, ((image, text.encode()) for image, text in items.select("sha256", "text").rows()))
+    return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
 def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
@@ -188,19 +221,28 @@ def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
 
 
 def _write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], shards: list[Shard], folder: Path
-) -> str:
+    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], folder: Path
+) -> tuple[str, dict[str, str]]:
+    """Write the tables; gives the fingerprint of all content, images included, and the digest of each file."""
     tables = {f"interactions/{part}": table for part, table in parts.items()}
-    tables["items"] = _numbered(items.select("item_id", "title", "text", "part", "shard"), "item_index")
+    columns = ["item_id", "title", "text", "part", "sha256", "shard"]
+    absent = [name for name in ("has_image", "has_text") if name in items.columns]
+    tables["items"] = _numbered(items.select(*columns, *absent), "item_index")
     tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode())
+    digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
     for name, table in tables.items():
-        table.write_parquet(folder / f"{name}.parquet")
-        # Not the file's bytes: they change with the library that writes it.
-        digest.update(f"{name}\n{table.write_csv()}".encode())
-    return digest.hexdigest()
+        path = folder / f"{name}.parquet"
+        table.write_parquet(path)
+        files[f"{name}.parquet"] = sha256(path)
+        # Content, not bytes, which change with the library that writes them; nor in which shard an item lies.
+        digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
+    return digest.hexdigest(), files
 
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:
     return table.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))
+
+
+def _named(modalities: tuple[str, ...]) -> str:
+    return f" with {modalities[0]} alone" if len(modalities) == 1 else ""

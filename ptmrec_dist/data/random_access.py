@@ -36,7 +36,7 @@ class ItemFiles:
     """
 
     def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0) -> None:
-        self.reader = reader
+        self.reader, self._digests = reader, dataset.item_digests
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
         self._places: dict[int, dict[str, _Place]] = defaultdict(dict)
@@ -64,17 +64,16 @@ class ItemFiles:
 
     def _decoded(self, item: int) -> dict[str, Any] | None:
         try:
-            return decode_item(f"{item}", self._bytes(item, "jpg"), self._bytes(item, "txt"), self.reader)
+            files = {ending: _bytes(place) for ending, place in self._places.get(item, {}).items()}
+            return decode_item(f"{item}", files, self.reader, self._digests)
         except (Fault, OSError) as error:
             if item not in self._lost:
                 self._lost.add(item)
                 self._budget.spend(1, str(error))
             return None
 
-    def _bytes(self, item: int, suffix: str) -> bytes | None:
-        place = self._places.get(item, {}).get(suffix)
-        if place is None:
-            return None
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size)
+
+def _bytes(place: _Place) -> bytes:
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.size)

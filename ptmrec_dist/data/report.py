@@ -32,6 +32,7 @@ class Tally:
         self.name = name
         self.read = rows
         self._dropped: dict[str, _Dropped] = {}
+        self._incomplete: dict[str, dict[str, Any]] = {}
 
     @property
     def kept(self) -> int:
@@ -62,6 +63,18 @@ class Tally:
         self._dropped[reason] = _Dropped(count, fault, examples)
         return table.filter(~mask)
 
+    def note_incomplete(self, table: pl.DataFrame, reason: str, *, show: str) -> None:
+        """Write down rows that are kept though something is missing.
+
+        Args:
+            table: The rows.
+            reason: What is missing, a few words.
+            show: Format string of an example, with the table's columns as fields.
+        """
+        if table.height:
+            examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in table.head(_MOST_EXAMPLES).to_dicts()]
+            self._incomplete[reason] = {"count": table.height, "examples": examples}
+
     def faults(self) -> list[str]:
         """List the mistakes in the input.
 
@@ -84,12 +97,14 @@ class Tally:
         """Return the account for the manifest.
 
         Returns:
-            `read`, `kept`, and `dropped`: reason to `count` and `examples`.
+            `read`, `kept`, `dropped`: reason to `count` and `examples`; in the same way `incomplete`, of rows that are
+            kept, where there are any.
         """
         dropped = {
             reason: {"count": dropped.count, "examples": dropped.examples} for reason, dropped in self._dropped.items()
         }
-        return {"read": self.read, "kept": self.kept, "dropped": dropped}
+        incomplete = {"incomplete": self._incomplete} if self._incomplete else {}
+        return {"read": self.read, "kept": self.kept, "dropped": dropped} | incomplete
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,9 @@ class Report:
             table.add_row(f"{name} read", f"{account['read']:,}", "")
             for reason, dropped in account["dropped"].items():
                 table.add_row(f"  {reason}", f"-{dropped['count']:,}", "\n".join(dropped["examples"]))
-            table.add_row(f"{name} kept", f"{account['kept']:,}", "", end_section=True)
+            table.add_row(f"{name} kept", f"{account['kept']:,}", "", end_section="incomplete" not in account)
+            for reason, kept in account.get("incomplete", {}).items():
+                table.add_row(f"  of them {reason}", f"{kept['count']:,}", "\n".join(kept["examples"]))
+            table.add_section()
         # Ids come from the data: they are printed as they are, never as markup.
         Console(markup=False, highlight=False, emoji=False).print(table)

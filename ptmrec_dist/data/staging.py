@@ -1,9 +1,5 @@
-"""A data set's folder is replaced in one go: built in a sibling, swapped in when complete."""
+"""What `ptmrec pack` may replace."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ptmrec_dist.data.manifest import FILE_NAME, Manifest
@@ -32,33 +28,3 @@ def check_replaceable(out: Path) -> None:
     foreign = sorted({path.name for path in out.iterdir()} - ours)
     if foreign:
         raise UserError(f"out: {out} also holds {foreign[0]!r}, which replacing it would delete; {remedy}")
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """Build a folder beside the one that it is to become.
-
-    Args:
-        out: Folder to write; what is there is replaced only if the block ends well.
-
-    Yields:
-        An empty sibling folder to write into.
-
-    Raises:
-        UserError: The folder cannot be made.
-    """
-    fresh, old = (out.with_name(f".{out.name}.{state}") for state in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
-    try:
-        fresh.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
-    try:
-        yield fresh
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(out, old)
-        os.replace(fresh, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,17 +1,18 @@
 """Item-major streaming: WebDataset shards to batches of distinct items, every wanted item once an epoch over all ranks.
 
 Which rank reads which shard, and how many steps an epoch has, follow from the manifest alone, so all ranks agree without
-talking and none waits for another that has run out. The order is a function of (seed, epoch, ranks, workers): a run that
-was interrupted at step k goes on by skipping the first k batches.
+talking and none waits for another that has run out. The order is a function of (seed, epoch, ranks), whatever the number of
+loader processes: a run that was interrupted at step k resumes by leaving the first k batches out.
 
 Legend: B local batch, N tokens.
 """
 
+import hashlib
 import io
 import itertools
 import random
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,12 @@ import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
+from ptmrec_dist.data.shards import item_digest
 from ptmrec_dist.errors import Fault, UserError
 
 SHUFFLE_BUFFER = 2048
@@ -39,19 +42,20 @@ class Reader:
     tokenize: Callable[[list[str]], Tensor] | None = None
     """Texts to token ids int64 [B, N]."""
 
-    def collate(self, images: list[Tensor], texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
+    def collate(self, images: list[Tensor | None], texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Stack decoded items; no items give empty tensors of the right trailing shape.
 
         Args:
-            images: B images uint8 [3, H, W].
-            texts: B texts.
+            images: B images uint8 [3, H, W]; an item without one gets a blank one, whose features nobody reads.
+            texts: B texts, empty where an item has none.
 
         Returns:
             uint8 [B, 3, H, W] and int64 [B, N], None where there is no reader.
         """
         pixels = tokens = None
         if self.load_image is not None:
-            pixels = torch.stack(images) if images else self.load_image(Image.new("RGB", (8, 8)))[None][:0]
+            blank = self.load_image(Image.new("RGB", (8, 8)))
+            pixels = torch.stack([blank, *(blank if image is None else image for image in images)])[1:]
         if self.tokenize is not None:
             tokens = self.tokenize(texts) if texts else self.tokenize([""])[:0]
         return pixels, tokens
@@ -134,8 +138,10 @@ class ItemStream:
             )
         self.rank, self.world_size, self.batch_size, self.workers = rank, world_size, batch_size, workers
         self.reader, self.seed, self.max_damaged = reader, seed, max_damaged
-        self.item_shards = dataset.item_shards
+        self.item_shards, self.digests = dataset.item_shards, dataset.item_digests
+        self.has = dataset.has
         self.wanted = np.ones(dataset.num_items, dtype=bool) if wanted is None else wanted
+        self.layout = dataset.manifest.layout
         self.paths = [str(path) for path in dataset.shard_paths()]
         self.counts = np.bincount(dataset.item_shards[self.wanted], minlength=len(self.paths))
 
@@ -173,101 +179,145 @@ class ItemStream:
             skip: Steps to leave out at the start (they were done before an interruption).
 
         Yields:
-            `steps(epoch) - skip` batches.
+            `steps(epoch) - skip` batches; one that has lost items is shorter.
 
         Raises:
             Fault: More items than `max_damaged` allows could not be read.
         """
         shards = self.shards_of(epoch)[self.rank]
-        expected = int(self.counts[shards].sum())
-        samples = self._readable(shards, epoch, DamageBudget(self.max_damaged, expected))
-        for step in range(self.steps(epoch)):
+        order = self._order(int(self.counts[shards].sum()), epoch)
+        budget = DamageBudget(self.max_damaged, len(order))
+        samples = self._samples(shards, order[skip * self.batch_size :])
+        for _ in range(skip, self.steps(epoch)):
             rows = list(itertools.islice(samples, self.batch_size))
-            if step >= skip:
-                pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
-                yield ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens)
+            lost = [row["lost"] for row in rows if "lost" in row]
+            if lost:
+                budget.spend(len(lost), lost[0])
+            rows = [row for row in rows if "lost" not in row]
+            pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
+            yield ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens)
 
-    def _readable(self, shards: list[int], epoch: int, budget: DamageBudget) -> Iterator[dict[str, Any]]:
-        for sample in self._samples(shards, epoch):
-            if "lost" in sample:
-                budget.spend(sample["lost"], sample["reason"])
-            else:
-                yield sample
-
-    def _samples(self, shards: list[int], epoch: int) -> DataLoader[Any]:
-        """Raw bytes are shuffled, not decoded images; each worker reads whole shards."""
-        stages = [
-            wds.SimpleShardList([self.paths[shard] for shard in shards]),
-            wds.split_by_worker,
-            _ReadShards(self.wanted, self.item_shards, self.counts, self.paths),
-        ]
+    def _order(self, total: int, epoch: int) -> np.ndarray:
+        """Order of an epoch, as positions in the sequence of the rank's shards, shuffled within a buffer that moves along."""
+        positions = iter(range(total))
         if self.seed is not None:
             rng = random.Random(f"{self.seed}:{epoch}:{self.rank}")
-            stages.append(wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=rng))
-        stages.append(wds.map(_Decode(self.reader)))
-        return DataLoader(wds.DataPipeline(*stages), batch_size=None, num_workers=self.workers)
+            positions = wds.shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=rng)(positions)
+        return np.fromiter(positions, dtype=np.int64, count=total)
+
+    def _samples(self, shards: list[int], order: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Samples in a given order, which is the same for any number of workers; each of them reads whole shards."""
+        workers = max(self.workers, 1)
+        counts = self.counts[shards]
+        worker_of = np.repeat(np.arange(len(shards)) % workers, counts)[order]
+        starts = np.cumsum(counts) - counts
+        loaders = []
+        for worker in range(workers):
+            sources = [
+                _Shard(shard, self.paths[shard], int(start), int(self.counts[shard]))
+                for shard, start in zip(shards[worker::workers], starts[worker::workers], strict=True)
+            ]
+            own = order[worker_of == worker].tolist()
+            samples = _OrderedSamples(sources, own, self.wanted, self.item_shards, self.digests, self.reader)
+            # A generator of its own: a loader would otherwise draw from torch's global one.
+            loader = DataLoader(samples, batch_size=None, num_workers=1, generator=torch.Generator())
+            loaders.append(iter(loader if self.workers else samples))
+        for worker in worker_of:
+            yield next(loaders[worker])
 
 
 @dataclass(frozen=True)
-class _ReadShards:
-    """The wanted samples of each tar, and after them how many the tar should have held but did not."""
+class _Shard:
+    """One tar of a rank."""
 
-    wanted: np.ndarray
-    item_shards: np.ndarray
-    counts: np.ndarray
-    paths: list[str]
-
-    def __call__(self, sources: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
-        for source in sources:
-            shard = self.paths.index(source["url"])
-            found: set[int] = set()
-            reason = f"{source['url']} ends early"
-            try:
-                for sample in wds.tarfile_to_samples()(iter([source])):
-                    item = int(sample["__key__"])
-                    if self.item_shards[item] == shard and self.wanted[item] and item not in found:
-                        found.add(item)
-                        yield sample
-            except (OSError, tarfile.TarError, ValueError, IndexError) as error:
-                reason = " ".join(str(error).split()) or reason
-            if len(found) < self.counts[shard]:
-                yield {"lost": int(self.counts[shard]) - len(found), "reason": reason}
+    number: int
+    path: str
+    start: int
+    """Position of its first sample in the sequence of the rank's shards."""
+    count: int
+    """Wanted samples that it should hold."""
 
 
-@dataclass(frozen=True)
-class _Decode:
-    reader: Reader
+class _OrderedSamples(IterableDataset[dict[str, Any]]):
+    """The samples of some shards, read one shard after the other, kept raw until their turn, then decoded."""
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __init__(
+        self,
+        shards: list[_Shard],
+        order: list[int],
+        wanted: np.ndarray,
+        item_shards: np.ndarray,
+        digests: np.ndarray,
+        reader: Reader,
+    ) -> None:
+        self.shards, self.order, self.wanted = shards, order, wanted
+        self.item_shards, self.digests, self.reader = item_shards, digests, reader
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        needed = set(self.order)
+        read = itertools.chain.from_iterable(
+            enumerate(self._read(shard), start=shard.start)
+            for shard in self.shards
+            if not needed.isdisjoint(range(shard.start, shard.start + shard.count))
+        )
+        waiting: dict[int, dict[str, Any]] = {}
+        for position in self.order:
+            while position not in waiting:
+                found, sample = next(read)
+                if found in needed:
+                    waiting[found] = sample
+            yield self._decoded(waiting.pop(position))
+
+    def _read(self, shard: _Shard) -> Iterator[dict[str, Any]]:
+        """As many samples as the shard should hold: the wanted ones, then what stands for those that it does not hold."""
+        found: set[int] = set()
+        reason = f"{shard.path} ends early"
+        try:
+            for sample in wds.tarfile_to_samples()(iter([{"url": shard.path}])):
+                item = int(sample["__key__"])
+                if self.item_shards[item] == shard.number and self.wanted[item] and item not in found:
+                    found.add(item)
+                    yield sample
+        except (OSError, tarfile.TarError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split()) or reason
+        for _ in range(len(found), shard.count):
+            yield {"lost": reason}
+
+    def _decoded(self, sample: dict[str, Any]) -> dict[str, Any]:
         if "lost" in sample:
             return sample
         try:
-            return decode_item(sample["__key__"], sample.get("jpg"), sample.get("txt"), self.reader)
+            return decode_item(sample["__key__"], sample, self.reader, self.digests)
         except Fault as error:  # a loader process cannot tell the others: what it lost is counted by its rank
-            return {"lost": 1, "reason": str(error)}
+            return {"lost": str(error)}
 
 
-def decode_item(key: str, jpeg: bytes | None, text: bytes | None, reader: Reader) -> dict[str, Any]:
+def decode_item(key: str, files: Mapping[str, bytes], reader: Reader, digests: np.ndarray) -> dict[str, Any]:
     """Decode one item of a shard.
 
     Args:
         key: Its key, the item index in nine digits.
-        jpeg: Its image file.
-        text: Its text file.
+        files: Its files by ending: `jpg` and `txt`, those that it has.
         reader: How to decode.
+        digests: What `Dataset.item_digests` gave.
 
     Returns:
-        `item`, `image` (None without an image reader) and `text`.
+        `item`, `image` (None without one or without an image reader) and `text` (empty without one).
 
     Raises:
-        Fault: A part is missing or the image cannot be read.
+        Fault: A part is missing, the image cannot be read, or they are not what was packed.
     """
-    if jpeg is None or text is None:
+    jpeg, text = files.get("jpg", b""), files.get("txt", b"")
+    genuine = item_digest(hashlib.sha256(jpeg).hexdigest(), text) == digests[int(key)].tobytes().hex()
+    if not genuine and not {"jpg", "txt"} <= files.keys():
         raise Fault(f"item {int(key)} lacks its image or text")
     image = None
-    if reader.load_image is not None:
+    if reader.load_image is not None and jpeg:
         try:
-            image = reader.load_image(Image.open(io.BytesIO(jpeg)))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise Fault(f"the image of item {int(key)} cannot be read: {error}") from error
+            with decoded(io.BytesIO(jpeg)) as picture:
+                image = reader.load_image(to_rgb(picture))
+        except BadImageError as bad:
+            raise Fault(f"the image of item {int(key)} cannot be read: {bad}") from bad
+    if not genuine:
+        raise Fault(f"item {int(key)} is not the one that was packed")
     return {"item": int(key), "image": image, "text": text.decode()}

@@ -15,6 +15,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
 from ptmrec_dist.evaluation.figures import Curve, Figure, bars, bucket_lines, densities, learning_curves
 from ptmrec_dist.evaluation.geometry import MAPPED, SAMPLE, Cloud, cloud, qualities, sample
+from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.evaluation.report import environment
 from ptmrec_dist.evaluation.tables import Entry, Table
@@ -159,13 +160,14 @@ class _Draw:
 
     def _accuracy(self, settings: Sequence[Setting]) -> _Section:
         figures = []
-        for metric, words in (("recall@20", "Recall@20"), ("ndcg@20", "NDCG@20")):
+        for metric in (f"recall@{_CUTOFF}", f"ndcg@{_CUTOFF}"):
+            words = title_of(metric)
             parts = {
                 label: {one.name: [run.metrics[part][metric] for run in one.runs] for one in having}
                 for part, label in PARTS.items()
                 if (having := [one for one in settings if all(part in run.metrics for run in one.runs)])
             }
-            drawn = bars(parts, label=f"{words} on test", chance=self.chance if metric == "recall@20" else None)
+            drawn = bars(parts, label=f"{words} on test", chance=self.chance if metric.startswith("recall") else None)
             reading = f"Longer is better. {_SEEDS} The dotted line is the Recall@20 that a random order reaches."
             figures.append(Figure(f"{words} on test", drawn, reading))
         return _Section("Accuracy", figures)
@@ -237,7 +239,7 @@ def _curves(settings: Sequence[Setting]) -> _Section:
     kinds = {1: "the recommender on its features", 2: "encoder and recommender"}
     for stage, trained in kinds.items():
         for part, label in words.items():
-            key = f"{part}.recall@20"
+            key = f"{part}.{SELECT}"
             series = {
                 one.name: [Curve.of(run.history, key, run.kept_epoch) for run in one.runs]
                 for one in settings
@@ -245,9 +247,9 @@ def _curves(settings: Sequence[Setting]) -> _Section:
             }
             series = {name: curves for name, curves in series.items() if all(curve.points for curve in curves)}
             if series:
-                drawn = learning_curves(series, label="Recall@20")
+                drawn = learning_curves(series, label=title_of(SELECT))
                 reading = (
-                    "Recall@20 on validation after each epoch, mean over seeds; the band is one standard deviation, "
+                    f"{title_of(SELECT)} on validation after each epoch, mean over seeds; the band is one standard deviation, "
                     "the ring what was kept. Epoch 0 is before any step."
                 )
                 figures.append(Figure(f"Training {trained}: {label}", drawn, reading))

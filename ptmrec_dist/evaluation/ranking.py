@@ -1,8 +1,7 @@
 """Full ranking: every item is ranked for every user; what counts is where the items land that the user took.
 
-Recall@K: share of the user's positives among the first K. NDCG@K: sum over the hits of 1 / log2(rank + 1), divided by
-what a perfect ranking of the same number of positives would get. HR@K: 1 where the first K hold a positive. Each is
-averaged over the users that have positives and is never rounded. Equal scores are ranked by item index.
+Metrics (metrics.py) are averaged over the users that have positives and never rounded. Equal scores are ranked by item
+index.
 
 Shape suffixes: U users, I items, C candidates, B users of a block, G groups of candidates, P positives, N users with
 positives, K cut-off, D width.
@@ -17,10 +16,9 @@ from torch import Tensor
 
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS, UserRanks
 from ptmrec_dist.evaluation.scoring import choose, score_blocks
 from ptmrec_dist.topk import group_maxima
-
-CUTOFFS = (10, 20)
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class UserMetrics:
     users: np.ndarray
     """Users with positives, ascending, int64 [N]."""
     values: dict[str, np.ndarray]
-    """Metric (`recall@10`, `ndcg@10`, `hr@10`, ...) to float64 [N]."""
+    """Metric (`recall@10`, ...) to float64 [N]."""
 
 
 def rank_positives(
@@ -90,21 +88,11 @@ def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
         cutoffs: Values of K, none beyond the one that was ranked with.
 
     Returns:
-        Recall@K, NDCG@K and HR@K of every user.
+        Every metric of the table, at each K, of every user.
     """
     users_N, counts_N = np.unique(ranked.users, return_counts=True)
-    starts_N = np.cumsum(counts_N) - counts_N
-    values: dict[str, np.ndarray] = {}
-    for k in cutoffs:
-        hits_P = ranked.ranks <= k
-        best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(counts_N, k) - 1]
-        hits_N, gains_N = (
-            np.add.reduceat(rows_P, starts_N) if len(starts_N) else np.zeros(0)
-            for rows_P in (hits_P.astype(np.float64), hits_P / np.log2(ranked.ranks + 1.0))
-        )
-        values[f"recall@{k}"] = hits_N / counts_N
-        values[f"ndcg@{k}"] = gains_N / best_N
-        values[f"hr@{k}"] = (hits_N > 0).astype(np.float64)
+    found = UserRanks(ranked.ranks, counts_N)
+    values = {f"{name}@{k}": metric.compute(found, k) for k in cutoffs for name, metric in METRICS.items()}
     return UserMetrics(users=users_N, values=values)
 
 
@@ -129,7 +117,7 @@ def per_user_metrics(
         user_range: As in `rank_positives`.
 
     Returns:
-        Recall@K, NDCG@K and HR@K of every user of the range that has positives.
+        Every metric of the table, at each K, of every user of the range that has positives.
 
     Raises:
         UserError: As in `rank_positives`.
@@ -187,7 +175,7 @@ def rank_metrics(
         candidates: As in `per_user_metrics`.
 
     Returns:
-        Metric (`recall@10`, `ndcg@10`, `hr@10`, ...) to its mean.
+        Metric (`recall@10`, ...) to its mean.
 
     Raises:
         UserError: As in `per_user_metrics`, or nobody has positives.

@@ -20,11 +20,11 @@ from PIL import Image
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.figures import Curve, bars, learning_curves
+from ptmrec_dist.evaluation.metrics import SELECT, title_of
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _THUMBNAIL = 160  # pixels
 _PARTS = {"test": "warm items", "cold_test": "cold items"}
-_METRIC = "recall@20"
 _CUTOFF = 20
 
 
@@ -100,12 +100,12 @@ def write_report(path: Path, dataset: Dataset, page: Page) -> None:
         .render(
             page=page,
             dataset=dataset,
-            pictures=_pictures(dataset, shown) if dataset.manifest.has_content else {},
+            pictures=_pictures(dataset, shown) if "image" in dataset.manifest.modalities else {},
             cold={int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)},
             curves=_curves(runs),
-            bars=bars(_values(runs, _METRIC), label="Recall@20", chance=_chance(dataset)),
+            bars=bars(_values(runs, SELECT), label=title_of(SELECT), chance=_chance(dataset)),
             table=_table(runs),
-            headline=_METRIC,
+            headline=SELECT,
             runs=runs,
             facts=_facts(dataset, runs),
         )
@@ -146,7 +146,7 @@ def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
 
 
 def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
-    """A plot for each stage: Recall@20 on cold items where stage 2 has them, else on warm ones."""
+    """A plot for each stage: the selecting metric on cold items where stage 2 has them, else on warm ones."""
     plots = []
     for stage in (1, 2):
         of_stage = [run for run in reversed(runs) if run.record["stage"] == stage and run.history]
@@ -154,11 +154,11 @@ def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
             continue
         part = "cold_validation" if stage == 2 and "cold_validation" in of_stage[0].metrics else "validation"
         series = {
-            run.name: [Curve.of(run.history, f"{part}.{_METRIC}", run.record.get("kept_epoch"))] for run in of_stage
+            run.name: [Curve.of(run.history, f"{part}.{SELECT}", run.record.get("kept_epoch"))] for run in of_stage
         }
         words = "held-out cold items" if part == "cold_validation" else "held-out interactions"
-        title = f"Stage {stage}: Recall@20 on validation, {words}"
-        plots.append((title, learning_curves(series, label="Recall@20")))
+        title = f"Stage {stage}: {title_of(SELECT)} on validation, {words}"
+        plots.append((title, learning_curves(series, label=title_of(SELECT))))
     return plots
 
 

@@ -20,6 +20,16 @@ class Paired:
     wilcoxon: float
     """p of Wilcoxon's signed-rank test, two-sided; NaN where it cannot be made."""
 
+    @property
+    def p(self) -> float:
+        """P of the t-test, or where all pairs differ by the same, so that it cannot be made, of Wilcoxon's."""
+        return self.wilcoxon if np.isnan(self.t_test) else self.t_test
+
+    @property
+    def p_of_loss(self) -> float:
+        """The same, one-sided: how likely at least such a loss would be if there were none."""
+        return self.p / 2 if self.difference < 0 else 1 - self.p / 2
+
 
 def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
     """Test whether paired values differ.
@@ -46,7 +56,7 @@ def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
         return Paired(mean, float("nan"), float("nan"))
     if not gaps_N.any():
         return Paired(mean, 1.0, 1.0)
-    if np.ptp(gaps_N) == 0:  # a spread of zero would divide by zero
+    if np.ptp(gaps_N) <= 1e-12 * np.abs(gaps_N).max():  # all alike but for rounding: a spread of zero divides by zero
         return Paired(mean, float("nan"), float(stats.wilcoxon(gaps_N).pvalue))
     return Paired(mean, float(stats.ttest_1samp(gaps_N, 0.0).pvalue), float(stats.wilcoxon(gaps_N).pvalue))
 

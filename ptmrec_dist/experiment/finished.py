@@ -6,21 +6,26 @@ from pathlib import Path
 
 import polars as pl
 
-from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.evaluation.comparison import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
+from ptmrec_dist.files import staged
+from ptmrec_dist.lineage import read_inputs, write_inputs
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.loaded import load_run, open_features_of
+from ptmrec_dist.training.loaded import load_run, open_data_of, open_features_of
 from ptmrec_dist.training.runs import read_record
 
 
-def read_setting(name: str, group: str, folders: Sequence[Path], kept: Path | None = None) -> Setting:
+def read_setting(
+    name: str, group: str, folders: Sequence[Path], now: ReadsRun | None = None, kept: Path | None = None
+) -> Setting:
     """Read the runs of one setting.
 
     Args:
         name: What to call it.
         group: The settings that it is drawn beside.
         folders: Run folders, one a seed.
+        now: Where their inputs are now; by default beside them as before, or else where they were.
         kept: Folder where the ranks of test positives are kept, so that they are computed once; None keeps nothing.
 
     Returns:
@@ -29,12 +34,12 @@ def read_setting(name: str, group: str, folders: Sequence[Path], kept: Path | No
     Raises:
         UserError: No finished run, or data or features that are not those it was made from.
     """
-    return Setting(name, group, tuple(_read(folder, kept and kept / folder.name) for folder in folders))
+    return Setting(name, group, tuple(_read(folder, now, kept and kept / folder.name) for folder in folders))
 
 
-def _read(folder: Path, kept: Path | None) -> SeedRun:
-    record = read_record(folder)
-    dataset = Dataset(Path(record.data["path"]))
+def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
+    record = read_record(folder, now)
+    dataset = open_data_of(folder, record)
     store = open_features_of(folder, record, dataset)
     lines = (folder / "history.jsonl").read_text().splitlines() if (folder / "history.jsonl").is_file() else []
     return SeedRun(
@@ -42,27 +47,30 @@ def _read(folder: Path, kept: Path | None) -> SeedRun:
         metrics=json.loads((folder / "metrics.json").read_text()),
         history=[json.loads(line) for line in lines],
         kept_epoch=record.kept_epoch,
-        ranked=_ranked(folder, kept),
+        ranked=_ranked(folder, now, record.fingerprint, kept),
         features={} if store is None else {modality: store.tables[modality] for modality in record.modalities},
         features_key="" if store is None else store.manifest.fingerprint,
     )
 
 
-def _ranked(folder: Path, kept: Path | None) -> dict[str, Ranked]:
-    """Ranks of the test positives by part."""
-    if kept is None or not kept.is_dir():
-        run = load_run(folder)
+def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None) -> dict[str, Ranked]:
+    """Ranks of the test positives by part; kept ones are those of the run of this fingerprint, which covers its data."""
+    if kept is None or not _is_of(kept, fingerprint):
+        run = load_run(folder, now)
         evaluate = Evaluator(run.dataset, "test", run.record.mask_validation_at_test)
         found = evaluate.ranked(run.recommender, run.features)
         if kept is None:
             return found
-        fresh = kept.with_name(f".{kept.name}.new")
-        fresh.mkdir(parents=True, exist_ok=True)
-        for part, ranked in found.items():
-            columns = {"user": ranked.users, "item": ranked.items, "rank": ranked.ranks}
-            pl.DataFrame(columns).write_parquet(fresh / f"{part}.parquet")
-        fresh.rename(kept)
+        with staged(kept) as fresh:
+            write_inputs(fresh, {"run": fingerprint})
+            for part, ranked in found.items():
+                columns = {"user": ranked.users, "item": ranked.items, "rank": ranked.ranks}
+                pl.DataFrame(columns).write_parquet(fresh / f"{part}.parquet")
     tables = {path.stem: pl.read_parquet(path) for path in sorted(kept.glob("*.parquet"))}
     return {
         part: Ranked(*(table[name].to_numpy() for name in ("user", "item", "rank"))) for part, table in tables.items()
     }
+
+
+def _is_of(kept: Path, fingerprint: str) -> bool:
+    return kept.is_dir() and read_inputs(kept) == {"run": fingerprint}

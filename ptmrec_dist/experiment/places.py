@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ptmrec_dist.cluster import as_task, connected
 from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.lock import COVERED_BY
 
 Place = Callable[[list[str], int, Path], int | None]
 """Runs `ptmrec` with these words on so many ranks, what it says going to a file, and gives its exit code."""
@@ -33,7 +34,7 @@ def place_of(config: ExperimentConfig) -> Iterator[Place]:
         yield run_here
         return
     with connected(config.ray):
-        yield as_task(run_here, config.ranks, config.ray)
+        yield as_task(run_here, config.ranks, config.ray, {COVERED_BY: str(config.out.resolve())})
 
 
 def run_here(words: list[str], ranks: int, log: Path) -> int | None:

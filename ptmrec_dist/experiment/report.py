@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from ptmrec_dist.config import ReportConfig
-from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
+from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.training.loaded import open_data_of
 from ptmrec_dist.training.runs import RunRecord, read_record
 
-_METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 
-
+@exclusive_out
 def report(config: ReportConfig) -> None:
     """Write a page about finished runs (`ptmrec report`).
 
@@ -31,7 +32,7 @@ def report(config: ReportConfig) -> None:
         UserError: No such run, one that is not finished or of other data, or two of the same name; nothing is written.
     """
     folders = _folders(config.runs)
-    records = {folder: read_record(folder) for folder in folders}
+    records = {folder: read_record(folder, config) for folder in folders}
     first = records[folders[0]]
     for folder, record in records.items():
         if record.data["fingerprint"] != first.data["fingerprint"]:
@@ -39,15 +40,16 @@ def report(config: ReportConfig) -> None:
                 f"runs: {folder} was made from data {record.data['fingerprint'][:12]}, but {folders[0]} from "
                 f"{first.data['fingerprint'][:12]}; expected runs of one packed data set"
             )
-    if config.out.is_dir() or not config.out.absolute().parent.is_dir():
-        raise UserError(f"out: cannot write {config.out}; expected a file in a folder that exists")
+    if config.out.is_dir():
+        raise UserError(f"out: {config.out} is a folder; expected a file")
     settings = [
-        read_setting(name, _group(records[same[0]]), same) for name, same in _by_setting(folders, records).items()
+        read_setting(name, _group(records[same[0]]), same, now=config)
+        for name, same in _by_setting(folders, records).items()
     ]
     texts = {f"Settings of {folder.name}": (folder / "config.yaml").read_text() for folder in folders}
     tables = [_table(part, settings) for part in PARTS]
     page = Comparison(config.title, settings, [table for table in tables if table.rows], texts=texts)
-    write_comparison(config.out, Dataset(Path(first.data["path"])), page)
+    write_comparison(config.out, open_data_of(folders[0], first), page)
     print(f"open {config.out} in a browser")
 
 
@@ -88,16 +90,16 @@ def _table(part: str, settings: list[Setting]) -> Table:
     values = {
         (one.name, metric): np.array([run.metrics[part][metric] for run in one.runs])
         for one in having
-        for metric in _METRICS
+        for metric in SHOWN
     }
-    best = {metric: max(values[one.name, metric].mean() for one in having) for metric in _METRICS if having}
+    best = {metric: max(values[one.name, metric].mean() for one in having) for metric in SHOWN if having}
     table = Table(
         f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best.",
-        ["run", "recommender", "seeds", *_METRICS],
+        ["run", "recommender", "seeds", *SHOWN],
     )
     for one in having:
         row = [Entry(one.name), Entry(one.group), Entry(str(len(one.runs)))]
-        for metric in _METRICS:
+        for metric in SHOWN:
             seeds = values[one.name, metric]
             row.append(Entry(mean_of_seeds(seeds), best=seeds.mean() == best[metric]))
         table.rows.append(row)

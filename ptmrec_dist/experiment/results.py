@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.config import ExperimentConfig, ReadsRun
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
@@ -23,7 +24,6 @@ from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
 from ptmrec_dist.training.runs import EFFICIENCY_FILE, plain_settings
 
-METRICS = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 LEVEL = 0.05
 _NAMES = ("recommender", "modalities", "paradigm", "method")
 
@@ -60,8 +60,9 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
     folders: dict[Cell, dict[int, Path]] = defaultdict(dict)
     for cell in plan.cells:
         folders[cell.row][cell.seed] = plan.steps[cell.name].folder
+    now = ReadsRun(shards=config.shards)
     settings = {
-        row: read_setting(_name(row), _group(row), list(seeds.values()), kept=config.out / "ranks")
+        row: read_setting(_name(row), _group(row), list(seeds.values()), now=now, kept=config.out / "ranks")
         for row, seeds in folders.items()
     }
     rows = {
@@ -117,7 +118,7 @@ def _comparisons(config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser
         base = same_method if same_method in rows else replace(same_method, method="none")
         if row.paradigm == config.baseline or base not in rows:
             continue
-        for metric in METRICS:
+        for metric in SHOWN:
             ours_SN, theirs_SN = (
                 np.stack([rows[one][seed][part][metric] for seed in sorted(seeds)]) for one in (row, base)
             )
@@ -144,16 +145,16 @@ def _accuracy(
 ) -> Table:
     corrected = _corrected(comparisons, "t_test_users")
     means = {
-        row: {metric: np.array([found[part][metric].mean() for found in seeds.values()]) for metric in METRICS}
+        row: {metric: np.array([found[part][metric].mean() for found in seeds.values()]) for metric in SHOWN}
         for row, seeds in rows.items()
     }
-    best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in METRICS}
+    best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in SHOWN}
     several = len(config.seeds) > 1
     over = f"mean ± standard deviation over {len(config.seeds)} seeds" if several else "one seed"
     table = Table(
         f"Test, {PARTS[part]}: {over}. Bold: the best. *: differs from "
         f"{config.baseline} (paired t-test over users, means over seeds, Holm-Bonferroni, p < {LEVEL}).",
-        [*_NAMES, *METRICS],
+        [*_NAMES, *SHOWN],
     )
     for row, values in means.items():
         entries = [
@@ -162,7 +163,7 @@ def _accuracy(
                 best=float(values[metric].mean()) == best[metric],
                 starred=corrected.get((row, metric), 1.0) < LEVEL,
             )
-            for metric in METRICS
+            for metric in SHOWN
         ]
         table.rows.append([*_labels(row), *entries])
     return table

@@ -6,6 +6,7 @@ ptmrec experiment --config EXPERIMENT.yaml
 import json
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from graphlib import TopologicalSorter
 from typing import Any
 
 import yaml
@@ -23,9 +24,13 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import Plan, Step, lay_out
+from ptmrec_dist.experiment.inputs import check_finished, inputs_of
 from ptmrec_dist.experiment.places import Place, place_of
 from ptmrec_dist.experiment.results import write_results
+from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.runs import PATHS
 
 _SETTINGS: dict[str, type] = {
     "features": FeaturesConfig,
@@ -36,6 +41,7 @@ _SETTINGS: dict[str, type] = {
 }
 
 
+@exclusive_out
 def run_experiment(config: ExperimentConfig) -> None:
     """Run an experiment and write its tables (`ptmrec experiment`).
 
@@ -48,10 +54,12 @@ def run_experiment(config: ExperimentConfig) -> None:
         KeyboardInterrupt: The user stopped it; the same command goes on.
     """
     plan = lay_out(config)
-    _check(config, plan)
+    inputs = _check(config, plan)
     out = config.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_inputs(out, inputs)
     for folder in ("settings", "logs"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        (out / folder).mkdir(exist_ok=True)
     parent = out / "tracking.json"
     known = json.loads(parent.read_text())["mlflow_run"] if parent.is_file() else None
     with Tracker.start(
@@ -67,31 +75,40 @@ def run_experiment(config: ExperimentConfig) -> None:
         tracker.artifacts(written)
 
 
-def _check(config: ExperimentConfig, plan: Plan) -> None:
-    """Refuse now what a run would refuse hours later."""
+def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
+    """Refuse now what a run would refuse hours later; gives the fingerprints of what the experiment starts from."""
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.encoders.features import require_content
 
-    if config.out.exists() and not (config.out / "settings").is_dir() and any(config.out.iterdir()):
+    begun = (config.out / "settings").is_dir()
+    if config.out.exists() and not begun and {path.name for path in config.out.iterdir()} - {INPUTS_FILE}:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     dataset = Dataset(config.shards)
     if any(step.command != "stage1" for step in plan.steps.values()):
-        require_content(dataset)
+        asked = [
+            {"both": ("image", "text"), "none": ()}.get(cell.modalities, (cell.modalities,)) for cell in plan.cells
+        ]
+        require_content(dataset, *sorted(set().union(*asked)))
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])
     for name, step in plan.steps.items():
         before = config.out / "settings" / f"{_file(name)}.yaml"
-        if before.is_file() and _without_tracking(yaml.safe_load(before.read_text())) != _without_tracking(
+        if before.is_file() and _without_paths(yaml.safe_load(before.read_text())) != _without_paths(
             _settings(config, step, None)
         ):
             raise UserError(f"out: {name} was begun with other settings ({before}); choose another --out")
+    inputs = inputs_of(config, plan, dataset)
+    if begun:
+        check_inputs(config.out, inputs)
+    check_finished(plan, inputs)
+    return inputs
 
 
 def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     import torch
 
-    from ptmrec_dist.encoders.backbone import load_backbone
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone
 
     asked = {(settings.tuning.method, settings.method_settings) for settings in tuned}
     for method, settings in sorted(asked, key=str):
@@ -114,26 +131,27 @@ def _settings(config: ExperimentConfig, step: Step, parent: str | None) -> dict[
 def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
     """Start every step once those that it needs have ended, a few at a time."""
     waiting = {name: step for name, step in plan.steps.items() if not step.is_complete}
-    done = plan.steps.keys() - waiting.keys()
+    order = TopologicalSorter({name: waiting.keys() & step.needs for name, step in waiting.items()})
+    order.prepare()
     running: dict[Future[None], str] = {}
     with (
         place_of(config) as place,
         ThreadPoolExecutor(config.processes) as pool,
-        tqdm(total=len(plan.steps), initial=len(done), desc="experiment", unit="step") as bar,
+        tqdm(total=len(plan.steps), initial=len(plan.steps) - len(waiting), desc="experiment", unit="step") as bar,
     ):
         try:
-            while waiting or running:
-                for name in [name for name, step in waiting.items() if done.issuperset(step.needs)]:
-                    running[pool.submit(_run, config, place, name, waiting.pop(name), parent)] = name
+            while order.is_active():
+                for name in order.get_ready():
+                    running[pool.submit(_run, config, place, name, waiting[name], parent)] = name
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
                     future.result()
-                    done |= {name}
+                    order.done(name)
                     bar.update()
                     bar.write(f"{name}: done")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run end; the same command goes on
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run end; the same command resumes the rest
             raise
 
 
@@ -151,8 +169,9 @@ def _run(config: ExperimentConfig, place: Place, name: str, step: Step, parent: 
         raise UserError(f"{name} failed ({' '.join(last).strip()}); {log} has the rest, the same command goes on")
 
 
-def _without_tracking(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in ("tracking", "device")}
+def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without where they run and where inputs lie: what these are is compared by fingerprints."""
+    return {name: value for name, value in settings.items() if name not in PATHS | {"out", "tracking", "device"}}
 
 
 def _file(name: str) -> str:

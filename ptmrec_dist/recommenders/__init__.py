@@ -4,27 +4,17 @@ Shape suffixes: I items.
 """
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender
-
-# Named, not imported: the graph library costs seconds that models without a graph need not wait for.
-RECOMMENDERS = {
-    "bpr": "bpr:BPR",
-    "lightgcn": "lightgcn:LightGCN",
-    "buir": "buir:BUIR",
-    "vbpr": "vbpr:VBPR",
-    "freedom": "freedom:FREEDOM",
-    "mgcn": "mgcn:MGCN",
-    "smore": "smore:SMORE",
-}
 
 
 def build_recommender(
@@ -36,12 +26,13 @@ def build_recommender(
     features: Features,
     modalities: tuple[str, ...],
     cache: Path | None = None,
-    **overrides: Any,
+    config: RecommenderConfig | None = None,
+    world: World | None = None,
 ) -> Recommender:
     """Build a recommender by name, freshly initialised from torch's global generator.
 
     Args:
-        name: A key of `RECOMMENDERS`.
+        name: A key of `config.recommenders.RECOMMENDERS`.
         num_users: Number of users U.
         num_items: Number of items I.
         train: Training interactions, of which graphs are made.
@@ -49,30 +40,28 @@ def build_recommender(
             from these tables once and do not follow later changes of them.
         modalities: Modalities to use; ID-only recommenders use none whatever is asked for.
         cache: Folder where neighbours of items are kept, under keys of the features' content; by default none.
-        **overrides: Hyper-parameters that shall differ from the recommender's defaults.
+        config: Its hyper-parameters; by default its own defaults.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
 
     Returns:
         The recommender, on the CPU.
 
     Raises:
-        UserError: An unknown name or hyper-parameter, or features that are missing, of another number of items, or not
+        UserError: An unknown name, or features that are missing, of another number of items, or not
             finite.
     """
-    recommender = recommender_class(name)
-    parameters = inspect.signature(recommender).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for override in overrides:
-        if override not in known:
-            raise UserError(f"model.{override}: {name} has no such hyper-parameter; it takes {', '.join(known)}")
+    recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its own row
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
-    return recommender(Inputs(num_users, num_items, train, used, cache), **overrides)
+    inputs = Inputs(num_users, num_items, train, used, cache, world)
+    built: Recommender = recommender(inputs, config or recommender_entry(name).config())
+    return built
 
 
 def recommender_class(name: str) -> type[Recommender]:
     """Find a recommender by name.
 
     Args:
-        name: A key of `RECOMMENDERS`.
+        name: A key of `config.recommenders.RECOMMENDERS`.
 
     Returns:
         Its class.
@@ -80,10 +69,8 @@ def recommender_class(name: str) -> type[Recommender]:
     Raises:
         UserError: An unknown name.
     """
-    if name not in RECOMMENDERS:
-        raise UserError(f"recommender: got {name!r}, expected one of {', '.join(RECOMMENDERS)}")
-    module, class_name = RECOMMENDERS[name].split(":")
-    found: type[Recommender] = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
+    module, class_name = recommender_entry(name).path.split(":")
+    found: type[Recommender] = getattr(importlib.import_module(module), class_name)
     return found
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 
 Features = Mapping[str, Tensor]
@@ -35,13 +36,15 @@ class Inputs:
     """Features of the modalities that the recommender shall use; empty for ID-only recommenders."""
     cache: Path | None = None
     """Folder where what is costly to compute from features is kept, under keys of their content; by default none."""
+    world: World | None = None
+    """Ranks that compute it together, which must all build the recommender; by default each process does for itself."""
 
 
 class Recommender(nn.Module, ABC):
     """A model that scores an item for a user by a dot product.
 
-    A subclass takes `Inputs` and keyword-only hyper-parameters with defaults. Graphs are rebuilt from the inputs and
-    are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
+    A subclass takes `Inputs` and the hyper-parameters of its row in `config/recommenders.py`. Graphs are rebuilt from
+    the inputs and are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
     `features`, and whoever owns them decides both.
     """
 

@@ -7,13 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ptmrec_dist.config.recommenders import BPRConfig
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, look_up
 
 
 class BPR(Recommender):
     r"""Matrix factorisation with the BPR objective.
 
-    Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009.
+    Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009,
+    https://arxiv.org/abs/1205.2618.
 
     .. math::
         \hat y_{ui} = e_u \cdot e_i, \qquad
@@ -26,18 +28,17 @@ class BPR(Recommender):
 
     Args:
         inputs: Numbers of users and items.
-        dim: Width of the embeddings.
-        reg_weight: Weight lambda of the squared norms; the default suits sparse shops, dense data want about 0.01.
+        config: Hyper-parameters, see `BPRConfig`.
     """
 
     propagates: ClassVar[bool] = False
     multimodal: ClassVar[bool] = False
 
-    def __init__(self, inputs: Inputs, *, dim: int = 64, reg_weight: float = 0.1) -> None:
+    def __init__(self, inputs: Inputs, config: BPRConfig) -> None:
         super().__init__(inputs)
-        self.reg_weight = reg_weight
-        self.users = embedding_table(inputs.num_users, dim)
-        self.items = embedding_table(inputs.num_items, dim)
+        self.reg_weight = config.reg_weight
+        self.users = embedding_table(inputs.num_users, config.dim)
+        self.items = embedding_table(inputs.num_items, config.dim)
 
     def representations(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return the embeddings, users [U, dim] and items [I, dim]."""

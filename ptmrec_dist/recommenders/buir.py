@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ptmrec_dist.config.recommenders import BUIRConfig
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, embedding_table, l2_term
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 
@@ -16,7 +17,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph
 class BUIR(Recommender):
     r"""BUIR with the neighbour-based encoder (BUIR_NB); with `layers` 0 it is BUIR_ID.
 
-    Lee et al., Bootstrapping User and Item Representations for One-Class Collaborative Filtering, SIGIR 2021.
+    Lee et al., Bootstrapping User and Item Representations for One-Class Collaborative Filtering, SIGIR 2021,
+    https://arxiv.org/abs/2105.06323.
 
     .. math::
         L = | \bar q(f_\theta(u)) - \bar f_\xi(p) |^2 + | \bar q(f_\theta(p)) - \bar f_\xi(u) |^2 +
@@ -36,11 +38,7 @@ class BUIR(Recommender):
 
     Args:
         inputs: Numbers of users and items, and the training interactions.
-        dim: Width of the embeddings.
-        layers: Layers of propagation; 0 for BUIR_ID.
-        reg_weight: Weight lambda of the squared norms.
-        momentum: Share tau that the target keeps of itself at a step.
-        edge_dropout: Largest share of the edges that a step drops, in [0, 1).
+        config: Hyper-parameters, see `BUIRConfig`.
     """
 
     propagates: ClassVar[bool] = True
@@ -49,24 +47,15 @@ class BUIR(Recommender):
     target_users: Tensor
     target_items: Tensor
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        dim: int = 64,
-        layers: int = 2,
-        reg_weight: float = 0.0,
-        momentum: float = 0.995,
-        edge_dropout: float = 0.2,
-    ) -> None:
+    def __init__(self, inputs: Inputs, config: BUIRConfig) -> None:
         super().__init__(inputs)
-        self.layers = layers
-        self.reg_weight = reg_weight
-        self.momentum = momentum
-        self.edge_dropout = edge_dropout
-        self.users = embedding_table(inputs.num_users, dim)
-        self.items = embedding_table(inputs.num_items, dim)
-        self.predictor = nn.Linear(dim, dim)
+        self.layers = config.layers
+        self.reg_weight = config.reg_weight
+        self.momentum = config.momentum
+        self.edge_dropout = config.edge_dropout
+        self.users = embedding_table(inputs.num_users, config.dim)
+        self.items = embedding_table(inputs.num_items, config.dim)
+        self.predictor = nn.Linear(config.dim, config.dim)
         self.register_buffer("target_users", self.users.weight.detach().clone())
         self.register_buffer("target_items", self.items.weight.detach().clone())
         self.graph = InteractionGraph(

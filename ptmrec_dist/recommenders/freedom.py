@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ptmrec_dist.config.recommenders import FREEDOMConfig
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, modal_maps, row_gaps
 from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
 
@@ -17,7 +18,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
 class FREEDOM(Recommender):
     r"""FREEDOM, for one modality or both.
 
-    Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023.
+    Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023,
+    https://arxiv.org/abs/2211.06924.
 
     .. math::
         S = \sum_m \alpha_m S_m, \quad h = S E_I, \quad
@@ -41,45 +43,32 @@ class FREEDOM(Recommender):
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
-        dim: Width of the embeddings.
-        layers: Layers of propagation over A_rho.
-        reg_weight: Weight lambda of the modal terms.
-        knn: Neighbours k of an item in S_m.
-        image_weight: Share alpha of the image graph; the text graph has the rest. With one modality S is its graph.
-        edge_dropout: Share rho of the edges dropped each epoch, in [0, 1).
+        config: Hyper-parameters, see `FREEDOMConfig`.
     """
 
     propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        dim: int = 64,
-        layers: int = 2,
-        reg_weight: float = 1e-3,
-        knn: int = 10,
-        image_weight: float = 0.1,
-        edge_dropout: float = 0.8,
-    ) -> None:
+    def __init__(self, inputs: Inputs, config: FREEDOMConfig) -> None:
         super().__init__(inputs)
-        self.layers = layers
-        self.reg_weight = reg_weight
-        self.edge_dropout = edge_dropout
-        self.users = embedding_table(inputs.num_users, dim)
-        self.items = embedding_table(inputs.num_items, dim)
-        self.maps = modal_maps(inputs.features, dim)
+        self.layers = config.layers
+        self.reg_weight = config.reg_weight
+        self.edge_dropout = config.edge_dropout
+        self.users = embedding_table(inputs.num_users, config.dim)
+        self.items = embedding_table(inputs.num_items, config.dim)
+        self.maps = modal_maps(inputs.features, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
         self.pruned_graph = self.graph
-        shares = {"image": image_weight, "text": 1 - image_weight} if len(inputs.features) > 1 else {}
+        both = len(inputs.features) > 1
+        weights = {"image": config.image_weight, "text": 1 - config.image_weight} if both else {}
         self.similar_items = item_graph(
             list(inputs.features.values()),
-            [shares.get(modality, 1.0) for modality in inputs.features],
+            [weights.get(modality, 1.0) for modality in inputs.features],
             items_E.unique(),
-            knn,
+            config.knn,
             inputs.cache,
+            inputs.world,
         )
 
     def start_epoch(self, generator: Generator) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch_geometric import EdgeIndex
 
+from ptmrec_dist.distributed import World
 from ptmrec_dist.recommenders.neighbours import nearest_neighbours
 
 
@@ -220,7 +221,12 @@ def _with_values(matrix: Tensor, values_E: Tensor) -> Tensor:
 
 
 def item_graph(
-    tables: list[Tensor], shares: list[float], items_N: Tensor, k: int, cache: Path | None = None
+    tables: list[Tensor],
+    shares: list[float],
+    items_N: Tensor,
+    k: int,
+    cache: Path | None = None,
+    world: World | None = None,
 ) -> SparseMatrix:
     """Mix the items' nearest-neighbour graphs of several modalities: S = sum_m share_m S_m.
 
@@ -233,6 +239,7 @@ def item_graph(
         items_N: Items that take part, int64 [N]; the others have no edge in either direction.
         k: Neighbours of an item in each modality.
         cache: Folder where neighbours are kept; by default none.
+        world: Ranks that find them together, as in `nearest_neighbours`; by default each process does for itself.
 
     Returns:
         S, [I, I].
@@ -240,7 +247,7 @@ def item_graph(
     num_items = len(tables[0])
     rows, columns, values = [], [], []
     for table_ID, share in zip(tables, shares, strict=True):
-        found = nearest_neighbours(table_ID[items_N], k, cache)
+        found = nearest_neighbours(table_ID[items_N], k, cache, world=world)
         counts_N = torch.bincount(found.nodes, minlength=len(items_N))
         rows.append(items_N[found.nodes])
         columns.append(items_N[found.neighbours])
@@ -248,7 +255,9 @@ def item_graph(
     return SparseMatrix(torch.cat(rows), torch.cat(columns), torch.cat(values), (num_items, num_items))
 
 
-def cosine_graph(table_ID: Tensor, items_N: Tensor, k: int, cache: Path | None = None) -> SparseMatrix:
+def cosine_graph(
+    table_ID: Tensor, items_N: Tensor, k: int, cache: Path | None = None, world: World | None = None
+) -> SparseMatrix:
     """Join every item to the k others of the highest cosine, weighted by it and normalised: D^-1/2 W D^-1/2.
 
     D holds the sums of W's rows, and 1 for an empty one. A cosine that is not above zero makes no edge.
@@ -258,13 +267,14 @@ def cosine_graph(table_ID: Tensor, items_N: Tensor, k: int, cache: Path | None =
         items_N: Items that may be neighbours, int64 [N]; the others have rows, but no columns.
         k: Neighbours of an item.
         cache: Folder where neighbours are kept; by default none.
+        world: Ranks that find them together, as in `nearest_neighbours`; by default each process does for itself.
 
     Returns:
         The graph, [I, I].
     """
     num_items = len(table_ID)
     candidates_I = torch.zeros(num_items, dtype=torch.bool, device=table_ID.device).index_fill_(0, items_N, True)
-    found = nearest_neighbours(table_ID, k, cache, candidates_I)
+    found = nearest_neighbours(table_ID, k, cache, candidates_I, world)
     alike_E = found.similarities > 0
     rows_E, columns_E, cosines_E = (column[alike_E] for column in (found.nodes, found.neighbours, found.similarities))
     degrees_I = cosines_E.new_zeros(num_items).index_add_(0, rows_E, cosines_E)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptmrec_dist.config.recommenders import LightGCNConfig
 from ptmrec_dist.recommenders.base import (
     Features,
     Inputs,
@@ -25,7 +26,8 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph
 class LightGCN(Recommender):
     r"""LightGCN.
 
-    He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020.
+    He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020,
+    https://arxiv.org/abs/2002.02126.
 
     .. math::
         E^{(l+1)} = D^{-1/2} A D^{-1/2} E^{(l)}, \quad E = \frac{1}{L+1} \sum_{l=0}^{L} E^{(l)}, \quad
@@ -42,20 +44,18 @@ class LightGCN(Recommender):
 
     Args:
         inputs: Numbers of users and items, and the training interactions.
-        dim: Width of the embeddings.
-        layers: Layers L of propagation.
-        reg_weight: Weight lambda of the squared norms; 0.0001 in the paper.
+        config: Hyper-parameters, see `LightGCNConfig`.
     """
 
     propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = False
 
-    def __init__(self, inputs: Inputs, *, dim: int = 64, layers: int = 2, reg_weight: float = 1e-2) -> None:
+    def __init__(self, inputs: Inputs, config: LightGCNConfig) -> None:
         super().__init__(inputs)
-        self.layers = layers
-        self.reg_weight = reg_weight
-        self.users = embedding_table(inputs.num_users, dim)
-        self.items = embedding_table(inputs.num_items, dim)
+        self.layers = config.layers
+        self.reg_weight = config.reg_weight
+        self.users = embedding_table(inputs.num_users, config.dim)
+        self.items = embedding_table(inputs.num_items, config.dim)
         self.graph = InteractionGraph(
             torch.tensor(inputs.train.users), torch.tensor(inputs.train.items), inputs.num_users, inputs.num_items
         )

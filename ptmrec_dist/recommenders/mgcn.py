@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.config.recommenders import MGCNConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.multi_view import MultiViewRecommender
 
@@ -16,8 +17,9 @@ from ptmrec_dist.recommenders.multi_view import MultiViewRecommender
 class MGCN(MultiViewRecommender):
     r"""MGCN, for images and texts.
 
-    Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, MM 2023. `MultiViewRecommender` has
-    what it shares with SMORE; its own are what the views see and how they are fused:
+    Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, MM 2023,
+    https://arxiv.org/abs/2308.03588. `MultiViewRecommender` has what it shares with SMORE; its own are what the views
+    see and how they are fused:
 
     .. math::
         y_m = W_m x_m, \quad a_m = \mathrm{softmax}_m\, q \cdot \tanh(W_a V_m + b_a), \quad \bar V = \sum_m a_m V_m
@@ -33,36 +35,14 @@ class MGCN(MultiViewRecommender):
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
-        dim: Width of the embeddings and of every view.
-        layers: Layers of LightGCN.
-        reg_weight: Weight lambda of the squared norms; the default is the paper's, sparse data may want up to 0.1.
-        knn: Neighbours of an item in either graph.
-        cl_weight: Weight mu of the contrastive terms.
-        temperature: Temperature of the contrastive terms.
+        config: Hyper-parameters, see `MGCNConfig`.
     """
 
     views: ClassVar[tuple[str, ...]] = ("image", "text")
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        dim: int = 64,
-        layers: int = 2,
-        reg_weight: float = 1e-4,
-        knn: int = 10,
-        cl_weight: float = 0.01,
-        temperature: float = 0.2,
-    ) -> None:
-        super().__init__(
-            inputs,
-            knn=dict.fromkeys(self.views, knn),
-            dim=dim,
-            layers=layers,
-            reg_weight=reg_weight,
-            cl_weight=cl_weight,
-            temperature=temperature,
-        )
+    def __init__(self, inputs: Inputs, config: MGCNConfig) -> None:
+        super().__init__(inputs, config, knn=dict.fromkeys(self.views, config.knn))
+        dim = config.dim
         self.attention = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
 
     def see(self, projected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

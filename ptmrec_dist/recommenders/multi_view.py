@@ -1,17 +1,20 @@
 """What MGCN and SMORE share: items seen through several views beside that of IDs, and what users make of them.
 
-Shape suffixes: B batch rows, G rows of all ranks' batches, N nodes, U users, I items, D width of a view, V all views of
-contents side by side, W the view of IDs before them.
+Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K distinct nodes of all ranks' batches, U users,
+I items, D width of a view, V all views of contents side by side, W the view of IDs before them.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, modal_maps
@@ -19,6 +22,7 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph, cosine_graph
 from ptmrec_dist.recommenders.ridge import fit_maps
 
 MODALITIES = ("image", "text")
+_BLOCK_LOGITS = 2**25  # 128 MiB
 
 
 class MultiViewRecommender(Recommender):
@@ -45,13 +49,8 @@ class MultiViewRecommender(Recommender):
 
     Args:
         inputs: Numbers of users and items, the training interactions, and features of images and texts.
+        config: Hyper-parameters, see `MultiViewConfig`.
         knn: Modality to the neighbours of an item in its graph.
-        dim: Width of the embeddings and of every view.
-        layers: Layers of LightGCN.
-        reg_weight: Weight lambda of the squared norms.
-        cl_weight: Weight mu of the contrastive terms.
-        temperature: Temperature of the contrastive terms.
-        dropout: Share of the preference gates' values that training leaves out.
         map_bias: Whether the maps W_m have a bias.
 
     Raises:
@@ -64,17 +63,7 @@ class MultiViewRecommender(Recommender):
     """Names of the views of contents, in the order of their columns."""
 
     def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        knn: Mapping[str, int],
-        dim: int,
-        layers: int,
-        reg_weight: float,
-        cl_weight: float,
-        temperature: float,
-        dropout: float = 0.0,
-        map_bias: bool = False,
+        self, inputs: Inputs, config: MultiViewConfig, *, knn: Mapping[str, int], map_bias: bool = False
     ) -> None:
         if set(inputs.features) != set(MODALITIES):
             raise UserError(
@@ -82,8 +71,8 @@ class MultiViewRecommender(Recommender):
                 "choose --modalities both, or vbpr or freedom"
             )
         super().__init__(inputs)
-        self.layers, self.reg_weight = layers, reg_weight
-        self.cl_weight, self.temperature, self.dropout = cl_weight, temperature, dropout
+        self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
+        self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.users = embedding_table(inputs.num_users, dim)
         self.items = embedding_table(inputs.num_items, dim)
         self.maps = modal_maps(inputs.features, dim, bias=map_bias)
@@ -98,7 +87,9 @@ class MultiViewRecommender(Recommender):
         self.register_buffer("warm_items", items_E.unique(), persistent=False)
         self.item_graphs = nn.ModuleDict(
             {
-                modality: cosine_graph(inputs.features[modality], self.warm_items, neighbours, inputs.cache)
+                modality: cosine_graph(
+                    inputs.features[modality], self.warm_items, neighbours, inputs.cache, inputs.world
+                )
                 for modality, neighbours in knn.items()
             }
         )
@@ -173,25 +164,23 @@ class MultiViewRecommender(Recommender):
         Collective: every rank must call this.
         """
         assert representations is not None
-        items_N = torch.cat([positives_B, negatives_B])
-
-        def batch_of(users: Tensor, items: Tensor) -> Tensor:
-            return torch.cat([F.embedding(users_B, users), F.embedding(items_N, items)])
-
-        kept = self._dropout()
-        # Only the batch's rows are fused: users, items taken, items not taken.
-        ids_ND, sides_ND = self._fused(batch_of(*representations), batch_of(*kept) if kept else None)
-        users_BD, positives_BD, negatives_BD = (ids_ND + sides_ND).chunk(3)
-        terms = {
+        kept = self._dropout() or (None, None)
+        # A node is fused once however many of the batch's rows name it, and nodes that none names are not.
+        users_N, users_B = users_B.unique(return_inverse=True)
+        items_N, items_2B = torch.cat([positives_B, negatives_B]).unique(return_inverse=True)
+        users, items = (
+            _Fused(nodes_N, *self._fused(F.embedding(nodes_N, table_NW), None if drawn is None else drawn[nodes_N]))
+            for nodes_N, table_NW, drawn in zip((users_N, items_N), representations, kept, strict=True)
+        )
+        users_BD = F.embedding(users_B, users.ids_ND + users.sides_ND)
+        positives_BD, negatives_BD = F.embedding(items_2B, items.ids_ND + items.sides_ND).chunk(2)
+        users_UW, items_IW = representations
+        return {
             "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
+            "contrast_users": self._contrast(users, users_B, users_UW),
+            "contrast_items": self._contrast(items, items_2B.chunk(2)[0], items_IW),
         }
-        names, rows = ("contrast_users", "contrast_items"), (users_B, positives_B)
-        parts = zip(names, rows, representations, ids_ND.chunk(3), sides_ND.chunk(3))
-        for name, rows_B, table_NW, ids_BD, sides_BD in parts:
-            ids_GD = F.embedding(gather_rows(rows_B), table_NW)[:, : self.users.embedding_dim]
-            terms[name] = self.cl_weight * info_nce(sides_BD, ids_BD, ids_GD, self.temperature)
-        return terms
 
     def collaborative(self) -> tuple[Tensor, Tensor]:
         """Compute C of users [U, D] and items [I, D]."""
@@ -213,6 +202,15 @@ class MultiViewRecommender(Recommender):
         self.train(training)
         fit_maps(self.projections, features, self.warm_items, targets_ND)
 
+    def _contrast(self, fused: "_Fused", rows_B: Tensor, table_NW: Tensor) -> Tensor:
+        """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
+        asked_Q, answers_B = rows_B.unique(return_inverse=True)
+        keys_K, counts_K = gather_rows(fused.nodes_N[rows_B]).unique(return_counts=True)
+        keys_KD = F.embedding(keys_K, table_NW[:, : self.users.embedding_dim])
+        queries_QD, own_QD = (F.embedding(asked_Q, part_ND) for part_ND in (fused.sides_ND, fused.ids_ND))
+        losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
+        return self.cl_weight * losses_Q[answers_B]
+
     def _dropout(self) -> tuple[Tensor, Tensor] | None:
         return self._kept if self.training else None
 
@@ -227,20 +225,49 @@ class MultiViewRecommender(Recommender):
         return ids_ND, self.fuse(*named)
 
 
-def info_nce(queries_BD: Tensor, keys_BD: Tensor, keys_GD: Tensor, temperature: float) -> Tensor:
-    """Compute the contrastive loss -log(exp(cos(q, k) / t) / sum over all keys of exp(cos(q, k') / t)).
+class _Fused(NamedTuple):
+    """Distinct nodes of a batch."""
+
+    nodes_N: Tensor
+    """Which they are, int64 [N]."""
+    ids_ND: Tensor
+    """Their C."""
+    sides_ND: Tensor
+    """What joins it."""
+
+
+def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
+    r"""Compute the contrastive loss of each query against its own key among all keys that a batch holds.
+
+    .. math::
+        -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
+
+    with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
+    gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
+    whose logits are computed again for the backward pass: memory stays at three blocks, whatever Q and K are.
 
     Args:
-        queries_BD: Queries q, float32 [B, D].
-        keys_BD: The key k of each query, float32 [B, D].
-        keys_GD: All keys k', those of the queries included, float32 [G, D]; a key that occurs twice counts twice.
+        queries_QD: Queries q, floating [Q, D].
+        own_QD: The key k_q of each query, [Q, D].
+        keys_KD: All distinct keys, those of the queries included, [K, D].
+        counts_K: How often each key occurs n_k, int64 [K].
         temperature: Temperature t, 0.025 or more: below that, float32 cannot hold the exponentials.
 
     Returns:
-        The loss of each query, float32 [B].
+        The loss of each query, [Q].
     """
-    queries_BD, keys_BD, keys_GD = F.normalize(queries_BD) / temperature, F.normalize(keys_BD), F.normalize(keys_GD)
-    # A cosine is at most 1: less 1 / t, no exponential overflows, and no pass over [B, G] looks for a maximum.
-    highest = queries_BD.new_full((1,), 1 / temperature)
-    weights_BG = torch.addmm(-highest, queries_BD, keys_GD.T).exp_()
-    return weights_BG.sum(dim=1).log() + highest - (queries_BD * keys_BD).sum(dim=1)
+    queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
+    # A cosine is at most 1: less 1 / t, no exponential overflows, and no pass over [Q, K] looks for a maximum.
+    offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
+    blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
+    if len(blocks) == 1:
+        totals_Q = _log_sums(queries_QD, keys_KD, offsets_K)
+    else:
+        again = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
+        totals_Q = torch.cat([again(block_BD, keys_KD, offsets_K) for block_BD in blocks])
+    return totals_Q + 1 / temperature - (queries_QD * own_QD).sum(dim=1)
+
+
+def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor) -> Tensor:
+    """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
+    return torch.addmm(offsets_K, queries_BD, keys_KD.T).exp_().sum(dim=1).log()

@@ -3,9 +3,11 @@
 Shape suffixes: N nodes, B nodes of a block, K neighbours, E edges, D width.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.topk import largest
 
 _log = logging.getLogger(__name__)
@@ -35,42 +38,69 @@ class Neighbours:
 
 
 def nearest_neighbours(
-    features_ND: Tensor, k: int, cache: Path | None = None, candidates_N: Tensor | None = None
+    features_ND: Tensor,
+    k: int,
+    cache: Path | None = None,
+    candidates_N: Tensor | None = None,
+    world: World | None = None,
 ) -> Neighbours:
     """Join each row to the k other rows of the highest cosine similarity, never holding N x N numbers.
 
     A row is not its own neighbour (common code counts it as the first of its k). A row of zeros says nothing: it gets
     no neighbours and is nobody's. A node has fewer than k neighbours where there are fewer other nodes.
 
+    Collective where `world` is given: every rank must call this, with the same features.
+
     Args:
         features_ND: One row a node, float32 [N, D].
         k: Neighbours K.
         cache: Folder where results are kept under a key of the features' content and k, and looked up; by default none.
         candidates_N: Rows that may be neighbours, bool [N]; by default all.
+        world: Ranks that divide the blocks among them and compute them on their devices; the first one writes to the
+            cache. By default this process computes all of them on the device of the features.
 
     Returns:
         The graph, on the device of the features.
     """
-    if cache is None:
-        return _compute(features_ND, k, candidates_N)
-    file = cache / f"{_key(features_ND, k, candidates_N)}.safetensors"
+    world = world or World(0, 1, features_ND.device)
+    file = None if cache is None else cache / f"{_key(features_ND, k, candidates_N)}.safetensors"
+    found = None if file is None else _read(file)
+    if _is_missing_somewhere(found, world):
+        found = _compute(features_ND, k, candidates_N, world)
+        if file is not None and world.is_first:
+            _write(found, file)
+    assert found is not None
+    return Neighbours(*(column.to(features_ND.device) for column in vars(found).values()))
+
+
+def _is_missing_somewhere(found: Neighbours | None, world: World) -> bool:
+    """Whether a rank has to compute: then all of them do, for hosts need not see the same folder."""
+    if world.size == 1:
+        return found is None
+    return bool(sum_over_ranks(torch.tensor([int(found is None)], device=world.device)))
+
+
+def _read(file: Path) -> Neighbours | None:
     try:
-        return Neighbours(**{name: column.to(features_ND.device) for name, column in load_file(file).items()})
+        return Neighbours(**load_file(file))
     except FileNotFoundError:
-        pass
+        return None
     except (OSError, SafetensorError, TypeError) as error:
         _log.warning("%s cannot be read (%s) and is computed anew", file, error)
-    found = _compute(features_ND, k, candidates_N)
+        return None
+
+
+def _write(found: Neighbours, file: Path) -> None:
+    # Several jobs may write at once: each its own file, then one move.
+    fresh = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(
-            f"{file.name}.{os.getpid()}"
-        )  # ranks may write at once: each its own file, then one move
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: column.cpu() for name, column in vars(found).items()}, fresh)
         os.replace(fresh, file)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         _log.warning("neighbours are not kept for the next time: %s", error)
-    return found
+        with contextlib.suppress(OSError):
+            fresh.unlink()
 
 
 def _key(features_ND: Tensor, k: int, candidates_N: Tensor | None) -> str:
@@ -81,23 +111,34 @@ def _key(features_ND: Tensor, k: int, candidates_N: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def _compute(features_ND: Tensor, k: int, candidates_N: Tensor | None) -> Neighbours:
-    directions_ND = F.normalize(features_ND.detach())
+def _compute(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: World) -> Neighbours:
+    neighbours_NK, similarities_NK = _nearest(features_ND, k, candidates_N, world)
+    edges_NK = similarities_NK > -torch.inf
+    nodes_E = torch.arange(len(edges_NK), device=world.device)[:, None].expand_as(edges_NK)[edges_NK]
+    return Neighbours(nodes_E, neighbours_NK[edges_NK], similarities_NK[edges_NK])
+
+
+def _nearest(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: World) -> tuple[Tensor, Tensor]:
+    """Find the k nearest of each node and their similarities, [N, K] each; -inf where there are no more."""
+    directions_ND = F.normalize(features_ND.detach().to(world.device))
     empty_N = ~directions_ND.any(dim=1)
-    barred_N = empty_N if candidates_N is None else empty_N | ~candidates_N
+    barred_N = empty_N if candidates_N is None else empty_N | ~candidates_N.to(world.device)
     num_nodes = len(directions_ND)
     kept = min(k, num_nodes)
-    nodes_N = torch.arange(num_nodes, device=features_ND.device)
-    neighbours_NK = torch.empty(num_nodes, kept, dtype=torch.int64, device=features_ND.device)
-    similarities_NK = torch.empty(num_nodes, kept, device=features_ND.device)
+    nodes_N = torch.arange(num_nodes, device=world.device)
+    neighbours_NK = torch.zeros(num_nodes, kept, dtype=torch.int64, device=world.device)
+    similarities_NK = torch.zeros(num_nodes, kept, device=world.device)
     block = max(1, _BLOCK_SIMILARITIES // max(1, num_nodes))
     memory_BN = directions_ND.new_empty(min(block, num_nodes), num_nodes)
-    for block_B in nodes_N.split(block):
+    # Ranks take whole blocks, so that no number depends on how many they are.
+    for block_B in nodes_N.split(block)[world.rank :: world.size]:
         scores_BN = torch.mm(directions_ND[block_B], directions_ND.T, out=memory_BN[: len(block_B)])
         scores_BN.masked_fill_(barred_N, -torch.inf)
         scores_BN[empty_N[block_B]] = -torch.inf
         scores_BN[nodes_N[: len(block_B)], block_B] = -torch.inf
         similarities_NK[block_B], neighbours_NK[block_B] = largest(scores_BN, kept)
-    edges_NK = similarities_NK > -torch.inf
-    nodes_E = nodes_N[:, None].expand_as(edges_NK)[edges_NK]
-    return Neighbours(nodes_E, neighbours_NK[edges_NK], similarities_NK[edges_NK])
+    if world.size == 1:
+        return neighbours_NK, similarities_NK
+    return sum_over_ranks(neighbours_NK), sum_over_ranks(
+        similarities_NK
+    )  # of each row one rank's, the others' are zero

@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.config.recommenders import SMOREConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.graphs import SparseMatrix, strongest_edges
 from ptmrec_dist.recommenders.multi_view import MODALITIES, MultiViewRecommender
@@ -20,8 +21,8 @@ class SMORE(MultiViewRecommender):
     r"""SMORE, for images and texts.
 
     Ong and Khong, Spectrum-based Modality Representation Fusion Graph Convolutional Network for Multimodal
-    Recommendation, WSDM 2025. `MultiViewRecommender` has what it shares with MGCN; its own are a third view of both
-    modalities at once, and how views are fused:
+    Recommendation, WSDM 2025, https://arxiv.org/abs/2412.14978. `MultiViewRecommender` has what it shares with MGCN; its
+    own are a third view of both modalities at once, and how views are fused:
 
     .. math::
         h_m = \mathcal{F}(W_m x_m + b_m), \quad y_m = \mathcal{F}^{-1}(c_m \odot h_m), \quad
@@ -40,42 +41,14 @@ class SMORE(MultiViewRecommender):
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
-        dim: Width of the embeddings and of every view.
-        layers: Layers of LightGCN; 3 or 4 in the paper.
-        reg_weight: Weight lambda of the squared norms; the default is the paper's, sparse data may want up to 0.1.
-        image_knn: Neighbours of an item in the image graph; 10 to 40 in the paper.
-        text_knn: Neighbours of an item in the text graph; 10 to 40 in the paper.
-        cl_weight: Weight mu of the contrastive terms.
-        temperature: Temperature of the contrastive terms.
-        dropout: Share of the preference gates' values that training leaves out, in [0, 1); 0 or 0.1 in the paper.
+        config: Hyper-parameters, see `SMOREConfig`.
     """
 
     views: ClassVar[tuple[str, ...]] = (*MODALITIES, FUSED)
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        dim: int = 64,
-        layers: int = 3,
-        reg_weight: float = 1e-4,
-        image_knn: int = 10,
-        text_knn: int = 10,
-        cl_weight: float = 0.01,
-        temperature: float = 0.2,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(
-            inputs,
-            knn={"image": image_knn, "text": text_knn},
-            dim=dim,
-            layers=layers,
-            reg_weight=reg_weight,
-            cl_weight=cl_weight,
-            temperature=temperature,
-            dropout=dropout,
-            map_bias=True,
-        )
+    def __init__(self, inputs: Inputs, config: SMOREConfig) -> None:
+        super().__init__(inputs, config, knn={"image": config.image_knn, "text": config.text_knn}, map_bias=True)
+        self.dropout, dim = config.dropout, config.dim
         image, text = (cast(SparseMatrix, self.item_graphs[modality]) for modality in MODALITIES)
         self.item_graphs[FUSED] = strongest_edges(image, text)
         # Real and imaginary parts: optimisers and files need know nothing of complex numbers.

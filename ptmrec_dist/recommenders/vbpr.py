@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.recommenders.base import (
     Features,
     Inputs,
@@ -26,7 +27,8 @@ from ptmrec_dist.recommenders.ridge import fit_maps
 class VBPR(Recommender):
     r"""VBPR, for any modalities.
 
-    He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016.
+    He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016,
+    https://arxiv.org/abs/1510.01784.
 
     .. math::
         \hat y_{ui} = [\gamma_u ; \theta_u] \cdot [\gamma_i ; \sum_m W_m x_{im}], \qquad
@@ -51,21 +53,20 @@ class VBPR(Recommender):
 
     Args:
         inputs: Numbers of users and items, and features whose widths set those of the maps.
-        dim: Width of each half.
-        reg_weight: Weight lambda of the squared norms.
+        config: Hyper-parameters, see `VBPRConfig`.
     """
 
     propagates: ClassVar[bool] = False
     multimodal: ClassVar[bool] = True
 
-    def __init__(self, inputs: Inputs, *, dim: int = 64, reg_weight: float = 1e-2) -> None:
+    def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
         super().__init__(inputs)
-        self.dim = dim
-        self.reg_weight = reg_weight
-        self.users = embedding_table(inputs.num_users, 2 * dim)
-        self.items = embedding_table(inputs.num_items, dim)
-        self.maps = modal_maps(inputs.features, dim)
-        self.id_maps = modal_maps(inputs.features, dim)
+        self.dim = config.dim
+        self.reg_weight = config.reg_weight
+        self.users = embedding_table(inputs.num_users, 2 * config.dim)
+        self.items = embedding_table(inputs.num_items, config.dim)
+        self.maps = modal_maps(inputs.features, config.dim)
+        self.id_maps = modal_maps(inputs.features, config.dim)
         for id_map in self.id_maps.parameters():
             nn.init.zeros_(id_map)
         self.warm_items: Tensor

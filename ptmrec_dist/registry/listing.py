@@ -1,11 +1,20 @@
-"""What is registered: a table of versions (`ptmrec models`)."""
+"""What is registered (`ptmrec models`): for a terminal, for a pipe (tab-separated), or as JSON; no value is ever cut."""
 
+import json
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ptmrec_dist.config import ModelsConfig
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import SELECT, check_metric, metric_names
 from ptmrec_dist.mlflow_store import asking_mlflow, metric_name
 from ptmrec_dist.registry.loading import client_of_registry
+from ptmrec_dist.registry.versions import all_models, all_versions
+
+_PARTS = ("validation", "test", "cold_validation", "cold_test")
+_ANY_WIDTH = 100_000
+_LINEAGE = ("recommender", "stage", "data")
 
 
 def models(config: ModelsConfig) -> None:
@@ -15,48 +24,77 @@ def models(config: ModelsConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No registry, no model of that name, or a metric that no version has.
+        UserError: No registry, no model of that name, or an unknown metric.
     """
+    metric = check_metric(config.metric or SELECT)
     client = client_of_registry(must_exist=True)
     with asking_mlflow():
-        found = list(client.search_registered_models())
-        aliases = {model.name: model.aliases for model in found}
-        shown = [model.name for model in found if config.name in (None, model.name)]
-        if not shown:
+        found = all_models(client)
+        shown = [model for model in found if config.name in (None, model.name)]
+        if config.name is not None and not shown:
             names = ", ".join(model.name for model in found) or "none: nothing is registered"
             raise UserError(f"name: got {config.name!r}, expected one of {names}")
-        versions = [version for name in shown for version in _versions(client, name)]
-    _print_table(versions, aliases, config.metric)
+        versions = [(version, model.aliases) for model in shown for version in all_versions(client, model.name)]
+    if config.json:
+        print(json.dumps([_described(version, aliases) for version, aliases in versions], indent=1))
+        return
+    rows = [_row(version, aliases, metric) for version, aliases in versions]
+    parts = [part for part in _PARTS if any(row[f"{part} {metric}"] for row in rows)]
+    hidden = {f"{part} {metric}" for part in _PARTS if part not in parts}
+    _print([{name: value for name, value in row.items() if name not in hidden} for row in rows])
 
 
-def _versions(client: Any, name: str) -> list[Any]:
-    versions, token = [], None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        versions += page
-        token = page.token
-        if not token:
-            return sorted(versions, key=lambda version: -int(version.version))
+def _described(version: Any, aliases: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the registry knows of a version, as JSON."""
+    metrics = {
+        part: {
+            name: float(version.tags[metric_name(f"{part}.{name}")])
+            for name in metric_names()
+            if metric_name(f"{part}.{name}") in version.tags
+        }
+        for part in _PARTS
+    }
+    return {
+        "name": version.name,
+        "version": int(version.version),
+        "aliases": _aliases(version, aliases),
+        **{name: version.tags.get(name) for name in _LINEAGE},
+        "metrics": {part: values for part, values in metrics.items() if values},
+        "tags": {name: value for name, value in version.tags.items() if "/" not in name and name not in _LINEAGE},
+    }
 
 
-def _print_table(versions: list[Any], aliases: dict[str, dict[str, Any]], metric: str) -> None:
+def _row(version: Any, aliases: Mapping[str, Any], metric: str) -> dict[str, str]:
+    values = {part: version.tags.get(metric_name(f"{part}.{metric}")) for part in _PARTS}
+    return {
+        "model": version.name,
+        "version": str(version.version),
+        "aliases": " ".join(_aliases(version, aliases)),
+        **{name: version.tags.get(name, "")[:12] for name in _LINEAGE},
+        **{f"{part} {metric}": "" if value is None else f"{float(value):.4f}" for part, value in values.items()},
+    }
+
+
+def _aliases(version: Any, aliases: Mapping[str, Any]) -> list[str]:
+    return sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
+
+
+def _print(rows: list[dict[str, str]]) -> None:
+    if not sys.stdout.isatty():
+        headings = list(rows[0]) if rows else ["model", "version"]
+        print("\n".join("\t".join(cells) for cells in [headings, *(row.values() for row in rows)]))
+        return
     from rich.console import Console
     from rich.table import Table
 
-    tag = metric_name(f".{metric}").strip("/")
-    parts = sorted({name.removesuffix(f"/{tag}") for one in versions for name in one.tags if name.endswith(f"/{tag}")})
-    table = Table(title=f"{metric} of each part", title_justify="left")
-    for heading in ("model", "version", "aliases", "recommender", "stage", "data", *parts):
-        table.add_column(heading.replace("_", " "), justify="right" if heading in parts else "left")
-    for one in versions:
-        own = (alias for alias, version in aliases[one.name].items() if str(version) == str(one.version))
-        metrics = [one.tags.get(f"{part}/{tag}") for part in parts]
-        table.add_row(
-            one.name,
-            str(one.version),
-            " ".join(sorted(own)),
-            *(one.tags.get(name, "") for name in ("recommender", "stage")),
-            one.tags.get("data", "")[:12],
-            *("" if value is None else f"{float(value):.4f}" for value in metrics),
-        )
-    Console().print(table)
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in rows[0] if rows else ():
+        table.add_column(heading.replace(" ", "\n").replace("cold_", "cold\n"), no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum <= console.width:
+        console.print(table)
+        return
+    for row in rows:  # a narrow terminal: a line a value
+        print("\n".join(f"{name:<26}{value}" for name, value in row.items() if value), end="\n\n")

@@ -20,7 +20,6 @@ from ptmrec_dist.serving.digests import tree_digest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 DIGEST_TAG = "digest"
 """Tag of a version: one digest over all of its files, its code included."""
 ADDED_BY_MLFLOW = "registered_model_meta"
@@ -80,6 +79,8 @@ def verified_files(uri: str) -> Iterator[Path]:
             version = _version_of(client, uri)  # before its files: an alias may move meanwhile
             fixed = f"{_SCHEME}{version.name}/{version.version}"
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files))
+            if not (folder / "MLmodel").is_file():
+                raise absent_files(client, version)
         # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
         for compiled in list(folder.rglob("__pycache__")):
             shutil.rmtree(compiled)
@@ -111,6 +112,25 @@ def pinned(uri: str) -> str:
     with _naming_models(uri, client):
         version = _version_of(client, uri)
     return f"{_SCHEME}{version.name}/{version.version}"
+
+
+def absent_files(client: "MlflowClient", version: Any) -> UserError:
+    """Say that a version's files are not where the store records them.
+
+    Args:
+        client: Client of the registry.
+        version: The version.
+
+    Returns:
+        The error.
+    """
+    location = client.get_model_version_download_uri(version.name, version.version)
+    if location.startswith("models:/"):
+        location = client.get_logged_model(location.removeprefix("models:/")).artifact_location
+    return UserError(
+        f"model: no files at {location}, where the store records version {version.version} of {version.name}; bring its "
+        "mlartifacts back there or beside its mlflow.db, or register the run again"
+    )
 
 
 def client_of_registry(must_exist: bool = False) -> "MlflowClient":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ptmrec_dist.config import RecommendConfig
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.serving.batch import write_all
 from ptmrec_dist.serving.params import Params
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ptmrec_dist.serving import ServedModel
 
 
+@exclusive_out
 def recommend(config: RecommendConfig) -> None:
     """Print recommendations for some users, or write those for all (`ptmrec recommend`).
 

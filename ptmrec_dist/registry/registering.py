@@ -1,7 +1,6 @@
 """A finished run becomes a version of a registered model (`ptmrec register`)."""
 
 import json
-import re
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -13,20 +12,20 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig, TrackingConfig
-from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import asking_mlflow, find_experiment, has_run, metric_name
-from ptmrec_dist.registry.loading import CHAMPION, DIGEST_TAG, client_of_registry
-from ptmrec_dist.registry.promoting import PER_USER_TAG, crown
+from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
+from ptmrec_dist.registry.promoting import PER_USER_TAG
+from ptmrec_dist.registry.versions import CHAMPION, crown
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import ENCODER_FILE, flatten
+from ptmrec_dist.training.runs import ENCODER_FILE, flatten, require_encoder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from ptmrec_dist.encoders.backbone import Backbone
+    from ptmrec_dist.encoders.sources.open_clip import Backbone
 
 ENTRY = Path(__file__).with_name("pyfunc_entry.py")
 
@@ -41,10 +40,9 @@ def register(config: RegisterConfig) -> None:
         UserError: No finished run; data, features or an encoder that are not those it was made from; a name or an alias
             that MLflow does not allow; an MLflow that cannot be reached.
     """
-    _check_names(config)
     with TemporaryDirectory() as scratch, tqdm(total=4, desc="register", bar_format="{desc}", leave=False) as bar:
         bar.set_description_str("reading the run")
-        run = load_run(config.run)
+        run = load_run(config.run, config)
         backbone = _backbone_of(run)
         bar.set_description_str("writing the model")
         served, package = Path(scratch) / "model", Path(scratch) / "package"
@@ -59,23 +57,14 @@ def register(config: RegisterConfig) -> None:
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
 
 
-def _check_names(config: RegisterConfig) -> None:
-    """MLflow checks the alias only once the version exists."""
-    if not re.fullmatch(r"[^/:\s][^/:]*", config.name):
-        raise UserError(f"name: got {config.name!r}, expected a name without / and :")
-    if not re.fullmatch(r"(?!latest$|v\d+$)[\w-]+", config.alias, flags=re.IGNORECASE):
-        raise UserError(
-            f"alias: got {config.alias!r}, expected letters, digits, _ and -, but neither 'latest' nor the like of 'v1'"
-        )
-
-
 def _backbone_of(run: LoadedRun) -> "Backbone | None":
     """Load the encoder that new items need; None where no encoder gives the features that the run was trained on."""
     made = run.record.encoder
     if made is None or run.record.train_features:
         return None
-    from ptmrec_dist.encoders.backbone import load_backbone_of  # seconds, which `recommend` need not wait for
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone_of  # seconds, which `recommend` need not wait for
 
+    require_encoder(run.record, run.folder)
     return load_backbone_of(made)
 
 
@@ -86,7 +75,7 @@ def _write_model(
     modalities = run.record.modalities if backbone is not None else []
     write_tables(folder, run, modalities, index, lineage)
     if backbone is not None:
-        from ptmrec_dist.encoders.backbone import save_backbone
+        from ptmrec_dist.encoders.sources.open_clip import save_backbone
 
         save_backbone(backbone, folder / "encoder")
         if (run.folder / ENCODER_FILE).is_file():

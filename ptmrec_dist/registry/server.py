@@ -91,7 +91,7 @@ def build_app(uri: str) -> "FastAPI":
     model = load_model(uri)
     served: ServedModel = model.unwrap_python_model().model
     served.warm_up()
-    app = scoring_server.init(model)
+    app: FastAPI = scoring_server.init(model)
     app.add_middleware(_BodyLimit, limit=limit)
     _add_version(app, _described(uri, served))
     return app

@@ -2,9 +2,10 @@
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ptmrec_dist.data.images import on_white
+from ptmrec_dist.config import MAX_ASPECT_RATIO
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.errors import UserError
 
 MAX_IMAGE_PIXELS = 50_000_000
@@ -17,17 +18,16 @@ def read_image(data: bytes) -> Image.Image:
         data: JPEG or PNG file.
 
     Returns:
-        The image upright in RGB, transparency shown on white, as `ptmrec pack` stores images.
+        The image as `to_rgb` makes it, as for the images that `ptmrec pack` stores.
 
     Raises:
-        UserError: Not such an image, or one that is too large.
+        UserError: Not such an image, or one that is too large or too long and thin.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        return on_white(ImageOps.exif_transpose(image))
-    except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
+        with decoded(io.BytesIO(data), max_pixels=MAX_IMAGE_PIXELS, formats=("JPEG", "PNG")) as image:
+            return to_rgb(image)
+    except BadImageError as bad:
         raise UserError(
-            f"image: cannot be decoded ({error}); expected a JPEG or PNG of at most {MAX_IMAGE_PIXELS} pixels"
-        ) from error
+            f"image: cannot be decoded ({bad}); expected a JPEG or PNG of at most {MAX_IMAGE_PIXELS} pixels, one side at "
+            f"most {MAX_ASPECT_RATIO} times the other"
+        ) from bad

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ptmrec_dist.encoders.tuning import load_encoder
+from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource

@@ -19,24 +19,29 @@ from tqdm import tqdm
 from ptmrec_dist.cluster import connected, free_places, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.evaluation.metrics import selecting_part
+from ptmrec_dist.files import write_atomically
+from ptmrec_dist.lineage import check_inputs, write_inputs
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import PLACES, train_on_ranks
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import flatten, plain_settings, write_atomically
-from ptmrec_dist.training.stage2 import selecting_part
+from ptmrec_dist.training.runs import PATHS, flatten, plain_settings
 from ptmrec_dist.training.stage2_parts import check_start
 
 # What may differ when a sweep goes on: where and how fast it runs, how long, and what becomes of the winner.
 _INCIDENTAL = {
     *("out", "resume", "ray", "concurrent", "max_failures", "tracking", "device", "trials"),
     *("winner_seeds", "name", "alias"),
+    *PATHS,
 }
 _WAITING_BYTES = 300_000_000
 
 
+@exclusive_out
 def run_sweep(config: SweepConfig) -> None:
     """Search, choose, train the winner over seeds, register it (`ptmrec sweep`).
 
@@ -50,15 +55,16 @@ def run_sweep(config: SweepConfig) -> None:
         KeyboardInterrupt: The user stopped it; the same command goes on.
     """
     space = read_space(config)
-    start = load_run(config.stage1, config.shards, with_test=False)
+    start = load_run(config.stage1, config, with_test=False)
     settings = _check(config, space, start)
-    part = selecting_part(settings, start.dataset.parts)
+    part = selecting_part(start.dataset.parts, settings.select_on)
     with connected(config.ray):
         for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
             free_places(note)
         concurrent = room_for(config.ranks, config.ray)
         sweep = Sweep(config, space, part, settings, min(concurrent, config.concurrent or concurrent))
-        write_atomically(_made(config.out) / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
+        write_inputs(_made(config.out), start.record.inputs)
+        write_atomically(config.out / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
         parent = config.out / "tracking.json"
         with Tracker.start(
             config.tracking,
@@ -80,7 +86,7 @@ class Sweep:
     Args:
         config: Settings.
         space: What is searched.
-        part: Part of the data whose Recall@20 decides.
+        part: Part of the data that decides.
         settings: What all trials have in common.
         concurrent: Trials at a time.
     """
@@ -252,6 +258,7 @@ def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
         if changed:
             what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
             raise UserError(f"out: {config.out} holds a sweep of other settings ({what}); choose another --out")
+        check_inputs(config.out, start.record.inputs)
     elif config.resume:
         raise UserError(f"resume: {config.out} holds no sweep to go on with; leave --resume out to begin one")
     elif config.out.exists() and any(config.out.iterdir()):

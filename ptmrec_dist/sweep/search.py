@@ -16,11 +16,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ptmrec_dist.config import SweepConfig
+from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.sweep.space import Space, grid_points
 from ptmrec_dist.sweep.trials import Trial, TrialBook
-
-METRIC = "recall@20"
-"""Best so far of the part that decides, as trials report it."""
 
 
 class SweepSearch(Searcher):
@@ -42,7 +40,7 @@ class SweepSearch(Searcher):
         job_of: Callable[[Trial], dict[str, Any]],
         ended: Callable[[Trial], None],
     ) -> None:
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__(metric=SELECT, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._book, self._job_of, self._ended = book, job_of, ended
         before = book.read()
@@ -52,7 +50,7 @@ class SweepSearch(Searcher):
         self.left -= len(before) - len(self._open)
         self._optuna = OptunaSearch(
             space,
-            metric=METRIC,
+            metric=SELECT,
             mode="max",
             points_to_evaluate=[trial.point for trial in self._open] + points[len(before) :],
             sampler=_sampler(config, len(before)),
@@ -99,7 +97,7 @@ class SweepSearch(Searcher):
         trial = self._running.pop(trial_id)
         reason = refusal(self._book.run(trial)) or ("its ranks died or its nodes went away" if error else "")
         trial = self._book.note(trial, reason)
-        told = None if trial.value is None or reason else {METRIC: trial.value}
+        told = None if trial.value is None or reason else {SELECT: trial.value}
         self._optuna.on_trial_complete(trial_id, told, error=bool(reason))
         self._ended(trial)
 
@@ -138,7 +136,7 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
         return FIFOScheduler()
     asha = ASHAScheduler(
         time_attr="epoch",
-        metric=METRIC,
+        metric=SELECT,
         mode="max",
         max_t=epochs - 1,  # whoever has trained to the end is not stopped
         grace_period=config.asha.grace,
@@ -150,7 +148,7 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
             replayed = SimpleNamespace(trial_id=f"trial {trial.name}")
             asha.on_trial_add(None, replayed)
             for epoch, _, value in book.kept(trial):
-                asha.on_trial_result(None, replayed, {"epoch": epoch, METRIC: value})
+                asha.on_trial_result(None, replayed, {"epoch": epoch, SELECT: value})
     return asha
 
 

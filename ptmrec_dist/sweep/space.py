@@ -27,7 +27,7 @@ _RANGES: dict[str, Any] = {
     "lograndint": (IntDistribution, {"log": True}),
 }
 # The sweep itself decides on these: they say where a trial starts and writes, and what its result is.
-_FIXED = {"stage1", "shards", "out", "device", "tracking", "select_on", "keep", "epochs"}
+_FIXED = {"stage1", "shards", "features", "encoder", "out", "device", "tracking", "select_on", "keep", "epochs"}
 
 
 def read_space(config: SweepConfig) -> Space:
@@ -75,8 +75,9 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
         Nested plain settings, every path absolute.
     """
     own: dict[str, Any] = {"stage1": str(config.stage1.resolve()), "device": config.device}
-    if config.shards is not None:
-        own["shards"] = str(config.shards.resolve())
+    for name in ("shards", "features", "encoder"):
+        if getattr(config, name) is not None:
+            own[name] = str(getattr(config, name).resolve())
     return merged(merged(merged(own, config.stage2), nested(point)), fixed)
 
 

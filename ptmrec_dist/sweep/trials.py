@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config import Keep
+from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.space import Point
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.runs import write_atomically
 
 State = Literal["open", "complete", "pruned", "failed"]
 
@@ -29,7 +30,7 @@ class Trial:
     state: State = "open"
     """open: not ended; complete: trained to its end; pruned: stopped by ASHA; failed: ended by an error."""
     value: float | None = None
-    """Recall@20 of the part that decides, at the epoch that is kept; None before the first evaluation."""
+    """The selecting metric on the part that decides, at the epoch that is kept; None before the first evaluation."""
     epoch: int | None = None
     """That epoch."""
     reason: str = ""
@@ -46,13 +47,13 @@ class TrialBook:
 
     Args:
         out: Folder of the sweep.
-        part: Part of the data whose Recall@20 decides.
+        part: Part of the data that decides.
         keep: Which epoch of a trial counts.
     """
 
     def __init__(self, out: Path, part: str, keep: Keep) -> None:
         self.folder = out / "trials"
-        self.metric = f"{part}.recall@20"
+        self.metric = f"{part}.{SELECT}"
         self.keep: Keep = keep
 
     def read(self) -> list[Trial]:

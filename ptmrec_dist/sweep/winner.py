@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
+from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.evaluation.tables import mean_of_seeds
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.runs import flatten, write_atomically
+from ptmrec_dist.training.runs import flatten
 
 
 class Winner:
@@ -25,7 +27,7 @@ class Winner:
         config: Settings of the sweep.
         settings: Plain settings of stage 2 that won.
         out: Folder of the sweep.
-        part: Part of the data whose Recall@20 decides.
+        part: Part of the data that decides.
     """
 
     def __init__(self, config: SweepConfig, settings: dict[str, Any], out: Path, part: str) -> None:
@@ -63,11 +65,11 @@ class Winner:
         values = {name: np.array([flat[name] for flat in flat_S]) for name in flat_S[0]}
         means = {name: float(values_S.mean()) for name, values_S in values.items()}
         spread = {name: float(values_S.std(ddof=1)) if len(values_S) > 1 else 0.0 for name, values_S in values.items()}
-        best = max(found_S, key=lambda seed: found_S[seed][self.part]["recall@20"])
+        best = max(found_S, key=lambda seed: found_S[seed][self.part][SELECT])
         summary = self.out / "winner.json"
         content = {"mean": means, "sd": spread, "seeds": list(self.runs), "best_seed": best}
         for part in found_S[best]:
-            name = f"{part}.recall@20"
+            name = f"{part}.{SELECT}"
             print(f"winner, seeds {list(self.runs)}: {name} {mean_of_seeds(values[name])}")
         before = json.loads(summary.read_text()) if summary.is_file() else {}
         wanted = {"registered": [self.config.name, best]} if self.config.name else {}

@@ -71,6 +71,7 @@ def train_rank(job: dict[str, Any]) -> None:
     from ptmrec_dist.cluster import note_places
     from ptmrec_dist.config import Stage2Config, from_plain
     from ptmrec_dist.errors import UserError
+    from ptmrec_dist.evaluation.metrics import SELECT
     from ptmrec_dist.training.early_stopping import EarlyStopping
     from ptmrec_dist.training.loaded import load_run
     from ptmrec_dist.training.stage2 import tune
@@ -79,8 +80,8 @@ def train_rank(job: dict[str, Any]) -> None:
     stopping = EarlyStopping(settings.patience, settings.keep)
 
     def report(line: dict[str, Any]) -> None:
-        stopping.update(line[f"{job['part']}.recall@20"], line["epoch"])
-        ray.train.report({"epoch": line["epoch"], "recall@20": stopping.kept})
+        stopping.update(line[f"{job['part']}.{SELECT}"], line["epoch"])
+        ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
 
     place, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
     rank = place.get_world_rank()
@@ -91,7 +92,7 @@ def train_rank(job: dict[str, Any]) -> None:
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
         try:
-            tune(settings, load_run(settings.stage1, settings.shards, job["with_test"]), report)
+            tune(settings, load_run(settings.stage1, settings, job["with_test"]), report)
         except UserError as error:  # all ranks find it, and none would fare better another time
             print(f"error: {error}")
             if rank == 0:

@@ -4,7 +4,6 @@ A checkpoint is a folder: whatever the trainer writes, and `loop.json` with the 
 file. Randomness needs no state of its own: every draw is a function of the seed, the epoch and the step.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.errors import Fault
+from ptmrec_dist.files import sha256
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class LoopState:
     """Steps done since the start."""
     world_size: int = 1
     """Ranks that wrote it."""
+    layout: str = ""
+    """Digest of how the items were divided into shards."""
     losses: dict[str, float] = field(default_factory=dict)
     """Terms of the objective at the last step."""
     sums: dict[str, float] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Checkpoints:
         with writing(world, f"checkpoint {final}", kept, fresh):
             write(fresh)
             if world.is_first:
-                marks = {str(path.relative_to(fresh)): _mark(path) for path in _files(fresh)}
+                marks = {str(path.relative_to(fresh)): sha256(path) for path in _files(fresh)}
                 (fresh / "loop.json").write_text(json.dumps({"files": marks, "state": asdict(state)}, indent=1))
                 _flush(fresh)
                 shutil.rmtree(final, ignore_errors=True)
@@ -147,11 +149,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _mark(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _flush(folder: Path) -> None:
     """Have everything on the disk before the folder takes its name: a power cut must not leave empty files in it."""
     for path in [*_files(folder), folder]:
@@ -165,7 +162,7 @@ def _flush(folder: Path) -> None:
 def _read_whole(folder: Path) -> LoopState | None:
     try:
         content = json.loads((folder / "loop.json").read_text())
-        whole = all(_mark(folder / name) == mark for name, mark in content["files"].items())
+        whole = all(sha256(folder / name) == mark for name, mark in content["files"].items())
     except (OSError, ValueError, KeyError):
         return None
     if not whole:

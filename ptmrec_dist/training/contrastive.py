@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,11 +20,13 @@ from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world
-from ptmrec_dist.encoders import lora
-from ptmrec_dist.encoders.backbone import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
-from ptmrec_dist.encoders.features import reader_of, require_content
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
+from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
+from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import write_atomically
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import engine_config, make_engine, whole_parameters
@@ -34,7 +35,7 @@ from ptmrec_dist.training.image_text import ImageTextPairs
 from ptmrec_dist.training.loop import go_on, run_epochs
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors, write_atomically
+from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors
 from ptmrec_dist.training.schedule import schedule_of, skip_to, steps_before
 from ptmrec_dist.watch import Watch
 
@@ -68,6 +69,7 @@ class FineTuning:
     """Time, items and memory of the epochs."""
 
 
+@exclusive_out
 def fine_tune(config: ContrastiveConfig) -> None:
     """Fine-tune an encoder on a catalogue's own pairs and write it as a folder (`ptmrec contrastive`).
 
@@ -81,21 +83,22 @@ def fine_tune(config: ContrastiveConfig) -> None:
             else or of other settings, a batch that ranks cannot share, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
-    run = RunFolder(config.out, config, last=CONFIG_FILE)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
-        return
     dataset = Dataset(config.shards)
-    require_content(dataset)
+    require_content(dataset, "image", "text")
     encoder = _encoder(config)
     if encoder.backbone.tuned is not None:
         raise UserError(
             f"encoder.model: {config.encoder.model} carries {TUNED_FILE} from a fine-tuning before; start from the encoder "
             "that it was made of"
         )
+    inputs = {"shards": dataset.fingerprint, "encoder": encoder.backbone.fingerprint}
+    run = RunFolder(config.out, config, inputs, last=CONFIG_FILE)
+    if run.is_complete:
+        print(f"{config.out} is complete; nothing to do")
+        return
+    check_image_size(dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
     tuning = _prepare(config, dataset, encoder, join_world(config.device, config.timeout))
-    _check_same_source(config.out / LINEAGE_FILE, tuning.lineage)
     if tuning.world.is_first:
         run.start()
         write_atomically(config.out / LINEAGE_FILE, json.dumps(tuning.lineage, indent=1))
@@ -134,15 +137,13 @@ def train_step(tuning: FineTuning, batch: ItemBatch, step: int) -> None:
         step: Number of the step since the start.
 
     Raises:
-        UserError: The loss was not finite on some rank; the update was not made.
+        UserError: The loss or a gradient was not finite on some rank; the update was not made.
     """
     pairs = batch.to(tuning.world.device)
     share = tuning.engine(cast(Tensor, pairs.images), cast(Tensor, pairs.texts))  # both towers have readers
     tuning.monitor.note(step, {"loss": share}, 1.0)
     tuning.engine.backward(share)
-    if tuning.monitor.is_due:
-        tuning.monitor.read()
-    tuning.engine.step()
+    tuning.monitor.update(tuning.engine)
     tuning.schedule.step()
 
 
@@ -207,20 +208,10 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
 
 def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
     """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
-    _, loop = go_on(tuning.engine, checkpoints, tuning.world, LoopState(world_size=tuning.world.size))
+    begin = LoopState(world_size=tuning.world.size, layout=tuning.stream.layout)
+    _, loop = go_on(tuning.engine, checkpoints, tuning.world, begin)
     skip_to(tuning.schedule, steps_before(tuning.stream, loop.epoch) + loop.step)
     return loop
-
-
-def _check_same_source(path: Path, lineage: dict[str, Any]) -> None:
-    """A run that was interrupted goes on from the data and the encoder that it began with, or not at all."""
-    before = json.loads(path.read_text()) if path.is_file() else lineage
-    for name, setting in (("data", "shards"), ("encoder", "encoder.model")):
-        if before[name] != lineage[name]:
-            raise UserError(
-                f"{setting}: it is {lineage[name][:12]} now, but {path.parent} was begun with {before[name][:12]}; bring "
-                "that back or choose another --out"
-            )
 
 
 def _finish(tuning: FineTuning, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
@@ -253,7 +244,7 @@ def _encoder(config: ContrastiveConfig) -> Encoder:
 
 
 def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:
-    wanted = np.ones(dataset.num_items, dtype=bool)
+    wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
     local = config.batch_size // world.size

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from ptmrec_dist.config import TrainsBoth
 from ptmrec_dist.distributed import World, import_deepspeed
@@ -66,7 +67,7 @@ def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: di
         # A world of one needs no address: its store is in memory.
         backend = "nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    os.environ["LOCAL_RANK"] = str(world.device.index or 0)  # DeepSpeed uses the GPU of this number
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
@@ -93,6 +94,48 @@ def engine_config(*, rows: int, zero_stage: int, accumulation: int = 1, grad_cli
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+
+
+def zero_stage_of(engine: Any) -> int:
+    """Return the ZeRO stage of an engine, 0 for `OneProcess`.
+
+    Args:
+        engine: An engine.
+
+    Returns:
+        0 to 3.
+    """
+    return 0 if isinstance(engine, OneProcess) else int(engine.zero_optimization_stage())
+
+
+def has_broken_gradient(engine: Any) -> Tensor:
+    """Say whether a gradient that the next update would use is infinite or not a number, without waiting for the device.
+
+    Args:
+        engine: An engine after its backward pass.
+
+    Returns:
+        Scalar, 1 if there is one and 0 if not; always 0 under ZeRO 1 to 3, where `update` tells.
+    """
+    parameters = engine.module.parameters() if zero_stage_of(engine) == 0 else ()
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return (~norm.isfinite()).float()
+
+
+def update(engine: Any) -> bool:
+    """Update the parameters.
+
+    Collective: every rank must call this.
+
+    Args:
+        engine: An engine after the backward pass of a step's last micro-batch.
+
+    Returns:
+        False, the same on every rank, where ZeRO 1 to 3 found a gradient that is infinite or not a number, and left the
+        parameters as they were. DeepSpeed itself says nothing.
+    """
+    engine.step()
+    return isinstance(engine, OneProcess) or bool(engine.was_step_applied())
 
 
 def parameter_groups(tuner: Tuner, config: TrainsBoth) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.distributed import import_deepspeed
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.engine import OneProcess, whole_parameters
+from ptmrec_dist.training.engine import whole_parameters, zero_stage_of
 from ptmrec_dist.training.runs import save_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -33,7 +33,7 @@ def save_engine(engine: Any, folder: Path) -> None:
         engine: An engine.
         folder: Folder of the checkpoint.
     """
-    with whole_parameters(engine, _zero_stage(engine)):
+    with whole_parameters(engine, zero_stage_of(engine)):
         weights = {name: value.detach().cpu().clone() for name, value in _trained(engine.module).items()}
     moments = _whole_moments(engine)
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -53,7 +53,7 @@ def load_engine(engine: Any, folder: Path) -> None:
     Raises:
         UserError: The checkpoint is of another model.
     """
-    weights, stage = load_file(folder / WEIGHTS_FILE), _zero_stage(engine)
+    weights, stage = load_file(folder / WEIGHTS_FILE), zero_stage_of(engine)
     with whole_parameters(engine, stage, changed=True):
         if _trained(engine.module).keys() != weights.keys():
             raise UserError(f"out: the checkpoint {folder} is of another model; choose another --out")
@@ -67,7 +67,7 @@ def load_engine(engine: Any, folder: Path) -> None:
 
 
 def _load_moments(engine: Any, saved: dict[str, Tensor]) -> None:
-    stage = _zero_stage(engine)
+    stage = zero_stage_of(engine)
     named = {name: parameter for name, parameter in _trainable(engine.module).items() if f"{name}.step" in saved}
     if not named:
         return
@@ -92,7 +92,7 @@ def _load_moments(engine: Any, saved: dict[str, Tensor]) -> None:
 
 def _whole_moments(engine: Any) -> dict[str, Tensor]:
     """Adam's moments on the CPU as `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step`; empty before the first step."""
-    stage = _zero_stage(engine)
+    stage = zero_stage_of(engine)
     inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
     steps = [state["step"] for state in inner.state.values() if state]
     found: dict[str, Tensor] = {}
@@ -115,10 +115,6 @@ def _whole_moments(engine: Any) -> dict[str, Tensor]:
     return found
 
 
-def _zero_stage(engine: Any) -> int:
-    return 0 if isinstance(engine, OneProcess) else int(engine.zero_optimization_stage())
-
-
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -135,7 +131,7 @@ def _link_moments(engine: Any) -> None:
 
     DeepSpeed does this once, after the step of the first parameter group, when those of the other groups are not there yet.
     """
-    if _zero_stage(engine) in (1, 2):
+    if zero_stage_of(engine) in (1, 2):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -143,7 +139,7 @@ def _link_moments(engine: Any) -> None:
 def _partitions(engine: Any) -> list[Tensor]:
     """The pieces that ZeRO gives the optimiser in place of the parameters."""
     optimizer = engine.optimizer
-    whole_stage = _zero_stage(engine) == 3
+    whole_stage = zero_stage_of(engine) == 3
     pieces: list[Tensor] = (
         optimizer.fp32_partitioned_groups_flat if whole_stage else optimizer.single_partition_of_fp32_groups
     )

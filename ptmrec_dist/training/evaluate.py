@@ -15,10 +15,11 @@ from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import CUTOFFS, Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import write_atomically
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
@@ -125,7 +126,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
     Raises:
         UserError: No finished run, or data or features that are not those it was made from.
     """
-    run = load_run(config.run)
+    run = load_run(config.run, config)
     world = join_world(config.device)
     recommender = run.recommender.to(world.device)
     features = {modality: table.to(world.device) for modality, table in run.features.items()}
@@ -168,11 +169,10 @@ def print_metrics(metrics: Metrics) -> None:
     from rich.table import Table
 
     table = Table()
-    names = [f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in CUTOFFS]
-    for heading in ("part", *names):
+    for heading in ("part", *SHOWN):
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in names))
+        table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
 
 _LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
 

@@ -10,12 +10,15 @@ import torch
 
 from ptmrec_dist.config import JointConfig
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.stage1_parts import modalities_of, open_store, untrained_record
+from ptmrec_dist.training.stage1_parts import open_store, untrained_record
 from ptmrec_dist.training.stage2 import tune
 
 
+@exclusive_out
 def train_joint(config: JointConfig) -> None:
     """Train an encoder and a recommender together from scratch and write the run folder (`ptmrec joint`).
 
@@ -35,5 +38,6 @@ def train_joint(config: JointConfig) -> None:
         )
     record = untrained_record(config, dataset, store)
     torch.manual_seed(config.seed)
-    recommender = untrained_recommender(record, dataset, config.out)
-    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, modalities_of(config)), recommender))
+    world = join_world(config.device, config.timeout)
+    recommender = untrained_recommender(record, dataset, config.out, world)
+    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))

@@ -8,12 +8,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptmrec_dist.config import ReadsRun, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
+from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunRecord, read_record
+from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunRecord, read_record, require_files
 
 
 @dataclass
@@ -32,12 +34,12 @@ class LoadedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, shards: Path | None = None, with_test: bool = True) -> LoadedRun:
+def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) -> LoadedRun:
     """Read a finished run and everything that it stands on, checking every fingerprint.
 
     Args:
         folder: Run folder of stage 1 or stage 2.
-        shards: Where the packed data set lies now; by default where the run found it.
+        now: Where its inputs are now; by default beside it as before, or else where they were.
         with_test: Whether the data set's test split can be read.
 
     Returns:
@@ -46,13 +48,8 @@ def load_run(folder: Path, shards: Path | None = None, with_test: bool = True) -
     Raises:
         UserError: No finished run there, or data or features that are not those it was made from.
     """
-    record = read_record(folder)
-    dataset = Dataset(shards or Path(record.data["path"]), with_test)
-    if dataset.fingerprint != record.data["fingerprint"]:
-        raise UserError(
-            f"shards: {dataset.folder} is {dataset.fingerprint[:12]}, but {folder} was trained on "
-            f"{record.data['fingerprint'][:12]}; train again or bring the old shards back"
-        )
+    record = read_record(folder, now)
+    dataset = open_data_of(folder, record, with_test)
     features = tensors_of(open_features_of(folder, record, dataset), record.modalities)
     try:
         weights = load_file(folder / RECOMMENDER_FILE)
@@ -71,6 +68,26 @@ def load_run(folder: Path, shards: Path | None = None, with_test: bool = True) -
     return LoadedRun(folder, record, dataset, features, recommender)
 
 
+def open_data_of(folder: Path, record: RunRecord, with_test: bool = True) -> Dataset:
+    """Open the packed data set that a run was made from.
+
+    Args:
+        folder: Run folder.
+        record: Its lineage.
+        with_test: Whether the test split can be read.
+
+    Returns:
+        The data set.
+
+    Raises:
+        UserError: It is missing, or not the one that the record names.
+    """
+    require_files("shards", record.data["path"], folder)
+    dataset = Dataset(Path(record.data["path"]), with_test)
+    _require_same("shards", dataset.folder, dataset.fingerprint, record.data, folder)
+    return dataset
+
+
 def open_features_of(folder: Path, record: RunRecord, dataset: Dataset) -> FeatureStore | None:
     """Open the features that a finished run ended with.
 
@@ -85,16 +102,17 @@ def open_features_of(folder: Path, record: RunRecord, dataset: Dataset) -> Featu
     Raises:
         UserError: They are missing, or not those that the record names.
     """
-    return _open_recorded(record.features, folder / "features" if record.stage == 2 else None, folder, dataset)
+    return _open_recorded(record.features, folder, dataset)
 
 
-def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> Recommender:
+def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path, world: World | None = None) -> Recommender:
     """Build the recommender that a record describes, its graphs made of the features that the record names.
 
     Args:
         record: Lineage of a run.
         dataset: Its data.
         folder: Its folder, for messages.
+        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
 
     Returns:
         The recommender, freshly initialised from torch's global generator, on the CPU.
@@ -102,7 +120,7 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> 
     Raises:
         UserError: Features that are not those that the record names.
     """
-    store = _open_recorded(record.graph_features, None, folder, dataset)
+    store = _open_recorded(record.graph_features, folder, dataset)
     return build_recommender(
         record.recommender,
         num_users=dataset.num_users,
@@ -111,7 +129,8 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path) -> 
         features=tensors_of(store, record.modalities),
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
-        **record.hyperparameters,
+        world=world,
+        config=recommender_config(record.recommender, **record.hyperparameters),
     )
 
 
@@ -142,16 +161,19 @@ def neighbour_cache(store: FeatureStore | None) -> Path | None:
     return None if store is None else store.folder / "neighbours"
 
 
-def _open_recorded(
-    recorded: dict[str, str] | None, own: Path | None, folder: Path, dataset: Dataset
-) -> FeatureStore | None:
-    """Open features that a record names, in the run's own folder where they lie there (it may have been moved)."""
+def _open_recorded(recorded: dict[str, str] | None, folder: Path, dataset: Dataset) -> FeatureStore | None:
+    """Open features that a record names."""
     if recorded is None:
         return None
-    store = open_features(own or Path(recorded["path"]), dataset.fingerprint, dataset.num_items)
-    if store.manifest.fingerprint != recorded["fingerprint"]:
-        raise UserError(
-            f"features: {store.folder} is {store.manifest.fingerprint[:12]}, but {folder} was trained on "
-            f"{recorded['fingerprint'][:12]}; train again or bring the old features back"
-        )
+    require_files("features", recorded["path"], folder)
+    store = open_features(Path(recorded["path"]), dataset.fingerprint, dataset.num_items)
+    _require_same("features", store.folder, store.manifest.fingerprint, recorded, folder)
     return store
+
+
+def _require_same(name: str, found: Path, fingerprint: str, recorded: dict[str, str], folder: Path) -> None:
+    if fingerprint != recorded["fingerprint"]:
+        raise UserError(
+            f"{name}: {found} is {fingerprint[:12]}, but {folder} was trained on {recorded['fingerprint'][:12]}; give the "
+            f"folder of the latter by --{name}, or train again"
+        )

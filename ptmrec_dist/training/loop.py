@@ -132,7 +132,8 @@ def go_on(
         checkpoints: Checkpoints of the run.
         world: This rank's place.
         begin: State of a loop that begins.
-        ordered_by_ranks: The order of an epoch depends on the number of ranks: on another number the epoch starts again.
+        ordered_by_ranks: The order of an epoch depends on the number of ranks and on how items are divided into shards: if
+            either has changed, the epoch starts again.
 
     Returns:
         Folder of the checkpoint, whose weights and moments the engine has now, or None; and the state of the loop.
@@ -152,12 +153,14 @@ def go_on(
     folder, loop = found
     load_engine(engine, folder)
     before, loop.world_size = loop.world_size, world.size
+    divided, loop.layout = loop.layout != begin.layout, begin.layout
     changed = ""
     if before != world.size:
         changed = f" on {world.size} ranks instead of {before}: weights and Adam's moments carry over"
-        if ordered_by_ranks and loop.step:
-            changed += f"; the epoch starts again, for its order depends on the ranks ({loop.step} steps are repeated)"
-            loop.step = 0
+    if (before != world.size or divided) and ordered_by_ranks and loop.step:
+        cause = "shards" if divided else "ranks"
+        changed += f"; the epoch starts again, for its order depends on the {cause} ({loop.step} steps are repeated)"
+        loop.step = 0
     if world.is_first:
         print(f"going on at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1}){changed}")
     return folder, loop

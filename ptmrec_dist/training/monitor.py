@@ -1,18 +1,21 @@
 """Reading the losses: the only moment at which a step waits for the device.
 
 Losses stay on the device until they are read, every few steps, by one collective that also asks every rank whether it was
-told to stop. A term that is not finite ends the run before the update of the step that reads it, before any evaluation and
-before any checkpoint: between two readings such a loss can spoil weights in memory, but nothing that is kept.
+told to stop. A term or a gradient that is not finite ends the run before the update of the step that reads it, before any
+evaluation and before any checkpoint: between two readings it can spoil weights in memory, but nothing that is kept. Under
+ZeRO 1 to 3 DeepSpeed looks at every gradient itself, and such an update is never made.
 """
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.engine import has_broken_gradient, update
 from ptmrec_dist.training.interrupt import Interrupt
 
 
@@ -31,12 +34,13 @@ class Monitor:
     sums: dict[str, float] = field(default_factory=dict)
     """Terms added up over the steps that were read."""
     remedy: str = "lower --optim.encoder_lr or --optim.recommender_lr"
-    """What to do about a loss that is not finite."""
+    """What to do about a loss or a gradient that is not finite."""
     stop: bool = False
     """Whether some rank had been told to stop at the last reading."""
     _names: list[str] = field(default_factory=list)
     _steps: list[int] = field(default_factory=list)
     _losses: list[Tensor] = field(default_factory=list)
+    _broken: list[Tensor] = field(default_factory=list)
 
     def note(self, step: int, losses: dict[str, Tensor], share: float) -> None:
         """Add the losses of a micro-batch to those of its step.
@@ -54,6 +58,26 @@ class Monitor:
             self._steps.append(step)
             self._losses.append(values)
 
+    def update(self, engine: Any) -> None:
+        """Update the parameters, after a reading where one is due.
+
+        Collective: every rank must call this, after it has noted the losses of the step.
+
+        Args:
+            engine: An engine after the backward pass of the step's last micro-batch.
+
+        Raises:
+            UserError: A term or a gradient was not finite on some rank. The update was not made; without ZeRO, the updates
+                since the last reading may have been.
+        """
+        self._broken.append(has_broken_gradient(engine).to(self._losses[-1].device).reshape(1))
+        step = self._steps[-1]
+        if self.is_due:
+            self.read()
+        if not update(engine):
+            self.read()  # a loss that is not finite is the better explanation
+            raise self._not_finite("the gradient", step)
+
     @property
     def is_due(self) -> bool:
         """Whether enough steps have gathered."""
@@ -65,22 +89,27 @@ class Monitor:
         Collective: every rank must call this, after the same steps.
 
         Raises:
-            UserError: A term of some step was not finite on some rank; all ranks raise it together.
+            UserError: A term or a gradient of some step was not finite on some rank; all ranks raise it together.
         """
         if not self._steps:
             return
         asked = torch.full_like(self._losses[0][:1], float(self.interrupt.requested))
-        *values, requests = sum_over_ranks(torch.cat([*self._losses, asked])).tolist()
+        *values, requests = sum_over_ranks(torch.cat([*self._losses, *self._broken, asked])).tolist()
         self.stop = requests > 0
         steps, count = self._steps, len(self._names)
-        self._steps, self._losses = [], []
+        broken_gradients = values[len(steps) * count :]
+        self._steps, self._losses, self._broken = [], [], []
         for place, step in enumerate(steps):
             terms = dict(zip(self._names, values[place * count : (place + 1) * count], strict=True))
             broken = [name for name, value in terms.items() if not math.isfinite(value)]
             if broken:
-                raise UserError(
-                    f"loss: {', '.join(broken)} is not finite at step {step + 1}; the last checkpoint is from before it; "
-                    f"{self.remedy}"
-                )
+                raise self._not_finite(", ".join(broken), step)
+            if broken_gradients[place]:
+                raise self._not_finite("the gradient", step)
             self.losses = {name: value / self.world.size for name, value in terms.items()}
             self.sums = {name: self.sums.get(name, 0.0) + value for name, value in self.losses.items()}
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        return UserError(
+            f"loss: {what} is not finite at step {step + 1}; the last checkpoint is from before it; {self.remedy}"
+        )

@@ -1,6 +1,7 @@
 """Run folders: what a run was asked, what it came from, what it reached.
 
 config.yaml   the settings            history.jsonl   a line an evaluation
+inputs.json   fingerprints of what it is made from, written first and compared whenever the run is started again
 run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
 recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
 efficiency.json   time, throughput (stage 2) and memory of the epochs
@@ -8,8 +9,8 @@ efficiency.json   time, throughput (stage 2) and memory of the epochs
 
 import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import UNFINISHED, replacing, sha256, write_atomically
+from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, find, relative_to, write_inputs
+from ptmrec_dist.training.checkpoint import Checkpoints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
@@ -34,12 +39,18 @@ INCIDENTAL = {
     "check_every",
     "timeout",
     "max_damaged",
+    "strict",
 }
+# Where inputs lie: what they are is compared by `inputs.json`.
+PATHS = {"shards", "features", "stage1", "encoder"}
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Lineage of a finished run (`run.json`)."""
+    """Lineage of a finished run (`run.json`).
+
+    Paths are where things were last found: `read_record` looks beside the run first, as seen from its folder.
+    """
 
     stage: int
     """1; 2 where an encoder was trained along; 0 before any training."""
@@ -70,7 +81,14 @@ class RunRecord:
     kept_epoch: int | None = None
     """Epoch that the weights are of."""
     fingerprint: str = ""
-    """sha256 over weights and lineage."""
+    """sha256 over weights and lineage, wherever the latter lies."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
+        named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
+        inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
+        return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
 
 
 class RunFolder:
@@ -79,19 +97,21 @@ class RunFolder:
     Args:
         folder: Where.
         settings: The command's settings.
+        inputs: Name of each input to its fingerprint.
         last: What is written last, the sign that the run is complete.
 
     Raises:
-        UserError: The folder holds a run of other settings, or something that is no run.
+        UserError: The folder holds a run of other settings or of other inputs, or something that is no run.
     """
 
-    def __init__(self, folder: Path, settings: Any, last: str = "metrics.json") -> None:
-        self.folder, self.last = folder, last
+    def __init__(self, folder: Path, settings: Any, inputs: Mapping[str, str], last: str = "metrics.json") -> None:
+        self.folder, self.inputs, self.last = folder, inputs, last
         self.settings = plain_settings(settings)
         config = folder / "config.yaml"
         if config.is_file():
             self._check_same(yaml.safe_load(config.read_text()))
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            check_inputs(folder, inputs)
+        elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
             raise UserError(f"out: {folder} exists and is not a run folder; choose another --out")
 
     @property
@@ -100,8 +120,9 @@ class RunFolder:
         return (self.folder / self.last).is_file()
 
     def start(self) -> None:
-        """Make the folder and note the settings."""
+        """Make the folder and note inputs and settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_inputs(self.folder, self.inputs)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
 
     @property
@@ -138,21 +159,46 @@ class RunFolder:
             record: Lineage, its fingerprint still empty.
             metrics: Part to metric to value.
         """
-        digest = hashlib.sha256(json.dumps(asdict(record), sort_keys=True).encode())
-        for name in (RECOMMENDER_FILE, ENCODER_FILE):
-            if (self.folder / name).is_file():
-                digest.update((self.folder / name).read_bytes())
-        written = asdict(record) | {"fingerprint": digest.hexdigest()}
-        write_atomically(self.folder / "run.json", json.dumps(written, indent=1))
+        write_record(self.folder, record)
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
 
     def _check_same(self, before: dict[str, Any]) -> None:
         old, new = flatten(before), flatten(self.settings)
-        keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL]
+        keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL | PATHS]
         changed = sorted(key for key in keys if old.get(key) != new.get(key))
-        if changed:
+        if changed == ["epochs"]:
+            self._check_epochs(old["epochs"], new["epochs"], old.get("optim.schedule", "constant"))
+        elif changed:
             what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
             raise UserError(f"out: {self.folder} holds a run of other settings ({what}); choose another --out")
+
+    def _check_epochs(self, before: int, now: int, schedule: str) -> None:
+        """More or fewer epochs are the same run as long as no learning rate depends on their number."""
+        if self.is_complete:
+            raise UserError(
+                f"epochs: {self.folder} is complete with --epochs {before} and keeps no checkpoint to resume from; choose "
+                f"another --out to train {now}"
+            )
+        if schedule != "constant":
+            raise UserError(
+                f"epochs: {self.folder} was started with {before}, got {now}, but the learning rates of --optim.schedule "
+                f"{schedule} depend on it; keep --epochs {before}, or choose another --out"
+            )
+        fewest = self._fewest_epochs()
+        if now < fewest:
+            raise UserError(f"epochs: got {now}, but {self.folder} is past that; expected {fewest} or more")
+
+    def _fewest_epochs(self) -> int:
+        """Epochs after which the run can end as if it had been started with so many: those begun and those evaluated."""
+        history = self.folder / "history.jsonl"
+        lines = history.read_text().splitlines() if history.is_file() else []
+        evaluated: list[int] = [json.loads(line)["epoch"] for line in lines]
+        found = Checkpoints(self.folder / "checkpoints", keep=1).latest()
+        if found is None:
+            return max([0, *evaluated])
+        state = found[1]
+        is_evaluated = not state.step and any(line["epoch"] == state.epoch for line in state.history)
+        return max([state.epoch + (not is_evaluated), *evaluated])
 
 
 def plain_settings(settings: Any) -> dict[str, Any]:
@@ -184,24 +230,71 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_record(folder: Path) -> RunRecord:
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write the lineage of a run, once its weights are there.
+
+    Args:
+        folder: Run folder.
+        record: Its lineage; its fingerprint is computed.
+    """
+    written = replace(record, fingerprint=_fingerprint(folder, record))
+    write_atomically(folder / "run.json", json.dumps(_with_hints(asdict(written), folder), indent=1))
+
+
+def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
     """Read the lineage of a finished run.
 
     Args:
         folder: Run folder.
+        now: Where its inputs are now; by default beside it as before, or else where they were.
 
     Returns:
         Its record.
 
     Raises:
-        UserError: No finished run there.
+        UserError: No finished run there, or one whose files were changed.
     """
     if not (folder / "metrics.json").is_file() or not (folder / "run.json").is_file():
-        state = (
-            "is not finished; start it again to go on" if (folder / "config.yaml").is_file() else "is not a run folder"
-        )
+        begun = (folder / "config.yaml").is_file()
+        state = "is not finished; run its command again to resume it" if begun else "is not a run folder"
         raise UserError(f"run: {folder} {state}")
-    return RunRecord(**json.loads((folder / "run.json").read_text()))
+    record = RunRecord(**_without_hints(json.loads((folder / "run.json").read_text()), folder))
+    found = _fingerprint(folder, record)
+    if found != record.fingerprint:
+        raise UserError(
+            f"run: the files of {folder} are {found[:12]}, but its run.json says {record.fingerprint[:12]}: they were "
+            "changed; train again or bring the old files back"
+        )
+    return record if now is None else _relocated(record, folder, now)
+
+
+def require_files(name: str, path: str, folder: Path) -> None:
+    """Refuse a path of a record at which there is nothing.
+
+    Args:
+        name: What is there, and the option that says where it is now.
+        path: Path.
+        folder: Run folder whose record names it.
+
+    Raises:
+        UserError: There are no files.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{name}: no files at {path}, where {folder} found them; give their folder by --{name}")
+
+
+def require_encoder(record: RunRecord, folder: Path) -> None:
+    """Refuse a run whose encoder was a folder that is no longer there.
+
+    Args:
+        record: Lineage of the run.
+        folder: Run folder.
+
+    Raises:
+        UserError: There are no files.
+    """
+    if record.encoder is not None and Path(record.encoder["model"]).is_absolute():
+        require_files("encoder", record.encoder["model"], folder)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -212,18 +305,57 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         tensors: Name to tensor, on any device.
         metadata: What the file says about itself.
     """
-    fresh = path.with_name(path.name + ".new")
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in one move: a reader finds the old one or the new one, never half of it.
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a folder without settings was not left there by a run that was killed while it began."""
+    return path.name != INPUTS_FILE and not path.name.endswith(UNFINISHED)
 
-    Args:
-        path: File to write.
-        text: Its content.
-    """
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
+
+def _fingerprint(folder: Path, record: RunRecord) -> str:
+    """Digest of weights and lineage; of what the run is made from only fingerprints count."""
+    lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
+    content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in (RECOMMENDER_FILE, ENCODER_FILE):
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256(folder / name)}".encode())
+    return digest.hexdigest()
+
+
+def _names_files(value: Any) -> bool:
+    return isinstance(value, dict) and "fingerprint" in value
+
+
+def _with_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to every absolute path how it is seen from the run's folder."""
+    for made in filter(_names_files, record.values()):
+        path = made.get("path") or made["model"]
+        if Path(path).is_absolute():
+            made["relative"] = relative_to(path, folder)
+    return record
+
+
+def _without_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Resolve what `_with_hints` added: every path is where the files are found now, or where they once were."""
+    for made in filter(_names_files, record.values()):
+        name = "path" if "path" in made else "model"
+        made[name] = find(made.pop("relative", None), made[name], folder)
+    return record
+
+
+def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
+    """The record with the paths that were given in place of its own; features that the run wrote itself stay its own."""
+    changes: dict[str, Any] = {}
+    if now.shards is not None:
+        changes["data"] = record.data | {"path": str(now.shards.resolve())}
+    if now.features is not None:
+        for name in ("features", "graph_features"):
+            made = getattr(record, name)
+            if made is not None and not Path(made["path"]).is_relative_to(folder.resolve()):
+                changes[name] = made | {"path": str(now.features.resolve())}
+    if now.encoder is not None and record.encoder is not None:
+        changes["encoder"] = record.encoder | {"model": str(now.encoder.resolve()), "pretrained": None}
+    return replace(record, **changes)

@@ -10,7 +10,6 @@ Legend: G interactions of the global batch.
 """
 
 import functools
-import math
 
 import torch
 from safetensors.torch import load_file
@@ -20,18 +19,19 @@ from tqdm import tqdm
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.distributed import barrier, join_world, sum_over_ranks
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.distributed import barrier, join_world
+from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import load_engine, save_engine
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, print_metrics
-from ptmrec_dist.training.interrupt import Interrupt
 from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunFolder, flatten, plain_settings, save_tensors
-from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare
+from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare, untrained_record
 
 
+@exclusive_out
 def train_stage1(config: Stage1Config) -> None:
     """Train a recommender and write its run folder (`ptmrec stage1`, `launchers/stage1.py`).
 
@@ -45,9 +45,9 @@ def train_stage1(config: Stage1Config) -> None:
         Fault: A rank was lost.
     """
     keep_freed_memory()
-    run = RunFolder(config.out, config)
     dataset = Dataset(config.shards)
     store = open_store(config, dataset)
+    run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
@@ -77,7 +77,7 @@ def train_stage1(config: Stage1Config) -> None:
     barrier()
 
 
-def train_step(stage: Stage1, users_G: Tensor, positives_G: Tensor, generator: torch.Generator) -> Tensor:
+def train_step(stage: Stage1, users_G: Tensor, positives_G: Tensor, generator: torch.Generator, step: int) -> None:
     """Do one step of Adam on a global batch of interactions; nothing in it waits for the device.
 
     Collective: every rank must call this, with the same batch and a generator in the same state.
@@ -87,17 +87,18 @@ def train_step(stage: Stage1, users_G: Tensor, positives_G: Tensor, generator: t
         users_G: int64 [G].
         positives_G: int64 [G].
         generator: Source of the negatives.
+        step: Number of the step since the start.
 
-    Returns:
-        This rank's share of the loss, a scalar that is still on the device; its mean over the ranks is the loss.
+    Raises:
+        UserError: ZeRO found a gradient that is not finite; the update was not made.
     """
     negatives_G = stage.negatives.sample(users_G, generator)
     own = [rows_G.tensor_split(stage.world.size)[stage.world.rank] for rows_G in (users_G, positives_G, negatives_G)]
-    loss: Tensor = stage.engine(*own, len(users_G))
+    loss = stage.engine(*own, len(users_G))
+    stage.monitor.note(step, {"loss": loss}, 1.0)
     stage.engine.backward(loss)
-    stage.engine.step()
+    stage.monitor.update(stage.engine)
     stage.recommender.finish_step()
-    return loss.detach()
 
 
 def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoints, tracker: Tracker) -> bool:
@@ -105,7 +106,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
     config, world, evaluate = stage.config, stage.world, Evaluator(stage.dataset, "validation")
     save = functools.partial(checkpoints.save, loop, functools.partial(save_engine, stage.engine), world)
     bar = tqdm(total=config.epochs, initial=loop.epoch, desc="stage 1", unit="epoch", disable=not world.is_first)
-    with Interrupt() as interrupt, bar:
+    with stage.monitor.interrupt as interrupt, bar:
         while loop.epoch < config.epochs and not loop.stopping.should_stop:
             with stage.meter.epoch():
                 loss = train_epoch(stage, loop.epoch)
@@ -115,7 +116,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
             if loop.epoch % config.eval_every == 0 or loop.epoch == config.epochs:
                 metrics = _evaluate(stage, loop, loss, run, evaluate)
                 tracker.metrics({"loss": loss, **flatten(metrics)}, loop.epoch)
-                bar.set_postfix(loss=f"{loss:.4f}", recall20=f"{metrics['validation']['recall@20']:.4f}")
+                bar.set_postfix({"loss": f"{loss:.4f}", SELECT: f"{metrics['validation'][SELECT]:.4f}"})
             interrupted = interrupt.requested_anywhere(world.device)
             if interrupted or loop.epoch % config.checkpoint_every == 0:
                 save()
@@ -129,28 +130,26 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
 
 
 def train_epoch(stage: Stage1, epoch: int) -> float:
-    """One pass over the training interactions; the only host synchronisation is the loss at its end."""
+    """One pass over the training interactions, and its mean loss; the host waits for the device at its end alone."""
     device = stage.world.device
     generator = torch.Generator(device).manual_seed(stage.config.seed * 1_000_003 + epoch)
     stage.recommender.train()
     stage.recommender.start_epoch(generator)
     order_E = torch.randperm(len(stage.users), generator=generator, device=device)
-    batches, losses = order_E.split(stage.config.batch_size), list[Tensor]()
-    for step, rows_G in enumerate(batches, start=epoch * len(batches) + 1):
-        stage.watch.at(step)
-        losses.append(train_step(stage, stage.users[rows_G], stage.items[rows_G], generator))
-    loss = sum_over_ranks(torch.stack(losses).mean()).item() / stage.world.size
-    if not math.isfinite(loss):
-        raise UserError(f"loss: got {loss} in epoch {epoch + 1}; lower --lr, or check the features for huge values")
-    return loss
+    batches, stage.monitor.sums = order_E.split(stage.config.batch_size), {}
+    for step, rows_G in enumerate(batches, start=epoch * len(batches)):
+        stage.watch.at(step + 1)
+        train_step(stage, stage.users[rows_G], stage.items[rows_G], generator, step)
+    stage.monitor.read()
+    return stage.monitor.sums["loss"] / len(batches)
 
 
 def _evaluate(stage: Stage1, loop: LoopState, loss: float, run: RunFolder, evaluate: Evaluator) -> Metrics:
-    """Evaluate, and keep the weights where they are the best so far."""
+    """Evaluate, and keep the weights where they are the best so far on known items: their vectors are what is trained."""
     if evaluate.cold_items is not None:
         stage.recommender.fit_projections(stage.objective.features)
     metrics = evaluate(stage.recommender, stage.objective.features, stage.world)
-    best = loop.stopping.update(metrics["validation"]["recall@20"], loop.epoch)
+    best = loop.stopping.update(metrics["validation"][SELECT], loop.epoch)
     loop.history.append({"epoch": loop.epoch, "loss": loss, **flatten(metrics)})
     if stage.world.is_first:
         if best:

@@ -3,6 +3,7 @@
 Legend: B interactions of this rank, G interactions of the global batch, E training interactions, I items.
 """
 
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.training.engine import OneProcess, engine_config, make_engine
 from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
+from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.runs import RunRecord
 from ptmrec_dist.watch import Watch
@@ -104,6 +106,8 @@ class Stage1:
     """Draws items that a user did not take."""
     world: World
     """This process's place."""
+    monitor: Monitor
+    """Reads the losses at the end of an epoch."""
     watch: Watch
     """Watches over the ranks while they train."""
     meter: Meter = field(default_factory=Meter)
@@ -156,16 +160,18 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
     """
     torch.manual_seed(config.seed)
     train = dataset.interactions("train")
-    features = tensors_of(store, modalities_of(config))
+    modalities = modalities_of(config, store)
+    features = tensors_of(store, modalities)
     recommender = build_recommender(
         config.recommender,
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         train=train,
         features=features,
-        modalities=modalities_of(config),
+        modalities=modalities,
         cache=neighbour_cache(store),
-        **overrides_of(config),
+        world=world,
+        config=config.model,
     ).to(world.device)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     objective = Objective(recommender, tables, config.train_features, world)
@@ -179,6 +185,7 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         items=torch.tensor(train.items, device=world.device),
         negatives=NegativeSampler(train, dataset.num_users, world.device),
         world=world,
+        monitor=Monitor(world, every=sys.maxsize, remedy="lower --lr, or check the features for huge values"),
         watch=Watch(world, config.timeout),
     )
 
@@ -210,8 +217,8 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
     return RunRecord(
         stage=0,
         recommender=config.recommender,
-        modalities=list(modalities_of(config)),
-        hyperparameters=overrides_of(config),
+        modalities=list(modalities_of(config, store)),
+        hyperparameters=asdict(config.model),
         data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
         features=features,
         graph_features=features,
@@ -259,27 +266,26 @@ def parameter_counts(objective: Objective) -> dict[str, int]:
     return {"ids": ids, "rest": own - ids, "feature_tables": tables, "trainable": trainable}
 
 
-def modalities_of(config: ChoosesRecommender) -> tuple[str, ...]:
+def modalities_of(config: ChoosesRecommender, store: FeatureStore | None) -> tuple[str, ...]:
     """List the modalities that a run reads; none for ID-only recommenders.
 
     Args:
         config: Settings.
+        store: What `open_store` gave.
 
     Returns:
         Names of modalities.
+
+    Raises:
+        UserError: The features lack a modality that was asked for.
     """
-    if not recommender_class(config.recommender).multimodal:
+    if store is None:
         return ()
-    return ("image", "text") if config.modalities == "both" else (config.modalities,)
-
-
-def overrides_of(config: ChoosesRecommender) -> dict[str, Any]:
-    """List the hyper-parameters that are not left to the recommender.
-
-    Args:
-        config: Settings.
-
-    Returns:
-        Name to value.
-    """
-    return {name: value for name, value in asdict(config.model).items() if value is not None}
+    there = tuple(sorted(store.manifest.widths))
+    asked = {"auto": there, "both": ("image", "text")}.get(config.modalities, (config.modalities,))
+    if not set(asked) <= set(there):
+        raise UserError(
+            f"modalities: got {config.modalities}, but {store.folder} has {' and '.join(there)} alone; give --modalities "
+            f"{there[0] if len(there) == 1 else 'auto'}"
+        )
+    return asked

@@ -6,7 +6,7 @@ ptmrec stage2 --stage1 runs/a --out runs/b                                     #
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from ptmrec_dist.config import Stage2Config, TrainsBoth
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import barrier, join_world
 from ptmrec_dist.encoders.features import encode_all
+from ptmrec_dist.evaluation.metrics import SELECT, selecting_part
+from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import whole_parameters
@@ -28,6 +30,7 @@ from ptmrec_dist.training.stage2_parts import Report, Stage2, check_start, prepa
 from ptmrec_dist.training.stage2_state import Weights, finish, resume, save_kept, with_fitted_maps, write_checkpoint
 
 
+@exclusive_out
 def train_stage2(config: Stage2Config) -> None:
     """Tune the encoder and write the run folder (`ptmrec stage2`, `launchers/stage2.py`).
 
@@ -40,7 +43,7 @@ def train_stage2(config: Stage2Config) -> None:
         UserError: A stage 1 run that is missing, unfinished, ID-only or of other data; an encoder that is not the one that
             the features came from; a method that a tower cannot take; a run folder of other settings.
     """
-    tune(config, load_run(config.stage1, config.shards))
+    tune(config, load_run(config.stage1, config))
 
 
 def tune(config: TrainsBoth, start: LoadedRun, report: Report | None = None) -> None:
@@ -57,7 +60,7 @@ def tune(config: TrainsBoth, start: LoadedRun, report: Report | None = None) -> 
     Raises:
         UserError: As `train_stage2`.
     """
-    run = RunFolder(config.out, config)
+    run = RunFolder(config.out, config, start.record.inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
@@ -108,7 +111,7 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         step: Number of the step since the start.
 
     Raises:
-        UserError: A term was not finite on some rank; the update was not made.
+        UserError: A term or a gradient was not finite on some rank; the update was not made.
     """
     engine = stage.engine
     for index, batch in enumerate(window):
@@ -119,11 +122,11 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
         # The engine divides by the full window; a shorter one is scaled back.
         loss = torch.stack(list(losses.values())).sum() * (stage.config.accumulation / len(window))
         engine.backward(loss)
-        if last and stage.monitor.is_due:
-            stage.monitor.read()
-        engine.step()
         if last:
+            stage.monitor.update(engine)
             stage.schedule.step()
+        else:
+            engine.step()
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluato
         _refresh_features(stage)
         recommender, weights = with_fitted_maps(stage, weights)
         metrics = evaluate(recommender, stage.tuner.features, stage.world)
-    kept = loop.stopping.update(metrics[selecting_part(stage.config, metrics)]["recall@20"], loop.epoch)
+    kept = loop.stopping.update(metrics[selecting_part(metrics, stage.config.select_on)][SELECT], loop.epoch)
     if kept:
         with writing(stage.world, f"the weights so far to {run.folder}", "the last checkpoint is still there"):
             if stage.world.is_first:
@@ -186,7 +189,7 @@ def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluato
     loop.history.append(line)
     if stage.world.is_first:
         run.write_history(loop.history)
-        shown = "  ".join(f"{part} recall@20 {values['recall@20']:.4f}" for part, values in metrics.items())
+        shown = "  ".join(f"{part} {SELECT} {values[SELECT]:.4f}" for part, values in metrics.items())
         tqdm.write(f"epoch {loop.epoch}: {shown}{'  (best)' if kept and stage.config.keep == 'best' else ''}")
     tracker.metrics({name: value for name, value in line.items() if name != "epoch"}, loop.epoch)
     stage.report(line)
@@ -201,18 +204,3 @@ def _refresh_features(stage: Stage2) -> None:
         table = table.to(device)
         was_read = table.any(dim=1, keepdim=True)  # an item that could not be read keeps the features it had
         stage.tuner.features[modality] = table.where(was_read, stage.tuner.features[modality])
-
-
-def selecting_part(config: TrainsBoth, parts: Collection[str]) -> str:
-    """Say whose Recall@20 chooses the best epoch, and in a sweep the best trial.
-
-    Args:
-        config: Settings.
-        parts: Parts that are evaluated.
-
-    Returns:
-        `cold_validation` or `validation`.
-    """
-    if config.select_on == "auto":
-        return "cold_validation" if "cold_validation" in parts else "validation"
-    return config.select_on

@@ -13,9 +13,9 @@ from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor, TrainStream
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World
-from ptmrec_dist.encoders.backbone import load_backbone_of
-from ptmrec_dist.encoders.features import reader_of, require_content
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
+from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
@@ -23,6 +23,7 @@ from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.runs import require_encoder
 from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
@@ -91,13 +92,15 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
         raise UserError(
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
-    require_content(start.dataset)
+    require_content(start.dataset, *record.modalities)
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":
         return None
+    require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
+    check_image_size(start.dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
     return encoder
 
@@ -144,6 +147,7 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
         _transfer_of(config),
         config.seed,
         rows=config.batch_size // world.size,
+        has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
     )
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=config.optim.weight_decay)
     schedule = schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs, config.accumulation))

@@ -61,7 +61,8 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
         UserError: Ranks see different checkpoints, or they are of another model.
     """
     config, world = stage.config, stage.world
-    begin = LoopState(world_size=world.size, stopping=EarlyStopping(config.patience, config.keep))
+    layout = stage.start.dataset.manifest.layout
+    begin = LoopState(world_size=world.size, layout=layout, stopping=EarlyStopping(config.patience, config.keep))
     folder, loop = go_on(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
     if folder is not None:
         skip_to(stage.schedule, steps_before(stage.stream, loop.epoch, config.accumulation) + loop.step)

@@ -14,8 +14,8 @@ from open_clip.transform import PreprocessCfg
 from tqdm import tqdm
 
 from ptmrec_dist.distributed import World
-from ptmrec_dist.encoders.backbone import Backbone, save_backbone
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.open_clip import Backbone, save_backbone
 from ptmrec_dist.training.engine import OneProcess
 from ptmrec_dist.training.image_text import ImageTextPairs
 from ptmrec_dist.training.schedule import schedule_of

@@ -71,7 +71,8 @@ def test_missing_file_is_named(name: str, copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, this program reads up to 1"),
+        ({"schema_version": 99}, "schema version 99, this program reads 2; update ptmrec-dist or pack again"),
+        ({"schema_version": 1}, "schema version 1, this program reads 2; remove the folder and pack again"),
         ({"interactions": {"../../train": 1}}, "is not the name of a file in it"),
         ({"colour": "red"}, "is not one that `ptmrec pack` wrote"),
         ({"shards": [{"name": "a.tar"}]}, "is not one that `ptmrec pack` wrote"),

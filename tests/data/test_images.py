@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptmrec_dist.data.images import prepare_image
+from ptmrec_dist.data.decoding import BadImageError
+from ptmrec_dist.data.images import Limits, prepare_image
+
+_LIMITS = Limits(shorter_side=32, pixels=1_000_000, aspect_ratio=50)
 
 
 def _picture(width: int, height: int) -> Image.Image:
@@ -15,13 +18,13 @@ def _picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(ramp.astype(np.uint8))
 
 
-def _stored(path: Path, shorter_side: int = 32) -> Image.Image:
-    return Image.open(io.BytesIO(prepare_image(str(path), shorter_side)))
+def _stored(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(prepare_image(str(path), _LIMITS)))
 
 
 def test_a_small_rgb_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
     _picture(40, 32).save(tmp_path / "a.jpg")
-    assert prepare_image(str(tmp_path / "a.jpg"), 32) == (tmp_path / "a.jpg").read_bytes()
+    assert prepare_image(str(tmp_path / "a.jpg"), _LIMITS) == (tmp_path / "a.jpg").read_bytes()
 
 
 @pytest.mark.parametrize(("size", "expected"), [((128, 64), (64, 32)), ((64, 200), (32, 100)), ((20, 90), (20, 90))])
@@ -70,5 +73,22 @@ def test_a_truncated_image_is_an_error_though_its_header_is_sound(size: tuple, t
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     assert Image.open(tmp_path / "a.jpg").size == size
-    with pytest.raises(OSError, match="truncated"):
-        prepare_image(str(tmp_path / "a.jpg"), 32)
+    with pytest.raises(BadImageError, match="truncated"):
+        prepare_image(str(tmp_path / "a.jpg"), _LIMITS)
+
+
+def test_a_16_bit_image_is_stored_like_its_8_bit_twin(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 32 * 40).astype(np.uint16).reshape(32, 40)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray((ramp / 257).round().astype(np.uint8)).save(tmp_path / "twin.png")
+    deep, twin = (np.asarray(_stored(tmp_path / name)).astype(int) for name in ("deep.png", "twin.png"))
+    assert np.abs(deep - twin).max() <= 2
+    assert len(np.unique(deep)) > 190
+
+
+def test_the_aspect_ratio_that_is_set_is_the_bound(tmp_path: Path) -> None:
+    Image.new("L", (100, 2)).save(tmp_path / "a.png")
+    Image.new("L", (101, 2)).save(tmp_path / "b.png")
+    assert _stored(tmp_path / "a.png").size == (100, 2)
+    with pytest.raises(BadImageError, match="too long and thin: 101 x 2 pixels, one side over 50 times the other"):
+        prepare_image(str(tmp_path / "b.png"), _LIMITS)

@@ -32,6 +32,7 @@ _BAD_ITEMS = {
     "file is not an image": "b5,text,images/text.jpg",
     "image cannot be decoded": "b6,text,images/cut.jpg",
     "image has too many pixels": "b7,text,images/huge.png",
+    "image is too long and thin": "b9,text,images/thin.png",
     "fewer than 5 interactions": "b8,text,images/1.jpg",
 }
 _BAD_ROWS = {
@@ -54,6 +55,7 @@ def _write_dirty_shop(folder: Path) -> PackConfig:
     whole = (images / "39.jpg").read_bytes()
     (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     Image.new("1", (600, 600)).save(images / "huge.png")
+    Image.new("1", (60_000, 1)).save(images / "thin.png")
     lines = (folder / "items.csv").read_text().splitlines()
     (folder / "items.csv").write_text("\n".join([*lines[:21], *_BAD_ITEMS.values(), *lines[21:]]))
     append(folder / "interactions.csv", *(f"v,i{item}" for item in range(9)), *_BAD_ROWS.values())

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest
-from ptmrec_dist.data.staging import check_replaceable, staged
+from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import staged
 
 
 def _packed(folder: Path) -> Path:
     folder.mkdir()
     interactions = {"train": 0}
-    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, False, interactions, (), {}).write(folder)
+    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, (), None, interactions, (), {}, {}).write(folder)
     return folder
 
 

@@ -1,6 +1,8 @@
 """Streaming: every item once over all ranks, equal steps, the same order again, and nothing lost in silence."""
 
+import io
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +79,36 @@ def test_skipping_gives_the_rest_of_the_same_epoch(tiny_shop: Shop) -> None:
     assert [batch.items.tolist() for batch in stream.epoch(2, skip=3)] == whole[3:]
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_order_does_not_depend_on_the_workers(tiny_shop: Shop, seed: int | None) -> None:
+    wanted = np.arange(60) % 5 > 0
+
+    def batches(workers: int, skip: int) -> list[list[list[int]]]:
+        streams = _streams(Dataset(tiny_shop.shards), 2, 4, seed=seed, workers=workers, wanted=wanted)
+        return [[batch.items.tolist() for batch in stream.epoch(1, skip)] for stream in streams]
+
+    whole = batches(0, 0)
+    assert batches(1, 0) == batches(3, 0) == batches(4, 0) == whole
+    # A run that resumes with another number of workers sees the items that it has not seen yet, each once.
+    assert batches(2, 3) == [rank[3:] for rank in whole]
+
+
+def test_what_is_lost_moves_no_other_item_to_another_step(tiny_shop: Shop, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_shop.shards, shards)
+    dataset = Dataset(shards)
+
+    def batches(workers: int, skip: int = 0) -> list[list[int]]:
+        (stream,) = _streams(dataset, 1, 8, seed=0, workers=workers, max_damaged=0.5)
+        return [batch.items.tolist() for batch in stream.epoch(0, skip)]
+
+    whole = batches(0)
+    (shards / "shard-000003.tar").unlink()
+    lost = set(np.flatnonzero(dataset.item_shards == 3).tolist())
+    assert batches(0) == batches(2) == [[item for item in items if item not in lost] for items in whole]
+    assert batches(3, skip=4) == batches(0)[4:]
+
+
 def test_fewer_shards_than_readers_is_refused_with_the_remedy(tiny_shop: Shop) -> None:
     with pytest.raises(UserError, match=r"8 tars for 3 ranks x 3 loader processes, expected at least 9; pack again"):
         _streams(Dataset(tiny_shop.shards), 3, 4, workers=3)
@@ -106,7 +138,21 @@ def _image_of_noise(path: Path) -> None:
     path.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
 
 
-@pytest.mark.parametrize("damage", [_gone, _cut, _cut_between_files, _of_other_items, _image_of_noise])
+def _thin_image(path: Path) -> None:
+    """Of a shard that something else wrote: an image that the transform would blow up."""
+    buffer = io.BytesIO()
+    Image.new("L", (60_000, 3)).save(buffer, "JPEG")
+    with tarfile.open(path) as tar:
+        samples = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    samples[next(name for name in samples if name.endswith(".jpg"))] = buffer.getvalue()
+    with tarfile.open(path, "w") as tar:
+        for name, data in samples.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("damage", [_gone, _cut, _cut_between_files, _of_other_items, _image_of_noise, _thin_image])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_tars_stop_the_stream_or_are_skipped_within_the_budget(
     tiny_shop: Shop, tmp_path: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ptmrec_dist.config import EncoderConfig
-from ptmrec_dist.encoders.backbone import load_backbone, load_backbone_of, save_backbone
+from ptmrec_dist.encoders.sources.open_clip import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from tests.tiny_clip import write_tiny_clip
 

@@ -63,7 +63,7 @@ def test_shards_without_pictures_are_refused(tiny_shop: Shop, tmp_path: Path) ->
 
 
 def _with_a_rank_that_dies(arguments: list[str], logs: Path) -> None:
-    from ptmrec_dist.encoders.tuning import Encoder
+    from ptmrec_dist.encoders.encoder import Encoder
 
     encode, calls = Encoder.encode, itertools.count()
 

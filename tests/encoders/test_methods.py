@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config import AdapterConfig, EncoderConfig, LastNConfig, LoraConfig, MethodConfig, PromptConfig
-from ptmrec_dist.encoders import lora
-from ptmrec_dist.encoders.backbone import load_backbone
-from ptmrec_dist.encoders.tuning import Encoder, load_encoder
+from ptmrec_dist.encoders.encoder import Encoder, load_encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
@@ -152,7 +152,9 @@ def test_gradient_checkpointing_computes_the_blocks_again_instead_of_keeping_the
     for checkpointing in (False, True):
         encoder = _encoder(folder, "adapter", ("image",), gradient_checkpointing=checkpointing)
         calls: list[int] = []
-        encoder.towers["image"].blocks[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        encoder.clip.visual.transformer.resblocks[1].mlp.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
         encoder.encode(IMAGES, None)["image"].sum().backward()
         passes[checkpointing] = len(calls)
     assert passes == {False: 1, True: 2}

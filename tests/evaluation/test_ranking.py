@@ -47,7 +47,9 @@ def brute_force_metrics(
     candidates: list[int] | None = None,
 ) -> dict[str, dict[int, float]]:
     scores = (users @ items.T).numpy()
-    values: dict[str, dict[int, float]] = {f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr")}
+    values: dict[str, dict[int, float]] = {
+        f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr", "mrr")
+    }
     for user in range(USERS):
         wanted = set(positives.items[positives.users == user].tolist())
         if not wanted:
@@ -59,6 +61,7 @@ def brute_force_metrics(
             values[f"recall@{k}"][user] = len(hits) / len(wanted)
             values[f"ndcg@{k}"][user] = sum(1 / math.log2(rank + 1) for rank in hits) / best
             values[f"hr@{k}"][user] = float(bool(hits))
+            values[f"mrr@{k}"][user] = 1 / hits[0] if hits else 0.0
     return values
 
 

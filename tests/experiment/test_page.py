@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ptmrec_dist import cli
+from ptmrec_dist.training.runs import read_record, write_record
 from tests.conftest import Shop
 
 
@@ -59,8 +61,7 @@ def test_learning_curves_mark_what_was_kept_be_it_the_best_or_not(runs: Path, tm
     for seed, (values, kept) in enumerate([([0.1, 0.4, 0.3], 2), ([0.1, 0.4, 0.5], 0)]):
         folder = tmp_path / f"a-seed{seed}"
         shutil.copytree(runs / "b", folder)
-        record = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps(record | {"kept_epoch": kept}))
+        write_record(folder, replace(read_record(folder), kept_epoch=kept))
         lines = [json.dumps({"epoch": epoch, "validation.recall@20": value}) for epoch, value in enumerate(values)]
         (folder / "history.jsonl").write_text("\n".join(lines))
     page = tmp_path / "report.html"
@@ -92,8 +93,8 @@ def test_what_cannot_be_compared_is_refused_and_the_old_page_stays(
 
 def test_runs_of_different_data_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(runs / "b", tmp_path / "other")
-    record = json.loads((tmp_path / "other" / "run.json").read_text())
-    (tmp_path / "other" / "run.json").write_text(json.dumps(record | {"data": {"path": "x", "fingerprint": "f" * 64}}))
+    record = read_record(tmp_path / "other")
+    write_record(tmp_path / "other", replace(record, data={"path": "x", "fingerprint": "f" * 64}))
     page = tmp_path / "report.html"
     assert cli.run("report", ["--runs", f"{runs}/b,{tmp_path}/other", "--out", str(page)]) == 2
     assert "was made from data ffffffffffff" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
@@ -31,7 +32,7 @@ class Toy:
             train=self.train,
             features=self.features,
             modalities=modalities,
-            **overrides,
+            config=recommender_config(name, **overrides),
         )
 
     @property
@@ -64,6 +65,7 @@ def toy() -> Toy:
         "image": torch.randn(13, 5, generator=generator),
         "text": torch.randn(13, 4, generator=generator),
     }
-    users_B, positives_B = torch.tensor(train.users[:6]), torch.tensor(train.items[:6])
+    rows = [0, 1, 2, 3, 0, 1]  # what a user took may come twice in a batch
+    users_B, positives_B = torch.tensor(train.users[rows]), torch.tensor(train.items[rows])
     negatives_B = torch.tensor([3, 3, 0, 1, 7, 2])
     return Toy(12, 13, train, features, users_B, positives_B, negatives_B)

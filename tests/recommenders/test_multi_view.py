@@ -4,10 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import multi_view
+from ptmrec_dist.recommenders.multi_view import info_nce
+from tests.memory import largest_tensor
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import Toy
 
@@ -65,3 +69,52 @@ def test_gradients_of_two_ranks_are_those_of_one_process_with_both_batches(name:
         assert found.keys() == expected.keys()
         for key, gradient in expected.items():
             torch.testing.assert_close(torch.from_numpy(found[key]), gradient, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def _contrast_of_rows(queries: Tensor, keys: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """The loss as it is defined, with a logit for every pair of rows of the batch."""
+    logits = F.normalize(queries)[rows] @ F.normalize(keys)[rows].T / temperature
+    return -torch.log_softmax(logits, dim=1).diagonal()
+
+
+@pytest.mark.parametrize("block", [1, 60, 2**25])
+def test_distinct_nodes_with_their_counts_give_the_loss_and_the_gradient_of_all_rows(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multi_view, "_BLOCK_LOGITS", block)
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randn(12, 6, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    rows = torch.randint(9, (50,), generator=generator)
+    distinct, answers, counts = rows.unique(return_inverse=True, return_counts=True)
+    assert counts.max() > 2
+    sides, ids = tables
+    found = info_nce(sides[distinct], ids[distinct], ids[distinct], counts, 0.2)[answers]
+    expected = _contrast_of_rows(sides, ids, rows, 0.2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.rand(50, generator=generator, dtype=torch.float64)
+    for got, want in zip(
+        *(torch.autograd.grad((loss * weights).sum(), tables) for loss in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_the_contrast_holds_neither_all_pairs_of_rows_nor_more_than_a_block_of_distinct_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multi_view, "_BLOCK_LOGITS", 5000)
+    sides, ids = (torch.randn(1000, 4, requires_grad=True) for _ in range(2))
+    counts = torch.ones(1000, dtype=torch.int64)
+    assert largest_tensor(lambda: info_nce(sides, ids, ids, counts, 0.2).sum().backward()) <= 4 * 5000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_that_names_the_same_nodes_again_and_again_takes_little_memory(name: str, toy: Toy) -> None:
+    model = toy.build(name, dim=4)
+    rows = torch.arange(3).repeat(1000)
+    tables = model.propagate(toy.features)
+
+    def step() -> None:
+        terms = model.loss(toy.users[rows], toy.positives[rows], toy.negatives[rows], tables, toy.features)
+        sum(term.sum() for term in terms.values()).backward()
+
+    assert largest_tensor(step) <= 8 * len(rows) * 4  # bytes of the vectors of positives and negatives

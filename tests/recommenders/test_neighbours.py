@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ptmrec_dist.distributed import join_world
 from ptmrec_dist.recommenders import neighbours
 from ptmrec_dist.recommenders.neighbours import Neighbours, nearest_neighbours
+from tests.ranks import run_on_ranks
 
 
 @pytest.mark.parametrize("block", [1, 40, 10**6])
@@ -78,3 +80,37 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, cap
     found = nearest_neighbours(torch.eye(3), 1, blocked)
     assert len(found.nodes) == 3
     assert "not kept" in caplog.text
+
+
+def _found_by_ranks(features: torch.Tensor, caches: list[Path]) -> tuple[list[torch.Tensor], int]:
+    neighbours._BLOCK_SIMILARITIES = 80
+    world, multiplied, multiply = join_world("cpu"), [], torch.mm
+
+    def counted(*inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        multiplied.append(len(out))
+        return multiply(*inputs, out=out)
+
+    torch.mm = counted
+    found = nearest_neighbours(features, 3, caches[world.rank], world=world)
+    return list(vars(found).values()), sum(multiplied)
+
+
+def test_ranks_divide_the_work_and_each_gets_what_one_process_finds_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_SIMILARITIES", 80)
+    features = torch.randn(17, 6, generator=torch.Generator().manual_seed(0))
+    features[4] = 0
+    expected = [column.numpy() for column in vars(nearest_neighbours(features, 3)).values()]
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    # Nobody has them; both read what the first one wrote; only one of two hosts has them.
+    for caches, rows in ([shared, shared], 17), ([shared, shared], 0), ([own, shared], 17):
+        found = run_on_ranks(2, _found_by_ranks, features, caches)
+        for columns_of_rank, _ in found:
+            for got, want in zip(columns_of_rank, expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+        shares = [count for _, count in found]
+        assert sum(shares) == rows
+        assert max(shares) < 17
+        assert len(list(shared.iterdir())) == 1
+    assert [file.read_bytes() for file in own.iterdir()] == [file.read_bytes() for file in shared.iterdir()]

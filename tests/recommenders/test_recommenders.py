@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders import RECOMMENDERS, build_recommender
+from ptmrec_dist.recommenders import build_recommender
 from tests.recommenders.conftest import Toy
 
 
@@ -26,7 +27,7 @@ def test_every_recommender_overfits_a_tiny_data_set(name: str) -> None:
         train=Interactions(users, items),
         features=features,
         modalities=("image", "text"),
-        **({"edge_dropout": 0.2} if name == "freedom" else {}),
+        config=recommender_config(name, **({"edge_dropout": 0.2} if name == "freedom" else {})),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     rows, missing = torch.tensor(users), [np.flatnonzero(~row) for row in taken]

@@ -1,5 +1,6 @@
 """The films, and stores that hold a model of them."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -70,3 +71,9 @@ def empty_registry(empty_sqlite: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture
 def films(registered: MlflowClient) -> mlflow.pyfunc.PyFuncModel:
     return load_model("models:/films@champion")
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name for the test's own models, with characters that are special elsewhere."""
+    return re.sub(r"\W", "-", request.node.name) + " it's"

@@ -16,20 +16,20 @@ from safetensors.torch import load_file, save_file
 from ptmrec_dist.config import (
     EncoderConfig,
     FeaturesConfig,
-    ModelConfig,
     PackConfig,
     PromptConfig,
     Stage1Config,
     TrackingConfig,
 )
+from ptmrec_dist.config.recommenders import BPRConfig, VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import write_features
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import join_world
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder
 from ptmrec_dist.training.stage1 import train_stage1
@@ -66,9 +66,9 @@ def make_films(root: Path) -> Shop:
     )
     encoder = EncoderConfig(model=str(root / "clip"))
     extract_features(FeaturesConfig(shards=shop.shards, encoder=encoder, out=root / "features", device="cpu"))
-    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=8)}
-    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", recommender="vbpr", **common))
-    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", **common))
+    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF}
+    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", model=VBPRConfig(dim=8), **common))
+    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", model=BPRConfig(dim=8), **common))
     write_stage2(shop)
     return shop
 
@@ -95,7 +95,7 @@ def write_stage2(shop: Shop) -> None:
     encoder.tune("prompt", PromptConfig(length=2), torch.Generator().manual_seed(0))
     for tower_prompts in encoder.tuned_state().values():
         tower_prompts.normal_(generator=torch.Generator().manual_seed(1))
-    run = RunFolder(shop.stage2, OFF)
+    run = RunFolder(shop.stage2, OFF, start.record.inputs)
     run.start()
     world = join_world("cpu")
     stream = ItemStream(start.dataset, 0, 1, 8, reader_of(encoder))
@@ -113,7 +113,7 @@ def write_stage2(shop: Shop) -> None:
     record = replace(
         start.record,
         stage=2,
-        features={"path": "moved", "fingerprint": written.fingerprint},
+        features={"path": str(shop.stage2 / "features"), "fingerprint": written.fingerprint},
         stage1={"path": str(shop.stage1), "fingerprint": start.record.fingerprint},
         fingerprint="",
     )

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from ptmrec_dist.cli import main
 from ptmrec_dist.config import (
-    ModelConfig,
     RecommendConfig,
     RegisterConfig,
     Stage1Config,
+    recommender_config,
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
@@ -102,7 +102,7 @@ def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_
 
 @pytest.mark.parametrize(("recommender", "modalities"), [("vbpr", "image"), ("vbpr", "text"), ("freedom", "both")])
 def test_new_items_need_only_what_the_recommender_reads(recommender, modalities, shop, registered, tmp_path):
-    settings = {"recommender": recommender, "modalities": modalities, "model": ModelConfig(dim=8)}
+    settings = {"recommender": recommender, "modalities": modalities, "model": recommender_config(recommender, dim=8)}
     train_stage1(
         Stage1Config(
             out=tmp_path / "run",

@@ -4,20 +4,18 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
-from scipy import stats
 
 from ptmrec_dist.cli import main
-from ptmrec_dist.config import ModelConfig, PromoteConfig, RegisterConfig, Stage1Config
-from ptmrec_dist.registry.promoting import judge
+from ptmrec_dist.config import RegisterConfig, Stage1Config, recommender_config
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RECOMMENDER_FILE, write_record
 from ptmrec_dist.training.stage1 import train_stage1
+from tests.registry.commands import refusal
 from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
 
 
@@ -25,30 +23,19 @@ from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
 def oracle(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID-only run that ranks what each user takes in validation first."""
     folder = tmp_path_factory.mktemp("oracle") / "run"
-    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": ModelConfig(dim=NUM_ITEMS)}
+    common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": recommender_config("bpr", dim=NUM_ITEMS)}
     train_stage1(Stage1Config(out=folder, shards=shop.shards, recommender="bpr", **common))
-    wanted = load_run(folder).dataset.interactions("validation")
+    run = load_run(folder)
+    wanted = run.dataset.interactions("validation")
     users = torch.zeros(NUM_USERS, NUM_ITEMS)
     users[wanted.users, wanted.items] = 1.0
     save_file({"users.weight": users, "items.weight": torch.eye(NUM_ITEMS)}, folder / RECOMMENDER_FILE)
+    write_record(folder, run.record)
     return folder
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return re.sub(r"\W", "-", request.node.name)
 
 
 def champion_of(registry: MlflowClient, name: str) -> str:
     return str(registry.get_model_version_by_alias(name, "champion").version)
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *command: str) -> str:
-    """The one line that a refused command says; its exit code is 2."""
-    assert main(list(command)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ptmrec")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 PROMOTE = ("--metric", "ndcg@10")
@@ -99,8 +86,10 @@ def test_candidate_of_other_data_is_refused_with_both_fingerprints(shop, registr
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--metric", "recall@7"), "got validation recall@7, expected one of .* ndcg@20"),
+        (("--metric", "recall@7"), "metric: got 'recall@7', expected one of .* ndcg@20"),
         (("--part", "cold_validation"), "got cold_validation recall@20, expected one of test, validation"),
+        (("--max_loss", "1.5"), r"max_loss: got 1.5, expected a fraction in \[0, 1\]"),
+        (("--version", "99"), r"version: got '99', expected one of incomparable's: \d+"),
         (("--margin", "-1"), "margin: got -1.0, expected 0 or more"),
         (("--significance", "0"), "significance: got 0.0, expected more than 0"),
     ],
@@ -128,39 +117,24 @@ def test_rollback_goes_back_champion_by_champion_and_is_noted(shop, registry, na
 
 
 def test_unknown_names_and_a_missing_candidate_are_one_line(registered, capsys):
-    for command in ("promote", "rollback", "models"):
-        assert re.search(r"got 'absent', expected one of .*films", refusal(capsys, command, "--name", "absent"))
+    for command in ("promote", "rollback", "models", "delete --version 1"):
+        assert re.search(
+            r"got 'absent', expected one of .*films", refusal(capsys, *command.split(), "--name", "absent")
+        )
     assert "films has no candidate" in refusal(capsys, "promote", "--name", "films")
     assert "ids has no champion before any" in refusal(capsys, "rollback", "--name", "ids")
 
 
-def test_models_lists_versions_with_aliases_and_metrics(shop, registry, name, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    register(RegisterConfig(run=shop.stage2, name=name, alias="champion"))
-    register(RegisterConfig(run=shop.stage2, name=name))
-    capsys.readouterr()
-    assert main(["models", "--name", name]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if name in line]
-    data = load_run(shop.stage2).dataset.fingerprint[:12]
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-    versions = (("2", "candidate"), ("1", "champion"))
-    assert rows == [[name, *version, "vbpr", "2", data, "0.1250", "0.2500"] for version in versions]
-    assert main(["models"]) == 0
-    assert {"films", "ids"} <= set(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.02, 0.05, 0.2])
-def test_verdict_is_that_of_a_paired_t_test_of_the_difference_less_the_margin(shift):
-    rng = np.random.default_rng(0)
-    theirs = rng.random(80)
-    ours = theirs + shift + rng.normal(0, 0.1, 80)
-    verdict = judge(ours, theirs, PromoteConfig(name="a", margin=0.01))
-    test = stats.ttest_rel(ours, theirs + 0.01)
-    assert verdict.passed == (test.statistic > 0 and test.pvalue <= 0.05)
-    assert f"p {test.pvalue:.2g} " in verdict.finding
-
-
-def test_equal_versions_never_pass():
-    same = np.linspace(0, 1, 50)
-    assert not judge(same, same, PromoteConfig(name="a")).passed
-    assert not judge(same[:1] + 1, same[:1], PromoteConfig(name="a")).passed
+def test_a_version_that_was_rolled_back_can_be_promoted_again(shop, oracle, registry, name, capsys):
+    register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
+    register(RegisterConfig(run=oracle, name=name))
+    register(RegisterConfig(run=shop.ids_only, name=name))
+    assert main(["promote", "--name", name, *PROMOTE, "--version", "2"]) == 0
+    assert str(registry.get_model_version_by_alias(name, "candidate").version) == "3"  # it was not the one promoted
+    assert main(["rollback", "--name", name]) == 0
+    assert main(["promote", "--name", name, *PROMOTE, "--version", "2"]) == 0
+    assert champion_of(registry, name) == "2"
+    assert "version: 2 of" in refusal(capsys, "promote", "--name", name, "--version", "2")
+    assert "rolled_back_to" not in registry.get_model_version(name, "2").tags
+    assert main(["rollback", "--name", name]) == 0
+    assert champion_of(registry, name) == "1"

@@ -1,13 +1,13 @@
 """Registering runs, on SQLite and on a server with PostgreSQL: lineage, whole and safe files, refusals."""
 
 import importlib.util
-import json
 import pickle
 import pickletools
 import py_compile
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -24,14 +24,14 @@ from ptmrec_dist.config import (
     TrackingConfig,
 )
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RECOMMENDER_FILE, read_record, write_record
 from tests.conftest import REPOSITORY
 from tests.registry.films import (
     in_base64,
@@ -98,8 +98,7 @@ def test_version_belongs_to_the_mlflow_run_that_trained_it(shop, registry, tmp_p
     with Tracker.start(TrackingConfig(), name="a", params={}, tags={}, active=True) as tracker:
         pass
     shutil.copytree(shop.stage1, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"mlflow_run": tracker.run_id}))
+    write_record(tmp_path / "run", replace(read_record(tmp_path / "run"), mlflow_run=tracker.run_id))
     ended = registry.get_run(tracker.run_id).info.end_time
     register(RegisterConfig(run=tmp_path / "run", name="tracked"))
     version = registry.get_model_version_by_alias("tracked", "candidate")
@@ -185,20 +184,20 @@ def test_names_that_mlflow_refuses_are_refused_before_anything_is_written(name, 
 
 
 def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, tmp_path):
-    record = json.loads((shop.stage2 / "run.json").read_text())
+    record = read_record(shop.stage2)
     write_tiny_clip(tmp_path / "other-clip", seed=1)
     changes = {
-        "data": record["data"] | {"fingerprint": "0" * 64},
-        "features": record["features"] | {"fingerprint": "0" * 64},
-        "encoder": record["encoder"] | {"model": str(tmp_path / "other-clip")},
+        "data": record.data | {"fingerprint": "0" * 64},
+        "features": record.features | {"fingerprint": "0" * 64},
+        "encoder": record.encoder | {"model": str(tmp_path / "other-clip")},
     }
     for key, value in changes.items():
         run = tmp_path / key
         shutil.copytree(shop.stage2, run)
-        (run / "run.json").write_text(json.dumps(record | {key: value}))
+        write_record(run, replace(record, **{key: value}))
         with pytest.raises(UserError) as raised:
             register(RegisterConfig(run=run, name="films"))
-        assert record[key]["fingerprint"][:12] in str(raised.value)
+        assert getattr(record, key)["fingerprint"][:12] in str(raised.value)
         if key != "encoder":
             assert "0" * 12 in str(raised.value)
     assert empty_registry.search_registered_models() == []
@@ -206,9 +205,11 @@ def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, 
 
 def test_model_with_weights_that_are_not_finite_is_not_registered(shop, empty_registry, tmp_path):
     shutil.copytree(shop.ids_only, tmp_path / "broken")
+    record = read_record(tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / RECOMMENDER_FILE)
     weights["users.weight"][-1, 0] = torch.nan
     save_file(weights, tmp_path / "broken" / RECOMMENDER_FILE)
+    write_record(tmp_path / "broken", record)
     with pytest.raises(UserError, match="NaN"):
         register(RegisterConfig(run=tmp_path / "broken", name="films"))
     assert empty_registry.search_registered_models() == []

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ptmrec_dist.config import ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.config import PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.pack import pack
@@ -71,7 +71,12 @@ def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp
     strangers = log.filter(pl.col("user_id").is_in(users.gather_every(5).implode()))
     log.join(strangers, on="user_id", how="anti").write_csv(tmp_path / "log.csv")
     pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", split="random", core=0))
-    common = {"shards": tmp_path / "shards", "tracking": UNTRACKED, "device": "cpu", "model": ModelConfig(dim=32)}
+    common = {
+        "shards": tmp_path / "shards",
+        "tracking": UNTRACKED,
+        "device": "cpu",
+        "model": recommender_config("bpr", dim=32),
+    }
     train_stage1(Stage1Config(out=tmp_path / "run", recommender="bpr", epochs=12, lr=3e-3, **common))
     run = load_run(tmp_path / "run")
     histories, taken = halves(strangers, run.dataset.item_ids)

@@ -9,7 +9,8 @@ import pytest
 from ray.tune.search import Searcher
 
 from ptmrec_dist.config import AshaConfig, SweepConfig
-from ptmrec_dist.sweep.search import METRIC, SweepSearch, make_scheduler
+from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
 from ptmrec_dist.sweep.space import read_space
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 
@@ -44,9 +45,9 @@ def test_open_and_failed_trials_are_handed_out_first_and_ended_ones_never_again(
     search = _search(config, book)
     assert [_ask(search, name) for name in "abcd"] == [0, 1, 2, 3]
     _evaluate(book, 0, 0.1, 0.3, 0.2)
-    search.on_trial_complete("a", {METRIC: 0.3})
+    search.on_trial_complete("a", {SELECT: 0.3})
     _evaluate(book, 1, 0.1, 0.05, whole=False)
-    search.on_trial_complete("b", {METRIC: 0.1})
+    search.on_trial_complete("b", {SELECT: 0.1})
     search.on_trial_complete("c", None, error=True)
     _evaluate(book, 3, 0.4)  # ended, but the driver was killed before it knew
     asked = {trial.number: trial.point for trial in book.read()}
@@ -67,7 +68,7 @@ def test_what_ended_trials_have_shown_is_told_to_optuna(tmp_path: Path) -> None:
         search.suggest(str(number))
         point = book.read()[number].point
         _evaluate(book, number, 1.0 - abs(point["kt_weight"] - 0.25))
-        search.on_trial_complete(str(number), {METRIC: 1.0})
+        search.on_trial_complete(str(number), {SELECT: 1.0})
     again = _search(config, book)
     later = []
     for number in range(20, 30):
@@ -97,7 +98,7 @@ def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_pat
         stub = SimpleNamespace(trial_id=trial.name)
         undisturbed.on_trial_add(None, stub)
         for epoch in range(len(values)):
-            undisturbed.on_trial_result(None, stub, {"epoch": epoch, METRIC: max(values[: epoch + 1])})
+            undisturbed.on_trial_result(None, stub, {"epoch": epoch, SELECT: max(values[: epoch + 1])})
         _evaluate(book, number, *values)
     goes_on = make_scheduler(config, 9, book)
     for number, value in enumerate([0.0, 0.17, 0.25, 0.31, 0.44, 0.46, 0.9]):
@@ -105,12 +106,12 @@ def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_pat
         for scheduler in (undisturbed, goes_on):
             stub = SimpleNamespace(trial_id=f"new {number}")
             scheduler.on_trial_add(None, stub)
-            answers.append([scheduler.on_trial_result(None, stub, {"epoch": epoch, METRIC: value}) for epoch in (1, 2)])
+            answers.append([scheduler.on_trial_result(None, stub, {"epoch": epoch, SELECT: value}) for epoch in (1, 2)])
         assert answers[0] == answers[1], value
     fresh = make_scheduler(config, 9, TrialBook(tmp_path / "empty", "validation", "best"))
     stub = SimpleNamespace(trial_id="x")
     fresh.on_trial_add(None, stub)
-    assert fresh.on_trial_result(None, stub, {"epoch": 1, METRIC: 0.0}) == "CONTINUE"  # knows nothing to compare with
+    assert fresh.on_trial_result(None, stub, {"epoch": 1, SELECT: 0.0}) == "CONTINUE"  # knows nothing to compare with
 
 
 def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path
     scheduler = make_scheduler(config, 4, book)
     late = SimpleNamespace(trial_id="late")
     scheduler.on_trial_add(None, late)
-    assert scheduler.on_trial_result(None, late, {"epoch": 1, METRIC: 0.95}) == "CONTINUE"
-    assert scheduler.on_trial_result(None, late, {"epoch": 2, METRIC: 0.95}) == "CONTINUE"
-    assert scheduler.on_trial_result(None, late, {"epoch": 4, METRIC: 0.95}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, late, {"epoch": 1, SELECT: 0.95}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, late, {"epoch": 2, SELECT: 0.95}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, late, {"epoch": 4, SELECT: 0.95}) == "CONTINUE"
 
 
 def test_where_runs_keep_their_last_epoch_that_one_counts(tmp_path: Path) -> None:

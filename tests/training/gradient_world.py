@@ -115,7 +115,7 @@ def found_gradients(
 
 def _gradients(shop: Shop, setting: Setting, world: World) -> dict[str, Tensor]:
     model, dataset = make_tuner(shop.shards, shop.features, shop.clip, setting.case, ROWS)
-    config = _config(setting, world)
+    config = config_of(setting, world)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     settings = engine_config(rows=ROWS, zero_stage=setting.zero, accumulation=setting.accumulation)
     engine = make_engine(model, optimizer, settings, world)
@@ -171,15 +171,15 @@ def _spied(engine: Any) -> Iterator[dict[str, Tensor]]:
         engine.step = step
 
 
-def _config(setting: Setting, world: World) -> Stage2Config:
+def config_of(setting: Setting, world: World, learning_rate: float = 0.0) -> Stage2Config:
+    """Settings of an engine; without a learning rate every gradient is that of the same weights."""
     import_deepspeed()
     return Stage2Config(
         stage1=Path("unused"),
         out=Path("unused"),
         batch_size=ROWS * world.size,
         accumulation=setting.accumulation,
-        # Without a learning rate every gradient is that of the same weights.
-        optim=OptimConfig(encoder_lr=0.0, recommender_lr=0.0),
+        optim=OptimConfig(encoder_lr=learning_rate, recommender_lr=learning_rate),
     )
 
 

@@ -29,10 +29,11 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.synthetic import draw_pairs
 from ptmrec_dist.distributed import World, gather_rows, join_world, mean_over_ranks, sum_over_ranks
-from ptmrec_dist.encoders.backbone import load_backbone, load_backbone_of, save_backbone
+from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.features import extract_features, reader_of
-from ptmrec_dist.encoders.tuning import Encoder, load_encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import INPUTS_FILE
 from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
 from ptmrec_dist.training.image_text import contrastive_loss
 from ptmrec_dist.training.stage1 import train_stage1
@@ -128,7 +129,7 @@ def test_a_fine_tuned_encoder_serves_every_later_step(tiny_shop: Shop, tmp_path:
     clip, features = tmp_path / "clip", tmp_path / "features"
     run_on_ranks(1, fine_tune, _config(tiny_shop, clip, method))
     plain = {"open_clip_config.json", "open_clip_model.safetensors", "lineage.json", "history.jsonl"}
-    plain |= {"config.yaml", "tracking.json", "efficiency.json"}
+    plain |= {"config.yaml", "inputs.json", "tracking.json", "efficiency.json"}
     assert {path.name for path in clip.iterdir()} == plain | (
         {"tuned.safetensors"} if method in ("prompt", "adapter") else set()
     )
@@ -281,10 +282,10 @@ def test_a_signal_lets_the_step_end_and_the_same_command_goes_on(
                 optim=EncoderOptimConfig(encoder_lr=1e-3),
             )
         )
-    lineage = json.loads((tmp_path / "clip" / LINEAGE_FILE).read_text())
-    (tmp_path / "clip" / LINEAGE_FILE).write_text(json.dumps(lineage | {"encoder": "0" * 64}))
+    inputs = json.loads((tmp_path / "clip" / INPUTS_FILE).read_text())
+    (tmp_path / "clip" / INPUTS_FILE).write_text(json.dumps(inputs | {"encoder": "0" * 64}))
     assert exit_codes_on_ranks(1, command_on_rank, "contrastive", arguments, tmp_path) == [2]
-    assert "was begun with 000000000000; bring that back" in (tmp_path / "rank0").read_text()
-    (tmp_path / "clip" / LINEAGE_FILE).write_text(json.dumps(lineage))
+    assert "was started with 000000000000; give that or choose another --out" in (tmp_path / "rank0").read_text()
+    (tmp_path / "clip" / INPUTS_FILE).write_text(json.dumps(inputs))
     assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, tmp_path) == [0, 0]
     _same(tmp_path / "clip", undisturbed)

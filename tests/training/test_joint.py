@@ -15,10 +15,10 @@ from ptmrec_dist.config import (
     JointConfig,
     LastNConfig,
     LoraConfig,
-    ModelConfig,
     Stage1Config,
     TuningConfig,
     ZeroConfig,
+    recommender_config,
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
@@ -34,7 +34,7 @@ def _config(shop: Shop, out: Path, **changes: Any) -> JointConfig:
         "shards": shop.shards,
         "features": shop.features,
         "out": out,
-        "model": ModelConfig(dim=8),
+        "model": recommender_config(changes.get("recommender", "vbpr"), dim=8),
         "epochs": 2,
         "batch_size": 12,
         "device": "cpu",
@@ -76,7 +76,7 @@ def test_it_starts_where_stage_1_starts(tiny_shop: Shop, tmp_path: Path) -> None
             shards=tiny_shop.shards,
             features=tiny_shop.features,
             out=tmp_path / "stage1",
-            model=ModelConfig(dim=8),
+            model=recommender_config("vbpr", dim=8),
             epochs=0,
             seed=4,
             device="cpu",
@@ -147,7 +147,6 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
     [
         ({"recommender": "bpr"}, "recommender: bpr knows items by their IDs only"),
         ({"features": None}, "features: vbpr reads images and texts; add --features"),
-        ({"model": ModelConfig(knn=3)}, "model.knn: vbpr has no such hyper-parameter"),
         ({"tuning": TuningConfig(method="lora"), "lora": LoraConfig(rank=40)}, "lora.rank: got 40"),
     ],
 )

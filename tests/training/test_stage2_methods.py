@@ -19,8 +19,8 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.encoders.features import reader_of
-from ptmrec_dist.encoders.tuning import load_encoder
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Shop

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptmrec_dist.config import EncoderConfig, PromptConfig
+from ptmrec_dist.config import EncoderConfig, PromptConfig, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.encoders.backbone import load_backbone
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of
-from ptmrec_dist.encoders.tuning import Encoder
+from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.loaded import tensors_of
 from ptmrec_dist.training.negatives import KnownPositives
@@ -46,7 +46,7 @@ def make_tuner(shards: Path, features: Path, clip: Path, case: Case, rows: int =
         train=train,
         features=tables,
         modalities=MODALITIES,
-        dim=8,
+        config=recommender_config(case.recommender, dim=8),
     )
     for parameter in recommender.parameters():
         torch.nn.init.normal_(parameter, std=0.5)

@@ -15,18 +15,24 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.hf_configs import arch_dict
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, PILToTensor
 
 from ptmrec_dist.config import EncoderConfig
+from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.sources.towers import ImageTower, TextTower
 from ptmrec_dist.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+HF_CONFIG_FILE = "config.json"
+"""Configuration of a text tower from Hugging Face; the files of its tokenizer lie beside it."""
 TUNED_FILE = "tuned.safetensors"
 """Beside them, where an encoder carries prompts or adapters that no open_clip model has a place for."""
 
@@ -63,6 +69,19 @@ class Backbone:
         pixels: Tensor = Compose([*steps[:-2], PILToTensor()])(image)  # the last two make floats and normalise
         return pixels
 
+    def tower(self, modality: str) -> Tower:
+        """Give the tower of a modality.
+
+        Args:
+            modality: `image` or `text`.
+
+        Returns:
+            The tower, run by the model's own forward.
+        """
+        if modality == "image":
+            return ImageTower(self.clip, self.image_config)
+        return TextTower(self.clip, self.tokenize(["a photo of a cup"]))
+
 
 def load_backbone(settings: EncoderConfig) -> Backbone:
     """Load an encoder and freeze it.
@@ -76,25 +95,29 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     Raises:
         UserError: An unknown name or tag, a folder without configuration or weights, weights that do not fit.
     """
-    name, pretrained = _resolve(settings)
+    name, pretrained, model_config = _resolve(settings)
     quiet = logging.getLogger().level
     try:
         # open_clip logs every step of loading to the root logger.
         logging.getLogger().setLevel(max(quiet, logging.ERROR))
-        clip, _, _ = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {reason}") from error
+        clip = open_clip.create_model(name, pretrained, require_pretrained=True, **_overrides(settings, model_config))
+        tokenizer = open_clip.get_tokenizer(name, **_tokenizer_options(model_config))
+    except Exception as error:  # open_clip, timm and transformers raise all kinds on a configuration that is not right
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {reason or type(error).__name__}"
+        ) from error
     finally:
         logging.getLogger().setLevel(quiet)
     _unfold_scalars(clip)
     clip.eval().requires_grad_(False)
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
-    model_config = _model_config(settings)
     tuned = Path(settings.model) / TUNED_FILE
     carried = tuned if tuned.is_file() else None
-    return Backbone(clip, tokenizer, image_config, model_config, _fingerprint(clip, image_config, carried), carried)
+    digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
+    digest.update(_fingerprint(clip, image_config, carried).encode())
+    digest.update(_tokenizer_state(tokenizer))
+    return Backbone(clip, tokenizer, image_config, model_config, digest.hexdigest(), carried)
 
 
 def load_backbone_of(made: dict[str, Any]) -> Backbone:
@@ -133,34 +156,80 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     save_file({key: value.contiguous() for key, value in backbone.clip.state_dict().items()}, folder / WEIGHTS_FILE)
     if backbone.tuned is not None:
         shutil.copy(backbone.tuned, folder / TUNED_FILE)
+    hugging_face = getattr(getattr(backbone.clip, "text", None), "config", None)
+    if hugging_face is not None:
+        hugging_face.save_pretrained(folder)
+    if isinstance(backbone.tokenize, HFTokenizer):
+        backbone.tokenize.save_pretrained(folder)
 
 
-def _resolve(settings: EncoderConfig) -> tuple[str, str | None]:
-    """Name and tag as open_clip takes them; nothing that it would load with random weights unasked."""
+def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any]]:
+    """Name and tag as open_clip takes them, and its `model_cfg`; nothing that it would load with random weights unasked."""
     folder = Path(settings.model)
     if folder.is_dir():
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise UserError(f"encoder.model: {folder} has no {name}; expected a folder with {CONFIG_FILE} and it")
         if settings.pretrained is not None:
             raise UserError(
                 f"encoder.pretrained: got {settings.pretrained!r} with a folder; a folder has its own weights"
             )
-        return f"local-dir:{folder.resolve()}", None
+        model_config = _read_config(folder)
+        if not any((folder / name).is_file() for name in _WEIGHTS_FILES):
+            raise UserError(
+                f"encoder.model: {folder} has no {WEIGHTS_FILE}; expected a folder with {CONFIG_FILE} and weights"
+            )
+        return f"local-dir:{folder.resolve()}", None, model_config
     if settings.model not in open_clip.list_models():
         raise UserError(f"encoder.model: {settings.model!r} is neither a folder nor a model that open_clip knows")
     if settings.pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(settings.model)) or "none is published"
         raise UserError(f"encoder.pretrained: {settings.model} needs a tag of its weights ({tags})")
-    return settings.model, settings.pretrained
+    return settings.model, settings.pretrained, dict(open_clip.get_model_config(settings.model))
 
 
-def _model_config(settings: EncoderConfig) -> dict[str, Any]:
-    folder = Path(settings.model)
-    if folder.is_dir():
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())["model_cfg"]
-        return config
-    return dict(open_clip.get_model_config(settings.model))
+def _read_config(folder: Path) -> dict[str, Any]:
+    """`model_cfg` of a folder, with the files that it asks for."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"encoder.model: {folder} has no {CONFIG_FILE}; expected a folder with it and {WEIGHTS_FILE}")
+    try:
+        model_config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        text, _ = model_config["text_cfg"], model_config["vision_cfg"]
+        hugging_face, tokenizer = text.get("hf_model_name"), text.get("hf_tokenizer_name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"encoder.model: {path} is no configuration of open_clip ({error!r}); expected model_cfg with vision_cfg and "
+            "text_cfg"
+        ) from error
+    if hugging_face and not tokenizer:
+        raise UserError(f"encoder.model: {path} has text_cfg.hf_model_name without hf_tokenizer_name; add it")
+    if hugging_face and _model_type(folder) not in arch_dict:
+        raise UserError(
+            f"encoder.model: {folder / HF_CONFIG_FILE} has model_type {_model_type(folder)!r}; text_cfg.hf_model_name needs "
+            f"a configuration of one of {', '.join(arch_dict)} there"
+        )
+    return model_config
+
+
+def _model_type(folder: Path) -> str | None:
+    """Kind of the Hugging Face model whose configuration lies in a folder; None without one."""
+    try:
+        config = json.loads((folder / HF_CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _overrides(settings: EncoderConfig, model_config: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face tower is built from the folder's own configuration: open_clip would ask the hub for its name."""
+    text = model_config["text_cfg"]
+    if not text.get("hf_model_name") or not Path(settings.model).is_dir():
+        return {}
+    folder = str(Path(settings.model).resolve())
+    return {"text_cfg": {**text, "hf_model_name": folder, "hf_model_pretrained": False}}
+
+
+def _tokenizer_options(model_config: dict[str, Any]) -> dict[str, Any]:
+    """Code that comes with a tokenizer is never run, whatever its configuration asks for."""
+    return {"trust_remote_code": False} if model_config["text_cfg"].get("hf_tokenizer_name") else {}
 
 
 def _unfold_scalars(clip: nn.Module) -> None:
@@ -177,3 +246,13 @@ def _fingerprint(clip: nn.Module, image_config: PreprocessCfg, tuned: Path | Non
         digest.update(name.encode())
         digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tokenizer_state(tokenizer: Any) -> bytes:
+    """What a tokenizer of Hugging Face makes of texts; open_clip's own is always the same."""
+    if not isinstance(tokenizer, HFTokenizer):
+        return b""
+    described = json.loads(tokenizer.tokenizer.backend_tokenizer.to_str())
+    # The last call left these two; open_clip chooses them at each.
+    kept = {key: value for key, value in described.items() if key not in ("padding", "truncation")}
+    return json.dumps([kept, tokenizer.context_length], sort_keys=True).encode()

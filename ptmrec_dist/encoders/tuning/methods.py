@@ -7,14 +7,17 @@ Every method but `prompt` leaves the features as they are until something is tra
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from ptmrec_dist.config import AdapterConfig, LastNConfig, LoraConfig, MethodConfig, PromptConfig
-from ptmrec_dist.encoders import adapters, lora, prompts, unfrozen
-from ptmrec_dist.encoders.towers import Tower
+from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tuning import adapters, lora, prompts, unfrozen
 from ptmrec_dist.errors import UserError
 
 
-def attach(towers: Mapping[str, Tower], method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
+def attach(
+    towers: Mapping[str, Tower], method: str, settings: MethodConfig | None, generator: torch.Generator
+) -> Mapping[str, nn.Module]:
     """Put a method into frozen towers.
 
     Args:
@@ -23,12 +26,15 @@ def attach(towers: Mapping[str, Tower], method: str, settings: MethodConfig | No
         settings: The method's settings; None for those that have none.
         generator: Source of the initial values.
 
+    Returns:
+        Modality to what was attached and is no part of the tower itself: prompts.
+
     Raises:
         UserError: An unknown method, or one that a tower cannot take; nothing is changed then.
     """
     match method, settings:
         case "prompt", PromptConfig():
-            prompts.attach(towers, settings, generator)
+            return prompts.attach(towers, settings, generator)
         case "lora", LoraConfig():
             lora.attach(towers, settings, generator)
         case "adapter", AdapterConfig():
@@ -41,6 +47,7 @@ def attach(towers: Mapping[str, Tower], method: str, settings: MethodConfig | No
             pass
         case _:
             raise UserError(f"tuning.method: got {method!r} with {settings}, which is no method with its settings")
+    return {}
 
 
 def method_settings(method: str, values: Mapping[str, object]) -> MethodConfig | None:

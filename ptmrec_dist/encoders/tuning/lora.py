@@ -19,11 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import LoraConfig
-from ptmrec_dist.encoders.towers import Tower
+from ptmrec_dist.encoders.base import Layout, Tower, require_layout
 from ptmrec_dist.errors import UserError
-
-PROJECTIONS = ("in_proj", "out_proj", "c_fc", "c_proj")
-"""What is adapted in a block: the fused query, key and value projection, attention's output, both layers of the MLP."""
 
 
 class OpenAttention(nn.Module):
@@ -48,6 +45,10 @@ class OpenAttention(nn.Module):
         """Attend, as open_clip's blocks call it: query, key and value are the same tokens [B, N, D]."""
         projected_3BHNW = self.in_proj(query).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query_BHNW, key_BHNW, value_BHNW = projected_3BHNW
+        if (
+            attn_mask is not None and attn_mask.ndim == 3
+        ):  # torch's attention takes a mask for each head as [B * H, N, N]
+            attn_mask = attn_mask.unflatten(0, (-1, self.heads))
         attended_BHNW = F.scaled_dot_product_attention(query_BHNW, key_BHNW, value_BHNW, attn_mask)
         return self.out_proj(attended_BHNW.transpose(1, 2).flatten(2)), None
 
@@ -61,20 +62,30 @@ def attach(towers: Mapping[str, Tower], settings: LoraConfig, generator: torch.G
         generator: Source of the initial values of A.
 
     Raises:
-        UserError: A tower with attention of another kind, or narrower than the rank.
+        UserError: A tower without known transformer blocks, with attention of another kind, narrower than the rank, or
+            whose features do not depend on an update.
     """
     import peft  # seconds, which other methods need not wait for
 
+    layouts = require_layout("lora", towers)
     for modality, tower in towers.items():
-        _check(modality, tower, settings)
-    wanted = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(PROJECTIONS))
-    for tower in towers.values():
-        block: Any
+        _check(modality, tower, layouts[modality], settings)
+    for modality, tower in towers.items():
         for block in tower.blocks:
-            block.attn = OpenAttention(block.attn)
-        peft.inject_adapter_in_model(wanted, tower.blocks)
+            _open(block)
+        names = list(layouts[modality].projections)
+        wanted = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)
+        peft.inject_adapter_in_model(wanted, nn.ModuleList(tower.blocks))
         for _, _, update in _updates(tower):
             nn.init.kaiming_uniform_(update.lora_A["default"].weight, a=5**0.5, generator=generator)
+    for modality, tower in towers.items():
+        idle = _idle(tower)
+        if idle:
+            merge(towers)
+            raise UserError(
+                f"tuning.method: got lora, but the features of the {modality} tower ({tower.kind}) do not depend on an update "
+                f"of {', '.join(sorted(idle))}; choose another method"
+            )
 
 
 def merge(towers: Mapping[str, Tower]) -> None:
@@ -91,29 +102,53 @@ def merge(towers: Mapping[str, Tower]) -> None:
             update.merge(safe_merge=True)
             setattr(parent, name, update.get_base_layer())
         for block in tower.blocks:
-            if isinstance(block.attn, OpenAttention):
-                (block.attn,) = block.attn.fused
+            attention = getattr(block, "attn", None)
+            if isinstance(attention, OpenAttention):
+                (block.attn,) = attention.fused
 
 
 def _updates(tower: Tower) -> Iterator[tuple[nn.Module, str, Any]]:
     """Every adapted projection: the module that holds it, its name there, and itself."""
-    for parent in tower.blocks.modules():
-        for name, child in parent.named_children():
-            if name in PROJECTIONS and hasattr(child, "lora_A"):
-                yield parent, name, child
+    for block in tower.blocks:
+        for parent in block.modules():
+            for name, child in parent.named_children():
+                if hasattr(child, "lora_A"):
+                    yield parent, name, child
 
 
-def _check(modality: str, tower: Tower, settings: LoraConfig) -> None:
-    attentions = [block.attn for block in tower.blocks]
-    if not all(
-        isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None and attention.batch_first
-        for attention in attentions
+def _open(block: nn.Module) -> None:
+    """Let projections be layers that run, where attention would apply their weights by itself."""
+    attention: Any = getattr(block, "attn", None)
+    if isinstance(attention, nn.MultiheadAttention):
+        block.attn = OpenAttention(attention)
+    elif getattr(attention, "qkv", None) is not None and hasattr(attention, "qkv_bias_separate"):
+        attention.qkv_bias_separate = True  # timm's Eva otherwise applies the weight together with a bias of its own
+
+
+def _idle(tower: Tower) -> set[str]:
+    """Names of projections whose update changes no feature: the gradient of B, which starts at zero, shows it."""
+    names, updates = zip(*((name, update) for _, name, update in _updates(tower)), strict=True)
+    with torch.enable_grad():
+        features_1D = tower.encode(tower.example.to(updates[0].weight.device))
+        weights_D = torch.linspace(-1, 1, features_1D.shape[1], device=features_1D.device)
+        ups = [update.lora_B["default"].weight for update in updates]
+        gradients = torch.autograd.grad((features_1D * weights_D).sum(), ups, allow_unused=True)
+    return {
+        name for name, gradient in zip(names, gradients, strict=True) if gradient is None or not gradient.any().item()
+    }
+
+
+def _check(modality: str, tower: Tower, layout: Layout, settings: LoraConfig) -> None:
+    attention: Any = getattr(tower.blocks[0], "attn", None)
+    fused = isinstance(attention, nn.MultiheadAttention)
+    if hasattr(attention, "in_proj_weight") and (
+        not fused or attention.in_proj_weight is None or not attention.batch_first
     ):
         raise UserError(
-            f"tuning.method: lora cannot be put into the {modality} tower, whose attention is {type(attentions[0]).__name__}; "
+            f"tuning.method: lora cannot be put into the {modality} tower, whose attention is {type(attention).__name__}; "
             "expected torch's MultiheadAttention, choose another method"
         )
-    if settings.rank > tower.width:
+    if settings.rank > layout.width:
         raise UserError(
-            f"lora.rank: got {settings.rank}, but the {modality} tower is only {tower.width} wide; use less"
+            f"lora.rank: got {settings.rank}, but the {modality} tower is only {layout.width} wide; use less"
         )

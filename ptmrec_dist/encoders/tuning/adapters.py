@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import AdapterConfig
-from ptmrec_dist.encoders.towers import Tower
+from ptmrec_dist.encoders.base import Tower, require_layout
 
 
 class Bottleneck(nn.Module):
@@ -39,17 +39,20 @@ class Bottleneck(nn.Module):
 
 
 def attach(towers: Mapping[str, Tower], settings: AdapterConfig, generator: torch.Generator) -> None:
-    """Put two bottlenecks into every block of every tower.
-
-    A block ends each of its sublayers with a layer scale (mostly the identity); the bottleneck goes right behind it.
+    """Put two bottlenecks into every block of every tower, right behind the modules that end its sublayers.
 
     Args:
         towers: Modality to tower.
         settings: Width of the bottleneck.
         generator: Source of the initial values.
+
+    Raises:
+        UserError: A tower without known transformer blocks.
     """
-    for tower in towers.values():
+    layouts = require_layout("adapter", towers)
+    for modality, tower in towers.items():
+        layout = layouts[modality]
         for block in tower.blocks:
-            for end in ("ls_1", "ls_2"):
-                bottleneck = Bottleneck(tower.width, settings.bottleneck, generator)
-                setattr(block, end, nn.Sequential(getattr(block, end), bottleneck))
+            for end in layout.ends:
+                bottleneck = Bottleneck(layout.width, settings.bottleneck, generator)
+                block.set_submodule(end, nn.Sequential(block.get_submodule(end), bottleneck))

@@ -4,7 +4,6 @@ Legend: B batch, D width.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig
-from ptmrec_dist.encoders import lora
-from ptmrec_dist.encoders.backbone import Backbone, load_backbone
-from ptmrec_dist.encoders.methods import attach, method_settings
-from ptmrec_dist.encoders.towers import ImageTower, TextTower, Tower, encode
+from ptmrec_dist.encoders.base import checkpoint_blocks
+from ptmrec_dist.encoders.sources.open_clip import Backbone, load_backbone
+from ptmrec_dist.encoders.tuning import lora
+from ptmrec_dist.encoders.tuning.methods import attach, method_settings
 from ptmrec_dist.errors import UserError
 
 
@@ -31,7 +30,7 @@ class Encoder(nn.Module):
         gradient_checkpointing: Compute each block anew in the backward pass instead of keeping its activations.
 
     Raises:
-        UserError: A tower that cannot be read layer by layer.
+        UserError: Gradient checkpointing of a tower whose blocks are not known.
     """
 
     def __init__(
@@ -44,9 +43,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.clip = backbone.clip
-        self.precision, self.gradient_checkpointing = precision, gradient_checkpointing
-        kinds: dict[str, Callable[[Backbone], Tower]] = {"image": ImageTower, "text": TextTower}
-        self.towers: dict[str, Tower] = {modality: kinds[modality](backbone) for modality in modalities}
+        self.precision = precision
+        self.towers = {modality: backbone.tower(modality) for modality in modalities}
+        self.prompts = nn.ModuleDict()
+        if gradient_checkpointing:
+            checkpoint_blocks(self.towers)
         if backbone.tuned is not None:
             self.load_tuned(backbone.tuned)
             self.requires_grad_(False)
@@ -81,9 +82,11 @@ class Encoder(nn.Module):
         Raises:
             UserError: A method that a tower cannot take.
         """
-        attach(self.towers, method, settings, generator)
-        prompts = {modality: tower.prompts for modality, tower in self.towers.items()}
-        self.prompts = nn.ModuleDict({modality: part for modality, part in prompts.items() if part is not None})
+        if method == "prompt" and self.prompts:
+            raise UserError(
+                "tuning.method: got prompt, but this encoder carries prompts from before; choose another method"
+            )
+        self.prompts.update(attach(self.towers, method, settings, generator))
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._tuned, self.num_tuned = frozenset(tuned), sum(tuned.values())
         described = {} if settings is None else asdict(settings)
@@ -109,10 +112,10 @@ class Encoder(nn.Module):
             if given is None:
                 raise ValueError(f"the encoder has a tower for {modality}, but the batch has no such input")
             count = len(given)
-            if not count:  # a rank that has run out still takes part: one blank row in, none out
-                given = given.new_zeros((1, *given.shape[1:]))
+            if not count:  # a rank that has run out still takes part: one row in, none out
+                given = tower.example.to(given.device)
             with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                encoded_BD = encode(tower, given, self.gradient_checkpointing)
+                encoded_BD = tower.encode(given)
             features[modality] = F.normalize(encoded_BD.float(), dim=1)[:count]
         return features
 
@@ -126,8 +129,7 @@ class Encoder(nn.Module):
             int64 [B, N].
         """
         tokens = self.backbone.tokenize(texts)
-        tower = self.towers.get("text")
-        return tower.trimmed(tokens) if isinstance(tower, TextTower) else tokens
+        return self.towers["text"].trimmed(tokens) if "text" in self.towers else tokens
 
     def tuned_state(self) -> dict[str, Tensor]:
         """Everything that tuning may have changed, and nothing else.

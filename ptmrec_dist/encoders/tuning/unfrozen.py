@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ptmrec_dist.config import LastNConfig
-from ptmrec_dist.encoders.towers import Tower, at_most_layers
+from ptmrec_dist.encoders.base import Tower, at_most_layers
 
 
 def attach_full(towers: Mapping[str, Tower]) -> None:
@@ -29,4 +29,5 @@ def attach_last_n(towers: Mapping[str, Tower], settings: LastNConfig) -> None:
     """
     at_most_layers("last_n.n", settings.n, towers)
     for tower in towers.values():
-        tower.blocks[-settings.n :].requires_grad_()
+        for block in tower.blocks[-settings.n :]:
+            block.requires_grad_()

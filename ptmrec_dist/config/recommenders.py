@@ -1,0 +1,209 @@
+"""The table of recommenders: hyper-parameters, and where the model is. A new recommender is a file and a row here.
+
+The command line, its help, sweeps, experiments and the general tests follow from the row.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ptmrec_dist.config.common import require
+from ptmrec_dist.errors import UserError
+
+
+def bounded(default: Any, low: float, high: float | None = None, *, below: float | None = None) -> Any:
+    """Declare a number with its range.
+
+    Args:
+        default: Value where none is given.
+        low: Smallest value.
+        high: Largest value; by default any.
+        below: What the value must stay below; by default anything.
+
+    Returns:
+        A dataclass field; `RecommenderConfig` checks the range.
+    """
+    expected = f"{low:g} or more"
+    if high is not None:
+        expected = f"a number in [{low:g}, {high:g}]"
+    if below is not None:
+        expected = f"a number in [{low:g}, {below:g})"
+    metadata = {"low": low, "high": high, "below": below, "expected": expected}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommenderConfig:
+    """Hyper-parameters of a recommender."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, given = getattr(self, item.name), item.metadata
+            if not given:
+                continue
+            low, high, below = given["low"], given["high"], given["below"]
+            inside = low <= value and (high is None or value <= high) and (below is None or value < below)
+            require(inside, f"model.{item.name}", value, given["expected"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPRConfig(RecommenderConfig):
+    """Hyper-parameters of BPR."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings."""
+    reg_weight: float = bounded(0.1, 0)
+    """Weight of the squared norms; the default suits sparse data, dense data need about 0.01."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGCNConfig(RecommenderConfig):
+    """Hyper-parameters of LightGCN."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings."""
+    layers: int = bounded(2, 0)
+    """Propagation layers over the user-item graph."""
+    reg_weight: float = bounded(1e-2, 0)
+    """Weight of the squared norms; 0.0001 in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BUIRConfig(RecommenderConfig):
+    """Hyper-parameters of BUIR."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings."""
+    layers: int = bounded(2, 0)
+    """Propagation layers over the user-item graph; 0: matrix factorisation (BUIR_ID)."""
+    reg_weight: float = bounded(0.0, 0)
+    """Weight of the squared norms."""
+    momentum: float = bounded(0.995, 0, 1)
+    """Fraction of themselves that the target embeddings keep at a step."""
+    edge_dropout: float = bounded(0.2, 0, below=1)
+    """Largest fraction of the edges that a step drops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VBPRConfig(RecommenderConfig):
+    """Hyper-parameters of VBPR."""
+
+    dim: int = bounded(64, 1)
+    """Width of each half: IDs and projected features."""
+    reg_weight: float = bounded(1e-2, 0)
+    """Weight of the squared norms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FREEDOMConfig(RecommenderConfig):
+    """Hyper-parameters of FREEDOM."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings."""
+    layers: int = bounded(2, 0)
+    """Propagation layers over the user-item graph."""
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the BPR terms of the projected features."""
+    knn: int = bounded(10, 1)
+    """Neighbours of an item in the item graph of each modality."""
+    image_weight: float = bounded(0.1, 0, 1)
+    """Weight of the image graph in the item graph; the text graph has the rest. Ignored with one modality."""
+    edge_dropout: float = bounded(0.8, 0, below=1)
+    """Fraction of the edges that an epoch drops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiViewConfig(RecommenderConfig):
+    """Hyper-parameters that MGCN and SMORE have in common."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings and of every view."""
+    layers: int = bounded(2, 0)
+    """Propagation layers over the user-item graph."""
+    reg_weight: float = bounded(1e-4, 0)
+    """Weight of the squared norms; the default is the papers', sparse data may need up to 0.1."""
+    cl_weight: float = bounded(0.01, 0)
+    """Weight of the contrastive terms."""
+    temperature: float = bounded(0.2, 0.025)
+    """Temperature of the contrastive terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MGCNConfig(MultiViewConfig):
+    """Hyper-parameters of MGCN."""
+
+    knn: int = bounded(10, 1)
+    """Neighbours of an item in the item graph of each modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMOREConfig(MultiViewConfig):
+    """Hyper-parameters of SMORE."""
+
+    layers: int = bounded(3, 0)
+    """Propagation layers over the user-item graph; 3 or 4 in the paper."""
+    image_knn: int = bounded(10, 1)
+    """Neighbours of an item in the image graph; 10 to 40 in the paper."""
+    text_knn: int = bounded(10, 1)
+    """Neighbours of an item in the text graph; 10 to 40 in the paper."""
+    dropout: float = bounded(0.0, 0, below=1)
+    """Fraction of the preference gates' values that training drops; 0 or 0.1 in the paper."""
+
+
+@dataclass(frozen=True)
+class RecommenderEntry:
+    """A row of the table."""
+
+    config: type[RecommenderConfig]
+    """Hyper-parameters with their defaults."""
+    path: str
+    """`module:class` of the model; imported when it is built, for the graph library takes seconds."""
+
+
+_PACKAGE = "ptmrec_dist.recommenders"
+RECOMMENDERS: dict[str, RecommenderEntry] = {
+    "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR"),
+    "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN"),
+    "buir": RecommenderEntry(BUIRConfig, f"{_PACKAGE}.buir:BUIR"),
+    "vbpr": RecommenderEntry(VBPRConfig, f"{_PACKAGE}.vbpr:VBPR"),
+    "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
+    "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
+    "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
+}
+"""Name to recommender."""
+
+
+def recommender_entry(name: str) -> RecommenderEntry:
+    """Find a recommender by name.
+
+    Args:
+        name: A key of `RECOMMENDERS`.
+
+    Returns:
+        Its row.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    require(name in RECOMMENDERS, "recommender", name, f"one of {', '.join(RECOMMENDERS)}")
+    return RECOMMENDERS[name]
+
+
+def recommender_config(name: str, **values: Any) -> RecommenderConfig:
+    """Make hyper-parameters of a recommender by name.
+
+    Args:
+        name: A key of `RECOMMENDERS`.
+        **values: Hyper-parameters that shall differ from its defaults.
+
+    Returns:
+        The hyper-parameters.
+
+    Raises:
+        UserError: An unknown name or hyper-parameter, or a value out of its range.
+    """
+    config = recommender_entry(name).config
+    known = [item.name for item in fields(config)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"model.{key}: {name} has no such hyper-parameter; it takes {', '.join(known)}")
+    return config(**values)

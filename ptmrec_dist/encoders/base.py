@@ -1,0 +1,150 @@
+"""What every encoder offers: towers, one for each modality, each run by its own model's forward.
+
+Reading features needs `encode` alone. Tuning reaches for the tower's blocks, where they are known: methods hook into them
+or wrap modules inside them, and the model's own forward stays the only way from inputs to features.
+
+Legend: B batch, N tokens, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ptmrec_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a stack of transformer blocks keeps what tuning needs; a path is relative to a block."""
+
+    width: int
+    """Width D of the tokens."""
+    ends: tuple[str, str]
+    """Paths of the modules that end attention and MLP, before each joins the residual stream."""
+    projections: tuple[str, ...]
+    """Names of the Linear layers of attention and MLP."""
+    promptable: bool = True
+    """Whether a block takes a sequence of any length."""
+    prompts_at: int | None = None
+    """Number of tokens that stand before the prompts; None puts prompts behind all tokens."""
+    causal: bool = False
+    """Whether a token sees only itself and the tokens before it."""
+    mask: str = "attn_mask"
+    """Name of the argument that takes the attention mask; without a keyword it is the second one."""
+
+
+class Tower(Protocol):
+    """One modality of an encoder."""
+
+    kind: str
+    """What the model calls it, for messages."""
+    out_width: int
+    """Width of its features."""
+    blocks: Sequence[nn.Module]
+    """Its blocks or stages from first to last; none where they are not known."""
+    layout: Layout | None
+    """How its blocks are made; None where they take no sequence of tokens, or are not known."""
+    example: Tensor
+    """One valid input, [1, ...]."""
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Run the model's own forward.
+
+        Args:
+            inputs: Images uint8 [B, 3, H, W] or token ids int64 [B, N].
+
+        Returns:
+            Features [B, out_width], not normalised.
+        """
+
+    def trimmed(self, inputs: Tensor) -> Tensor:
+        """Cut trailing columns of padding, where that changes no feature.
+
+        Args:
+            inputs: What `encode` takes.
+
+        Returns:
+            Token ids int64 [B, N'] with N' at most N; anything but token ids as it is.
+        """
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Its own weights.
+
+        Returns:
+            All parameters that its features depend on.
+        """
+
+
+def require_layout(method: str, towers: Mapping[str, Tower], promptable: bool = False) -> dict[str, Layout]:
+    """Refuse a method that works inside transformer blocks where a tower has none that are known.
+
+    Args:
+        method: Name of the method.
+        towers: Modality to tower.
+        promptable: Whether the sequence must also take further tokens.
+
+    Returns:
+        Modality to layout.
+
+    Raises:
+        UserError: A tower without known transformer blocks.
+    """
+    layouts = {}
+    for modality, tower in towers.items():
+        if tower.layout is None or (promptable and not tower.layout.promptable):
+            takes = (
+                ([] if tower.layout is None else ["adapter", "lora"])
+                + (["last_n"] if len(tower.blocks) else [])
+                + ["full"]
+            )
+            lacks = "known transformer blocks" if tower.layout is None else "sequence of any length"
+            raise UserError(
+                f"tuning.method: got {method}, but the {modality} tower ({tower.kind}) has no {lacks}; "
+                f"expected {', '.join(takes)} or none"
+            )
+        layouts[modality] = tower.layout
+    return layouts
+
+
+def at_most_layers(name: str, got: int, towers: Mapping[str, Tower], or_else: str = "") -> None:
+    """Refuse a number of layers that some tower does not have.
+
+    Args:
+        name: Name of the setting.
+        got: Its value.
+        towers: Modality to tower.
+        or_else: What else the setting takes, for the message.
+
+    Raises:
+        UserError: It is more than the layers of a tower.
+    """
+    layers = {modality: len(tower.blocks) for modality, tower in towers.items()}
+    if got > min(layers.values()):
+        have = ", ".join(f"the {modality} tower has {count} layers" for modality, count in layers.items())
+        raise UserError(f"{name}: got {got}, but {have}; use at most {min(layers.values())}{or_else}")
+
+
+def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
+    """Let every block be computed anew in the backward pass instead of keeping its activations.
+
+    Args:
+        towers: Modality to tower.
+
+    Raises:
+        UserError: A tower whose blocks are not known.
+    """
+    for modality, tower in towers.items():
+        if not len(tower.blocks):
+            raise UserError(
+                f"tuning.gradient_checkpointing: the blocks of the {modality} tower ({tower.kind}) are not known; go without"
+            )
+    for tower in towers.values():
+        for block in tower.blocks:
+            # Hooks on the block itself, which insert prompts or gather parameters, stay outside and run once.
+            block.forward = partial(  # type: ignore[method-assign]
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )

@@ -1,0 +1,1 @@
+"""Ways of tuning an encoder, attached to the blocks of its towers."""

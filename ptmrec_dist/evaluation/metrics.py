@@ -1,0 +1,174 @@
+"""The table of metrics, and the one that selects.
+
+A metric says of each user how high the ranking has put the user's positives, and more of it is better. Adding one is a
+function and a row of `METRICS`: it is then computed wherever models are evaluated, kept of each user with registered
+versions, and can select.
+
+Shape suffixes: P positives, N users with positives, K cut-off.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptmrec_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class UserRanks:
+    """Ranks of the positives of some users; those of a user follow each other."""
+
+    ranks: np.ndarray
+    """Rank of each positive, from 1, int64 [P]."""
+    counts: np.ndarray
+    """Positives of each user, at least 1, int64 [N]."""
+
+    def sum(self, values_P: np.ndarray) -> np.ndarray:
+        """Add up over the positives of each user.
+
+        Args:
+            values_P: A value of each positive, [P].
+
+        Returns:
+            Sums, float64 [N].
+        """
+        starts_N = np.cumsum(self.counts) - self.counts
+        return np.add.reduceat(values_P.astype(np.float64), starts_N) if len(starts_N) else np.zeros(0)
+
+
+def recall(found: UserRanks, k: int) -> np.ndarray:
+    """Fraction of the user's positives among the first K.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    values_N: np.ndarray = found.sum(found.ranks <= k) / found.counts
+    return values_N
+
+
+def ndcg(found: UserRanks, k: int) -> np.ndarray:
+    """Sum over the hits of 1 / log2(rank + 1), divided by what a perfect ranking of as many positives would get.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(found.counts, k) - 1]
+    values_N: np.ndarray = found.sum((found.ranks <= k) / np.log2(found.ranks + 1.0)) / best_N
+    return values_N
+
+
+def hit_rate(found: UserRanks, k: int) -> np.ndarray:
+    """1 where the first K hold a positive.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    return (found.sum(found.ranks <= k) > 0).astype(np.float64)
+
+
+def reciprocal_rank(found: UserRanks, k: int) -> np.ndarray:
+    """1 / rank of the user's best positive, 0 where it lies beyond K.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    starts_N = np.cumsum(found.counts) - found.counts
+    best_N = np.minimum.reduceat(found.ranks, starts_N) if len(starts_N) else np.zeros(0)
+    return np.where(best_N <= k, 1 / np.maximum(best_N, 1), 0.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table."""
+
+    title: str
+    """What pages call it."""
+    compute: Callable[[UserRanks, int], np.ndarray]
+    """Ranks and K to the value of each user, float64 [N]."""
+
+
+METRICS = {
+    "recall": Metric("Recall", recall),
+    "ndcg": Metric("NDCG", ndcg),
+    "hr": Metric("HR", hit_rate),
+    "mrr": Metric("MRR", reciprocal_rank),
+}
+"""Name to metric; with a cut-off it is called `recall@20`."""
+CUTOFFS = (10, 20)
+"""Values of K."""
+SELECT = "recall@20"
+"""The metric that selects: epochs, trials and seeds of a sweep, and the champion."""
+SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+"""What tables show."""
+
+
+def selecting_part(parts: Collection[str], asked: str = "auto", phase: str = "validation") -> str:
+    """Say on which part `SELECT` decides: on items that nobody has touched yet, where some are held out.
+
+    Args:
+        parts: Parts that are evaluated.
+        asked: The part that the user wants, or `auto`.
+        phase: Phase that decides.
+
+    Returns:
+        `cold_validation` or `validation`, and so for other phases.
+    """
+    if asked != "auto":
+        return asked
+    return f"cold_{phase}" if f"cold_{phase}" in parts else phase
+
+
+def metric_names() -> list[str]:
+    """List the metrics with their cut-offs.
+
+    Returns:
+        `recall@10`, `recall@20`, ...
+    """
+    return [f"{name}@{k}" for name in METRICS for k in CUTOFFS]
+
+
+def check_metric(name: str) -> str:
+    """Refuse a metric that the table does not have.
+
+    Args:
+        name: As in `metric_names`.
+
+    Returns:
+        The name.
+
+    Raises:
+        UserError: It is unknown.
+    """
+    if name not in metric_names():
+        raise UserError(f"metric: got {name!r}, expected one of {', '.join(metric_names())}")
+    return name
+
+
+def title_of(name: str) -> str:
+    """Say what pages call a metric.
+
+    Args:
+        name: `recall@20`.
+
+    Returns:
+        `Recall@20`.
+    """
+    metric, _, cutoff = name.partition("@")
+    return f"{METRICS[metric].title}@{cutoff}"

@@ -1,0 +1,87 @@
+"""What something was made from: content is compared by fingerprints; paths are hints, for folders may be moved."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import write_atomically
+
+INPUTS_FILE = "inputs.json"
+"""In every output that can be resumed: name of each input (`shards`, `features`, `encoder`, `stage1`) to its fingerprint."""
+
+
+def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Note what an output is made from; to be called before anything else is written.
+
+    Args:
+        folder: Output folder.
+        inputs: Name of each input to its fingerprint.
+    """
+    write_atomically(folder / INPUTS_FILE, json.dumps(dict(inputs), indent=1))
+
+
+def read_inputs(folder: Path) -> dict[str, str] | None:
+    """Read what an output is made from.
+
+    Args:
+        folder: Output folder.
+
+    Returns:
+        Name of each input to its fingerprint, or None where that was not noted.
+    """
+    try:
+        inputs: dict[str, str] = json.loads((folder / INPUTS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return inputs
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    """Compare the inputs of an output with those that it was started with.
+
+    Args:
+        folder: Output folder in which something was started.
+        inputs: Name of each input to its fingerprint as it is now.
+
+    Raises:
+        UserError: One of them is another, or what it was started with is not known.
+    """
+    before = read_inputs(folder)
+    if before is None:
+        raise UserError(f"out: {folder} does not say what it was made from (no {INPUTS_FILE}); choose another --out")
+    for name in [*inputs, *(before.keys() - inputs.keys())]:
+        old, new = before.get(name, "none"), inputs.get(name, "none")
+        if old != new:
+            raise UserError(
+                f"{name}: got {new[:12]}, but {folder} was started with {old[:12]}; give that or choose another --out"
+            )
+
+
+def relative_to(path: str, folder: Path) -> str:
+    """Say where a file lies as seen from a folder that may be moved together with it.
+
+    Args:
+        path: Absolute path.
+        folder: Folder of the record that will name it.
+
+    Returns:
+        Relative path.
+    """
+    return os.path.relpath(path, folder.resolve())
+
+
+def find(relative: str | None, absolute: str, folder: Path) -> str:
+    """Find what a record names: as seen from the record's folder, or else where it was.
+
+    Args:
+        relative: What `relative_to` gave, where the record has it.
+        absolute: Path at the time of writing.
+        folder: Folder of the record.
+
+    Returns:
+        The first of both that exists, else the absolute one.
+    """
+    beside = None if relative is None else Path(os.path.normpath(folder.resolve() / relative))
+    return str(beside) if beside is not None and beside.exists() else absolute

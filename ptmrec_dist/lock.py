@@ -1,0 +1,206 @@
+"""One command at a time writes an output: a lock file beside it names the host and the process that hold it.
+
+Ownership is what the file says, not a lock of the kernel: workers that a killed process has forked inherit the latter and
+would keep it, and network file systems implement it in different ways. A process of this host that has ended, killed or not,
+owns nothing any more. Whether a process of another host still runs cannot be known from here.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ptmrec_dist.errors import UserError
+
+COVERED_BY = "PTMREC_LOCKED"
+"""Environment variable: an output folder that the process which started this one has locked. What lies inside needs no lock
+of its own, which another node could not take over if this one is lost."""
+
+_Settings = TypeVar("_Settings")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock."""
+
+    host: str
+    """Name of the machine."""
+    pid: int
+    """Process id there."""
+    started: str | None
+    """Boot and clock tick at which that process started: process ids are used again. None where the system does not say."""
+    since: str
+    """Local time at which the lock was taken."""
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """Describe the calling process.
+
+        Returns:
+            The owner of a lock that is taken now.
+        """
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _start_of(pid), datetime.now().isoformat(" ", "seconds"))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether this is known to have ended: only of a process of this host."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # it runs, as another user
+        started = _start_of(self.pid)
+        return started is not None and started != self.started
+
+
+def exclusive_out(command: Callable[[_Settings], None]) -> Callable[[_Settings], None]:
+    """Keep other commands out of the command's `--out` while it runs.
+
+    The first rank holds the lock for all. Settings without an `out` need none.
+
+    Args:
+        command: Takes settings, of which `out` is the file or folder that is written.
+
+    Returns:
+        The command, which raises a `UserError` where another one is writing there.
+    """
+
+    @functools.wraps(command)
+    def alone(config: Any) -> None:
+        if config.out is None or os.environ.get("RANK", "0") != "0" or _is_covered(config.out):
+            command(config)
+            return
+        with locked(config.out):
+            command(config)
+
+    return alone
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the lock of an output while the block runs.
+
+    Args:
+        out: File or folder that is written; a link is followed.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: Another process holds it, or the lock cannot be written.
+    """
+    path = lock_file(out)
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    owner = Owner.this_process()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(path.parent):
+            _remove_stale(path, out)
+            _create(path, owner, out)
+    except OSError as error:
+        raise UserError(f"out: cannot write to {path.parent} ({error.strerror}); choose another --out") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if _owner_of(path) == owner:
+                path.unlink()
+            for folder in missing:  # a refused command leaves nothing; a folder with something in it stays
+                folder.rmdir()
+
+
+def lock_file(out: Path) -> Path:
+    """Say where the lock of an output is.
+
+    Args:
+        out: File or folder that is written.
+
+    Returns:
+        The lock file, beside it.
+    """
+    resolved = out.resolve()
+    return resolved.with_name(f".{resolved.name}.lock")
+
+
+def _is_covered(out: Path) -> bool:
+    covered = os.environ.get(COVERED_BY)
+    return covered is not None and out.resolve().is_relative_to(covered)
+
+
+def _remove_stale(path: Path, out: Path) -> None:
+    """Remove the lock of a process that has ended; refuse if it may still run."""
+    if not path.exists():
+        return
+    owner = _owner_of(path)
+    if owner is None:
+        raise UserError(f"out: {path} is not readable as a lock; delete it if no other command writes {out}")
+    if not owner.is_gone:
+        raise _refusal(owner, path, out)
+    path.unlink()
+
+
+def _create(path: Path, owner: Owner, out: Path) -> None:
+    """Write the lock whole or not at all, and only if there is none."""
+    fresh = path.with_name(f"{path.name}.{owner.host}.{owner.pid}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump(asdict(owner), file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(fresh, path)  # fails if the file exists, also where several hosts share the folder
+        except FileExistsError:
+            _remove_stale(path, out)  # another host was faster: this refuses
+            raise
+        except OSError:
+            os.replace(fresh, path)  # a file system without hard links
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _refusal(owner: Owner, path: Path, out: Path) -> UserError:
+    here = owner.host == socket.gethostname()
+    remedy = "wait until it ends or choose another --out"
+    if not here:
+        remedy += f"; if it no longer runs there, delete {path}"
+    return UserError(f"out: {out} is in use by process {owner.pid} on {owner.host} since {owner.since}; {remedy}")
+
+
+def _owner_of(path: Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Two processes that find the same stale lock must not both take it over; both are on this host."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without it: what remains is a race of milliseconds over a stale lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _start_of(pid: int) -> str | None:
+    """Boot and clock tick (field 22 of proc_pid_stat(5)) at which a process started; `ended` for a zombie."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return "ended" if state in "ZX" else f"{boot} {fields[18]}"

@@ -1,0 +1,51 @@
+"""A version is taken out of the registry (`ptmrec delete`)."""
+
+import json
+
+from ptmrec_dist.config import DeleteConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.mlflow_store import asking_mlflow
+from ptmrec_dist.registry.loading import client_of_registry
+from ptmrec_dist.registry.versions import (
+    CHAMPION,
+    HISTORY_TAG,
+    aliases_of,
+    all_versions,
+    champions_of,
+    find_version,
+)
+
+
+def delete(config: DeleteConfig) -> None:
+    """Delete a version of a registered model, and with its last version the model's name (`ptmrec delete`).
+
+    The files of the version are marked as deleted, unless another version is a copy of it; `mlflow gc` frees their space.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: No such model or version, or its champion without `--force`.
+    """
+    client = client_of_registry(must_exist=True)
+    name, version = config.name, str(config.version)
+    with asking_mlflow():
+        found = find_version(client, name, version)
+        aliases = sorted(alias for alias, number in aliases_of(client, name).items() if number == version)
+        if CHAMPION in aliases and not config.force:
+            raise UserError(
+                f"version: {version} is the champion of {name}; `ptmrec rollback` or `ptmrec promote` another version "
+                "first, or delete it all the same by --force"
+            )
+        rest = [one for one in champions_of(client, name) if one != version]
+        client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(rest))
+        client.delete_model_version(name, version)
+        others = all_versions(client)
+        if found.model_id and all(one.model_id != found.model_id for one in others):
+            client.delete_logged_model(found.model_id)
+        is_last = all(one.name != name for one in others)
+        if is_last:
+            client.delete_registered_model(name)
+    removed = [f"version {version} of {name}", *(f"its alias {alias}" for alias in aliases)]
+    removed += ["the name, which has no version left"] if is_last else []
+    print(f"deleted {', '.join(removed)}; `mlflow gc` frees the space of its files")

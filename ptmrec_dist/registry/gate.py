@@ -1,0 +1,105 @@
+"""The gate between a candidate and the champion: a gain on the part that decides, no large loss on the other one.
+
+What is compared is each user's own metric under both versions. The part that decides is the one that epochs and trials are
+selected on (new items where the split holds some out, else known ones). The other part is guarded: a shop that wins on new
+items must not pay for it with the known ones, which are most of what it sells. Early stopping and search have looked at
+validation, too, so it flatters a candidate that came out of many trials; `--margin` guards against that.
+
+Legend: N users.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ptmrec_dist.config import PromoteConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import SELECT, selecting_part
+from ptmrec_dist.evaluation.significance import compare
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found."""
+
+    passed: bool
+    """Whether the candidate may become the champion."""
+    finding: str
+    """The figures of both parts, in one line."""
+    expected: str
+    """What would have passed."""
+
+
+def judge(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig, phase: str = "validation") -> Verdict:
+    """Decide whether a candidate is better than the champion.
+
+    Args:
+        ours: `part`, `user_id` and metrics of each user under the candidate.
+        theirs: The same under the champion.
+        config: Metric, part, margin, largest loss and significance.
+        phase: Phase whose parts decide where `config.part` leaves that open.
+
+    Returns:
+        The verdict on both parts.
+
+    Raises:
+        UserError: A part or a metric that a version does not have, or users that are not the same.
+    """
+    metric = config.metric or SELECT
+    both = set(ours["part"].unique()) & set(theirs["part"].unique())
+    part = selecting_part(both, config.part, phase)
+    gained, gain, wanted = _judge_gain(*_pairs(ours, theirs, part, metric), config)
+    other = part.removeprefix("cold_") if part.startswith("cold_") else f"cold_{part}"
+    kept, loss, limit = _judge_loss(ours, theirs, other, metric, config)
+    expected = [wanted] * (not gained) + [limit] * (not kept)
+    return Verdict(gained and kept, f"{part} {metric} {gain}{loss}", " and ".join(expected))
+
+
+def _judge_gain(ours_N: np.ndarray, theirs_N: np.ndarray, config: PromoteConfig) -> tuple[bool, str, str]:
+    """Student's paired t-test over users of the difference less the margin."""
+    found = compare(ours_N - config.margin, theirs_N)
+    passed = found.difference > 0 and found.p <= config.significance
+    finding = (
+        f"{ours_N.mean():.4f} against the champion's {theirs_N.mean():.4f} over {len(ours_N)} users, p {found.p:.2g} of a "
+        f"difference of more than {config.margin:g}"
+    )
+    return passed, finding, f"a p of at most {config.significance:g} and a larger mean"
+
+
+def _judge_loss(
+    ours: pl.DataFrame, theirs: pl.DataFrame, part: str, metric: str, config: PromoteConfig
+) -> tuple[bool, str, str]:
+    """One-sided paired t-test over users of a loss, where the loss is larger than what is accepted."""
+    limit = f"on {part} a loss of at most {config.max_loss:.0%}, or one that is not significant (--max_loss)"
+    if part not in theirs["part"]:
+        return True, "", limit
+    if part not in ours["part"]:
+        return config.max_loss == 1, f"; {part} {metric}: this version has none, the champion has", limit
+    ours_N, theirs_N = _pairs(ours, theirs, part, metric)
+    found = compare(ours_N, theirs_N)
+    loss = max(0.0, -found.difference / theirs_N.mean()) if found.difference < 0 else 0.0
+    finding = f"; {part} {metric} {ours_N.mean():.4f} against {theirs_N.mean():.4f} over {len(ours_N)} users"
+    if loss:
+        finding += f", a loss of {loss:.1%} (p {found.p_of_loss:.2g})"
+    return loss <= config.max_loss or found.p_of_loss > config.significance, finding, limit
+
+
+def _pairs(ours: pl.DataFrame, theirs: pl.DataFrame, part: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Metric of the same users under both versions, float64 [N] each."""
+    chosen = []
+    for table, name in ((ours, "ours"), (theirs, "theirs")):
+        parts = table["part"].unique().sort().to_list()
+        metrics = [column for column in table.columns if column not in ("part", "user_id")]
+        if part not in parts or metric not in metrics:
+            raise UserError(
+                f"part, metric: got {part} {metric}, expected one of {', '.join(parts)} and of {', '.join(metrics)}"
+            )
+        chosen.append(table.filter(pl.col("part") == part).select("user_id", pl.col(metric).alias(name)))
+    pairs = chosen[0].join(chosen[1], on="user_id", how="inner", maintain_order="left")
+    if not len(pairs) == len(chosen[0]) == len(chosen[1]):
+        raise UserError(
+            f"part: {part} of the two versions covers {len(chosen[0])} and {len(chosen[1])} users, {len(pairs)} of them the "
+            "same; expected the same users"
+        )
+    return pairs["ours"].to_numpy(), pairs["theirs"].to_numpy()

@@ -1,0 +1,56 @@
+"""The table of metrics: a row is all that a metric needs, and one constant says which of them selects."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ptmrec_dist
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import METRICS, SELECT, Metric, check_metric, selecting_part, title_of
+from ptmrec_dist.evaluation.ranking import Ranked, metrics_of
+
+RANKED = Ranked(
+    users=np.array([1, 1, 1, 4, 7, 7]), items=np.array([0, 3, 5, 0, 1, 2]), ranks=np.array([12, 2, 21, 21, 4, 10])
+)
+
+
+def test_reciprocal_rank_is_that_of_the_best_positive_within_the_cut_off() -> None:
+    values = metrics_of(RANKED, (1, 10)).values
+    assert values["mrr@10"].tolist() == [1 / 2, 0.0, 1 / 4]
+    assert values["mrr@1"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_row_of_the_table_is_all_that_a_metric_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def precision(found, k):
+        return found.sum(found.ranks <= k) / k
+
+    with pytest.raises(UserError, match="metric: got 'precision@10', expected one of recall@10, "):
+        check_metric("precision@10")
+    monkeypatch.setitem(METRICS, "precision", Metric("Precision", precision))
+    assert metrics_of(RANKED).values["precision@10"].tolist() == [0.1, 0.0, 0.2]
+    assert title_of(check_metric("precision@10")) == "Precision@10"
+
+
+def test_users_without_positives_give_no_values() -> None:
+    none = np.zeros(0, np.int64)
+    assert all(len(values) == 0 for values in metrics_of(Ranked(none, none, none)).values.values())
+
+
+def test_held_out_items_decide_where_there_are_some_and_nothing_else_is_asked_for() -> None:
+    assert selecting_part(("train", "validation")) == "validation"
+    assert selecting_part(("train", "validation", "cold_validation")) == "cold_validation"
+    assert selecting_part(("validation", "cold_validation"), "validation") == "validation"
+    assert selecting_part(("test", "cold_test"), phase="test") == "cold_test"
+
+
+def test_only_the_table_names_the_metric_that_selects() -> None:
+    package = Path(ptmrec_dist.__file__).parent
+    named = {
+        path.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[-1] == SELECT
+    }
+    assert named == {"metrics.py"}

@@ -1,0 +1,131 @@
+"""A gradient that is infinite or not a number, although the loss is finite: the run ends, and nothing has seen it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.distributed import join_world
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups, whole_parameters
+from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.stage2_parts import Stage2
+from ptmrec_dist.watch import Watch
+from tests.conftest import Shop
+from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
+from tests.training.gradient_world import ROWS, Setting, config_of, item_windows
+from tests.training.tuner_world import Case, make_tuner
+
+
+def _spoilt(forward: Callable[..., Any], factor: float, when: int) -> Callable[..., Any]:
+    """The same losses; the gradient of call number `when` is multiplied on the last rank."""
+    calls = 0
+
+    def losses(*inputs: Any) -> Any:
+        nonlocal calls
+        output, calls = forward(*inputs), calls + 1
+        if calls == when and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+            loss = output["bpr"] if isinstance(output, dict) else output
+            loss.register_hook(lambda gradient: gradient * factor)
+        return output
+
+    return losses
+
+
+def _second_step(shop: Shop, zero: int, factor: float, every: int) -> tuple[str, bool]:
+    """What a step with a bad gradient says after a good one, and whether it left the weights as they were."""
+    from ptmrec_dist.training.stage2 import train_step
+
+    world = join_world("cpu")
+    model, dataset = make_tuner(shop.shards, shop.features, shop.clip, Case(), ROWS)
+    window = item_windows(model, dataset, 2, world.rank if world.size > 1 else None)["uneven"]
+    config = config_of(Setting(Case(), zero), world, learning_rate=0.1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    model.forward = _spoilt(model.forward, factor, when=2)  # type: ignore[method-assign]
+    model.rows = ROWS * 2
+    engine = make_engine(model, optimizer, engine_config(rows=ROWS, zero_stage=zero), world)
+    monitor, watch = Monitor(world, every), Watch(world, 60)
+    schedule = schedule_of(optimizer, "constant", 1)
+    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
+
+    def weights() -> dict[str, Tensor]:
+        with whole_parameters(engine, zero):
+            return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+    begin = weights()
+    train_step(stage, window, 0)
+    before = weights()
+    assert any(not torch.equal(value, begin[name]) for name, value in before.items())
+    said = "nothing"
+    try:
+        train_step(stage, window, 1)
+        monitor.read()
+    except UserError as error:
+        said = str(error)
+    untouched = all(torch.equal(value, before[name]) for name, value in weights().items())
+    engine.destroy()
+    return said, untouched
+
+
+def _on_every_stage(shop: Shop, every: int) -> dict[tuple[int, float], tuple[str, bool]]:
+    factors = (float("nan"), float("inf"))
+    return {(zero, factor): _second_step(shop, zero, factor, every) for zero in range(4) for factor in factors}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_bad_gradient_is_named_on_every_zero_stage_and_leaves_the_weights_alone(
+    tiny_shop: Shop, ranks: int, every: int
+) -> None:
+    for found in run_on_ranks(ranks, _on_every_stage, tiny_shop, every):
+        assert len(found) == 8
+        for (zero, _), (said, untouched) in found.items():
+            assert said == (
+                "loss: the gradient is not finite at step 2; the last checkpoint is from before it; lower "
+                "--optim.encoder_lr or --optim.recommender_lr"
+            )
+            # Without ZeRO nobody looks between two readings, but nothing is kept before the next one.
+            assert untouched or (zero == 0 and every == 10)
+
+
+def _stage1_spoilt_in_epoch_3(arguments: list[str], logs: Path) -> None:
+    from ptmrec_dist.training.stage1_parts import Objective
+
+    Objective.forward = _spoilt(Objective.forward, float("inf"), when=8)  # type: ignore[method-assign]
+    command_on_rank("stage1", arguments, logs)
+
+
+@pytest.mark.parametrize(("ranks", "zero"), [(1, "1"), (2, "0"), (2, "1"), (2, "2")])
+def test_stage_1_ends_with_code_2_and_what_it_kept_is_from_before(
+    tiny_shop: Shop, tmp_path: Path, ranks: int, zero: str
+) -> None:
+    run = tmp_path / "run"
+    arguments = [
+        *(
+            "--shards",
+            str(tiny_shop.shards),
+            "--features",
+            str(tiny_shop.features),
+            "--out",
+            str(run),
+            "--zero.stage",
+            zero,
+        ),
+        *("--epochs", "3", "--batch_size", "100", "--checkpoint_every", "1", "--model.dim", "8", "--device", "cpu"),
+        *("--tracking.enabled", "false"),
+    ]
+    assert exit_codes_on_ranks(ranks, _stage1_spoilt_in_epoch_3, arguments, tmp_path) == [2] * ranks
+    (line,) = (tmp_path / "rank0").read_text().splitlines()[-1:]
+    assert (
+        "error: loss: the gradient is not finite at step 8; the last checkpoint is from before it; lower --lr" in line
+    )
+    assert all(value.isfinite().all() for value in load_file(run / "recommender.safetensors").values())
+    assert sorted(path.name[-1] for path in (run / "checkpoints").iterdir()) == ["1", "2"]
+    assert not (run / "metrics.json").exists()
+    assert exit_codes_on_ranks(ranks, command_on_rank, "stage1", arguments, tmp_path) == [0] * ranks
