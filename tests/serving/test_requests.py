@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmrec_dist.config import ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.config import PackConfig, Stage1Config
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.encoders.backbone import load_backbone_of, save_backbone
+from ptmrec_dist.encoders.sources.open_clip import load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving import ServedModel, packages
 from ptmrec_dist.serving.digests import write_digests
@@ -136,7 +136,7 @@ def test_ids_with_leading_zeros_are_found_as_numbers_too(tmp_path):
     rows = [f"{user:04d},{item:03d}" for user in range(1, 9) for item in range(1, 9) if (user + item) % 3]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id", *rows]))
     pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", split="random", core=0))
-    settings = {"recommender": "bpr", "epochs": 0, "device": "cpu", "model": ModelConfig(dim=4), "tracking": UNTRACKED}
+    settings = {"recommender": "bpr", "epochs": 0, "device": "cpu", "tracking": UNTRACKED}
     train_stage1(Stage1Config(shards=tmp_path / "shards", out=tmp_path / "run", **settings))
     (tmp_path / "served").mkdir()
     write_tables(tmp_path / "served", load_run(tmp_path / "run"), [], "exact", {})
