@@ -61,9 +61,12 @@ class PromoteConfig:
     """Version to promote; by default the one with the alias `candidate`."""
     metric: str | None = None
     """Metric of each user that is compared; by default the one that epochs and trials are selected by."""
-    part: Literal["auto", "validation", "cold_validation", "test", "cold_test"] = "auto"
-    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation. Once
-    versions are chosen on a test part, it measures them no longer."""
+    on: Path | None = None
+    """Packed data set to compare on, for versions of different data: all its interactions that neither was trained on, with
+    items that both know. Its parts are `held_out` (items both were trained on) and `cold_held_out` (neither was)."""
+    part: Literal["auto", "validation", "cold_validation", "test", "cold_test", "held_out", "cold_held_out"] = "auto"
+    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation; with
+    --on cold_held_out, else held_out. Once versions are chosen on a test part, it measures them no longer."""
     margin: float = 0.0
     """By how much the mean there must be larger than the champion's, in units of the metric."""
     max_loss: float = 0.05

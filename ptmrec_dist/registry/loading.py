@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import connect, reason, tracking_uri
+from ptmrec_dist.registry.versions import all_models
 from ptmrec_dist.serving.digests import tree_digest
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
     except MlflowException as error:
         if client is None:
             raise UserError(f"model: cannot load {uri} ({reason(error)}); register the run again") from error
-        names = [f"{model.name}@{alias}" for model in client.search_registered_models() for alias in model.aliases]
+        names = [f"{model.name}@{alias}" for model in all_models(client) for alias in model.aliases]
         known = ", ".join(names) or "none"
         raise UserError(f"model: cannot load {uri} ({reason(error)}); registered are: {known}") from error
 

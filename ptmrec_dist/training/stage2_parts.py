@@ -93,6 +93,7 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
     require_content(start.dataset, *record.modalities)
+    start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":

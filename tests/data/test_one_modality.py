@@ -56,11 +56,12 @@ def test_catalogue_of_one_modality_is_packed(name: str, ending: str, tmp_path: P
     assert f"30 items with {name} alone" in capsys.readouterr().out
 
 
-def test_items_that_lack_one_keep_their_interactions(tmp_path: Path) -> None:
+def test_items_that_lack_one_keep_their_interactions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _with_holes(tmp_path / "shop")
     pack(dataclasses.replace(config, missing="drop"))
     dropped = Dataset(config.out)
     assert dropped.num_items == 13
+    assert "--missing keep keeps them" in capsys.readouterr().out
     pack(config)
     kept = Dataset(config.out)
     assert kept.num_items == 30
