@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import Modalities, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import TrackingConfig, require, require_device
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 
 
@@ -24,8 +24,8 @@ class ChoosesRecommender:
     """Frozen features; not needed by ID-only recommenders."""
     recommender: str = "vbpr"
     """Recommender to train."""
-    modalities: Modalities = "both"
-    """Modalities that the recommender sees."""
+    modalities: Literal["auto", "both", "image", "text"] = "auto"
+    """Modalities that the recommender sees; auto: all that the features have."""
     model: RecommenderConfig = field(default_factory=RecommenderConfig)
     """Hyper-parameters of the recommender; a bare `RecommenderConfig` stands for its defaults."""
 

@@ -1,26 +1,36 @@
 """The catalogue: one row an item, with its text and the path of its image."""
 
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl")
+_log = logging.getLogger(__name__)
 _TITLE_LENGTH = 80
 _SHOW = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW + ", image {image!r}"
+_URL = r"^(?i)(?:[a-z][a-z0-9+.-]*:)?//|^data:"
 
 
-def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
+def read_catalogue(
+    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True
+) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
+    It may have images alone or texts alone: a column that is absent under its default name was not meant.
+
     Args:
-        path: CSV, Parquet or JSON lines.
+        path: Text, JSON lines or Parquet.
         columns: Names of the columns.
+        separator: What stands between the columns of a text file, where that does not follow from its name.
+        header: Whether the first row of a text file names the columns.
 
     Returns:
         `row` (counted from 1), `item_id`, `title`, `text`, `image`; empty text where a value is missing.
@@ -28,38 +38,69 @@ def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
     """
-    needed = (columns.item, *columns.text, columns.image)
-    table = Table(path, "items", _SUFFIXES).read(required=needed, optional=(columns.title,))
-    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in columns.text]
-    text = pl.concat_str(filled, separator=" ", ignore_nulls=True)
+    source = Table(path, "items", separator, header)
+    texts, images = _content_columns(source, columns)
+    item = columns.items_id or columns.item
+    named = (columns.title,) if columns.names("title") else ()
+    required = (item, *texts, *images, *named)
+    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts))
+    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
+    text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
+    ids = pl.lit(without_fraction(table[item]))
     return table.select(
         "row",
-        item_id=pl.col(columns.item),
-        title=pl.when(title != "").then(title).otherwise(text.str.slice(0, _TITLE_LENGTH)),
+        item_id=ids,
+        title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
         text=text,
-        image=pl.col(columns.image),
+        image=pl.col(*images) if images else pl.lit(""),
     )
 
 
-def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path) -> pl.DataFrame:
+def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the columns with text and with images that are read."""
+    default = ColumnsConfig()
+    no_text = columns.text == default.text and not set(columns.text) & set(source.columns)
+    no_image = columns.image == default.image and columns.image not in source.columns
+    if no_text and no_image:  # reading says that they are missing
+        return columns.text, (columns.image,)
+    for absent, column, other in ((no_text, "text", "images"), (no_image, "image", "texts")):
+        if absent:
+            _log.warning(
+                "items: no column %r; packed with %s alone (--columns.%s names another)", column, other, column
+            )
+    return () if no_text else columns.text, () if no_image else (columns.image,)
+
+
+def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_incomplete: bool = False) -> pl.DataFrame:
     """Leave out the rows that are bad on their face; of rows with one id, the first good one stays.
 
     Args:
         catalogue: What `read_catalogue` returns.
         tally: Account of the catalogue's rows.
         images: Folder that image paths are relative to, and may not leave.
+        keep_incomplete: Whether rows with one of text and image stay.
 
     Returns:
-        The good rows, with `path`: where the image lies.
+        The good rows, with `path`: where the image lies, empty without one.
     """
+    no_text, no_image = pl.col("text") == "", pl.col("image") == ""
     catalogue = tally.drop(catalogue, pl.col("item_id") == "", "empty item id", show="row {row}")
-    catalogue = tally.drop(catalogue, pl.col("text") == "", "empty text", show=_SHOW)
-    catalogue = tally.drop(catalogue, pl.col("image") == "", "no image path", show=_SHOW)
+    has_text, has_image = (bool((catalogue[name] != "").any()) for name in ("text", "image"))
+    if keep_incomplete and has_text and has_image:
+        catalogue = tally.drop(catalogue, no_text & no_image, "neither text nor image", show=_SHOW)
+    else:
+        if has_text:
+            catalogue = tally.drop(catalogue, no_text, "empty text", show=_SHOW)
+        if has_image or not has_text:
+            catalogue = tally.drop(catalogue, no_image, "no image path", show=_SHOW)
+    url = pl.col("image").str.contains(_URL)
+    hint = "images are read from files: download them, then give their paths"
+    catalogue = tally.drop(catalogue, url, "image is a URL", show=_SHOW_IMAGE, hint=hint)
     root = os.path.abspath(images)
-    paths = [os.path.normpath(os.path.join(root, image)) for image in catalogue["image"]]
+    paths = [os.path.normpath(os.path.join(root, image)) if image else "" for image in catalogue["image"]]
     catalogue = catalogue.with_columns(path=pl.Series(paths, dtype=pl.String))
-    outside = ~pl.col("path").str.starts_with(os.path.join(root, ""))
+    outside = ~no_image & ~pl.col("path").str.starts_with(os.path.join(root, ""))
     catalogue = tally.drop(catalogue, outside, "image path outside the image folder", show=_SHOW_IMAGE)
     return tally.drop(catalogue, ~pl.col("item_id").is_first_distinct(), "duplicate item id", show=_SHOW)
 

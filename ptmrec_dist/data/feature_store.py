@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,9 @@ class FeatureManifest:
     """open_clip tag of the backbone's weights."""
     widths: dict[str, int]
     """Modality to width of its rows."""
+    filled: dict[str, int] = field(default_factory=dict)
+    """Modality to the number of items that lack it, whose rows are the mean of the others; without those that none lacks.
+    The items table of the data set says which items."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,14 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
 
 
 def write_features(
-    folder: Path, tables: dict[str, np.ndarray], *, data: str, encoder: str, model: str, pretrained: str | None
+    folder: Path,
+    tables: dict[str, np.ndarray],
+    *,
+    data: str,
+    encoder: str,
+    model: str,
+    pretrained: str | None,
+    filled: dict[str, int] | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -95,13 +105,15 @@ def write_features(
         encoder: Fingerprint of the backbone.
         model: open_clip name or folder of the backbone.
         pretrained: open_clip tag of its weights.
+        filled: Modality to the number of items that lack it; by default none.
 
     Returns:
         The manifest written.
     """
     check_replaceable(folder)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
-    manifest = FeatureManifest(_fingerprint(tables, data, encoder), data, encoder, model, pretrained, widths)
+    fingerprint = _fingerprint(tables, data, encoder)
+    manifest = FeatureManifest(fingerprint, data, encoder, model, pretrained, widths, filled or {})
     relative = relative_to(model, folder) if Path(model).is_absolute() else None
     with staged(folder) as fresh:
         for name, table in tables.items():

@@ -51,6 +51,10 @@ class Prepared(NamedTuple):
     """Digest of the bytes."""
 
 
+NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0, sha256=hashlib.sha256().hexdigest())
+"""What stands for the image of an item that has none."""
+
+
 def start_worker(max_pixels: int) -> None:
     """Set up a process that decodes images.
 

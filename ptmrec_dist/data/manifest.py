@@ -45,8 +45,10 @@ class Manifest:
     """Users, numbered from 0."""
     num_items: int
     """Items, numbered from 0."""
-    has_content: bool
-    """Whether there are images and texts."""
+    modalities: tuple[str, ...]
+    """What items have: `image`, `text`, both, or nothing where interactions were packed alone."""
+    image_size: int | None
+    """Pixels to which the shorter side of larger images was reduced; None without images."""
     interactions: dict[str, int]
     """Part to number of interactions."""
     shards: tuple[Shard, ...]
@@ -55,6 +57,11 @@ class Manifest:
     """Each table to the sha256 of its file."""
     report: dict[str, Any]
     """Validation report: counts of what was read, kept and dropped, with examples."""
+
+    @property
+    def has_content(self) -> bool:
+        """Whether there are images or texts."""
+        return bool(self.modalities)
 
     @property
     def layout(self) -> str:
@@ -88,6 +95,7 @@ class Manifest:
                     f"shards: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
                     f"{remedy}"
                 )
+            fields["modalities"] = tuple(fields["modalities"])
             fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
             manifest = cls(**fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]

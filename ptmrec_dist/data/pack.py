@@ -16,8 +16,10 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
-from ptmrec_dist.data.images import Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
+from ptmrec_dist.data.decoding import MISSING
+from ptmrec_dist.data.ids import index_of, sort_ids
+from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
+from ptmrec_dist.data.interactions import drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
@@ -26,6 +28,9 @@ from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
+
+_SHOW_ITEM = "row {row}: item {item_id!r}"
+_SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
 @exclusive_out
@@ -57,12 +62,15 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         spool = fresh / "spool"
         spool.mkdir()
         if config.items is not None:
-            items, rows = _drop_bad_images(items, rows, report, pool, spool, config)
+            items, rows = _read_images(items, rows, report, pool, spool, config)
         items, rows = _keep_core(items, rows, report, config.core)
         items, rows, user_ids = _split(items, rows, report, config)
+        modalities: tuple[str, ...] = ()
+        if config.items is not None:
+            items, modalities = _mark_absent(items, report)
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
-        parts = _divide_by_part(rows, config.split)
+        parts = _divide_by_part(rows)
         fingerprint, files = _write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -72,7 +80,8 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             core=config.core,
             num_users=len(user_ids),
             num_items=items.height,
-            has_content=config.items is not None,
+            modalities=modalities,
+            image_size=config.image_size if "image" in modalities else None,
             interactions={part: table.height for part, table in parts.items()},
             shards=tuple(shards),
             files=files,
@@ -81,7 +90,11 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         manifest.write(fresh)
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
-    print(f"{out}: {manifest.num_users:,} users, {manifest.num_items:,} items, {len(shards)} shards; {counts}")
+    counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
+    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
+    print(f"{out}: {held}; {counts}")
+    if report.items.has_dropped("empty text", "no image path"):
+        print("items that lack image or text were left out; --missing keep keeps them and their interactions")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
@@ -99,10 +112,13 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
             raise UserError(
                 f"images: got {images}, expected the folder that the catalogue's image paths are relative to"
             )
-        catalogue = read_catalogue(config.items, config.columns)
+        separator = config.items_separator or config.separator
+        header = config.header if config.items_header is None else config.items_header
+        catalogue = read_catalogue(config.items, config.columns, separator, header)
         report = Report(Tally("items", catalogue.height), row_tally)
+        rows = match_items(rows, catalogue["item_id"])
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
-        items = drop_bad_items(catalogue, report.items, images)
+        items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
     _judge(report, config)
     return items, rows, report
 
@@ -113,17 +129,37 @@ def _judge(report: Report, config: PackConfig) -> None:
     report.stop_if_nothing_left()
 
 
-def _drop_bad_images(
+def _read_images(
     items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Pool, spool: Path, config: PackConfig
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     limits = Limits(config.image_size, config.max_image_pixels, config.max_aspect_ratio)
-    prepared = prepare_images(pool, items["path"].to_list(), spool, limits)
-    items = items.hstack(pl.DataFrame(prepared, schema=list(Prepared._fields), orient="row"))
+    prepared = iter(prepare_images(pool, [path for path in items["path"] if path], spool, limits))
+    rows_I = [next(prepared) if path else NO_IMAGE for path in items["path"]]
+    items = items.hstack(pl.DataFrame(rows_I, schema=list(Prepared._fields), orient="row"))
+    # Where no image can be read, the folder is wrong rather than all items without one.
+    keeps = config.missing == "keep" and config.on_error == "skip" and bool((items["size"] > 0).any())
+    stays = pl.lit(keeps) & (pl.col("text") != "")
     for problem in sorted(set(items["problem"]) - {""}):
-        show = "row {row}: item {item_id!r}, image {image!r}: {detail}"
-        items = report.items.drop(items, pl.col("problem") == problem, problem, show=show)
+        bad = (pl.col("problem") == problem) & ~stays
+        looked = items.filter(bad)["path"].head(2).to_list()
+        hint = f"looked for {' and '.join(looked)}" if problem == MISSING else ""
+        items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
     _judge(report, config)
     return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
+
+
+def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Tell what the items have, and note which of them lack something that the others have."""
+    has = items.select(image=pl.col("size") > 0, text=pl.col("text") != "")
+    modalities = tuple(name for name in has.columns if has[name].any())
+    for name in modalities:
+        if not has[name].all():
+            items = items.with_columns(has[name].alias(f"has_{name}"))
+            without = items.filter(~has[name])
+            reasons = without["problem"].replace("", "no image path") if name == "image" else pl.lit("empty text")
+            for (reason, *_), group in without.group_by(reasons.alias("reason"), maintain_order=True):
+                report.items.note_incomplete(group, str(reason), show=_SHOW_ITEM)
+    return items, modalities
 
 
 def _keep_core(items: pl.DataFrame, rows: pl.DataFrame, report: Report, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -147,6 +183,8 @@ def _split(
         raise UserError(
             f"split: got cold_items for {items.height} items, expected 3 or more; pack more or split otherwise"
         )
+    if config.split == "leave_one_out":
+        rows = rows.sort("timestamp", "item_index")
     labels_I = splits.draw_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
     users, item_index = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     if config.split == "given":
@@ -188,10 +226,13 @@ def _write_shards(
     return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
-def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
-    parts = splits.PARTS if split == "cold_items" else splits.PARTS[:3]
+def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The rows of each part that has any, in time order where there are times."""
     columns = [name for name in ("user_index", "item_index", "rating", "timestamp") if name in rows.columns]
-    return {part: rows.filter(pl.col("part") == part).select(columns) for part in parts}
+    if "timestamp" in columns:
+        rows = rows.sort("timestamp", maintain_order=True)
+    tables = {part: rows.filter(pl.col("part") == part).select(columns) for part in splits.PARTS}
+    return {part: table for part, table in tables.items() if table.height}
 
 
 def _write_tables(
@@ -199,7 +240,9 @@ def _write_tables(
 ) -> tuple[str, dict[str, str]]:
     """Write the tables; gives the fingerprint of all content, images included, and the digest of each file."""
     tables = {f"interactions/{part}": table for part, table in parts.items()}
-    tables["items"] = _numbered(items.select("item_id", "title", "text", "part", "sha256", "shard"), "item_index")
+    columns = ["item_id", "title", "text", "part", "sha256", "shard"]
+    absent = [name for name in ("has_image", "has_text") if name in items.columns]
+    tables["items"] = _numbered(items.select(*columns, *absent), "item_index")
     tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
     digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
@@ -214,3 +257,7 @@ def _write_tables(
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:
     return table.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))
+
+
+def _named(modalities: tuple[str, ...]) -> str:
+    return f" with {modalities[0]} alone" if len(modalities) == 1 else ""

@@ -64,18 +64,16 @@ class ItemFiles:
 
     def _decoded(self, item: int) -> dict[str, Any] | None:
         try:
-            jpeg, text = self._bytes(item, "jpg"), self._bytes(item, "txt")
-            return decode_item(f"{item}", jpeg, text, self.reader, self._digests)
+            files = {ending: _bytes(place) for ending, place in self._places.get(item, {}).items()}
+            return decode_item(f"{item}", files, self.reader, self._digests)
         except (Fault, OSError) as error:
             if item not in self._lost:
                 self._lost.add(item)
                 self._budget.spend(1, str(error))
             return None
 
-    def _bytes(self, item: int, suffix: str) -> bytes | None:
-        place = self._places.get(item, {}).get(suffix)
-        if place is None:
-            return None
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size)
+
+def _bytes(place: _Place) -> bytes:
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.size)

@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     offset: int
     """First byte of the image in it."""
     size: int
-    """Bytes of the image."""
+    """Bytes of the image; 0 where the item has none."""
 
 
 def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.ndarray) -> np.ndarray:
@@ -63,8 +63,8 @@ def item_digest(image_sha256: str, text: bytes) -> str:
     """Compute the digest by which an item's content is known, whatever shard it lies in.
 
     Args:
-        image_sha256: Digest of its image file, in hexadecimal digits.
-        text: Its text in UTF-8.
+        image_sha256: Digest of its image file, in hexadecimal digits; that of no bytes where it has none.
+        text: Its text in UTF-8, empty where it has none.
 
     Returns:
         64 hexadecimal digits.
@@ -119,10 +119,12 @@ def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             key = f"{sample.item_index:09d}"
-            with (spool / sample.spool).open("rb") as file:
-                file.seek(sample.offset)
-                _add(tar, f"{key}.jpg", file.read(sample.size))
-            _add(tar, f"{key}.txt", sample.text.encode())
+            if sample.size:
+                with (spool / sample.spool).open("rb") as file:
+                    file.seek(sample.offset)
+                    _add(tar, f"{key}.jpg", file.read(sample.size))
+            if sample.text:
+                _add(tar, f"{key}.txt", sample.text.encode())
             _add(tar, f"{key}.json", _describe(sample.item_index, sample.item_id))
     return Shard(path.name, len(samples), path.stat().st_size, sha256(path))
 

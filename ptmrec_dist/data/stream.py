@@ -12,7 +12,7 @@ import io
 import itertools
 import random
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,19 +42,20 @@ class Reader:
     tokenize: Callable[[list[str]], Tensor] | None = None
     """Texts to token ids int64 [B, N]."""
 
-    def collate(self, images: list[Tensor], texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
+    def collate(self, images: list[Tensor | None], texts: list[str]) -> tuple[Tensor | None, Tensor | None]:
         """Stack decoded items; no items give empty tensors of the right trailing shape.
 
         Args:
-            images: B images uint8 [3, H, W].
-            texts: B texts.
+            images: B images uint8 [3, H, W]; an item without one gets a blank one, whose features nobody reads.
+            texts: B texts, empty where an item has none.
 
         Returns:
             uint8 [B, 3, H, W] and int64 [B, N], None where there is no reader.
         """
         pixels = tokens = None
         if self.load_image is not None:
-            pixels = torch.stack(images) if images else self.load_image(Image.new("RGB", (8, 8)))[None][:0]
+            blank = self.load_image(Image.new("RGB", (8, 8)))
+            pixels = torch.stack([blank, *(blank if image is None else image for image in images)])[1:]
         if self.tokenize is not None:
             tokens = self.tokenize(texts) if texts else self.tokenize([""])[:0]
         return pixels, tokens
@@ -138,6 +139,7 @@ class ItemStream:
         self.rank, self.world_size, self.batch_size, self.workers = rank, world_size, batch_size, workers
         self.reader, self.seed, self.max_damaged = reader, seed, max_damaged
         self.item_shards, self.digests = dataset.item_shards, dataset.item_digests
+        self.has = dataset.has
         self.wanted = np.ones(dataset.num_items, dtype=bool) if wanted is None else wanted
         self.layout = dataset.manifest.layout
         self.paths = [str(path) for path in dataset.shard_paths()]
@@ -285,38 +287,37 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
         if "lost" in sample:
             return sample
         try:
-            return decode_item(sample["__key__"], sample.get("jpg"), sample.get("txt"), self.reader, self.digests)
+            return decode_item(sample["__key__"], sample, self.reader, self.digests)
         except Fault as error:  # a loader process cannot tell the others: what it lost is counted by its rank
             return {"lost": str(error)}
 
 
-def decode_item(
-    key: str, jpeg: bytes | None, text: bytes | None, reader: Reader, digests: np.ndarray
-) -> dict[str, Any]:
+def decode_item(key: str, files: Mapping[str, bytes], reader: Reader, digests: np.ndarray) -> dict[str, Any]:
     """Decode one item of a shard.
 
     Args:
         key: Its key, the item index in nine digits.
-        jpeg: Its image file.
-        text: Its text file.
+        files: Its files by ending: `jpg` and `txt`, those that it has.
         reader: How to decode.
         digests: What `Dataset.item_digests` gave.
 
     Returns:
-        `item`, `image` (None without an image reader) and `text`.
+        `item`, `image` (None without one or without an image reader) and `text` (empty without one).
 
     Raises:
         Fault: A part is missing, the image cannot be read, or they are not what was packed.
     """
-    if jpeg is None or text is None:
+    jpeg, text = files.get("jpg", b""), files.get("txt", b"")
+    genuine = item_digest(hashlib.sha256(jpeg).hexdigest(), text) == digests[int(key)].tobytes().hex()
+    if not genuine and not {"jpg", "txt"} <= files.keys():
         raise Fault(f"item {int(key)} lacks its image or text")
     image = None
-    if reader.load_image is not None:
+    if reader.load_image is not None and jpeg:
         try:
             with decoded(io.BytesIO(jpeg)) as picture:
                 image = reader.load_image(to_rgb(picture))
         except BadImageError as bad:
             raise Fault(f"the image of item {int(key)} cannot be read: {bad}") from bad
-    if item_digest(hashlib.sha256(jpeg).hexdigest(), text) != digests[int(key)].tobytes().hex():
+    if not genuine:
         raise Fault(f"item {int(key)} is not the one that was packed")
     return {"item": int(key), "image": image, "text": text.decode()}

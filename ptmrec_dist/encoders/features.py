@@ -1,8 +1,12 @@
 """Reading features of all items from an encoder: every rank its shards, once.
 
+An item that lacks a modality gets the mean of the other items' rows, which says nothing about it.
+
 Legend: B local batch, I items, D width.
 """
 
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +26,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.watch import Watch
 
+_log = logging.getLogger(__name__)
+
 
 @exclusive_out
 def extract_features(config: FeaturesConfig) -> None:
@@ -40,7 +46,8 @@ def extract_features(config: FeaturesConfig) -> None:
     check_replaceable(config.out)
     require_content(dataset)
     backbone = load_backbone(config.encoder)
-    encoder = Encoder(backbone, ("image", "text"), config.precision)
+    encoder = Encoder(backbone, dataset.manifest.modalities, config.precision)
+    check_image_size(dataset, encoder, config.strict)
     world = join_world(config.device, config.timeout)
     encoder.to(world.device)
     stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers)
@@ -54,9 +61,12 @@ def extract_features(config: FeaturesConfig) -> None:
             encoder=backbone.fingerprint,
             model=_where(config.encoder.model),
             pretrained=config.encoder.pretrained,
+            filled=count_absent(dataset),
         )
         widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
         print(f"{dataset.num_items} items ({widths}) in {config.out}, fingerprint {manifest.fingerprint[:12]}")
+        for modality, count in manifest.filled.items():
+            print(f"{count} items have no {modality}: their {modality} rows are the mean of the others")
     barrier()
 
 
@@ -81,7 +91,8 @@ def encode_all(
         watch: Told of every batch, a step each; None where someone else watches.
 
     Returns:
-        Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero.
+        Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
+        the modality are the mean of all other rows.
     """
     tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
     training = encoder.training
@@ -97,7 +108,8 @@ def encode_all(
     if watch is not None:
         watch.between()
     # Every row was written by one rank and is zero on the others, so the sum is exact.
-    return {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
+    whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
+    return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
 
 
 def reader_of(encoder: Encoder) -> Reader:
@@ -115,17 +127,72 @@ def reader_of(encoder: Encoder) -> Reader:
     )
 
 
-def require_content(dataset: Dataset) -> None:
-    """Refuse a data set that was packed from interactions alone.
+def require_content(dataset: Dataset, *modalities: str) -> None:
+    """Refuse a data set that lacks what an encoder is to read.
+
+    Args:
+        dataset: The packed data set.
+        *modalities: What is needed; by default any.
+
+    Raises:
+        UserError: It has neither images nor texts, or lacks one that is needed.
+    """
+    has = dataset.manifest.modalities
+    if not has:
+        raise UserError(f"shards: {dataset.folder} has no images and texts; pack it again with --items and --images")
+    missing = [modality for modality in modalities if modality not in has]
+    if missing:
+        raise UserError(
+            f"shards: {dataset.folder} has {' and '.join(has)} alone, but {' and '.join(modalities)} are needed; pack a "
+            f"catalogue that has {' and '.join(missing)}"
+        )
+
+
+def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
+    """Warn, on the first rank, of images that were packed at fewer pixels than an encoder takes.
+
+    Args:
+        dataset: The packed data set.
+        encoder: The encoder.
+        strict: Refuse them instead.
+
+    Raises:
+        UserError: There are such images, and `strict`.
+    """
+    size = encoder.backbone.image_config.size
+    needed, packed = size if isinstance(size, int) else max(size), dataset.manifest.image_size
+    if "image" not in encoder.towers or packed is None or packed >= needed:
+        return
+    found = (
+        f"shards: images of {dataset.folder} were reduced to {packed} pixels, but the encoder takes {needed}, so they are "
+        f"enlarged again; pack with --image_size {needed}"
+    )
+    if strict:
+        raise UserError(found)
+    if os.environ.get("RANK", "0") == "0":
+        _log.warning("%s", found)
+
+
+def count_absent(dataset: Dataset) -> dict[str, int]:
+    """Count the items that lack a modality which others have.
 
     Args:
         dataset: The packed data set.
 
-    Raises:
-        UserError: It has no images and texts.
+    Returns:
+        Modality to number of items, where there are any.
     """
-    if not dataset.manifest.has_content:
-        raise UserError(f"shards: {dataset.folder} has no images and texts; pack it again with --items and --images")
+    counts = {modality: int((~dataset.has(modality)).sum()) for modality in dataset.manifest.modalities}
+    return {modality: count for modality, count in counts.items() if count}
+
+
+def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
+    """The table with the mean of the rows that were read in place of those that do not exist."""
+    if has_I.all():
+        return table_ID
+    read_I = has_I & table_ID.any(dim=1)
+    mean_D = table_ID[read_I].mean(dim=0) if read_I.any() else table_ID.new_zeros(table_ID.shape[1])
+    return table_ID.where(has_I[:, None], mean_D)
 
 
 def _where(model: str) -> str:

@@ -100,7 +100,7 @@ def write_report(path: Path, dataset: Dataset, page: Page) -> None:
         .render(
             page=page,
             dataset=dataset,
-            pictures=_pictures(dataset, shown) if dataset.manifest.has_content else {},
+            pictures=_pictures(dataset, shown) if "image" in dataset.manifest.modalities else {},
             cold={int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)},
             curves=_curves(runs),
             bars=bars(_values(runs, SELECT), label=title_of(SELECT), chance=_chance(dataset)),

@@ -85,8 +85,12 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     dataset = Dataset(config.shards)
+    dataset.require("validation", "test")
     if any(step.command != "stage1" for step in plan.steps.values()):
-        require_content(dataset)
+        asked = [
+            {"both": ("image", "text"), "none": ()}.get(cell.modalities, (cell.modalities,)) for cell in plan.cells
+        ]
+        require_content(dataset, *sorted(set().union(*asked)))
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])
     for name, step in plan.steps.items():
         before = config.out / "settings" / f"{_file(name)}.yaml"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,7 +21,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import reader_of, require_content
+from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
 from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
@@ -85,18 +84,19 @@ def fine_tune(config: ContrastiveConfig) -> None:
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)
-    require_content(dataset)
+    require_content(dataset, "image", "text")
     encoder = _encoder(config)
-    if encoder.backbone.tuned is not None:
+    if encoder.backbone.tuned:
         raise UserError(
-            f"encoder.model: {config.encoder.model} carries {TUNED_FILE} from a fine-tuning before; start from the encoder "
-            "that it was made of"
+            f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
+            "from the encoder that it was made of"
         )
     inputs = {"shards": dataset.fingerprint, "encoder": encoder.backbone.fingerprint}
     run = RunFolder(config.out, config, inputs, last=CONFIG_FILE)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
+    check_image_size(dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
     tuning = _prepare(config, dataset, encoder, join_world(config.device, config.timeout))
     if tuning.world.is_first:
@@ -244,7 +244,7 @@ def _encoder(config: ContrastiveConfig) -> Encoder:
 
 
 def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:
-    wanted = np.ones(dataset.num_items, dtype=bool)
+    wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
     local = config.batch_size // world.size

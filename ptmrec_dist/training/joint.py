@@ -14,7 +14,7 @@ from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.stage1_parts import modalities_of, open_store, untrained_record
+from ptmrec_dist.training.stage1_parts import open_store, untrained_record
 from ptmrec_dist.training.stage2 import tune
 
 
@@ -40,4 +40,4 @@ def train_joint(config: JointConfig) -> None:
     torch.manual_seed(config.seed)
     world = join_world(config.device, config.timeout)
     recommender = untrained_recommender(record, dataset, config.out, world)
-    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, modalities_of(config)), recommender))
+    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))

@@ -39,6 +39,7 @@ INCIDENTAL = {
     "check_every",
     "timeout",
     "max_damaged",
+    "strict",
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
 PATHS = {"shards", "features", "stage1", "encoder"}

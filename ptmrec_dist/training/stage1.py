@@ -46,6 +46,7 @@ def train_stage1(config: Stage1Config) -> None:
     """
     keep_freed_memory()
     dataset = Dataset(config.shards)
+    dataset.require("validation")
     store = open_store(config, dataset)
     run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:

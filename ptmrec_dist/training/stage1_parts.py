@@ -160,14 +160,15 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
     """
     torch.manual_seed(config.seed)
     train = dataset.interactions("train")
-    features = tensors_of(store, modalities_of(config))
+    modalities = modalities_of(config, store)
+    features = tensors_of(store, modalities)
     recommender = build_recommender(
         config.recommender,
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         train=train,
         features=features,
-        modalities=modalities_of(config),
+        modalities=modalities,
         cache=neighbour_cache(store),
         world=world,
         config=config.model,
@@ -216,7 +217,7 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
     return RunRecord(
         stage=0,
         recommender=config.recommender,
-        modalities=list(modalities_of(config)),
+        modalities=list(modalities_of(config, store)),
         hyperparameters=asdict(config.model),
         data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
         features=features,
@@ -265,15 +266,26 @@ def parameter_counts(objective: Objective) -> dict[str, int]:
     return {"ids": ids, "rest": own - ids, "feature_tables": tables, "trainable": trainable}
 
 
-def modalities_of(config: ChoosesRecommender) -> tuple[str, ...]:
+def modalities_of(config: ChoosesRecommender, store: FeatureStore | None) -> tuple[str, ...]:
     """List the modalities that a run reads; none for ID-only recommenders.
 
     Args:
         config: Settings.
+        store: What `open_store` gave.
 
     Returns:
         Names of modalities.
+
+    Raises:
+        UserError: The features lack a modality that was asked for.
     """
-    if not recommender_class(config.recommender).multimodal:
+    if store is None:
         return ()
-    return ("image", "text") if config.modalities == "both" else (config.modalities,)
+    there = tuple(sorted(store.manifest.widths))
+    asked = {"auto": there, "both": ("image", "text")}.get(config.modalities, (config.modalities,))
+    if not set(asked) <= set(there):
+        raise UserError(
+            f"modalities: got {config.modalities}, but {store.folder} has {' and '.join(there)} alone; give --modalities "
+            f"{there[0] if len(there) == 1 else 'auto'}"
+        )
+    return asked

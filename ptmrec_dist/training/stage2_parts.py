@@ -14,7 +14,7 @@ from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import reader_of, require_content
+from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Recommender
@@ -92,7 +92,8 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
         raise UserError(
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
-    require_content(start.dataset)
+    require_content(start.dataset, *record.modalities)
+    start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":
@@ -100,6 +101,7 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
+    check_image_size(start.dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
     return encoder
 
@@ -146,6 +148,7 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
         _transfer_of(config),
         config.seed,
         rows=config.batch_size // world.size,
+        has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
     )
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=config.optim.weight_decay)
     schedule = schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs, config.accumulation))

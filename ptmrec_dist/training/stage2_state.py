@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.distributed import barrier
+from ptmrec_dist.encoders.features import count_absent
+from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
@@ -113,10 +115,13 @@ def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
         folder: Run folder.
     """
     save_tensors(folder / RECOMMENDER_FILE, weights.recommender)
-    if stage.tuner.encoder is not None:
-        save_tensors(folder / ENCODER_FILE, weights.encoder, stage.tuner.encoder.description)
     made = stage.start.record.encoder
     assert made is not None  # check_start refused runs without an encoder
+    if stage.tuner.encoder is not None:
+        tuned = folder / ENCODER_FILE
+        save_tensors(tuned, weights.encoder, stage.tuner.encoder.description)
+        fingerprint = tuned_fingerprint(made["fingerprint"], tuned)
+        made = {"model": str(folder.resolve()), "pretrained": None, "fingerprint": fingerprint}
     write_features(
         folder / "features",
         {modality: table.cpu().numpy() for modality, table in stage.tuner.features.items()},
@@ -124,6 +129,11 @@ def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
         encoder=made["fingerprint"],
         model=made["model"],
         pretrained=made["pretrained"],
+        filled={
+            modality: count
+            for modality, count in count_absent(stage.start.dataset).items()
+            if modality in stage.tuner.features
+        },
     )
 
 

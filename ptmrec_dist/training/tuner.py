@@ -7,6 +7,7 @@ Legend: B local items, G gathered items, R local rows (interactions), V distinct
 I items, D width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,8 @@ class Tuner(nn.Module):
         transfer: Settings of the knowledge transfer.
         seed: Seed of the negatives.
         rows: Most items that a rank brings to a step S; whoever brings fewer is filled up.
+        has: Modality to which items have it, bool [I]; the stored features stand for what an item lacks, and the encoder
+            learns nothing from it. By default every item has everything.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Tuner(nn.Module):
         transfer: Transfer,
         seed: int,
         rows: int,
+        has: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.recommender = encoder, recommender
         self.known, self.transfer, self.seed, self.rows = known, transfer, seed, rows
         self.features = dict(features)
+        self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
         with torch.no_grad():
             recommender.eval()
             self.teacher = tuple(table.clone() for table in self._teacher_tables(self.features))
@@ -106,6 +111,8 @@ class Tuner(nn.Module):
             rows = {modality: table[items_B] for modality, table in self.features.items()}
         else:
             rows = self.encoder.encode(batch.content.images, batch.content.texts)
+            for modality, has_I in self.has.items():
+                rows[modality] = rows[modality].where(has_I[items_B][:, None], self.features[modality][items_B])
         items_G = gather_rows(items_B, self.rows, filler=-1)
         features_G = {modality: gather_rows(rows_BD, self.rows) for modality, rows_BD in rows.items()}
         counted_G = _first_copies(items_G) & (items_G >= 0)

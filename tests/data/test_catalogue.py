@@ -8,6 +8,7 @@ import pytest
 from ptmrec_dist.config import ColumnsConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
 from ptmrec_dist.data.report import Tally
+from ptmrec_dist.errors import UserError
 
 _ITEMS = pl.DataFrame({"item_id": [1, 2], "text": ["a red cup", "a blue cup"], "image": ["1.jpg", "2.jpg"]})
 
@@ -20,11 +21,23 @@ def test_every_format_gives_the_same_catalogue(suffix: str, tmp_path: Path) -> N
     assert read_catalogue(path, ColumnsConfig()).rows() == expected
 
 
+def test_item_files_of_recbole_are_read(tmp_path: Path) -> None:
+    (tmp_path / "shop.item").write_text('item_id:token\ttext:token_seq\timage:token\n1\t5" red cup\t1.jpg\n')
+    assert read_catalogue(tmp_path / "shop.item", ColumnsConfig())["text"].to_list() == ['5" red cup']
+
+
+def test_the_catalogue_may_name_its_ids_otherwise_and_a_named_title_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("asin,text,image\nx,a cup,1.jpg\n")
+    assert read_catalogue(tmp_path / "items.csv", ColumnsConfig(items_id="asin"))["item_id"].to_list() == ["x"]
+    with pytest.raises(UserError, match="has no column 'titel'"):
+        read_catalogue(tmp_path / "items.csv", ColumnsConfig(items_id="asin", title="titel"))
+
+
 def test_text_columns_are_joined_and_empty_ones_leave_no_gap(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("sku,name,brand,story,photo\n1,Cup,,A cup.,1.jpg\n2,,,,2.jpg\n")
     columns = ColumnsConfig(item="sku", text=("name", "brand", "story"), title="name", image="photo")
     catalogue = read_catalogue(tmp_path / "items.csv", columns)
-    assert catalogue.select("title", "text").rows() == [("Cup", "Cup A cup."), ("", "")]
+    assert catalogue.select("title", "text").rows() == [("Cup", "Cup A cup."), ("2", "")]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +46,8 @@ def test_text_columns_are_joined_and_empty_ones_leave_no_gap(tmp_path: Path) -> 
         ("../../etc/passwd", "image path outside the image folder"),
         ("/etc/passwd", "image path outside the image folder"),
         ("a/../../images-of-others/1.jpg", "image path outside the image folder"),
-        ("", "no image path"),
+        ("https://example.org/1.jpg", "image is a URL"),
+        ("//example.org/1.jpg", "image is a URL"),
     ],
 )
 def test_image_paths_may_not_leave_the_image_folder(image: str, reason: str, tmp_path: Path) -> None:
@@ -58,3 +72,54 @@ def test_of_rows_with_one_id_the_first_good_one_stays(tmp_path: Path) -> None:
     dropped = tally.to_dict()["dropped"]
     assert {reason: entry["count"] for reason, entry in dropped.items()} == {"empty text": 1, "duplicate item id": 1}
     assert dropped["duplicate item id"]["examples"] == ["row 3: item '1'"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["text"], [("a red cup", "a red cup", ""), ("a blue cup", "a blue cup", "")]),
+        (["image"], [("1", "", "1.jpg"), ("2", "", "2.jpg")]),
+    ],
+)
+def test_catalogue_of_one_modality_is_read_and_said(
+    names: list[str], expected: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _ITEMS.select("item_id", *names).write_csv(tmp_path / "items.csv")
+    catalogue = read_catalogue(tmp_path / "items.csv", ColumnsConfig())
+    assert catalogue.select("title", "text", "image").rows() == expected
+    assert "alone (--columns." in caplog.text
+    tally = Tally("items", 2)
+    assert drop_bad_items(catalogue, tally, tmp_path).height == 2
+    assert tally.kept == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (ColumnsConfig(image="picture"), "has no column 'picture'"),
+        (ColumnsConfig(text=("title", "story")), "has no column 'story'"),
+        (ColumnsConfig(item="sku"), "has no column 'sku'"),
+    ],
+)
+def test_a_column_that_was_named_must_be_there(columns: ColumnsConfig, message: str, tmp_path: Path) -> None:
+    _ITEMS.select("item_id", "text", title="text").write_csv(tmp_path / "items.csv")
+    with pytest.raises(UserError, match=message):
+        read_catalogue(tmp_path / "items.csv", columns)
+
+
+def test_a_catalogue_without_text_and_image_names_both(tmp_path: Path) -> None:
+    _ITEMS.select("item_id", name="text").write_csv(tmp_path / "items.csv")
+    with pytest.raises(UserError, match="has no column 'text', 'image'; it has 'item_id', 'name'"):
+        read_catalogue(tmp_path / "items.csv", ColumnsConfig())
+
+
+@pytest.mark.parametrize(("keep", "left"), [(False, ["4"]), (True, ["1", "2", "4"])])
+def test_rows_that_lack_one_modality_go_or_stay(keep: bool, left: list[str], tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,text,image\n1,,1.jpg\n2,two,\n3,,\n4,four,4.jpg\n")
+    tally = Tally("items", 4)
+    good = drop_bad_items(read_catalogue(tmp_path / "items.csv", ColumnsConfig()), tally, tmp_path, keep)
+    assert good["item_id"].to_list() == left
+    assert good["path"].to_list()[-1] == str(tmp_path / "4.jpg")
+    if keep:
+        assert good["path"].to_list()[1] == ""
+        assert list(tally.to_dict()["dropped"]) == ["neither text nor image"]

@@ -13,7 +13,7 @@ from ptmrec_dist.files import staged
 def _packed(folder: Path) -> Path:
     folder.mkdir()
     interactions = {"train": 0}
-    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, False, interactions, (), {}, {}).write(folder)
+    Manifest(SCHEMA_VERSION, "f", "random", 0, 5, 0, 0, (), None, interactions, (), {}, {}).write(folder)
     return folder
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import pytest
 import yaml
 
 from ptmrec_dist import cli
-from ptmrec_dist.config import EncoderConfig, ExperimentConfig, TrackingConfig
+from ptmrec_dist.config import EncoderConfig, ExperimentConfig, PackConfig, TrackingConfig
+from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import lay_out
 from ptmrec_dist.experiment.run import run_experiment
+from ptmrec_dist.training.runs import read_record, write_record
 from tests.conftest import UNTRACKED, Shop
 from tests.ranks import run_on_ranks
+from tests.tiny_clip import write_tiny_clip
 
 
 def _config(shop: Shop, out: Path, **changes: Any) -> ExperimentConfig:
@@ -188,6 +193,53 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished: Expe
     assert json.loads(lost.read_text()) == expected
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert {path: path.read_text() for path in tables} == tables
+
+
+def test_an_experiment_that_was_moved_runs_nothing_again(finished: ExperimentConfig, tmp_path: Path) -> None:
+    shutil.copytree(finished.out, tmp_path / "moved")
+    moved = replace(finished, out=tmp_path / "moved")
+    times = {path: path.stat().st_mtime_ns for path in moved.out.rglob("*.safetensors")}
+    shutil.rmtree(moved.out / "tables")
+    run_experiment(moved)
+    assert {path: path.stat().st_mtime_ns for path in moved.out.rglob("*.safetensors")} == times
+    for path in (finished.out / "tables").glob("accuracy*"):
+        assert (moved.out / "tables" / path.name).read_text() == path.read_text()
+
+
+def _other_shards(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    tables = {"items": tiny_shop.source / "items.csv", "interactions": tiny_shop.source / "interactions.csv"}
+    pack(PackConfig(**tables, out=folder, split="cold_items", core=2, num_shards=8, workers=1, seed=5))  # type: ignore[arg-type]
+    return replace(config, shards=folder)
+
+
+def _other_encoder(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    return replace(config, encoder=EncoderConfig(model=str(write_tiny_clip(folder, seed=9))))
+
+
+def _stage1_trained_anew(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    run = config.out / "runs" / "vbpr-both-frozen-seed0"
+    write_record(run, replace(read_record(run), kept_epoch=99))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other_shards, r"shards: got [0-9a-f]{12}, but .* was started with [0-9a-f]{12}; give that or choose"),
+        (_other_encoder, r"encoder: got [0-9a-f]{12}, but .* was started with [0-9a-f]{12}; give that or choose"),
+        (
+            _stage1_trained_anew,
+            r"out: vbpr-both-two_stage-lora-seed0 was made from stage1 [0-9a-f]{12}, which is [0-9a-f]{12} now; remove",
+        ),
+    ],
+)
+def test_finished_steps_of_other_inputs_are_refused(
+    finished: ExperimentConfig, tiny_shop: Shop, tmp_path: Path, change: Any, message: str
+) -> None:
+    shutil.copytree(finished.out, tmp_path / "out")
+    changed = change(tiny_shop, replace(finished, out=tmp_path / "out"), tmp_path / "other")
+    with pytest.raises(UserError, match=message):
+        run_experiment(changed)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,11 @@ import yaml
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import RayConfig, SweepConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import write_inputs
+from ptmrec_dist.sweep.driver import run_sweep
 from ptmrec_dist.sweep.space import check_space, grid_points, read_space, settings_of
+from ptmrec_dist.training.runs import plain_settings, read_record
 from tests.conftest import Shop
 
 
@@ -99,3 +103,18 @@ def test_ranks_are_counted_node_by_node(placement: str, nodes: list[int], ranks:
 
     config = RayConfig(cpus=2, placement=placement)  # type: ignore[arg-type]
     assert _groups([{"CPU": float(cpus)} for cpus in nodes], ranks, config) == groups
+
+
+def test_a_sweep_over_a_stage_1_that_was_trained_anew_is_refused_before_ray_is_reached(
+    tiny_shop: Shop, tmp_path: Path
+) -> None:
+    config = _config(stage1=tiny_shop.stage1, out=tmp_path / "sweep")
+    inputs = read_record(tiny_shop.stage1).inputs
+    config.out.mkdir()
+    (config.out / "sweep.yaml").write_text(yaml.safe_dump(plain_settings(config)))
+    write_inputs(config.out, inputs | {"stage1": "0" * 64})
+    message = (
+        f"stage1: got {inputs['stage1'][:12]}, but {config.out} was started with 000000000000; give that or choose"
+    )
+    with pytest.raises(UserError, match=message):
+        run_sweep(config)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ptmrec_dist import cli
-from ptmrec_dist.config import EncoderConfig, FeaturesConfig, ModelConfig, PackConfig, Stage1Config
+from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pack import pack
@@ -57,7 +57,7 @@ def _stage1(shards: Path, out: Path, **changes: Any) -> Stage1Config:
         "epochs": 3,
         "batch_size": 64,
         "checkpoint_every": 1,
-        "model": ModelConfig(dim=8),
+        "model": recommender_config(changes.get("recommender", "bpr"), dim=8),
         "device": "cpu",
         "tracking": UNTRACKED,
     }
@@ -152,6 +152,21 @@ def test_a_stage_1_trained_anew_under_a_stage_2_is_refused_by_name(
     assert read_record(stage1).fingerprint == before  # the same weights from the same inputs
     assert cli.run("stage2", arguments) == 0
     assert "going on at step 3" in capsys.readouterr().out
+
+
+def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(
+    tiny_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that were done of another order would leave out some items and repeat others."""
+    shards = _pack(tiny_shop, tmp_path / "shards")
+    arguments = ["--stage1", str(tiny_shop.stage1), "--shards", str(shards), "--out", str(tmp_path / "run")]
+    arguments += ["--epochs", "1", "--batch_size", "12", "--checkpoint_every", "1", *UNTRACKED_FLAGS]
+    assert exit_codes_on_ranks(1, _stage2_killed, arguments) == [-9]
+    _pack(tiny_shop, shards, num_shards=3)
+    assert cli.run("stage2", arguments) == 0
+    assert (
+        "the epoch starts again, for its order depends on the shards (3 steps are repeated)" in capsys.readouterr().out
+    )
 
 
 def test_ranks_that_are_kept_are_those_of_the_run_that_is_there(tiny_shop: Shop, tmp_path: Path) -> None:
