@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Backbone:
     model_config: dict[str, Any]
     """open_clip's `model_cfg`."""
     fingerprint: str
-    """sha256 over weights and image settings."""
+    """sha256 over weights, configuration, image settings and tokenizer."""
     tuned: Path | None = None
     """What was tuned inside it before and is now a part of it."""
 
@@ -114,10 +114,8 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
     tuned = Path(settings.model) / TUNED_FILE
     carried = tuned if tuned.is_file() else None
-    digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
-    digest.update(_fingerprint(clip, image_config, carried).encode())
-    digest.update(_tokenizer_state(tokenizer))
-    return Backbone(clip, tokenizer, image_config, model_config, digest.hexdigest(), carried)
+    fresh = Backbone(clip, tokenizer, image_config, model_config, "", carried)
+    return replace(fresh, fingerprint=_fingerprint(fresh))
 
 
 def load_backbone_of(made: dict[str, Any]) -> Backbone:
@@ -239,10 +237,12 @@ def _unfold_scalars(clip: nn.Module) -> None:
             setattr(clip, name, nn.Parameter(parameter.detach().reshape(1)))
 
 
-def _fingerprint(clip: nn.Module, image_config: PreprocessCfg, tuned: Path | None) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(image_config), sort_keys=True, default=str).encode())
-    digest.update(b"" if tuned is None else tuned.read_bytes())
-    for name, value in sorted(clip.state_dict().items()):
+def _fingerprint(backbone: Backbone) -> str:
+    described = [backbone.model_config, asdict(backbone.image_config)]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    digest.update(_tokenizer_state(backbone.tokenize))
+    digest.update(b"" if backbone.tuned is None else backbone.tuned.read_bytes())
+    for name, value in sorted(backbone.clip.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
