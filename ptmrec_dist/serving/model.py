@@ -28,7 +28,7 @@ from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.people import Askers, People
-from ptmrec_dist.training.runs import ENCODER_FILE
+from ptmrec_dist.training.records import ENCODER_FILE
 
 if TYPE_CHECKING:
     from ptmrec_dist.encoders.encoder import Encoder
