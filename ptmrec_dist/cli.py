@@ -42,6 +42,7 @@ COMMANDS = {
     "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
+    "serve": Command(config.ServeConfig, "ptmrec_dist.registry.server:serve"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
 }
 

@@ -133,12 +133,33 @@ class RecommendConfig:
     """Items a user."""
     exclude_seen: bool = True
     """Leave out what the user took in training."""
+    unknown: Literal["skip", "error"] = "skip"
+    """Users whom the model does not know: `skip` gives them the list of an average user and marks them, `error` refuses."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
         require((self.users is None) == self.all, "users", self.users, "either --users or --all")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a registered model over HTTP, once its files are those that were registered; limits: docs/serving.md."""
+
+    model: str
+    """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder. A server keeps the version that an alias pointed
+    at when it started."""
+    host: str = "127.0.0.1"
+    """Address to listen at; `0.0.0.0` for all of this machine's."""
+    port: int = 5000
+    """Port to listen at."""
+    workers: int = 1
+    """Processes that answer, each with the whole model in its memory."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        require(self.workers >= 1, "workers", self.workers, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
