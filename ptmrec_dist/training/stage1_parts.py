@@ -22,7 +22,7 @@ from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import NegativeSampler
-from ptmrec_dist.training.runs import RunRecord
+from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.watch import Watch
 
 
