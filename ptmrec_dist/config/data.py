@@ -120,12 +120,22 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Extract the frozen encoder's features of every item into memory-mapped arrays."""
+    """Extract an encoder's features of every item into memory-mapped arrays, or take arrays that you have."""
 
     shards: Path
     """Packed data set."""
-    encoder: EncoderConfig
-    """Encoder to read features from."""
+    encoder: EncoderConfig | None = None
+    """Encoder to read features from: `--encoder.model` is an open_clip name (with `--encoder.pretrained`, a tag), a folder, or
+    a run that tuned an encoder."""
+    image_npy: Path | None = None
+    """Image features of your own instead of an encoder: `.npy` with a row for each item (row r is item r where item ids are
+    row numbers, else rows follow the packed items), or `.parquet` with a column of item ids."""
+    text_npy: Path | None = None
+    """Text features of your own, likewise."""
+    item_column: str = "item_id"
+    """Column of the item ids in a `.parquet` file of features."""
+    raw: bool = False
+    """Keep rows of your own arrays as they are; by default they are scaled to length 1, as an encoder's are."""
     out: Path
     """Folder for `image.npy`, `text.npy` and `manifest.json`."""
     batch_size: int = 256
@@ -142,6 +152,16 @@ class FeaturesConfig:
     """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
 
     def __post_init__(self) -> None:
+        given = [self.image_npy or self.text_npy, self.encoder]
+        require(
+            sum(one is not None for one in given) == 1,
+            "encoder",
+            self.encoder,
+            "--encoder.model, or --image_npy and --text_npy, one of the two",
+        )
+        require(
+            not self.raw or self.encoder is None, "raw", self.raw, "false with an encoder, whose features have length 1"
+        )
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")

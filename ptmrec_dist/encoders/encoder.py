@@ -48,8 +48,9 @@ class Encoder(nn.Module):
         self.prompts = nn.ModuleDict()
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
-        if backbone.tuned is not None:
-            self.load_tuned(backbone.tuned)
+        for tuned in backbone.tuned:
+            self.load_tuned(tuned)
+            lora.merge(self.towers)
             self.requires_grad_(False)
         self.tune("none", None, torch.Generator())
 
