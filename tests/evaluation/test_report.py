@@ -69,7 +69,7 @@ def test_a_change_is_a_gain_or_a_loss_only_if_its_number_shows_it(
     assert kind_of_change(text) == kind
 
 
-def test_titles_and_ids_cannot_break_out_of_the_report(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_titles_and_ids_cannot_break_out_of_the_page(tiny_shop: Shop, tmp_path: Path) -> None:
     page = _report(tiny_shop, title="<script>alert(1)</script>")
     write_report(tmp_path / "report.html", Dataset(tiny_shop.shards), page)
     html = (tmp_path / "report.html").read_text()

@@ -37,7 +37,7 @@ def bars(
             if chance is not None and part in chance:
                 # Beside the bars only, so that it crosses no name.
                 ends = [row - _BAR / 2 for row in rows], [row + _BAR / 2 for row in rows]
-                plot.vlines(chance[part], *ends, color=INK, linestyle=":", linewidth=1.6)
+                plot.vlines([chance[part]] * len(rows), *ends, color=INK, linestyle=":", linewidth=1.6)
         plots[-1].set_xlabel(label)
         return svg_of(drawn, _alternative(parts, label))
 
