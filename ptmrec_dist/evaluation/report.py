@@ -17,9 +17,9 @@ from PIL import Image
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.comparison import PARTS, SeedRun, Setting, accuracy, chance_levels, curves
 from ptmrec_dist.evaluation.figures import styles_of
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
+from ptmrec_dist.evaluation.outcomes import PARTS, SeedRun, Setting, accuracy, chance_levels, curves
 from ptmrec_dist.evaluation.page import Change, Item, ItemRow, Page, Section, UserRows, gain, write_page
 from ptmrec_dist.evaluation.tables import Entry, Table
 

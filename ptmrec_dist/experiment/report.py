@@ -12,8 +12,9 @@ import numpy as np
 
 from ptmrec_dist.config import ReportConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
 from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.outcomes import PARTS, Setting
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.lock import exclusive_out

@@ -14,8 +14,9 @@ import yaml
 
 from ptmrec_dist.config import ExperimentConfig, ReadsRun
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
 from ptmrec_dist.evaluation.metrics import SELECT, SHOWN, title_of
+from ptmrec_dist.evaluation.outcomes import PARTS, SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds

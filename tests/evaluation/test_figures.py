@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from ptmrec_dist.evaluation.comparison import SeedRun, Setting, accuracy, curves
 from ptmrec_dist.evaluation.figures import Curve, bars, learning_curves, styles_of
 from ptmrec_dist.evaluation.figures.style import legend_height, wrapped
+from ptmrec_dist.evaluation.outcomes import SeedRun, Setting, accuracy, curves
 
 METRICS = {"test": {"recall@20": 0.2}, "cold_test": {"recall@20": 0.4}}
 
