@@ -33,7 +33,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
+from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_pairs, generate_shop
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.report import Report, ShownRow, ShownUser, write_report
@@ -169,14 +169,14 @@ def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
 
 def _draw(shop: Path, seed: int) -> None:
     with staged(shop) as fresh:
-        draw_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
+        generate_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
 
 
 def _train_clip(clip: Path, seed: int) -> None:
     from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 
     # Other pictures than the shop's: another stream of random numbers.
-    pictures, captions = draw_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
+    pictures, captions = generate_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
     with staged(clip) as fresh:
         train_clip(fresh, pictures, captions, seed=seed)
 
