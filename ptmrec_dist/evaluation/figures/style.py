@@ -114,7 +114,9 @@ def wrapped(name: str, width: int = _WHOLE) -> str:
     Returns:
         The name with line breaks, otherwise unchanged.
     """
-    breakable = re.sub(r"(?<=[._/])(?=[A-Za-z])|(?<=[_/])(?=\d)", "\v", name)  # a space to textwrap, removed again below
+    breakable = re.sub(
+        r"(?<=[._/])(?=[A-Za-z])|(?<=[_/])(?=\d)", "\v", name
+    )  # a space to textwrap, removed again below
     lines = textwrap.wrap(breakable, width, expand_tabs=False, replace_whitespace=False)
     return "\n".join(lines).replace("\v", "") or name
 
