@@ -1,4 +1,4 @@
-"""Features of all items on disk: one memory-mapped array per modality, row = item index, and where they came from."""
+"""Features of all items on disk: one memory-mapped array per modality (row = item index), and their provenance."""
 
 import hashlib
 import json
@@ -20,17 +20,17 @@ class FeatureManifest:
     """sha256 over the arrays and what they were made from."""
     data: str
     """Fingerprint of the packed data set."""
-    encoder: str
-    """Fingerprint of the backbone."""
-    encoder_model: str
-    """open_clip name or folder of the backbone, where it was last found: as seen from this folder, or where it was."""
+    encoder: str | None
+    """Fingerprint of the backbone; None for arrays that came from elsewhere."""
+    encoder_model: str | None
+    """open_clip name or last known folder of the backbone, relative to this folder or absolute."""
     encoder_pretrained: str | None
     """open_clip tag of the backbone's weights."""
     widths: dict[str, int]
     """Modality to width of its rows."""
     filled: dict[str, int] = field(default_factory=dict)
-    """Modality to the number of items that lack it, whose rows are the mean of the others; without those that none lacks.
-    The items table of the data set says which items."""
+    """Modality to the number of items that lack it, whose rows are the mean of the others; modalities that no item
+    lacks are left out. The items table of the data set lists the items."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FeatureStore:
     """An opened features folder."""
 
     folder: Path
-    """Where it lies."""
+    """Path of the folder."""
     manifest: FeatureManifest
     """What it was made from."""
     tables: dict[str, np.ndarray]
@@ -65,12 +65,11 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:
         content = json.loads((folder / "manifest.json").read_text())
-        content["encoder_model"] = find(content.pop("encoder_relative", None), content["encoder_model"], folder)
+        relative, model = content.pop("encoder_relative", None), content["encoder_model"]
+        content["encoder_model"] = None if model is None else find(relative, model, folder)
         manifest = FeatureManifest(**content)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})"
-        ) from error
+        raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
     if manifest.data != data_fingerprint:
         raise UserError(
             f"features: {folder} was made from data {manifest.data[:12]}, but the shards are {data_fingerprint[:12]}; "
@@ -80,7 +79,7 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
     found = _fingerprint(tables, manifest.data, manifest.encoder)
     if found != manifest.fingerprint:
         raise UserError(
-            f"features: the arrays of {folder} are {found[:12]}, but its manifest says {manifest.fingerprint[:12]}: they "
+            f"features: the arrays of {folder} are {found[:12]}, but its manifest lists {manifest.fingerprint[:12]}: they "
             "were changed; run `ptmrec features` again"
         )
     return FeatureStore(folder, manifest, tables)
@@ -91,9 +90,9 @@ def write_features(
     tables: dict[str, np.ndarray],
     *,
     data: str,
-    encoder: str,
-    model: str,
-    pretrained: str | None,
+    encoder: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     filled: dict[str, int] | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
@@ -102,7 +101,7 @@ def write_features(
         folder: Folder to write.
         tables: Modality to float32 [I, d_m].
         data: Fingerprint of the packed data set.
-        encoder: Fingerprint of the backbone.
+        encoder: Fingerprint of the backbone; None for arrays that came from elsewhere.
         model: open_clip name or folder of the backbone.
         pretrained: open_clip tag of its weights.
         filled: Modality to the number of items that lack it; by default none.
@@ -114,7 +113,7 @@ def write_features(
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
     fingerprint = _fingerprint(tables, data, encoder)
     manifest = FeatureManifest(fingerprint, data, encoder, model, pretrained, widths, filled or {})
-    relative = relative_to(model, folder) if Path(model).is_absolute() else None
+    relative = relative_to(model, folder) if model is not None and Path(model).is_absolute() else None
     with staged(folder) as fresh:
         for name, table in tables.items():
             np.save(fresh / f"{name}.npy", table)
@@ -138,7 +137,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
 
 
-def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str) -> str:
+def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str | None) -> str:
     digest = hashlib.sha256(f"{data}:{encoder}".encode())
     for name, table in sorted(tables.items()):
         digest.update(name.encode())

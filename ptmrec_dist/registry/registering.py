@@ -20,7 +20,8 @@ from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import ENCODER_FILE, flatten, require_encoder
+from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
+from ptmrec_dist.training.runs import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -169,8 +169,8 @@ class ServedModel:
         """
         if self._new_items is None or askers.modal_users_BD is None:
             raise UserError(
-                "new items: this model takes none; expected one that reads features, and from an encoder, not from "
-                "tables that were trained"
+                "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
+                "the user's or from tables that were trained"
             )
         vectors_BD = self._new_items.encode(columns)
         scores_B = (askers.modal_users_BD * vectors_BD).sum(dim=1)

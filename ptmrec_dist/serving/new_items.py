@@ -18,7 +18,7 @@ from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
-from ptmrec_dist.training.runs import ENCODER_FILE
+from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
 

@@ -23,7 +23,7 @@ from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.runs import require_encoder
+from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
@@ -83,10 +83,15 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
     record = start.record
     if record.stage > 1:
         raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
-    if not start.recommender.multimodal or record.encoder is None:
+    if not start.recommender.multimodal:
         raise UserError(
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; choose vbpr, freedom "
             "or another that reads features"
+        )
+    if record.encoder is None:
+        raise UserError(
+            f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
+            "`ptmrec features --encoder.model` to tune one"
         )
     if record.train_features:
         raise UserError(

@@ -18,7 +18,8 @@ from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.loop import go_on
-from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RunFolder, flatten, save_tensors
 from ptmrec_dist.training.schedule import skip_to, steps_before
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner

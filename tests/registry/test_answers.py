@@ -26,7 +26,7 @@ from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving.fold_in import PENALTY, PRIOR
 from ptmrec_dist.serving.images import MAX_IMAGE_PIXELS
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.records import RECOMMENDER_FILE
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.films import (
     NUM_ITEMS,

@@ -18,7 +18,7 @@ from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving.fold_in import PRIOR
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE, read_record, write_record
+from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
 from tests.registry.films import OFF, Shop

@@ -56,7 +56,7 @@ class Backbone:
     model_config: dict[str, Any]
     """open_clip's `model_cfg`."""
     fingerprint: str
-    """sha256 over weights, image settings and what was tuned inside it."""
+    """sha256 over weights, configuration, image settings, tokenizer and what was tuned inside it."""
     tuned: tuple[Path, ...] = ()
     """Files of what was tuned inside it before and is now a part of it, in the order of tuning."""
 
