@@ -175,6 +175,36 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
+def require_same_draws(count: int, world: World) -> None:
+    """Refuse ranks whose devices draw different numbers from one seed, as GPUs of different models may.
+
+    Collective: every rank must call this.
+
+    Args:
+        count: Most numbers that are drawn at once.
+        world: This rank's place.
+
+    Raises:
+        UserError: Ranks disagree.
+    """
+    if world.size == 1:
+        return
+    # A GPU spreads what it draws over its processors; past a million numbers all of them take part.
+    count, generator = min(count, 2**22), torch.Generator(world.device).manual_seed(0)
+    order_N = torch.randperm(count, generator=generator, device=world.device)
+    uniform_N = torch.rand(count, generator=generator, dtype=torch.float64, device=world.device)
+    times_N = torch.empty(count, dtype=torch.float64, device=world.device).exponential_(generator=generator)
+    mark = (order_N * (uniform_N.view(torch.int64) ^ times_N.view(torch.int64).roll(1))).sum()
+    marks = gather_rows(mark.reshape(1), 1).tolist()
+    others = ", ".join(str(rank) for rank, found in enumerate(marks) if found != marks[0])
+    if others:
+        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "the CPU"
+        raise UserError(
+            f"device: rank {others} draws other random numbers than rank 0 from the same seed (this rank {world.rank} is on "
+            f"{name}); expected devices of one model, choose others or use --device cpu"
+        )
+
+
 def import_deepspeed() -> object:
     """Import DeepSpeed without what it drags in and does not need here.
 

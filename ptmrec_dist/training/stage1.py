@@ -3,8 +3,8 @@
 ptmrec stage1 --shards shards/movies --features features/movies --recommender vbpr --out runs/a         # one process
 deepspeed --num_gpus 2 launchers/stage1.py --shards shards/movies --recommender lightgcn --out runs/a   # over ranks
 
-Over ranks every rank holds the whole graph and draws the whole global batch, the same on all, and takes its share of the
-rows: N ranks train as one process would on the same batches.
+Over ranks every rank holds the whole graph and draws the whole global batch, the same on all (or is refused), and takes its
+share of the rows: N ranks train as one process would on the same batches.
 
 Legend: G interactions of the global batch.
 """
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.distributed import barrier, join_world
+from ptmrec_dist.distributed import barrier, join_world, require_same_draws
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
@@ -53,7 +53,9 @@ def train_stage1(config: Stage1Config) -> None:
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
-    stage = prepare(config, dataset, store, join_world(config.device, config.timeout))
+    world = join_world(config.device, config.timeout)
+    require_same_draws(len(dataset.interactions("train").items), world)
+    stage = prepare(config, dataset, store, world)
     if stage.world.is_first:
         run.start()
     barrier()

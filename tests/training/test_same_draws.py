@@ -1,0 +1,39 @@
+"""Ranks that draw different numbers from one seed would train on different batches as if they were one: they are refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Shop
+from tests.ranks import command_on_rank, exit_codes_on_ranks
+
+
+def _drawing(arguments: list[str], logs: Path, drawn: str) -> None:
+    """Stage 1 on a rank; the device of rank 1 is one of another model."""
+    if os.environ["RANK"] == "1" and drawn == "order":
+        own = torch.randperm
+        torch.randperm = lambda *inputs, **named: own(*inputs, **named).flip(0)  # type: ignore[assignment]
+    if os.environ["RANK"] == "1" and drawn == "uniform numbers":
+        rand = torch.rand
+        torch.rand = lambda *inputs, **named: rand(*inputs, **named).roll(1)  # type: ignore[assignment]
+    command_on_rank("stage1", arguments, logs)
+
+
+@pytest.mark.parametrize("drawn", ["order", "uniform numbers"])
+def test_a_rank_that_draws_other_numbers_is_refused_before_anything_is_written(
+    tiny_shop: Shop, tmp_path: Path, drawn: str
+) -> None:
+    out = tmp_path / "run"
+    arguments = [
+        *("--shards", str(tiny_shop.shards), "--recommender", "lightgcn", "--out", str(out), "--epochs", "1"),
+        *("--batch_size", "128", "--device", "cpu", "--tracking.enabled", "false"),
+    ]
+    assert exit_codes_on_ranks(2, _drawing, arguments, tmp_path, drawn) == [2, 2]
+    for rank in range(2):
+        said = (tmp_path / f"rank{rank}").read_text()
+        assert "error: device: rank 1 draws other random numbers than rank 0 from the same seed" in said
+    assert not out.exists()
+    if drawn == "order":
+        assert exit_codes_on_ranks(2, _drawing, arguments, tmp_path, "alike") == [0, 0]
