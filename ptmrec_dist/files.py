@@ -75,6 +75,19 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def link_or_copy(file: Path, name: Path) -> None:
+    """Give a file a second name, or where the file system has no hard links copy it.
+
+    Args:
+        file: The file; whoever replaces it later leaves the second name with what it has now.
+        name: The second name; nothing is there yet.
+    """
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
 def sha256(path: Path) -> str:
     """Compute the digest of a file.
 

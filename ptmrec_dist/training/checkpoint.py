@@ -67,7 +67,8 @@ class Checkpoints:
 
         Args:
             state: State of the loop.
-            write: Writes the weights into the folder that it is given; its collectives come before its first file.
+            write: Writes the weights into the folder that it is given; a rank that cannot write takes part in all its
+                collectives before it raises.
             world: This rank's place.
 
         Raises:
@@ -117,7 +118,7 @@ class Checkpoints:
 def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
     """Let the first rank write files, and let all ranks know whether it could.
 
-    Collective: every rank must enter this; collectives inside it must come before the first file.
+    Collective: every rank must enter this; a rank that cannot write takes part in all collectives inside before it raises.
 
     Args:
         world: This rank's place.

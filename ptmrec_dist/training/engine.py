@@ -155,7 +155,7 @@ def parameter_groups(tuner: Tuner, config: TrainsBoth) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def whole_parameters(engine: Any, zero_stage: int, *, changed: bool = False) -> Iterator[None]:
+def whole_parameters(engine: Any, zero_stage: int) -> Iterator[None]:
     """Make every parameter whole on every rank while the block runs; ZeRO-3 keeps them divided otherwise.
 
     Collective: every rank must call this.
@@ -163,7 +163,6 @@ def whole_parameters(engine: Any, zero_stage: int, *, changed: bool = False) -> 
     Args:
         engine: DeepSpeed's engine.
         zero_stage: ZeRO stage.
-        changed: The block changes parameters, the same on every rank.
 
     Yields:
         Nothing.
@@ -172,5 +171,5 @@ def whole_parameters(engine: Any, zero_stage: int, *, changed: bool = False) -> 
         yield
         return
     deepspeed: Any = import_deepspeed()
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=0 if changed else None):
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), modifier_rank=None):
         yield

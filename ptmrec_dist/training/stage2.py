@@ -205,3 +205,4 @@ def _refresh_features(stage: Stage2) -> None:
         table = table.to(device)
         was_read = table.any(dim=1, keepdim=True)  # an item that could not be read keeps the features it had
         stage.tuner.features[modality] = table.where(was_read, stage.tuner.features[modality])
+    stage.features_written = False

@@ -64,6 +64,8 @@ class Stage2:
     """Told of each evaluation, on every rank."""
     meter: Meter = field(default_factory=Meter)
     """Time, items and memory of the epochs."""
+    features_written: bool = False
+    """Whether the features as they stand lie beside the checkpoints."""
 
 
 def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:

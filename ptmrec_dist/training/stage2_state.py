@@ -10,6 +10,7 @@ from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.encoders.features import count_absent
 from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
+from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
@@ -23,6 +24,8 @@ from ptmrec_dist.training.runs import RunFolder, flatten, save_tensors
 from ptmrec_dist.training.schedule import skip_to, steps_before
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner
+
+FEATURES_FILE = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,18 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
     folder, loop = go_on(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
     if folder is not None:
         skip_to(stage.schedule, steps_before(stage.stream, loop.epoch, config.accumulation) + loop.step)
-        # The stored features are those of the last refresh, which the interrupted run had in memory.
-        features = load_file(folder / "features.safetensors")
-        stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
+        if stage.tuner.encoder is not None:
+            # The stored features are those of the last refresh, which the interrupted run had in memory.
+            features = load_file(folder / FEATURES_FILE)
+            stage.tuner.features = {modality: table.to(world.device) for modality, table in features.items()}
     return loop
 
 
 def write_checkpoint(stage: Stage2, folder: Path) -> None:
     """Write what `resume` needs into a checkpoint folder.
+
+    Features are written once a refresh, beside the checkpoints, which hold links to them: they are gone from the disk with the
+    last checkpoint that has them. Those of a frozen encoder are those that stage 2 started from.
 
     Collective: every rank must call this.
 
@@ -85,8 +92,12 @@ def write_checkpoint(stage: Stage2, folder: Path) -> None:
         folder: The checkpoint's folder.
     """
     save_engine(stage.engine, folder)
-    if stage.world.is_first:
-        save_tensors(folder / "features.safetensors", stage.tuner.features)
+    if stage.world.is_first and stage.tuner.encoder is not None:
+        written = folder.parent / FEATURES_FILE
+        if not stage.features_written:
+            save_tensors(written, stage.tuner.features)
+            stage.features_written = True
+        link_or_copy(written, folder / FEATURES_FILE)
 
 
 def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weights]:

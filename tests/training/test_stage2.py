@@ -141,6 +141,28 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert not (broken / "checkpoints").exists()
 
 
+def test_checkpoints_share_the_features_of_a_refresh(tiny_shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = _config(tiny_shop, out, checkpoint_every=1, keep_checkpoints=20)
+    assert exit_codes_on_ranks(1, _killed_at_step, config, 6) == [-9]
+    files: dict[int, list[int]] = {}
+    for folder in sorted((out / "checkpoints").glob("step-*")):
+        epoch = _json(folder / "loop.json")["state"]["epoch"]
+        files.setdefault(epoch, []).append((folder / "features.safetensors").stat().st_ino)
+    assert sorted(files) == [0, 1]
+    assert len(files[0]) > 1
+    assert all(len(set(same)) == 1 for same in files.values())
+    assert files[0][0] != files[1][0]
+
+
+def test_checkpoints_of_a_frozen_encoder_hold_no_features(tiny_shop: Shop, tmp_path: Path) -> None:
+    config = _config(tiny_shop, tmp_path / "run", tuning=TuningConfig(method="none"))
+    assert exit_codes_on_ranks(1, _killed_at_step, config, 3) == [-9]
+    found = {path.name for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()}
+    assert found == {"loop.json", "weights.safetensors", "optimizer.safetensors"}
+    assert exit_codes_on_ranks(1, train_stage2, config) == [0]
+
+
 def _asked_to_stop_at_step(config: Stage2Config, step: int) -> str:
     from ptmrec_dist.training import stage2
 

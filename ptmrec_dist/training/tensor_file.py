@@ -1,0 +1,99 @@
+"""Safetensors files written tensor by tensor, so that a model need never be whole in memory; the library wants all at once.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header, a JSON header with dtype, shape
+and offsets of each tensor, and the data without gaps.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor that is put together when it is written."""
+
+    name: str
+    """Its name in the file."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    dtype: torch.dtype
+    """Its dtype."""
+    whole: Callable[[], AbstractContextManager[Tensor]]
+    """Has the tensor, on any device, while its block runs; may be collective."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
+    """Write tensors one after the other.
+
+    Collective where a piece is: every rank must call this, with the same pieces. A rank that cannot write still helps to put
+    the others together, and raises at the end, so that no rank waits for it.
+
+    Args:
+        path: File to write; None on a rank that only helps.
+        pieces: Tensors.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    # As the library sorts them: every tensor then begins at a multiple of its element's size.
+    ordered = sorted(pieces, key=lambda piece: (-piece.dtype.itemsize, piece.name))
+    failure: OSError | None = None
+    with ExitStack() as stack:
+        file: BinaryIO | None = None
+        try:
+            if path is not None:
+                file = stack.enter_context(path.open("wb"))
+                file.write(_header(ordered))
+        except OSError as error:
+            failure = error
+        for piece in ordered:
+            with piece.whole() as tensor:
+                try:
+                    if file is not None and failure is None:
+                        _append(file, tensor, piece)
+                except OSError as error:
+                    failure = error
+    if failure is not None:
+        raise failure
+
+
+def _header(ordered: list[Piece]) -> bytes:
+    described, start = {}, 0
+    for piece in ordered:
+        end = start + piece.num_bytes
+        described[piece.name] = {"dtype": _NAMES[piece.dtype], "shape": piece.shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _append(file: BinaryIO, tensor: Tensor, piece: Piece) -> None:
+    assert (tensor.dtype, tensor.numel()) == (piece.dtype, prod(piece.shape)), piece.name
+    file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,67 @@
+"""Files written tensor by tensor are those of the library, and a full disk lets no rank wait."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ptmrec_dist.training.tensor_file import Piece, write_pieces
+
+TENSORS = {
+    "b": torch.randn(3, 5),
+    "a": torch.arange(7),
+    "half": torch.randn(5).bfloat16(),
+    "scalar": torch.tensor(4.0),
+    "turned": torch.randn(4, 3).T,
+    "none": torch.empty(0, 8),
+    "mask": torch.tensor([True, False, True]),
+    "bytes": torch.arange(3, dtype=torch.uint8),
+}
+
+
+def _pieces(tensors: dict[str, Tensor], seen: list[str] | None = None) -> list[Piece]:
+    @contextmanager
+    def whole(name: str) -> Iterator[Tensor]:
+        if seen is not None:
+            seen.append(name)
+        yield tensors[name]
+
+    return [
+        Piece(name, tuple(tensor.shape), tensor.dtype, lambda name=name: whole(name))  # type: ignore[misc]
+        for name, tensor in tensors.items()
+    ]
+
+
+@pytest.mark.parametrize("tensors", [TENSORS, {}], ids=["many", "none"])
+def test_the_library_reads_what_it_would_have_written(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    write_pieces(tmp_path / "ours", _pieces(tensors))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    found, expected = load_file(tmp_path / "ours"), load_file(tmp_path / "theirs")
+    assert found.keys() == expected.keys() == tensors.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert (tmp_path / "ours").stat().st_size == (tmp_path / "theirs").stat().st_size
+
+
+def test_a_rank_that_cannot_write_or_only_helps_puts_every_tensor_together(tmp_path: Path) -> None:
+    helped: list[str] = []
+    write_pieces(None, _pieces(TENSORS, helped))
+    tried: list[str] = []
+    with pytest.raises(OSError, match="No such file"):
+        write_pieces(tmp_path / "absent" / "file", _pieces(TENSORS, tried))
+    assert tried == helped
+    assert sorted(helped) == sorted(TENSORS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_after_the_last_tensor() -> None:
+    tried: list[str] = []
+    large = {str(number): torch.zeros(10_000) for number in range(3)}
+    with pytest.raises(OSError, match="No space left"):
+        write_pieces(Path("/dev/full"), _pieces(large, tried))
+    assert tried == ["0", "1", "2"]
