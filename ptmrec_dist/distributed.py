@@ -198,10 +198,9 @@ def require_same_draws(count: int, world: World) -> None:
     marks = gather_rows(mark.reshape(1), 1).tolist()
     others = ", ".join(str(rank) for rank, found in enumerate(marks) if found != marks[0])
     if others:
-        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "the CPU"
         raise UserError(
-            f"device: rank {others} draws other random numbers than rank 0 from the same seed (this rank {world.rank} is on "
-            f"{name}); expected devices of one model, choose others or use --device cpu"
+            f"device: rank {others} draws other random numbers than rank 0 from the same seed, as GPUs of different models "
+            "may; expected devices of one model, choose them or use --device cpu"
         )
 
 

@@ -31,9 +31,9 @@ def test_a_rank_that_draws_other_numbers_is_refused_before_anything_is_written(
         *("--batch_size", "128", "--device", "cpu", "--tracking.enabled", "false"),
     ]
     assert exit_codes_on_ranks(2, _drawing, arguments, tmp_path, drawn) == [2, 2]
-    for rank in range(2):
-        said = (tmp_path / f"rank{rank}").read_text()
-        assert "error: device: rank 1 draws other random numbers than rank 0 from the same seed" in said
+    said = (tmp_path / "rank0").read_text()
+    assert "error: device: rank 1 draws other random numbers than rank 0 from the same seed" in said
+    assert "Traceback" not in said
     assert not out.exists()
     if drawn == "order":
         assert exit_codes_on_ranks(2, _drawing, arguments, tmp_path, "alike") == [0, 0]
