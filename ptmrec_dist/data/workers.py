@@ -144,7 +144,7 @@ class RankPool:
     def _scatter(self, tasks: list[Any] | None) -> Any:
         """Send each rank its tasks, or None when there are no more."""
         received: list[Any] = [None]
-        self._talk(lambda: self._dist.scatter_object_list(received, tasks))
+        self._run_collective(lambda: self._dist.scatter_object_list(received, tasks))
         return received[0]
 
     def _answer(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[tuple[list[Any], str]]:
@@ -154,10 +154,10 @@ class RankPool:
         except Exception as error:  # sent to the first rank, which stops all
             answer = ([], f"{type(error).__name__}: {error}")
         answers: list[Any] = [None] * self._world.size
-        self._talk(lambda: self._dist.gather_object(answer, None if self.serves else answers))
+        self._run_collective(lambda: self._dist.gather_object(answer, None if self.serves else answers))
         return answers
 
-    def _talk(self, collective: Callable[[], None]) -> None:
+    def _run_collective(self, collective: Callable[[], None]) -> None:
         try:
             collective()
         except RuntimeError as error:

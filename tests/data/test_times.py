@@ -38,7 +38,7 @@ def test_dates_that_are_ambiguous_or_none_are_not_guessed(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1500000000", "1.5e9", "1500000000000", "1500000000000000.0", "1500000000000000000"])
-def test_numbers_are_seconds_or_parts_of_one_by_their_size(text: str) -> None:
+def test_numbers_are_seconds_or_fractions_of_one_by_their_size(text: str) -> None:
     assert seconds_of(pl.Series([text])).to_list() == [1.5e9]
 
 

@@ -64,10 +64,10 @@ def test_an_encoder_that_changed_since_is_refused_with_both_fingerprints(tiny_cl
     [
         (EncoderConfig(model="ViT-B-33"), "'ViT-B-33' is neither a folder nor a model that open_clip knows"),
         (EncoderConfig(model="ViT-B-32"), r"encoder.pretrained: ViT-B-32 needs a tag of its weights \(.*openai"),
-        (EncoderConfig(model="ViT-B-32", pretrained="nobody"), "encoder.model: cannot load 'ViT-B-32'"),
+        (EncoderConfig(model="ViT-B-32", pretrained="unknown"), "encoder.model: cannot load 'ViT-B-32'"),
     ],
 )
-def test_names_and_tags_that_mean_nothing_are_refused(settings: EncoderConfig, message: str) -> None:
+def test_unknown_names_and_tags_are_refused(settings: EncoderConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(settings)
 

@@ -210,7 +210,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_sh
     with pytest.raises(UserError, match=r"carries tuned\.safetensors from a fine-tuning before"):
         fine_tune(again)
     prompted = Encoder(load_backbone(again.encoder), ("image", "text"))
-    with pytest.raises(UserError, match="carries prompts from before"):
+    with pytest.raises(UserError, match="already has prompts"):
         prompted.tune("prompt", PromptConfig(), torch.Generator())
 
 
