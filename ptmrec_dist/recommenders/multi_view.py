@@ -214,12 +214,12 @@ class MultiViewRecommender(Recommender):
 
     def _contrast(self, fused: "_Fused", rows_B: Tensor, table_NW: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
-        asked_Q, answers_B = rows_B.unique(return_inverse=True)
+        nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
         keys_K, counts_K = gather_rows(fused.nodes_N[rows_B]).unique(return_counts=True)
         keys_KD = F.embedding(keys_K, table_NW[:, : self.users.embedding_dim])
-        queries_QD, own_QD = (F.embedding(asked_Q, part_ND) for part_ND in (fused.sides_ND, fused.ids_ND))
+        queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
         losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
-        return self.cl_weight * losses_Q[answers_B]
+        return self.cl_weight * losses_Q[inverse_B]
 
     def _dropout(self) -> tuple[Tensor, Tensor] | None:
         return self._kept if self.training else None
