@@ -256,7 +256,7 @@ class Recommender(nn.Module, ABC):
 
     def _id_only(self) -> UserError:
         return UserError(
-            f"recommender: got {type(self).__name__}, which is ID-only; expected one that "
+            f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
             "reads images or texts, choose vbpr, freedom, mgcn or smore"
         )
 

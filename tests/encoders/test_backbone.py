@@ -55,7 +55,7 @@ def test_images_of_any_shape_and_mode_become_bytes_of_the_encoders_size(tiny_cli
 
 def test_an_encoder_that_changed_since_is_refused_with_both_fingerprints(tiny_clip: Path) -> None:
     made = {"model": str(tiny_clip), "pretrained": None, "fingerprint": "0" * 64}
-    with pytest.raises(UserError, match=r"is [0-9a-f]{12}, but the features came from 000000000000; bring"):
+    with pytest.raises(UserError, match=r"is [0-9a-f]{12}, but the features came from 000000000000; restore"):
         load_backbone_of(made)
 
 

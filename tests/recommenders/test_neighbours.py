@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, cap
     blocked.write_text("not a folder")
     found = nearest_neighbours(torch.eye(3), 1, blocked)
     assert len(found.nodes) == 3
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def _found_by_ranks(features: torch.Tensor, caches: list[Path]) -> tuple[list[torch.Tensor], int]:
