@@ -91,12 +91,12 @@ def _fold_in(before: bool, scale: float) -> Call:
         _interactions(int(2e6 * scale), 10_000, 5_000),
     )
     if before:
-        fold_in._looks = _looks_of_gathered_vectors
+        fold_in._history_features = _features_of_gathered_vectors
         return lambda: (items[torch.from_numpy(train.items)].mean(dim=0), fit_fold_in(users, items, train))
     return partial(fit_fold_in, users, items, train)
 
 
-def _looks_of_gathered_vectors(items_ID: Tensor, histories: Interactions, number: int, centre_D: Tensor) -> Tensor:
+def _features_of_gathered_vectors(items_ID: Tensor, histories: Interactions, number: int, centre_D: Tensor) -> Tensor:
     pairs_E = np.unique(histories.users * len(items_ID) + histories.items)
     rows_E, items_E = (torch.from_numpy(part) for part in np.divmod(pairs_E, len(items_ID)))
     counts_B1 = torch.bincount(rows_E, minlength=number)[:, None]

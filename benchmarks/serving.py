@@ -97,12 +97,12 @@ def write_model(folder: Path, num_users: int, num_items: int) -> None:
 def measure_batch(folder: Path) -> dict[str, float]:
     """Seconds to rank all users, and to rank them and write the file; best and all of five."""
     model = ServedModel(folder / "served")
-    everyone = model.people.known(np.arange(len(model.people.user_ids)))
+    everyone = model.users.known(np.arange(len(model.users.user_ids)))
     world = World(0, 1, torch.device("cpu"))
     ranking = [seconds(lambda: model.rank(everyone, Params(top_k=K))) for _ in range(5)]
     writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, K, True)) for _ in range(5)]
     return {
-        "users": len(model.people.user_ids),
+        "users": len(model.users.user_ids),
         "items": len(model.item_ids),
         "rank_s": min(ranking),
         "rank_median_s": statistics.median(ranking),

@@ -56,7 +56,7 @@ def connect(must_exist: bool = False) -> "MlflowClient":
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        with asking_mlflow():
+        with mlflow_errors():
             if database is not None:
                 follow_move(database)
             client = MlflowClient(uri)
@@ -132,7 +132,7 @@ def metric_name(name: str) -> str:
 
 
 @contextmanager
-def asking_mlflow() -> Iterator[None]:
+def mlflow_errors() -> Iterator[None]:
     """Turn whatever MLflow, its database or its HTTP client raises into one line.
 
     Yields:

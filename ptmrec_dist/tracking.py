@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.config import TrackingConfig
-from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason
+from ptmrec_dist.mlflow_store import connect, find_experiment, has_run, metric_name, mlflow_errors, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +71,7 @@ class Tracker:
         except ImportError as error:
             print(f"tracking: off, MLflow cannot be imported ({error})")
             return Tracker()
-        with asking_mlflow():
+        with mlflow_errors():
             tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, run_id))
             tracker._log_params(params)
         above = config.parent or parent

@@ -1,4 +1,4 @@
-"""What a model answers to requests that are odd, wrong or too large: one line, or an answer that says what it left out."""
+"""Invalid, odd or too large requests: a one-line error, or an answer that lists what was skipped."""
 
 import base64
 import io
@@ -127,7 +127,7 @@ def test_numbers_stand_for_the_id_of_their_value_and_strings_for_themselves():
         None,
     ]
     with pytest.raises(
-        UserError, match=r"user_id: got the number 5, which both '5' and '05' may be; send ids as strings"
+        UserError, match=r"user_id: got the number 5, which matches both '5' and '05'; send ids as strings"
     ):
         index.find(5)
 
@@ -185,7 +185,7 @@ def test_histories_that_hold_no_ids_get_one_line(item, model):
         ({"user_id": [None]}, "row 0: got neither"),
         ({"userid": ["u1"]}, r"columns: got str 'userid', expected some of user_id, history, image, text"),
         ({"user_id": ["u1"], 0: ["u1"]}, r"columns: got int 0, expected some of"),
-        ({"user_id": ["u1", "u2"], "history": [None]}, "expected as many in each"),
+        ({"user_id": ["u1", "u2"], "history": [None]}, "expected the same number in each"),
         ({"user_id": ["u1"], "text": ["a"]}, "got no column image"),
         ({"user_id": ["u1"], "image": [PICTURE]}, "got no column text"),
     ],
