@@ -271,6 +271,6 @@ def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split) -> 
             drawn = bucket_lines(series, label="Recall@20", of=of)
             figures.append(Figure(f"{heading}, {PARTS[part]}", drawn, reading))
             for one in next(iter(series.values()))[0]:
-                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.share:.1%}"]
+                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.fraction:.1%}"]
                 table.rows.append([Entry(cell) for cell in cells])
     return _Section(heading, figures, table)
