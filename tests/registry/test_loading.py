@@ -85,7 +85,7 @@ def mlflow_predict(films: mlflow.pyfunc.PyFuncModel, table: pd.DataFrame) -> pd.
         (pd.DataFrame({"user_id": ["1"], "age": [30]}), None, "columns: got str 'age', expected some of user_id"),
         (pd.DataFrame({"user_id": ["1"]}), {"topk": 5}, "params: got str 'topk', expected some of top_k"),
         (pd.DataFrame({"user_id": ["1"]}), 5, "params: got int 5, expected a mapping"),
-        (5, None, "request: got no table"),
+        (5, None, "request: cannot be read as a table"),
         (pd.DataFrame({"user_id": []}), None, "request: got no rows"),
     ],
 )
