@@ -3,7 +3,7 @@
 Every step after the drawing calls what the command of the same name calls. A finished step is not done again: a demo that
 was interrupted goes on, and one that had ended registers its model once more and writes the page anew.
 
-Legend: B people shown, K items of a row.
+Legend: B users shown, K items of a row.
 """
 
 import json
@@ -33,10 +33,10 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
+from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_pairs, generate_shop
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
-from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
+from ptmrec_dist.evaluation.report import Report, ShownRow, ShownUser, write_report
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
@@ -52,25 +52,24 @@ RUNS = {
 BASELINE, CANDIDATE = "stage 1", "stage 1 on tuned features"
 """The run that is the first champion, and the one that has to beat it."""
 _THREADS = 1  # sums are added in an order that depends on it; small models gain little from more
-_PEOPLE = 3
-_SHELF = 8  # items of a row
+_SHOWN_USERS = 3
+_ROW = 8  # items of a row
 _SUMMARY = (
-    "We drew a shop of {items} products and {users} people. Each product has a picture and a caption, but the captions "
-    "name only the kind and the colour. The people also care about the scene that a product is shown in, and a little "
-    "about its pattern. Nobody wrote those down.",
+    "The catalogue is synthetic: after filtering it has {items:,} products and {users:,} users. Each product has a picture "
+    "and a caption, but the captions name only the kind and the colour. What users like depends also on the scene that a "
+    "product is shown in, and a little on its pattern, and no caption mentions those.",
     "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
-    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 went on from there in two ways: "
+    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 started from there twice: "
     "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
-    "learned about the people. Everything else was the same for both.",
-    "On products that nobody had touched, the share of what people really took among the first 20 recommendations "
-    "(Recall@20) is {cold_frozen:.3f} with the frozen encoder and {cold_tuned:.3f} with tuned prompts. On products that "
-    "others had taken it is {warm_frozen:.3f} and {warm_tuned:.3f}: there, who took what says most of it. This is one "
-    "draw of one shop; another seed gives other numbers.",
+    "learned about the users. All other settings were equal. Then stage 1 was trained again on the tuned features; that "
+    "run is the candidate of the registry.",
+    "On cold products, which have no training interactions, Recall@20 is {cold_frozen:.3f} with the frozen encoder and "
+    "{cold_tuned:.3f} with tuned prompts after stage 2. On warm products it is {warm_frozen:.3f} and {warm_tuned:.3f}: "
+    "there the interactions carry most of the information. This is one seed; another gives other numbers.",
 )
-_PEOPLE_NOTE = (
-    "The first three people of the data set who took at least three of the held-out new products. A tick marks a new "
-    "product that the person really did take; neither model had seen that. Look at the backgrounds: they are what the "
-    "captions leave out."
+_USERS_NOTE = (
+    "The first three users of the data set with at least three held-out interactions with cold products. A tick marks a "
+    "new product of these interactions, which neither model had seen. Look at the backgrounds: captions leave them out."
 )
 _COMMANDS = """\
 ptmrec pack --items items.csv --images DIR --interactions interactions.csv --split cold_items --out shards/mine
@@ -103,9 +102,9 @@ def demo(config: DemoConfig) -> None:
     _make_inputs(out, config.seed, steps)
     _train(out, config.seed, steps)
     dataset = Dataset(out / "shards")
-    people = _choose_people(dataset)
-    steps.always("register, promote and recommend", lambda: _register(out, [dataset.user_ids[user] for user in people]))
-    _write_page(out, dataset, people, steps.seconds)
+    users = _choose_users(dataset)
+    steps.always("register, promote and recommend", lambda: _register(out, [dataset.user_ids[user] for user in users]))
+    _write_page(out, dataset, users, steps.seconds)
     _print_comparison(out)
     print(f"open {out / 'report.html'} in a browser")
 
@@ -170,14 +169,14 @@ def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
 
 def _draw(shop: Path, seed: int) -> None:
     with staged(shop) as fresh:
-        draw_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
+        generate_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
 
 
 def _train_clip(clip: Path, seed: int) -> None:
     from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 
     # Other pictures than the shop's: another stream of random numbers.
-    pictures, captions = draw_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
+    pictures, captions = generate_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
     with staged(clip) as fresh:
         train_clip(fresh, pictures, captions, seed=seed)
 
@@ -224,10 +223,10 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
     steps.once(CANDIDATE, refit / "metrics.json", lambda: train_stage1(again))
 
 
-def _choose_people(dataset: Dataset) -> np.ndarray:
+def _choose_users(dataset: Dataset) -> np.ndarray:
     """The first users who took at least three cold items, int64 [B]."""
     taken = np.bincount(dataset.interactions("cold_test").users, minlength=dataset.num_users)
-    return np.flatnonzero(taken >= 3)[:_PEOPLE]
+    return np.flatnonzero(taken >= 3)[:_SHOWN_USERS]
 
 
 def _register(out: Path, users: list[str]) -> None:
@@ -245,43 +244,48 @@ def _register(out: Path, users: list[str]) -> None:
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
 
 
-def _write_page(out: Path, dataset: Dataset, people: np.ndarray, seconds: dict[str, float]) -> None:
-    values: dict[str, float] = {"items": NUM_ITEMS, "users": NUM_USERS}
-    for part, words in (("test", "warm"), ("cold_test", "cold")):
-        _, frozen, tuned, _ = _metrics(out, part).values()
-        values |= {f"{words}_frozen": frozen, f"{words}_tuned": tuned}
-    page = Page(
-        title="What people see and captions leave out",
-        summary=[paragraph.format(**values) for paragraph in _SUMMARY],
+def _write_page(out: Path, dataset: Dataset, users: np.ndarray, seconds: dict[str, float]) -> None:
+    report = Report(
+        title="What pictures show and captions leave out",
+        summary=_summary(out, dataset),
         runs={name: out / folder for name, folder in RUNS.items()},
         samples=range(20),
-        people=_people(out, dataset, people),
-        people_note=_PEOPLE_NOTE,
+        users=_shown_users(out, dataset, users),
+        users_note=_USERS_NOTE,
         commands=_COMMANDS,
         seconds=seconds,
     )
-    write_report(out / "report.html", dataset, page)
+    write_report(out / "report.html", dataset, report)
 
 
-def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list[Person]:
-    """What each of them took, what the registered model recommends, and the new products that either encoder finds."""
+def _summary(out: Path, dataset: Dataset) -> list[str]:
+    """What was done, with numbers of the packed data set: packing filters what was generated."""
+    values: dict[str, float] = {"items": dataset.num_items, "users": dataset.num_users}
+    for part, words in (("test", "warm"), ("cold_test", "cold")):
+        _, frozen, tuned, _ = _metrics(out, part).values()
+        values |= {f"{words}_frozen": frozen, f"{words}_tuned": tuned}
+    return [paragraph.format(**values) for paragraph in _SUMMARY]
+
+
+def _shown_users(out: Path, dataset: Dataset, users: np.ndarray) -> list[ShownUser]:
+    """Training items of each user, what the registered model recommends, and the new products that either encoder finds."""
     train, held_out = dataset.interactions("train"), dataset.interactions("cold_test")
-    recommended = _recommended(dataset, people)
-    frozen_BK, tuned_BK = (_new_items(out / folder, dataset, people) for folder in list(RUNS.values())[1:3])
-    persons = []
-    for row, user in enumerate(people):
+    recommended = _recommended(dataset, users)
+    frozen_BK, tuned_BK = (_new_items(out / folder, dataset, users) for folder in list(RUNS.values())[1:3])
+    shown = []
+    for row, user in enumerate(users):
         hits = frozenset(held_out.items[held_out.users == user].tolist())
-        shelves = (
-            Shelf("Took", train.items[train.users == user][:_SHELF].tolist()),
-            Shelf("Is recommended by the registered model, among known products", recommended[row]),
-            Shelf("Is recommended among new products, with the frozen encoder", frozen_BK[row].tolist(), hits),
-            Shelf("Is recommended among new products, with tuned prompts", tuned_BK[row].tolist(), hits),
+        rows = (
+            ShownRow("Training interactions", train.items[train.users == user][:_ROW].tolist()),
+            ShownRow("Recommended by the registered model, among warm products", recommended[row]),
+            ShownRow("Recommended among new products, with the frozen encoder", frozen_BK[row].tolist(), hits),
+            ShownRow("Recommended among new products, with tuned prompts", tuned_BK[row].tolist(), hits),
         )
-        persons.append(Person(dataset.user_ids[user], shelves))
-    return persons
+        shown.append(ShownUser(dataset.user_ids[user], rows))
+    return shown
 
 
-def _recommended(dataset: Dataset, people: np.ndarray) -> list[list[int]]:
+def _recommended(dataset: Dataset, users: np.ndarray) -> list[list[int]]:
     """Items that the registered model recommends to each of them."""
     import pandas as pd
 
@@ -289,11 +293,11 @@ def _recommended(dataset: Dataset, people: np.ndarray) -> list[list[int]]:
 
     model = load_model(f"models:/{MODEL_NAME}@champion")
     rows = {item: row for row, item in enumerate(dataset.item_ids)}
-    asked = [pd.DataFrame({"user_id": [dataset.user_ids[user]]}) for user in people]
-    return [[rows[item] for item in model.predict(one, params={"top_k": _SHELF})["item_id"]] for one in asked]
+    asked = [pd.DataFrame({"user_id": [dataset.user_ids[user]]}) for user in users]
+    return [[rows[item] for item in model.predict(one, params={"top_k": _ROW})["item_id"]] for one in asked]
 
 
-def _new_items(folder: Path, dataset: Dataset, people: np.ndarray) -> np.ndarray:
+def _new_items(folder: Path, dataset: Dataset, users: np.ndarray) -> np.ndarray:
     """The held-out cold items that a run ranks first for each of them, int64 [B, K]."""
     from ptmrec_dist.evaluation.scoring import top_items
     from ptmrec_dist.training.loaded import load_run
@@ -301,7 +305,7 @@ def _new_items(folder: Path, dataset: Dataset, people: np.ndarray) -> np.ndarray
     run, cold = load_run(folder), dataset.cold_items("cold_test")
     with torch.no_grad():
         users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(cold))
-        columns_BK, _ = top_items(users_UD[people], items_CD, people, None, _SHELF)
+        columns_BK, _ = top_items(users_UD[users], items_CD, users, None, _ROW)
     return np.asarray(cold[columns_BK.numpy()])
 
 

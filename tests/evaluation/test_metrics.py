@@ -1,4 +1,4 @@
-"""The table of metrics: a row is all that a metric needs, and one constant says which of them selects."""
+"""Table of metrics: a row is all that a metric needs, and one constant selects the deciding metric."""
 
 import ast
 from pathlib import Path

@@ -98,7 +98,7 @@ def test_a_name_that_no_model_can_have_is_refused_at_once_also_by_a_sweep(bad, t
         SweepConfig(stage1=tmp_path, out=tmp_path, space={"kt_weight": {"choice": [0]}}, name=bad)
 
 
-def test_deleting_says_what_went_and_spares_the_champion(catalogue, registry, name, capsys):
+def test_deletion_lists_what_was_removed_and_protects_the_champion(catalogue, registry, name, capsys):
     for alias in ("champion", "champion", "candidate"):
         register(RegisterConfig(run=catalogue.ids_only, name=name, alias=alias))
     capsys.readouterr()

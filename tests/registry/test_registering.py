@@ -114,7 +114,7 @@ def test_alias_moves_to_the_new_version(catalogue, registry):
     assert registry.get_model_version_by_alias("films", "champion").version == before
 
 
-def test_version_says_what_it_takes_and_answers_its_example(registry):
+def test_version_has_a_signature_and_answers_its_example(registry):
     model = load_model("models:/films@champion")
     assert model.metadata.signature.inputs.input_names() == ["user_id", "history", "image", "text"]
     example = model.input_example
@@ -171,7 +171,7 @@ def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(catalogue, 
     with pytest.raises(UserError, match=r"tables\.safetensors is .*, expected"):
         ServedModel(served)
     (served / "tables.safetensors").write_bytes(tables)
-    (served / "more.txt").write_text("a file that nobody registered")
+    (served / "more.txt").write_text("an unregistered file")
     with pytest.raises(UserError, match=r"more\.txt is .*expected no such file"):
         ServedModel(served)
 

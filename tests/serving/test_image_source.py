@@ -135,7 +135,7 @@ def test_host_that_sends_byte_by_byte_is_left_at_the_deadline(path, host, server
     assert server.hung_up.wait(60)
 
 
-def test_images_of_a_request_share_the_deadline(host, server):
+def test_images_of_a_request_have_one_deadline(host, server):
     source = ImageSource(Limits(fetch_seconds=1))
     for path in ("slow.png", "red.png"):
         with pytest.raises(UserError, match="did not arrive within 1 seconds"):

@@ -53,21 +53,21 @@ def lists(answer: dict) -> dict[int, list[str]]:
 
 
 def test_unknown_items_of_a_history_are_skipped_and_named(model):
-    asked = model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, top_k=3)
-    assert lists(asked)[0] == lists(asked)[1]
-    assert asked["unknown_items"] == [["gone", "99"], None, None, [], None, None]
-    assert asked["known_user"] == [False] * 6
+    answer = model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, top_k=3)
+    assert lists(answer)[0] == lists(answer)[1]
+    assert answer["unknown_items"] == [["gone", "99"], None, None, [], None, None]
+    assert answer["known_user"] == [False] * 6
     with pytest.raises(UserError, match=r"history: got 2 unknown \('gone', '99'\), expected some of the 60 items"):
         model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, unknown="error")
 
 
 def test_unknown_users_are_answered_as_visitors_without_a_history_and_marked(model):
-    asked = model.answer({"user_id": ["nobody", "u3", None, 17], "history": [None, None, [], None]}, top_k=4)
-    answer = lists(asked)
-    assert answer[0] == answer[2] == answer[3]
-    assert answer[1] == lists(model.answer({"user_id": ["u3"]}, top_k=4))[0]
-    assert asked["user_id"] == ["nobody"] * 4 + ["u3"] * 4 + [None] * 4 + ["17"] * 4
-    assert asked["known_user"] == [False] * 4 + [True] * 4 + [False] * 8
+    answer = model.answer({"user_id": ["nobody", "u3", None, 17], "history": [None, None, [], None]}, top_k=4)
+    rows = lists(answer)
+    assert rows[0] == rows[2] == rows[3]
+    assert rows[1] == lists(model.answer({"user_id": ["u3"]}, top_k=4))[0]
+    assert answer["user_id"] == ["nobody"] * 4 + ["u3"] * 4 + [None] * 4 + ["17"] * 4
+    assert answer["known_user"] == [False] * 4 + [True] * 4 + [False] * 8
     with pytest.raises(UserError, match=r"user_id: got 2 unknown \('nobody', '17'\), expected some of the 40 users"):
         model.answer({"user_id": ["nobody", "u3", 17, "nobody"]}, unknown="error")
 
@@ -95,7 +95,7 @@ def test_items_given_twice_count_once(model):
 
 
 def test_new_items_are_scored_for_unknown_users_and_histories_too(model):
-    asked = model.answer(
+    answer = model.answer(
         {
             "user_id": ["nobody", None, None],
             "history": [None, [], ["i1", "gone"]],
@@ -103,9 +103,9 @@ def test_new_items_are_scored_for_unknown_users_and_histories_too(model):
             "text": ["a red thing"] * 3,
         }
     )
-    assert asked["score"][0] == asked["score"][1] != asked["score"][2]
-    assert asked["known_user"] == [False] * 3
-    assert asked["unknown_items"] == [[], [], ["gone"]]
+    assert answer["score"][0] == answer["score"][1] != answer["score"][2]
+    assert answer["known_user"] == [False] * 3
+    assert answer["unknown_items"] == [[], [], ["gone"]]
 
 
 def test_empty_columns_are_as_good_as_none(model):
@@ -149,7 +149,19 @@ def test_ids_with_leading_zeros_are_found_as_numbers_too(tmp_path):
     assert not any(model.answer({"user_id": ["3"]})["known_user"])
 
 
-ODD_CELLS = [True, 1.5, math.inf, 2.0**53, b"u1", {"a": 1}, object(), ["u1"], ("u1",), np.array(["u1"]), 1j]
+ODD_CELLS = [
+    True,
+    1.5,
+    math.inf,
+    2.0**53,
+    b"u1",
+    {"a": 1},
+    pytest.param(object(), id="object"),
+    ["u1"],
+    ("u1",),
+    np.array(["u1"]),
+    1j,
+]
 
 
 @pytest.mark.parametrize("cell", ODD_CELLS, ids=repr)
@@ -160,7 +172,19 @@ def test_cells_that_are_no_user_id_get_one_line(cell, model):
         model.answer({"user_id": ["u1", cell]})
 
 
-ODD_HISTORIES = [5, "i1", "", True, 1.5, {"i1": 1}, b"i1", np.array("i1"), np.array([["i1"]]), object(), {"i1"}]
+ODD_HISTORIES = [
+    5,
+    "i1",
+    "",
+    True,
+    1.5,
+    {"i1": 1},
+    b"i1",
+    np.array("i1"),
+    np.array([["i1"]]),
+    pytest.param(object(), id="object"),
+    {"i1"},
+]
 
 
 @pytest.mark.parametrize("history", ODD_HISTORIES, ids=repr)
