@@ -61,7 +61,7 @@ def extract_features(config: FeaturesConfig) -> None:
             encoder=backbone.fingerprint,
             model=_where(config.encoder.model),
             pretrained=config.encoder.pretrained,
-            filled=_count_absent(dataset),
+            filled=count_absent(dataset),
         )
         widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
         print(f"{dataset.num_items} items ({widths}) in {config.out}, fingerprint {manifest.fingerprint[:12]}")
@@ -173,7 +173,15 @@ def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
         _log.warning("%s", found)
 
 
-def _count_absent(dataset: Dataset) -> dict[str, int]:
+def count_absent(dataset: Dataset) -> dict[str, int]:
+    """Count the items that lack a modality which others have.
+
+    Args:
+        dataset: The packed data set.
+
+    Returns:
+        Modality to number of items, where there are any.
+    """
     counts = {modality: int((~dataset.has(modality)).sum()) for modality in dataset.manifest.modalities}
     return {modality: count for modality, count in counts.items() if count}
 

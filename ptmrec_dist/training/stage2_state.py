@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.distributed import barrier
+from ptmrec_dist.encoders.features import count_absent
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
@@ -126,6 +127,11 @@ def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
         encoder=made["fingerprint"],
         model=made["model"],
         pretrained=made["pretrained"],
+        filled={
+            modality: count
+            for modality, count in count_absent(stage.start.dataset).items()
+            if modality in stage.tuner.features
+        },
     )
 
 

@@ -132,3 +132,18 @@ def test_images_that_were_packed_smaller_than_the_encoder_takes_get_one_warning(
     with pytest.raises(UserError, match="reduced to 24 pixels, but the encoder takes 32"):
         extract_features(_features(config, large, strict=True))
     assert (config.out.parent / "features" / "image.npy").read_bytes() == before
+
+
+def test_tuned_features_say_as_well_what_was_filled(tmp_path: Path, tiny_clip: Path) -> None:
+    config = _packed(tmp_path / "shop")
+    settings = _features(config, tiny_clip)
+    extract_features(settings)
+    common = {"device": "cpu", "tracking": UNTRACKED, "epochs": 1}
+    stage1 = Stage1Config(shards=config.out, features=settings.out, out=tmp_path / "one", **common)
+    train_stage1(stage1)
+    run_on_ranks(1, train_stage2, Stage2Config(stage1=stage1.out, out=tmp_path / "two", batch_size=8, **common))
+    tuned = tmp_path / "two" / "features"
+    assert json.loads((tuned / "manifest.json").read_text())["filled"] == {"image": 6, "text": 4}
+    image = np.load(tuned / "image.npy")
+    has = Dataset(config.out).has("image")
+    np.testing.assert_allclose(image[~has], np.tile(image[has].mean(axis=0), (6, 1)), rtol=1e-4, atol=1e-6)
