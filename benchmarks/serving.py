@@ -31,6 +31,7 @@ from ptmrec_dist.serving.batch import write_all
 from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index, write_faiss
+from ptmrec_dist.serving.params import Params
 from ptmrec_dist.training.runs import save_tensors
 from tests.ranks import free_port
 from tests.stores import running
@@ -98,7 +99,7 @@ def measure_batch(folder: Path) -> dict[str, float]:
     model = ServedModel(folder / "served")
     everyone = model.people.known(np.arange(len(model.people.user_ids)))
     world = World(0, 1, torch.device("cpu"))
-    ranking = [seconds(lambda: model.rank(everyone, top_k=K)) for _ in range(5)]
+    ranking = [seconds(lambda: model.rank(everyone, Params(top_k=K))) for _ in range(5)]
     writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, K, True)) for _ in range(5)]
     return {
         "users": len(model.people.user_ids),

@@ -1,14 +1,15 @@
 """`ptmrec COMMAND …`: the only place that knows argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
 import importlib
+import json
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
+    "serve": Command(config.ServeConfig, "ptmrec_dist.registry.server:serve"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
 }
 
@@ -74,7 +76,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    words = _with_switches([_underscored(word) for word in argv], settings)
+    words = _with_lists(_with_switches([_underscored(word) for word in argv], settings), settings)
     words = [word for word in words if not word.startswith("--local_rank=")]
     recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
     parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings))
@@ -164,6 +166,40 @@ def _with_switches(words: list[str], settings: type) -> list[str]:
     return [f"{word}=true" if word in switches and last else word for word, last in zip(words, alone)]
 
 
+def _with_lists(words: list[str], settings: type) -> list[str]:
+    """A list is written as its values: `--seeds 0,1` is `--seeds [0,1]`, and one name is a list of one."""
+    lists = _list_options(settings)
+    written, option = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in lists and equals:
+            word = f"{name}={_as_list(value, lists[name])}"
+        elif option in lists and not word.startswith("--"):
+            word = _as_list(word, lists[option])
+        written.append(word)
+        option = word
+    return written
+
+
+def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
+    """The options that take a list, those of nested settings too, and the type of their values."""
+    found = {}
+    for item in fields(settings):
+        if get_origin(item.type) is tuple:
+            found[prefix + item.name] = get_args(item.type)[0]
+        for nested in (item.type, *get_args(item.type)):
+            if is_dataclass(nested) and isinstance(nested, type):
+                found |= _list_options(nested, f"{prefix}{item.name}.")
+    return found
+
+
+def _as_list(value: str, element: type) -> str:
+    if value.lstrip().startswith("["):
+        return value
+    values = [part.strip() for part in value.split(",")] if value.strip() else []
+    return f"[{','.join(values)}]" if element in (int, float, bool) else json.dumps(values)
+
+
 def _recommender_of(words: list[str]) -> str | None:
     """The recommender that a command line chooses, by itself or in a file: its hyper-parameters are options, too."""
     chosen = None
@@ -192,7 +228,8 @@ def _recommender_in(path: Path) -> str | None:
 
 def _one_line(error: Exception) -> str:
     """The parser's message without its headings, on one line."""
-    return " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
+    message = " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
+    return message.replace("Expected a <class 'tuple'>", "Expected a list such as [a, b]")
 
 
 def _function(path: str) -> Callable[[Any], object]:

@@ -62,6 +62,41 @@ def test_dashes_and_underscores_in_option_names_mean_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("name", ("name",)),
+        ("a,b", ("a", "b")),
+        ("a, b", ("a", "b")),
+        ("[a,b]", ("a", "b")),
+        ('["a,b"]', ("a,b",)),
+        ("1", ("1",)),
+    ],
+)
+def test_a_list_is_written_as_its_values(written: str, read: tuple[str, ...]) -> None:
+    rest = ("--interactions", "a.csv", "--out", "x")
+    for words in (("--columns.text", written), (f"--columns.text={written}",)):
+        assert _parse("pack", *words, *rest).columns.text == read
+
+
+def test_every_setting_that_takes_a_list_takes_one_value_and_shows_how_in_its_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command, entry in cli.COMMANDS.items():
+        options = cli._list_options(entry.settings)
+        if not options:
+            continue
+        with pytest.raises(SystemExit):
+            _parse(command, "--help")
+        shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+        for option in options:
+            assert re.search(rf"{option} [^-]*`\w+,\w+", shown), option
+    sweep = ("sweep", "--stage1", "a", "--out", "b", "--space", '{"optim.lr": {"choice": [1, 2]}}')
+    assert _parse(*sweep, "--winner_seeds", 7).winner_seeds == (7,)
+    experiment = ("experiment", "--shards", "a", "--encoder.model", "m", "--out", "b", "--seeds", "3,4")
+    assert _parse(*experiment, "--recommenders", "vbpr", "--methods=lora").seeds == (3, 4)
+
+
 def test_an_unknown_key_in_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("prompt:\n  dpeth: 3\n")
     with pytest.raises(UserError, match="dpeth"):

@@ -35,6 +35,7 @@ from ptmrec_dist.config.use import (
     RegisterConfig,
     ReportConfig,
     RollbackConfig,
+    ServeConfig,
 )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "ReportConfig",
     "RollbackConfig",
     "Schedule",
+    "ServeConfig",
     "Stage1Config",
     "Stage1ZeroConfig",
     "Stage2Config",

@@ -12,12 +12,14 @@ MAX_ASPECT_RATIO = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Names of the columns in the tables that `ptmrec pack` reads."""
+    """Names of the columns in the tables that `ptmrec pack` reads; in a table without a header their numbers, from 1."""
 
     item: str = "item_id"
     """Item id, in both tables (`itemID` in `.inter` files)."""
+    items_id: str | None = None
+    """Item id in the catalogue, where its column has another name there than in the interactions."""
     text: tuple[str, ...] = ("text",)
-    """Text columns of the catalogue, joined by a space in this order."""
+    """Text columns of the catalogue, joined by a space in this order: `title,description` are two."""
     title: str = "title"
     """Short name shown with recommendations; the start of the text stands in where the column is absent."""
     image: str = "image"
@@ -32,17 +34,30 @@ class ColumnsConfig:
     def __post_init__(self) -> None:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
 
+    def names(self, column: str) -> bool:
+        """Tell whether a column was named, so that the table must have it.
+
+        Args:
+            column: Name of the field.
+
+        Returns:
+            Whether its value is not the default.
+        """
+        return bool(getattr(self, column) != getattr(type(self), column))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
 
     interactions: Path
-    """Interactions: CSV (also .csv.gz), Parquet, or a tab-separated `.inter` file with `x_label`."""
+    """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also with `.gz`, or
+    `.parquet`."""
     out: Path
     """Folder of the packed data set; must be new or hold a packed data set to replace."""
     items: Path | None = None
-    """Catalogue: CSV, Parquet or JSONL. Without it only interactions are packed, for ID-only recommenders."""
+    """Catalogue, in any of the same formats (RecBole's `.item`). Without it only interactions are packed, for ID-only
+    recommenders."""
     images: Path | None = None
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
     missing: Literal["drop", "keep"] = "drop"
@@ -50,8 +65,19 @@ class PackConfig:
     interactions, or keep them. Of items that are kept, the features of what they lack are the mean of the other items'."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
+    separator: str | None = None
+    """What stands between the columns of text tables, of one or more characters: `';'`, `'|'`, `::`, `tab`; by default what a
+    file's name says. With it, files of any other name are read as text."""
+    header: bool = True
+    """Whether the first row of text tables names the columns. Without one (`--header false`) columns are named by their
+    number: `--columns.user 1 --columns.item 2 --columns.time 4`."""
+    items_separator: str | None = None
+    """`separator` of the catalogue, where it is not that of the interactions."""
+    items_header: bool | None = None
+    """`header` of the catalogue, where it is not that of the interactions."""
     split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
-    """random: 8:1:1 per user; leave_one_out: the last two per user by time; given: x_label; cold_items: 5 % and 15 % of
+    """random: 8:1:1 per user; leave_one_out: the last two per user by time (of items taken at the same
+    time, the later in the catalogue is the later); given: x_label; cold_items: 5 % and 15 % of
     the items held out whole for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
@@ -87,17 +113,29 @@ class PackConfig:
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
+        for name in ("separator", "items_separator"):
+            require(getattr(self, name) != "", name, "", "one character or more")
         require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Extract the frozen encoder's features of every item into memory-mapped arrays."""
+    """Extract an encoder's features of every item into memory-mapped arrays, or take arrays that you have."""
 
     shards: Path
     """Packed data set."""
-    encoder: EncoderConfig
-    """Encoder to read features from."""
+    encoder: EncoderConfig | None = None
+    """Encoder to read features from: `--encoder.model` is an open_clip name (with `--encoder.pretrained`, a tag), a folder, or
+    a run that tuned an encoder."""
+    image_npy: Path | None = None
+    """Image features of your own instead of an encoder: `.npy` with a row for each item (row r is item r where item ids are
+    row numbers, else rows follow the packed items), or `.parquet` with a column of item ids."""
+    text_npy: Path | None = None
+    """Text features of your own, likewise."""
+    item_column: str = "item_id"
+    """Column of the item ids in a `.parquet` file of features."""
+    raw: bool = False
+    """Keep rows of your own arrays as they are; by default they are scaled to length 1, as an encoder's are."""
     out: Path
     """Folder for `image.npy`, `text.npy` and `manifest.json`."""
     batch_size: int = 256
@@ -114,6 +152,16 @@ class FeaturesConfig:
     """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
 
     def __post_init__(self) -> None:
+        given = [self.image_npy or self.text_npy, self.encoder]
+        require(
+            sum(one is not None for one in given) == 1,
+            "encoder",
+            self.encoder,
+            "--encoder.model, or --image_npy and --text_npy, one of the two",
+        )
+        require(
+            not self.raw or self.encoder is None, "raw", self.raw, "false with an encoder, whose features have length 1"
+        )
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")

@@ -22,16 +22,16 @@ class ExperimentConfig:
     out: Path
     """Folder of the experiment. Started again, it goes on with what is not finished."""
     recommenders: tuple[str, ...] = ("vbpr",)
-    """Recommenders; those that know IDs only take part in the paradigm `frozen`."""
+    """Recommenders (`vbpr,freedom`); those that know IDs only take part in the paradigm `frozen`."""
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
-    """frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or without_kt; joint: both from
-    scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
+    """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
+    without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
     methods: tuple[Method, ...] = ("prompt",)
-    """Ways of tuning the encoder, in all paradigms but `frozen`; `none` takes no part in `contrastive`."""
+    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`; `none` takes no part in `contrastive`."""
     modalities: tuple[Modalities, ...] = ("both",)
-    """What the recommenders see."""
+    """What the recommenders see (`both,text`)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds; a cell is run once with each."""
+    """Seeds (`0,1,2`); a cell is run once with each."""
     baseline: Paradigm = "frozen"
     """Paradigm that the others are tested against, with the same recommender, modalities and, where it has one, method."""
     features: dict[str, Any] = field(default_factory=dict)

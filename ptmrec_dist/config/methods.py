@@ -16,13 +16,21 @@ class TuningConfig:
     method: Method = "prompt"
     """prompt: deep prompts; lora: low-rank updates of attention and MLP projections; adapter: bottlenecks after attention
     and MLP; full: all weights; last_n: all weights of the last blocks; none: the encoder stays frozen and everything else
-    is trained the same. Always in every tower that the recommender reads."""
+    is trained the same. In every tower that the recommender reads, or in those that the method's `towers` names."""
     gradient_checkpointing: bool = False
     """Compute each block anew in the backward pass instead of keeping its activations: less memory, more time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig:
+class _TowersConfig:
+    """What every method with settings takes."""
+
+    towers: Literal["all", "image", "text"] = "all"
+    """Towers that are tuned; the others stay frozen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig(_TowersConfig):
     """Deep prompts: fresh vectors that join the tokens of each of the first `depth` layers."""
 
     depth: int | Literal["all"] = "all"
@@ -36,7 +44,7 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(_TowersConfig):
     """LoRA: a trained low-rank update beside each projection of attention and MLP, in every layer."""
 
     rank: int = 8
@@ -50,7 +58,7 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(_TowersConfig):
     """Houlsby adapters: a bottleneck after the attention and one after the MLP of every layer."""
 
     bottleneck: int = 64
@@ -61,7 +69,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastNConfig:
+class LastNConfig(_TowersConfig):
     """The last blocks of each tower, trained as they are."""
 
     n: int = 2

@@ -59,7 +59,8 @@ class SweepConfig(ReadsRun):
     max_failures: int = 3
     """How often a trial is started again, from its last checkpoint, after a worker or a node has died."""
     winner_seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds that the best settings are trained with anew; only these runs see the test split. Empty: none."""
+    """Seeds that the best settings are trained with anew; only these runs see the test split (`0,1,2`).
+    Empty: none."""
     name: str | None = None
     """Name in the model registry for the winner, of its seeds the best on validation; by default it is not registered."""
     alias: str = "candidate"

@@ -61,9 +61,12 @@ class PromoteConfig:
     """Version to promote; by default the one with the alias `candidate`."""
     metric: str | None = None
     """Metric of each user that is compared; by default the one that epochs and trials are selected by."""
-    part: Literal["auto", "validation", "cold_validation", "test", "cold_test"] = "auto"
-    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation. Once
-    versions are chosen on a test part, it measures them no longer."""
+    on: Path | None = None
+    """Packed data set to compare on, for versions of different data: all its interactions that neither was trained on, with
+    items that both know. Its parts are `held_out` (items both were trained on) and `cold_held_out` (neither was)."""
+    part: Literal["auto", "validation", "cold_validation", "test", "cold_test", "held_out", "cold_held_out"] = "auto"
+    """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation; with
+    --on cold_held_out, else held_out. Once versions are chosen on a test part, it measures them no longer."""
     margin: float = 0.0
     """By how much the mean there must be larger than the champion's, in units of the metric."""
     max_loss: float = 0.05
@@ -130,12 +133,33 @@ class RecommendConfig:
     """Items a user."""
     exclude_seen: bool = True
     """Leave out what the user took in training."""
+    unknown: Literal["skip", "error"] = "skip"
+    """Users whom the model does not know: `skip` gives them the list of an average user and marks them, `error` refuses."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
         require((self.users is None) == self.all, "users", self.users, "either --users or --all")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a registered model over HTTP, once its files are those that were registered; limits: docs/serving.md."""
+
+    model: str
+    """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder. A server keeps the version that an alias pointed
+    at when it started."""
+    host: str = "127.0.0.1"
+    """Address to listen at; `0.0.0.0` for all of this machine's."""
+    port: int = 5000
+    """Port to listen at."""
+    workers: int = 1
+    """Processes that answer, each with the whole model in its memory."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        require(self.workers >= 1, "workers", self.workers, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

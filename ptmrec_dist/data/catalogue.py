@@ -8,24 +8,29 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl")
 _log = logging.getLogger(__name__)
 _TITLE_LENGTH = 80
 _SHOW = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW + ", image {image!r}"
+_URL = r"^(?i)(?:[a-z][a-z0-9+.-]*:)?//|^data:"
 
 
-def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
+def read_catalogue(
+    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True
+) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
     It may have images alone or texts alone: a column that is absent under its default name was not meant.
 
     Args:
-        path: CSV, Parquet or JSON lines.
+        path: Text, JSON lines or Parquet.
         columns: Names of the columns.
+        separator: What stands between the columns of a text file, where that does not follow from its name.
+        header: Whether the first row of a text file names the columns.
 
     Returns:
         `row` (counted from 1), `item_id`, `title`, `text`, `image`; empty text where a value is missing.
@@ -33,17 +38,20 @@ def read_catalogue(path: Path, columns: ColumnsConfig) -> pl.DataFrame:
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
     """
-    source = Table(path, "items", _SUFFIXES)
+    source = Table(path, "items", separator, header)
     texts, images = _content_columns(source, columns)
-    table = source.read(required=(columns.item, *texts, *images), optional=(columns.title,))
+    item = columns.items_id or columns.item
+    named = (columns.title,) if columns.names("title") else ()
+    required = (item, *texts, *images, *named)
+    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts))
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
     text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
-    item = pl.col(columns.item)
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
+    ids = pl.lit(without_fraction(table[item]))
     return table.select(
         "row",
-        item_id=item,
-        title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(item),
+        item_id=ids,
+        title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
         text=text,
         image=pl.col(*images) if images else pl.lit(""),
     )
@@ -86,6 +94,9 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_inc
             catalogue = tally.drop(catalogue, no_text, "empty text", show=_SHOW)
         if has_image or not has_text:
             catalogue = tally.drop(catalogue, no_image, "no image path", show=_SHOW)
+    url = pl.col("image").str.contains(_URL)
+    hint = "images are read from files: download them, then give their paths"
+    catalogue = tally.drop(catalogue, url, "image is a URL", show=_SHOW_IMAGE, hint=hint)
     root = os.path.abspath(images)
     paths = [os.path.normpath(os.path.join(root, image)) if image else "" for image in catalogue["image"]]
     catalogue = catalogue.with_columns(path=pl.Series(paths, dtype=pl.String))

@@ -46,9 +46,27 @@ class Dataset:
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
         self.parts: tuple[str, ...] = tuple(
-            part for part in self.manifest.interactions if with_test or part not in TEST_PARTS
+            part
+            for part, count in self.manifest.interactions.items()
+            if count > 0 and (with_test or part not in TEST_PARTS)
         )
         self._check_files()
+
+    def require(self, *parts: str) -> None:
+        """Refuse a data set that lacks a part which a command cannot do without.
+
+        Args:
+            *parts: Names of the parts.
+
+        Raises:
+            UserError: The data set has no such interactions.
+        """
+        missing = [part for part in parts if part not in self.parts]
+        if missing:
+            raise UserError(
+                f"shards: {self.folder} has no {' and no '.join(missing)} interactions, only {', '.join(self.parts)}; pack "
+                "users with 3 interactions or more, or with another --split"
+            )
 
     def interactions(self, part: str) -> Interactions:
         """Read the interactions of one part.

@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ptmrec_dist.config import MAX_ASPECT_RATIO
 
+MISSING = "image file is missing"
+"""Problem of an image path at which there is no file."""
 _MAX_PIXELS = 100_000_000
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
@@ -67,7 +69,7 @@ def decoded(
     except BadImageError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise BadImageError("image file is missing", "no such file") from error
+        raise BadImageError(MISSING, "no such file") from error
     except UnidentifiedImageError as error:
         raise BadImageError("file is not an image", "no format that is known") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -20,9 +20,9 @@ class FeatureManifest:
     """sha256 over the arrays and what they were made from."""
     data: str
     """Fingerprint of the packed data set."""
-    encoder: str
-    """Fingerprint of the backbone."""
-    encoder_model: str
+    encoder: str | None
+    """Fingerprint of the backbone; None for arrays that came from elsewhere."""
+    encoder_model: str | None
     """open_clip name or folder of the backbone, where it was last found: as seen from this folder, or where it was."""
     encoder_pretrained: str | None
     """open_clip tag of the backbone's weights."""
@@ -65,7 +65,8 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:
         content = json.loads((folder / "manifest.json").read_text())
-        content["encoder_model"] = find(content.pop("encoder_relative", None), content["encoder_model"], folder)
+        relative, model = content.pop("encoder_relative", None), content["encoder_model"]
+        content["encoder_model"] = None if model is None else find(relative, model, folder)
         manifest = FeatureManifest(**content)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
@@ -91,9 +92,9 @@ def write_features(
     tables: dict[str, np.ndarray],
     *,
     data: str,
-    encoder: str,
-    model: str,
-    pretrained: str | None,
+    encoder: str | None = None,
+    model: str | None = None,
+    pretrained: str | None = None,
     filled: dict[str, int] | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
@@ -102,7 +103,7 @@ def write_features(
         folder: Folder to write.
         tables: Modality to float32 [I, d_m].
         data: Fingerprint of the packed data set.
-        encoder: Fingerprint of the backbone.
+        encoder: Fingerprint of the backbone; None for arrays that came from elsewhere.
         model: open_clip name or folder of the backbone.
         pretrained: open_clip tag of its weights.
         filled: Modality to the number of items that lack it; by default none.
@@ -114,7 +115,7 @@ def write_features(
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
     fingerprint = _fingerprint(tables, data, encoder)
     manifest = FeatureManifest(fingerprint, data, encoder, model, pretrained, widths, filled or {})
-    relative = relative_to(model, folder) if Path(model).is_absolute() else None
+    relative = relative_to(model, folder) if model is not None and Path(model).is_absolute() else None
     with staged(folder) as fresh:
         for name, table in tables.items():
             np.save(fresh / f"{name}.npy", table)
@@ -138,7 +139,7 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
 
 
-def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str) -> str:
+def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str | None) -> str:
     digest = hashlib.sha256(f"{data}:{encoder}".encode())
     for name, table in sorted(tables.items()):
         digest.update(name.encode())

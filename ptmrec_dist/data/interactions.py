@@ -1,20 +1,24 @@
-"""Interactions: who took what. Reads them, leaves out what is bad or too rare, and numbers users and items.
+"""Interactions: who took what. Reads them, and leaves out what is bad or too rare.
 
 Shape suffixes: E interactions.
 """
 
-from collections.abc import Callable
+import logging
 
 import numpy as np
 import polars as pl
 
 from ptmrec_dist.config import PackConfig
+from ptmrec_dist.data.ids import spelled_as, without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.times import seconds_of
+from ptmrec_dist.errors import UserError
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".inter")
+_log = logging.getLogger(__name__)
 _LABEL = "x_label"
 _SHOW = "row {row}: user {user_id!r}, item {item_id!r}"
+_NO_TIME = "time is neither a number nor a date such as 2017-07-14 03:59"
 
 
 def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
@@ -24,23 +28,54 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
         config: Settings: file, columns, split and minimum rating.
 
     Returns:
-        `row` (counted from 1), `user_id`, `item_id`, and where the file has them `rating` and `timestamp` (float64) and
-        `label` (int8); with the account of the rows.
+        `row` (counted from 1), `user_id`, `item_id`, and where the file has them `rating` (float64), `timestamp` (seconds
+        since 1970, float64) and `label` (int8); with the account of the rows.
 
     Raises:
-        UserError: The file cannot be read, has no rows, or lacks a column that the settings need.
+        UserError: The file cannot be read, has no rows, lacks a column that the settings need, or mixes units of time.
     """
-    table = Table(config.interactions, "interactions", _SUFFIXES)
+    table = Table(config.interactions, "interactions", config.separator, config.header)
     columns = config.columns
     user, item = _present(table, columns.user, "userID"), _present(table, columns.item, "itemID")
-    needed = {columns.rating: config.min_rating is not None, columns.time: config.split == "leave_one_out"}
-    needed[_LABEL] = config.split == "given"
-    rows = table.read(required=[user, item, *(name for name in needed if needed[name])], optional=needed)
-    extras = {columns.rating: "rating", columns.time: "timestamp", _LABEL: "label"}
-    parsed = {extras[name]: _PARSERS[extras[name]](name) for name in extras if name in rows.columns}
-    rows = rows.select("row", user_id=pl.col(user), item_id=pl.col(item), **parsed)
+    extras = {"rating": columns.rating, "timestamp": columns.time, "label": _LABEL}
+    needed = {
+        "rating": config.min_rating is not None or columns.names("rating"),
+        "timestamp": config.split == "leave_one_out" or columns.names("time"),
+        "label": config.split == "given",
+    }
+    required = [user, item, *(name for extra, name in extras.items() if needed[extra])]
+    texts = table.read(required, optional=extras.values())
+    ids = {"user_id": without_fraction(texts[user]), "item_id": without_fraction(texts[item])}
+    extras = {extra: name for extra, name in extras.items() if name in texts.columns}
+    rows = texts.select("row", **ids, **{f"{extra}_text": pl.col(name) for extra, name in extras.items()})
+    rows = rows.with_columns(_parsed(table, texts[name], extra) for extra, name in extras.items())
     tally = Tally("interactions", rows.height)
-    return _drop_bad_rows(rows, tally, config), tally
+    rows = _drop_bad_rows(rows, tally, config)
+    _warn_of_unread(rows)
+    return rows.drop([f"{extra}_text" for extra in extras]), tally
+
+
+def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
+    """Spell items as the catalogue does where they differ by leading zeros or `.0` alone, and say so.
+
+    Args:
+        rows: Interactions.
+        item_ids: Item ids of the catalogue.
+
+    Returns:
+        The interactions, with item ids of the catalogue where they can be none other.
+    """
+    spelled = spelled_as(rows["item_id"], item_ids)
+    changed = rows.select("item_id", spelled=spelled).filter(pl.col("item_id") != spelled).unique(maintain_order=True)
+    if changed.height:
+        theirs, ours = changed.row(0)
+        _log.warning(
+            "interactions: %d item ids differ from the catalogue's only by leading zeros or .0 and are matched: %r to %r",
+            changed.height,
+            theirs,
+            ours,
+        )
+    return rows.with_columns(item_id=spelled)
 
 
 def drop_unknown_items(
@@ -59,11 +94,14 @@ def drop_unknown_items(
         The other interactions.
     """
     unknown = ~pl.col("item_id").is_in(item_ids.implode())
-    return tally.drop(rows, unknown, reason, show=_SHOW, fault=fault)
+    hint = f"the catalogue has {', '.join(map(repr, item_ids.head(2)))}" if fault else ""
+    return tally.drop(rows, unknown, reason, show=_SHOW, fault=fault, hint=hint)
 
 
 def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
     """Leave out repeated pairs, then users and items that have too few interactions until none has.
+
+    Of a repeated pair the earliest row stays; without times, or at the same time, the first of the file.
 
     Args:
         rows: Interactions with `user_index` and `item_index`.
@@ -73,8 +111,7 @@ def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
     Returns:
         The interactions of the k-core.
     """
-    pair = pl.col("user_index") * (pl.col("item_index").max() + 1) + pl.col("item_index")
-    rows = tally.drop(rows, ~pair.is_first_distinct(), "repeated user and item", show=_SHOW, fault=False)
+    rows = tally.drop(rows, ~_earliest(rows), "repeated user and item", show=_SHOW, fault=False)
     users_E, items_E = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     kept_E = np.ones(rows.height, dtype=bool)
     while True:
@@ -88,68 +125,62 @@ def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
     return tally.drop(rows, pl.Series(~kept_E), reason, show=_SHOW, fault=False)
 
 
-def sort_ids(ids: pl.Series) -> pl.Series:
-    """Bring ids into an order that does not depend on the file's: by number if all are numbers, else by letter.
-
-    Args:
-        ids: Ids, as text, with repetitions.
-
-    Returns:
-        The distinct ids in order.
-    """
-    distinct = pl.DataFrame({"id": ids.unique()}).with_columns(number=pl.col("id").cast(pl.Int64, strict=False))
-    order = ["id"] if distinct["number"].has_nulls() else ["number", "id"]
-    return distinct.sort(order)["id"]
-
-
-def index_of(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Number ids by their position in a list.
-
-    Args:
-        ids: Ids, all of them in `known`.
-        known: Distinct ids.
-
-    Returns:
-        Position of each id, int64, as long as `ids`.
-    """
-    positions = pl.DataFrame({"id": known, "index": pl.Series(np.arange(len(known), dtype=np.int64))})
-    return ids.to_frame("id").join(positions, on="id", how="left", maintain_order="left")["index"]
+def _earliest(rows: pl.DataFrame) -> pl.Series:
+    """Which rows are the earliest of their user and item."""
+    pairs = rows.select("user_index", "item_index", *rows.select(pl.col("^timestamp$")).columns).with_row_index("place")
+    if "timestamp" in pairs.columns:
+        pairs = pairs.sort("timestamp", nulls_last=True, maintain_order=True)
+    first = pairs.unique(["user_index", "item_index"], keep="first")["place"]
+    return pl.Series(np.bincount(first, minlength=rows.height) > 0)
 
 
 def _present(table: Table, name: str, other: str) -> str:
     return other if name not in table.columns and other in table.columns else name
 
 
-def _number(name: str) -> pl.Expr:
-    number = pl.col(name).cast(pl.Float64, strict=False)
-    return pl.when(number.is_finite()).then(number)
-
-
-def _time(name: str) -> pl.Expr:
-    day = pl.col(name).str.contains(r"^\d{4}-\d{2}-\d{2}$")
-    text = pl.when(day).then(pl.col(name) + "T00:00:00").otherwise(pl.col(name).str.replace(" ", "T"))
-    local = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="us", strict=False)
-    zoned = text.str.to_datetime("%+", time_unit="us", strict=False)
-    return pl.coalesce(_number(name), local.dt.epoch("us") / 1e6, zoned.dt.epoch("us") / 1e6)
-
-
-def _label(name: str) -> pl.Expr:
-    return pl.col(name).cast(pl.Int8, strict=False)
-
-
-_PARSERS: dict[str, Callable[[str], pl.Expr]] = {"rating": _number, "timestamp": _time, "label": _label}
+def _parsed(table: Table, texts: pl.Series, extra: str) -> pl.Series:
+    if extra == "timestamp":
+        try:
+            return seconds_of(texts).rename(extra)
+        except ValueError as error:
+            raise UserError(f"interactions: {table.path}: column {texts.name!r} {error}") from error
+    if table.format.separator == ";":  # as spreadsheets write where the comma is the decimal point
+        texts = texts.str.replace(r"^([+-]?\d+),(\d+)$", "$1.$2")
+    numbers = texts.cast(pl.Float64, strict=False)
+    readable = numbers.is_in([0.0, 1.0, 2.0]) if extra == "label" else numbers.is_finite()
+    numbers = pl.select(pl.when(readable).then(numbers)).to_series().rename(extra)
+    return numbers.cast(pl.Int8) if extra == "label" else numbers
 
 
 def _drop_bad_rows(rows: pl.DataFrame, tally: Tally, config: PackConfig) -> pl.DataFrame:
     rows = tally.drop(rows, pl.col("user_id") == "", "empty user id", show=_SHOW)
     rows = tally.drop(rows, pl.col("item_id") == "", "empty item id", show=_SHOW)
     if config.min_rating is not None:
-        rows = tally.drop(rows, pl.col("rating").is_null(), "rating is not a number", show=_SHOW)
+        show = _SHOW + ", rating {rating_text!r}"
+        rows = tally.drop(rows, pl.col("rating").is_null(), "rating is not a number", show=show)
         low = pl.col("rating") < config.min_rating
-        rows = tally.drop(rows, low, f"rating below {config.min_rating:g}", show=_SHOW, fault=False)
+        rows = tally.drop(rows, low, f"rating below {config.min_rating:g}", show=show, fault=False)
     if config.split == "leave_one_out":
-        rows = tally.drop(rows, pl.col("timestamp").is_null(), "time is not a number or an ISO 8601 date", show=_SHOW)
+        rows = tally.drop(rows, pl.col("timestamp").is_null(), _NO_TIME, show=_SHOW + ", time {timestamp_text!r}")
     if config.split == "given":
-        bad = ~pl.col("label").is_between(0, 2).fill_null(False)
-        rows = tally.drop(rows, bad, f"{_LABEL} is not 0, 1 or 2", show=_SHOW)
+        bad = pl.col("label").is_null()
+        rows = tally.drop(rows, bad, f"{_LABEL} is not 0, 1 or 2", show=_SHOW + ", " + _LABEL + " {label_text!r}")
     return rows
+
+
+def _warn_of_unread(rows: pl.DataFrame) -> None:
+    """Ratings and times that the settings do not need are packed empty where they cannot be read, but not in silence."""
+    for extra in ("rating", "timestamp"):
+        if extra not in rows.columns:
+            continue
+        unread = rows.filter(pl.col(extra).is_null() & (pl.col(f"{extra}_text") != ""))
+        if unread.height:
+            row, text = unread.row(0, named=True)["row"], unread[f"{extra}_text"][0]
+            _log.warning(
+                "interactions: %d of %d values of %s cannot be read and are packed empty; the first is %r in row %d",
+                unread.height,
+                rows.height,
+                extra,
+                text,
+                row,
+            )

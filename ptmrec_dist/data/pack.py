@@ -16,8 +16,10 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.decoding import MISSING
+from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import drop_unknown_items, index_of, keep_core, read_interactions, sort_ids
+from ptmrec_dist.data.interactions import drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
@@ -68,7 +70,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             items, modalities = _mark_absent(items, report)
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
-        parts = _divide_by_part(rows, config.split)
+        parts = _divide_by_part(rows)
         fingerprint, files = _write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -88,6 +90,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         manifest.write(fresh)
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
+    counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
     held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
     print(f"{out}: {held}; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
@@ -109,8 +112,11 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
             raise UserError(
                 f"images: got {images}, expected the folder that the catalogue's image paths are relative to"
             )
-        catalogue = read_catalogue(config.items, config.columns)
+        separator = config.items_separator or config.separator
+        header = config.header if config.items_header is None else config.items_header
+        catalogue = read_catalogue(config.items, config.columns, separator, header)
         report = Report(Tally("items", catalogue.height), row_tally)
+        rows = match_items(rows, catalogue["item_id"])
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
         items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
     _judge(report, config)
@@ -135,7 +141,9 @@ def _read_images(
     stays = pl.lit(keeps) & (pl.col("text") != "")
     for problem in sorted(set(items["problem"]) - {""}):
         bad = (pl.col("problem") == problem) & ~stays
-        items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE)
+        looked = items.filter(bad)["path"].head(2).to_list()
+        hint = f"looked for {' and '.join(looked)}" if problem == MISSING else ""
+        items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
     _judge(report, config)
     return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
 
@@ -175,6 +183,8 @@ def _split(
         raise UserError(
             f"split: got cold_items for {items.height} items, expected 3 or more; pack more or split otherwise"
         )
+    if config.split == "leave_one_out":
+        rows = rows.sort("timestamp", "item_index")
     labels_I = splits.draw_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
     users, item_index = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     if config.split == "given":
@@ -216,10 +226,13 @@ def _write_shards(
     return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
-def _divide_by_part(rows: pl.DataFrame, split: str) -> dict[str, pl.DataFrame]:
-    parts = splits.PARTS if split == "cold_items" else splits.PARTS[:3]
+def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The rows of each part that has any, in time order where there are times."""
     columns = [name for name in ("user_index", "item_index", "rating", "timestamp") if name in rows.columns]
-    return {part: rows.filter(pl.col("part") == part).select(columns) for part in parts}
+    if "timestamp" in columns:
+        rows = rows.sort("timestamp", maintain_order=True)
+    tables = {part: rows.filter(pl.col("part") == part).select(columns) for part in splits.PARTS}
+    return {part: table for part, table in tables.items() if table.height}
 
 
 def _write_tables(

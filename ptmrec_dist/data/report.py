@@ -10,14 +10,23 @@ from rich.table import Table
 from ptmrec_dist.errors import UserError
 
 _MOST_EXAMPLES = 5
+_EXAMPLES_IN_MESSAGE = 2
 _LONGEST_EXAMPLE = 200
 
 
-@dataclass(frozen=True)
-class _Dropped:
+@dataclass
+class Dropped:
+    """Rows that were left out for one reason."""
+
+    reason: str
     count: int
     fault: bool
     examples: list[str]
+    hint: str
+
+    def __str__(self) -> str:
+        shown = "; ".join([*self.examples[:_EXAMPLES_IN_MESSAGE], *([self.hint] if self.hint else [])])
+        return f"{self.reason} ({shown})"
 
 
 class Tally:
@@ -31,16 +40,28 @@ class Tally:
     def __init__(self, name: str, rows: int) -> None:
         self.name = name
         self.read = rows
-        self._dropped: dict[str, _Dropped] = {}
+        self._dropped: dict[str, Dropped] = {}
         self._incomplete: dict[str, dict[str, Any]] = {}
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        """What was left out, by reason."""
+        return list(self._dropped.values())
 
     @property
     def kept(self) -> int:
         """Rows that are left."""
-        return self.read - sum(dropped.count for dropped in self._dropped.values())
+        return self.read - sum(dropped.count for dropped in self.dropped)
 
     def drop(
-        self, table: pl.DataFrame, bad: pl.Expr | pl.Series, reason: str, *, show: str, fault: bool = True
+        self,
+        table: pl.DataFrame,
+        bad: pl.Expr | pl.Series,
+        reason: str,
+        *,
+        show: str,
+        fault: bool = True,
+        hint: str = "",
     ) -> pl.DataFrame:
         """Leave out rows and write down how many, why and which.
 
@@ -50,6 +71,7 @@ class Tally:
             reason: Why, a few words.
             show: Format string of an example, with the table's columns as fields.
             fault: Whether such rows are mistakes in the input, rather than what the settings ask to leave out.
+            hint: What helps to find the cause, for messages; it may name paths, and is not kept in the manifest.
 
         Returns:
             The other rows.
@@ -60,7 +82,8 @@ class Tally:
             return table
         rows = table.filter(mask).head(_MOST_EXAMPLES).to_dicts()
         examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in rows]
-        self._dropped[reason] = _Dropped(count, fault, examples)
+        dropped = self._dropped.setdefault(reason, Dropped(reason, 0, fault, examples, hint))
+        dropped.count += count
         return table.filter(~mask)
 
     def has_dropped(self, *reasons: str) -> bool:
@@ -90,18 +113,17 @@ class Tally:
         """List the mistakes in the input.
 
         Returns:
-            For each kind: count, reason and the first example.
+            For each kind: count, reason and examples.
         """
-        faulty = [(reason, dropped) for reason, dropped in self._dropped.items() if dropped.fault]
-        return [f"{self.name}: {dropped.count} {reason} ({dropped.examples[0]})" for reason, dropped in faulty]
+        return [f"{self.name}: {dropped.count} {dropped}" for dropped in self.dropped if dropped.fault]
 
     def summary(self) -> str:
         """Put the counts into one line.
 
         Returns:
-            Rows read, left out for each reason, and kept.
+            Rows read, left out for each reason, with examples, and kept.
         """
-        dropped = [f"{dropped.count} {reason}" for reason, dropped in self._dropped.items()]
+        dropped = [f"{dropped.count} {dropped}" for dropped in self.dropped]
         return ", ".join([f"{self.read} {self.name} read", *dropped, f"{self.kept} kept"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,9 +133,7 @@ class Tally:
             `read`, `kept`, `dropped`: reason to `count` and `examples`; in the same way `incomplete`, of rows that are
             kept, where there are any.
         """
-        dropped = {
-            reason: {"count": dropped.count, "examples": dropped.examples} for reason, dropped in self._dropped.items()
-        }
+        dropped = {drop.reason: {"count": drop.count, "examples": drop.examples} for drop in self.dropped}
         incomplete = {"incomplete": self._incomplete} if self._incomplete else {}
         return {"read": self.read, "kept": self.kept, "dropped": dropped} | incomplete
 
@@ -162,12 +182,13 @@ class Report:
         """Print the accounts as a table."""
         table = Table("", "rows", "examples")
         table.columns[1].justify = "right"
-        for name, account in self.to_dict().items():
-            table.add_row(f"{name} read", f"{account['read']:,}", "")
-            for reason, dropped in account["dropped"].items():
-                table.add_row(f"  {reason}", f"-{dropped['count']:,}", "\n".join(dropped["examples"]))
-            table.add_row(f"{name} kept", f"{account['kept']:,}", "", end_section="incomplete" not in account)
-            for reason, kept in account.get("incomplete", {}).items():
+        for tally in (self.items, self.interactions):
+            table.add_row(f"{tally.name} read", f"{tally.read:,}", "")
+            for dropped in tally.dropped:
+                examples = [*dropped.examples, *([dropped.hint] if dropped.hint else [])]
+                table.add_row(f"  {dropped.reason}", f"-{dropped.count:,}", "\n".join(examples))
+            table.add_row(f"{tally.name} kept", f"{tally.kept:,}", "")
+            for reason, kept in tally.to_dict().get("incomplete", {}).items():
                 table.add_row(f"  of them {reason}", f"{kept['count']:,}", "\n".join(kept["examples"]))
             table.add_section()
         # Ids come from the data: they are printed as they are, never as markup.

@@ -1,31 +1,19 @@
-"""Tables from files: CSV, Parquet, JSON lines or `.inter`, every column as text, or one line that says why not."""
+"""Tables from files: text, JSON lines or Parquet, every column as text, or one line that says why not."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ptmrec_dist.data.formats import ENDINGS, format_of, scan
+from ptmrec_dist.data.malformed import explain
+from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
-
-def _scan_csv(path: Path) -> pl.LazyFrame:
-    return pl.scan_csv(path, infer_schema=False, glob=False)
-
-
-def _scan_inter(path: Path) -> pl.LazyFrame:
-    table = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
-    # RecBole writes types into the header (`user_id:token`).
-    return table.rename({name: name.split(":")[0] for name in table.collect_schema().names()})
-
-
-_SCANNERS: dict[str, Callable[[Path], pl.LazyFrame]] = {
-    ".csv": _scan_csv,
-    ".csv.gz": _scan_csv,
-    ".parquet": lambda path: pl.scan_parquet(path, glob=False),
-    ".jsonl": lambda path: pl.scan_ndjson(path, infer_schema_length=None),
-    ".inter": _scan_inter,
-}
+_OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
+_MOST_NAMES = 30
 
 
 class Table:
@@ -34,60 +22,106 @@ class Table:
     Args:
         path: File to read.
         setting: Name of the setting that gave the path, for messages.
-        suffixes: File name endings accepted.
+        separator: What stands between the columns of a text file, where that does not follow from its name.
+        header: Whether the first row of a text file names the columns.
 
     Raises:
         UserError: No such file, another ending, an empty file, or one that cannot be read as what its name says.
     """
 
-    def __init__(self, path: Path, setting: str, suffixes: Sequence[str]) -> None:
-        self._path = path
+    def __init__(self, path: Path, setting: str, separator: str | None = None, header: bool = True) -> None:
+        self.path = path
         self._setting = setting
-        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
+        self._flags = "--items_" if setting == "items" else "--"
         if not path.is_file():
+            raise UserError(f"{setting}: got {path}, which is not a file; expected one that ends in {ENDINGS}")
+        form = format_of(path, separator, header)
+        if form is None:
             raise UserError(
-                f"{setting}: got {path}, which is not a file; expected one that ends in {', '.join(suffixes)}"
+                f"{setting}: got {path}, expected a file that ends in {ENDINGS}; for other text files give "
+                f"{self._flags}separator"
             )
-        if suffix is None:
-            raise UserError(f"{setting}: got {path}, expected a file that ends in {', '.join(suffixes)}")
         if path.stat().st_size == 0:
             raise UserError(f"{setting}: {path} is empty; expected a header and at least one row")
+        self.format = form
         try:
-            self._frame = _SCANNERS[suffix](path)
+            self._frame = scan(path, form)
             self.columns = self._frame.collect_schema().names()
-        except (PolarsError, OSError) as error:
+        except (PolarsError, OSError, EOFError) as error:
             raise self._unreadable(error) from error
+        self._refuse_one_column()
 
-    def read(self, required: Iterable[str], optional: Iterable[str] = ()) -> pl.DataFrame:
+    def read(self, required: Iterable[str], optional: Iterable[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
         """Read some columns.
 
         Args:
             required: Names of columns that must be there.
             optional: Names of columns that are read where they are there.
+            lists: Names of columns that may hold lists, whose elements are joined by a space.
 
         Returns:
             The columns as text without surrounding blanks, missing values as empty text, and `row`, counted from 1.
 
         Raises:
-            UserError: A required column is missing, there are no rows, or a row cannot be read.
+            UserError: A required column is missing or of a type that is not text, there are no rows, or a row cannot be read.
         """
-        required = list(dict.fromkeys(required))
+        required, lists = list(dict.fromkeys(required)), set(lists)
         missing = [name for name in required if name not in self.columns]
         if missing:
-            raise UserError(
-                f"{self._setting}: {self._path} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, self.columns))}; rename yours, or name it with --columns.…"
-            )
+            raise self._without(missing)
         names = required + [name for name in optional if name in self.columns and name not in required]
         try:
-            texts = self._frame.select(pl.col(names).cast(pl.String).str.strip_chars().fill_null(""))
-            table = texts.collect().with_row_index("row", offset=1)
-        except (PolarsError, OSError) as error:
+            decode = self.format.kind == "json"
+            columns = self._frame.select(names).collect()
+            table = pl.DataFrame([as_text(column, lists=column.name in lists, decode=decode) for column in columns])
+        except (PolarsError, OSError, EOFError) as error:
             raise self._unreadable(error) from error
+        except ValueError as error:
+            raise UserError(f"{self._setting}: {self.path}: {error}") from error
         if table.is_empty():
-            raise UserError(f"{self._setting}: {self._path} has a header but no rows; expected at least one row")
-        return table
+            raise UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
+        return table.with_row_index("row", offset=1)
+
+    def _refuse_one_column(self) -> None:
+        if self.format.kind != "text" or len(self.columns) > 1:
+            return
+        line = self.columns[0] if self.format.header else str(self._frame.head(1).collect().item())
+        guess = next((separator for separator in _OTHER_SEPARATORS if separator in line), None)
+        found = f"{self._setting}: {self.path}: one column found, {line[:200]!r}"
+        if guess is not None:
+            raise UserError(f"{found}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}")
+        raise UserError(f"{found}, without a {self.format.separator!r}; give another {self._flags}separator")
+
+    def _without(self, missing: list[str]) -> UserError:
+        if any("\ufffd" in name for name in self.columns):
+            return self._unreadable(ValueError("its header is not UTF-8"))
+        nearest = [match for name in missing for match in get_close_matches(name, self.columns, n=1)]
+        has = ", ".join(map(repr, self.columns[:_MOST_NAMES]))
+        has += f" and {len(self.columns) - _MOST_NAMES} more" if len(self.columns) > _MOST_NAMES else ""
+        message = f"{self._setting}: {self.path} has no column {', '.join(map(repr, missing))}; it has {has}"
+        if nearest:
+            message += f"; the nearest is {', '.join(map(repr, dict.fromkeys(nearest)))}"
+        if not self.format.header:
+            return UserError(f"{message}; without a header columns are named by number: --columns.item 1")
+        message += "; rename yours, or name it with --columns.…"
+        if self.format.kind == "text" and any(map(_is_number, self.columns)):
+            message += f"; if the first row is no header, add {self._flags}header false and name columns by number"
+        return UserError(message)
 
     def _unreadable(self, error: Exception) -> UserError:
         reason = str(error).strip().splitlines()[0]
-        return UserError(f"{self._setting}: cannot read {self._path} ({reason}); expected a well-formed file in UTF-8")
+        try:
+            found = explain(self.path, self.format)
+        except (OSError, EOFError):
+            found = None  # not what its ending says: the first reason tells more
+        if found is not None:
+            return UserError(f"{self._setting}: cannot read {self.path}: {found}")
+        return UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name.split("_duplicated_")[0])
+    except ValueError:
+        return False
+    return True

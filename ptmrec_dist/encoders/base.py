@@ -9,7 +9,7 @@ Legend: B batch, N tokens, D width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -95,19 +95,21 @@ def require_layout(method: str, towers: Mapping[str, Tower], promptable: bool = 
     """
     layouts = {}
     for modality, tower in towers.items():
-        if tower.layout is None or (promptable and not tower.layout.promptable):
-            takes = (
-                ([] if tower.layout is None else ["adapter", "lora"])
-                + (["last_n"] if len(tower.blocks) else [])
-                + ["full"]
-            )
+        if not _has_layout(tower, promptable):
+            inside = [] if tower.layout is None else ["adapter", "lora"]
+            takes = [*inside, *(["last_n"] if len(tower.blocks) else []), "full"]
             lacks = "known transformer blocks" if tower.layout is None else "sequence of any length"
+            others = [f", or --{method}.towers {name}" for name in towers if _has_layout(towers[name], promptable)]
             raise UserError(
                 f"tuning.method: got {method}, but the {modality} tower ({tower.kind}) has no {lacks}; "
-                f"expected {', '.join(takes)} or none"
+                f"expected {', '.join(takes)} or none{''.join(others)}"
             )
-        layouts[modality] = tower.layout
+        layouts[modality] = cast(Layout, tower.layout)
     return layouts
+
+
+def _has_layout(tower: Tower, promptable: bool) -> bool:
+    return tower.layout is not None and (tower.layout.promptable or not promptable)
 
 
 def at_most_layers(name: str, got: int, towers: Mapping[str, Tower], or_else: str = "") -> None:

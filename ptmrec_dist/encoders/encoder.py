@@ -48,8 +48,9 @@ class Encoder(nn.Module):
         self.prompts = nn.ModuleDict()
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
-        if backbone.tuned is not None:
-            self.load_tuned(backbone.tuned)
+        for tuned in backbone.tuned:
+            self.load_tuned(tuned)
+            lora.merge(self.towers)
             self.requires_grad_(False)
         self.tune("none", None, torch.Generator())
 
@@ -80,8 +81,16 @@ class Encoder(nn.Module):
             generator: Source of the initial values.
 
         Raises:
-            UserError: A method that a tower cannot take.
+            UserError: A method that a tower cannot take, or that would tune nothing.
         """
+        self._attach(method, settings, generator)
+        if settings is not None and not self.num_tuned:
+            raise UserError(
+                f"{method}.towers: got {settings.towers!r}, but only the {' and '.join(self.towers)} tower is in use; "
+                "expected all"
+            )
+
+    def _attach(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
         if method == "prompt" and self.prompts:
             raise UserError(
                 "tuning.method: got prompt, but this encoder carries prompts from before; choose another method"
@@ -155,7 +164,7 @@ class Encoder(nn.Module):
             method, values = described["method"], json.loads(described["settings"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
-        self.tune(method, method_settings(method, values), torch.Generator())
+        self._attach(method, method_settings(method, values), torch.Generator())
         fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         # An encoder that runs one tower takes that tower's share.

@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ptmrec_dist.config import FeaturesConfig
+from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.feature_store import check_replaceable, write_features
+from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder
@@ -44,6 +45,9 @@ def extract_features(config: FeaturesConfig) -> None:
     """
     dataset = Dataset(config.shards)
     check_replaceable(config.out)
+    if config.encoder is None:
+        _take_arrays(config, dataset)
+        return
     require_content(dataset)
     backbone = load_backbone(config.encoder)
     encoder = Encoder(backbone, dataset.manifest.modalities, config.precision)
@@ -63,11 +67,29 @@ def extract_features(config: FeaturesConfig) -> None:
             pretrained=config.encoder.pretrained,
             filled=count_absent(dataset),
         )
-        widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
-        print(f"{dataset.num_items} items ({widths}) in {config.out}, fingerprint {manifest.fingerprint[:12]}")
+        _report(dataset, config.out, manifest)
         for modality, count in manifest.filled.items():
             print(f"{count} items have no {modality}: their {modality} rows are the mean of the others")
     barrier()
+
+
+def _take_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
+    """Write the user's own arrays as features; ranks have nothing to divide."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    files = {"image": config.image_npy, "text": config.text_npy}
+    tables = {}
+    for modality, path in files.items():
+        if path is not None:
+            table, matched = read_array(path, f"{modality}_npy", dataset, config.item_column)
+            tables[modality] = table if config.raw else unit_rows(table)
+            print(f"{modality}: rows of {path} are matched by {matched}")
+    _report(dataset, config.out, write_features(config.out, tables, data=dataset.fingerprint))
+
+
+def _report(dataset: Dataset, out: Path, manifest: FeatureManifest) -> None:
+    widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
+    print(f"{dataset.num_items} items ({widths}) in {out}, fingerprint {manifest.fingerprint[:12]}")
 
 
 def encode_all(

@@ -13,7 +13,7 @@ from ptmrec_dist.files import staged
 from ptmrec_dist.lineage import read_inputs, write_inputs
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import load_run, open_data_of, open_features_of
-from ptmrec_dist.training.runs import read_record
+from ptmrec_dist.training.records import read_record
 
 
 def read_setting(

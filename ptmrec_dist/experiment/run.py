@@ -85,6 +85,7 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     dataset = Dataset(config.shards)
+    dataset.require("validation", "test")
     if any(step.command != "stage1" for step in plan.steps.values()):
         asked = [
             {"both": ("image", "text"), "none": ()}.get(cell.modalities, (cell.modalities,)) for cell in plan.cells

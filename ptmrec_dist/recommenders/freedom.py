@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from ptmrec_dist.config.recommenders import FREEDOMConfig
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, modal_maps, row_gaps
 from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
+from ptmrec_dist.recommenders.ridge import fit_maps
 
 
 class FREEDOM(Recommender):
@@ -59,13 +60,15 @@ class FREEDOM(Recommender):
         self.maps = modal_maps(inputs.features, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
+        self.warm_items: Tensor
+        self.register_buffer("warm_items", items_E.unique(), persistent=False)
         self.pruned_graph = self.graph
         both = len(inputs.features) > 1
         weights = {"image": config.image_weight, "text": 1 - config.image_weight} if both else {}
         self.similar_items = item_graph(
             list(inputs.features.values()),
             [weights.get(modality, 1.0) for modality in inputs.features],
-            items_E.unique(),
+            self.warm_items,
             config.knn,
             inputs.cache,
             inputs.world,
@@ -96,6 +99,13 @@ class FREEDOM(Recommender):
             projected_BD = self.maps[modality](row_gaps(features[modality], positives_B, negatives_B))
             terms[f"bpr_{modality}"] = self.reg_weight * bpr_term(users_BD, projected_BD)
         return terms
+
+    def fit_projections(self, features: Features) -> None:
+        """Fit each W_m, by itself, to the items' vectors, where a weight lambda of 0 leaves it untrained."""
+        if not self.reg_weight:
+            _, items_ID = self.graph.propagate(self.users.weight, self.items.weight, self.layers)
+            targets_ID = (items_ID + self.similar_items(self.items.weight)).detach()
+            fit_maps(self.maps, features, self.warm_items, targets_ID[self.warm_items])
 
     def collaborative(self) -> tuple[Tensor, Tensor]:
         """Propagate the embeddings, users [U, dim] and items [I, dim], over both graphs."""

@@ -19,6 +19,10 @@ from ptmrec_dist.evaluation.metrics import SELECT, selecting_part
 from ptmrec_dist.evaluation.significance import compare
 
 
+class NotPromoted(UserError):
+    """The gate refused a version."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the gate found."""

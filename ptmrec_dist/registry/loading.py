@@ -1,15 +1,21 @@
-"""Loading a registered model, once its files are those that were registered."""
+"""Loading a registered model, once its files are those that were registered.
+
+What is loaded lies in memory as a whole: the files that it came from are gone when `load_model` returns.
+"""
 
 import shutil
-import weakref
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import connect, reason, tracking_uri
+from ptmrec_dist.registry.versions import all_models
 from ptmrec_dist.serving.digests import tree_digest
 
 if TYPE_CHECKING:
@@ -19,51 +25,94 @@ DIGEST_TAG = "digest"
 """Tag of a version: one digest over all of its files, its code included."""
 ADDED_BY_MLFLOW = "registered_model_meta"
 """File that MLflow puts beside what it downloads."""
+_SCHEME = "models:/"
 
 
 def load_model(uri: str) -> Any:
-    """Load a registered model.
+    """Load a registered model, its encoder included.
 
     Its files are compared with the digest that the version was registered with before any of its code runs. A model that
-    `mlflow models serve` loads by itself is compared with the digests in its own folder.
+    `mlflow models serve` loads by itself is compared with the digests in its own folder, which do not cover its code.
 
     Args:
         uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the folder of a model.
 
     Returns:
-        MLflow's pyfunc model, whose `predict` takes a table with the column `user_id`.
+        MLflow's pyfunc model, whose `predict` takes a table with the column `user_id`; see `RegisteredModel`.
 
     Raises:
         UserError: There is no such model, no registry, or files that were changed.
     """
-    folder = Path(uri)
-    if not uri.startswith("models:/") and not (folder / "MLmodel").is_file():
-        raise UserError(f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder")
-    if not uri.startswith("models:/"):
-        return _open(folder, uri, None)
+    with verified_files(uri) as folder:
+        import mlflow.pyfunc
+
+        from ptmrec_dist.registry.registered_model import RegisteredModel
+
+        with _naming_models(uri, None):
+            return RegisteredModel.of(mlflow.pyfunc.load_model(str(folder)))
+
+
+@contextmanager
+def verified_files(uri: str) -> Iterator[Path]:
+    """Get the files of a registered model, for as long as the context is open.
+
+    Args:
+        uri: As `load_model` takes it.
+
+    Yields:
+        A private copy that equals what was registered; the folder itself where `uri` is one.
+
+    Raises:
+        UserError: As in `load_model`.
+    """
+    if not uri.startswith(_SCHEME):
+        if not (Path(uri) / "MLmodel").is_file():
+            raise UserError(
+                f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder"
+            )
+        yield Path(uri)
+        return
     client = client_of_registry(must_exist=True)
     import mlflow.artifacts
 
-    files = TemporaryDirectory(prefix="ptmrec-model-")
+    with _ending_orderly(), TemporaryDirectory(prefix="ptmrec-model-") as files:
+        with _naming_models(uri, client):
+            version = _version_of(client, uri)  # before its files: an alias may move meanwhile
+            fixed = f"{_SCHEME}{version.name}/{version.version}"
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files))
+            if not (folder / "MLmodel").is_file():
+                raise absent_files(client, version)
+        # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
+        for compiled in list(folder.rglob("__pycache__")):
+            shutil.rmtree(compiled)
+        said = version.tags.get(DIGEST_TAG)
+        found = tree_digest(folder, but=ADDED_BY_MLFLOW)
+        if said != found:
+            raise UserError(
+                f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they "
+                "were changed; register the run again"
+            )
+        yield folder
+
+
+def pinned(uri: str) -> str:
+    """Replace the alias of a model by the version that it points at now.
+
+    Args:
+        uri: As `load_model` takes it.
+
+    Returns:
+        `models:/NAME/VERSION`; a folder as it is.
+
+    Raises:
+        UserError: There is no such model, or no registry.
+    """
+    if not uri.startswith(_SCHEME):
+        return uri
+    client = client_of_registry(must_exist=True)
     with _naming_models(uri, client):
-        version = _version_of(client, uri)  # before its files: an alias may move meanwhile
-        fixed = f"models:/{version.name}/{version.version}"
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files.name))
-        if not (folder / "MLmodel").is_file():
-            raise absent_files(client, version)
-    # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
-    for compiled in list(folder.rglob("__pycache__")):
-        shutil.rmtree(compiled)
-    said = version.tags.get(DIGEST_TAG)
-    found = tree_digest(folder, but=ADDED_BY_MLFLOW)
-    if said != found:
-        raise UserError(
-            f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they were "
-            "changed; register the run again"
-        )
-    model = _open(folder, uri, client)
-    weakref.finalize(model, files.cleanup)  # the encoder is read when the first new item comes
-    return model
+        version = _version_of(client, uri)
+    return f"{_SCHEME}{version.name}/{version.version}"
 
 
 def absent_files(client: "MlflowClient", version: Any) -> UserError:
@@ -107,15 +156,8 @@ def client_of_registry(must_exist: bool = False) -> "MlflowClient":
     return client
 
 
-def _open(folder: Path, uri: str, client: "MlflowClient | None") -> Any:
-    import mlflow.pyfunc
-
-    with _naming_models(uri, client):
-        return mlflow.pyfunc.load_model(str(folder))
-
-
 def _version_of(client: "MlflowClient", uri: str) -> Any:
-    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, at, alias = uri.removeprefix(_SCHEME).partition("@")
     if at:
         return client.get_model_version_by_alias(name, alias)
     name, _, version = name.partition("/")
@@ -130,7 +172,25 @@ def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        models = [] if client is None else client.search_registered_models()
-        names = [f"{model.name}@{alias}" for model in models for alias in model.aliases]
+        if client is None:
+            raise UserError(f"model: cannot load {uri} ({reason(error)}); register the run again") from error
+        names = [f"{model.name}@{alias}" for model in all_models(client) for alias in model.aliases]
         known = ", ".join(names) or "none"
         raise UserError(f"model: cannot load {uri} ({reason(error)}); registered are: {known}") from error
+
+
+@contextmanager
+def _ending_orderly() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, where nothing else handles it: by itself it would leave temporary files behind."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from ptmrec_dist.config import PromoteConfig, RollbackConfig
+from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
 from ptmrec_dist.mlflow_store import asking_mlflow
-from ptmrec_dist.registry.gate import judge
-from ptmrec_dist.registry.loading import absent_files, client_of_registry
+from ptmrec_dist.registry.gate import NotPromoted, judge
+from ptmrec_dist.registry.held_out import PHASE, compare_on
+from ptmrec_dist.registry.loading import absent_files, client_of_registry, verified_files
 from ptmrec_dist.registry.versions import (
     CANDIDATE,
     CHAMPION,
@@ -29,6 +31,8 @@ from ptmrec_dist.serving.tables import PER_USER_FILE
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SERVED = "artifacts/model"
+"""Folder of the served model in a version's files."""
 PER_USER_TAG = "per_user_digest"
 """Tag of a version: digest of the file with each user's metrics."""
 GATE_TAG, ROLLBACK_TAG = "promoted", "rolled_back_to"
@@ -42,7 +46,8 @@ def promote(config: PromoteConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No such version, one of other data than the champion, or one that is not better.
+        UserError: No such version, or one of other data than the champion.
+        NotPromoted: The gate refused it.
     """
     check_metric(config.metric or SELECT)
     client = client_of_registry(must_exist=True)
@@ -104,19 +109,31 @@ def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
 
 def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs: Any) -> str:
     """Return what the gate found, or refuse in one line."""
+    if config.on is None:
+        _require_same_data(config, ours, theirs)
+        verdict, account = judge(_per_user(client, ours), _per_user(client, theirs), config), ""
+    else:
+        dataset = Dataset(config.on)
+        uris = [f"models:/{config.name}/{version.version}" for version in (ours, theirs)]
+        with verified_files(uris[0]) as our_files, verified_files(uris[1]) as their_files:
+            found = compare_on(dataset, our_files / SERVED, their_files / SERVED)
+        verdict, account = judge(found.ours, found.theirs, config, PHASE), f"; {found.account}"
+    if not verdict.passed:
+        raise NotPromoted(
+            f"name: version {ours.version} of {config.name} is not promoted: {verdict.finding}{account}; expected "
+            f"{verdict.expected}"
+        )
+    return f"{verdict.finding}, which was version {theirs.version}{account}"
+
+
+def _require_same_data(config: PromoteConfig, ours: Any, theirs: Any) -> None:
     data = [version.tags.get("data", "unknown") for version in (ours, theirs)]
     if data[0] != data[1]:
         raise UserError(
             f"name: version {ours.version} of {config.name} was trained on data {data[0][:12]}, its champion, version "
-            f"{theirs.version}, on {data[1][:12]}; train the champion's recipe on the new data and register that, or promote "
-            f"without a comparison by `ptmrec register --alias {CHAMPION}`"
+            f"{theirs.version}, on {data[1][:12]}; compare both on interactions that neither was trained on by --on SHARDS, "
+            f"or promote without a comparison by `ptmrec register --alias {CHAMPION}`"
         )
-    verdict = judge(_per_user(client, ours), _per_user(client, theirs), config)
-    if not verdict.passed:
-        raise UserError(
-            f"name: version {ours.version} of {config.name} is not promoted: {verdict.finding}; expected {verdict.expected}"
-        )
-    return f"{verdict.finding}, which was version {theirs.version}"
 
 
 def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
@@ -124,7 +141,7 @@ def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
     import mlflow.artifacts
 
     with TemporaryDirectory() as scratch:
-        folder = f"{client.get_model_version_download_uri(version.name, version.version)}/artifacts/model"
+        folder = f"{client.get_model_version_download_uri(version.name, version.version)}/{SERVED}"
         if not mlflow.artifacts.list_artifacts(artifact_uri=folder):
             raise absent_files(client, version)
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{folder}/{PER_USER_FILE}", dst_path=scratch))

@@ -1,34 +1,48 @@
 """What MLflow runs to load a registered model ("models from code"): it is copied into the model, the package is not."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
+from mlflow.exceptions import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving import ServedModel
 
+log = logging.getLogger(__name__)
+
 
 class PyfuncModel(PythonModel):
     """Hands MLflow's tables to `ServedModel`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the model's folder."""
+        """Open the model's folder, which is not needed afterwards."""
         self.model = ServedModel(Path(context.artifacts["model"]))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Answer a request; see `ServedModel.answer`. MLflow's server shows its own errors without a traceback."""
+        """Answer a request; see `ServedModel.answer`.
+
+        MLflow's server answers its own exceptions by their message, and any other by a traceback.
+        """
         try:
             columns = self.model.answer(model_input.to_dict("list"), **(params or {}))
-            # As objects: a column of strings would turn a visitor's None into NaN, which is no JSON.
-            return pd.DataFrame(columns | {"user_id": pd.Series(columns["user_id"], dtype=object)})
         except UserError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        except Exception as error:
+            log.exception("a request failed")
+            raise MlflowException("the model failed; the server's log says why", error_code=INTERNAL_ERROR) from error
+        # As objects: a column of strings would turn a visitor's None into NaN, which is no JSON.
+        return pd.DataFrame(
+            {
+                name: pd.Series(values, dtype=None if name in ("row", "rank", "score", "known_user") else object)
+                for name, values in columns.items()
+            }
+        )
 
 
 set_model(PyfuncModel())

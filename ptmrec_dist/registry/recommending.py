@@ -7,8 +7,9 @@ from ptmrec_dist.config import RecommendConfig
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.registry.loading import load_model
+from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.serving.batch import write_all
+from ptmrec_dist.serving.params import Params
 
 if TYPE_CHECKING:
     from ptmrec_dist.serving import ServedModel
@@ -24,27 +25,30 @@ def recommend(config: RecommendConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: An unknown model, version, alias or user; no registry; a file that cannot be written.
+        UserError: An unknown model, version or alias; an unknown user under `--unknown error`; no registry; a file that
+            cannot be written.
     """
     users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
     if not users and not config.all:
         raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
     if config.out is not None:
         _check_writable(config.out)
-    model = _served(config.model)
+    with verified_files(config.model) as folder:
+        model = _served(folder)
     if config.out is not None:
         write_all(model, config.out, join_world("cpu"), top_k=config.top_k, exclude_seen=config.exclude_seen)
         return
-    askers = model.people.ask(users, [None] * len(users))
-    _print_table(model.recommend(askers, top_k=config.top_k, exclude_seen=config.exclude_seen))
+    askers = model.people.ask(users, [None] * len(users), config.unknown)
+    _print_table(model.recommend(askers, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
 
 
-def _served(uri: str) -> "ServedModel":
-    wrapped = load_model(uri).unwrap_python_model()
-    model: ServedModel | None = getattr(wrapped, "model", None)
-    if model is None:
-        raise UserError(f"model: {uri} is not a model that `ptmrec register` made")
-    return model
+def _served(folder: Path) -> "ServedModel":
+    from ptmrec_dist.serving import ServedModel  # seconds, which a mistake in the options need not wait for
+
+    served = folder / "artifacts" / "model"
+    if not (served / "model.json").is_file():
+        raise UserError("model: it is not one that `ptmrec register` made")
+    return ServedModel(served, new_items=False)
 
 
 def _check_writable(out: Path) -> None:
@@ -66,6 +70,6 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
         first = before is None or before["row"] != row["row"]
         if first and before is not None:
             table.add_section()
-        user = row["user_id"] if first else ""
+        user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
         table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
     Console().print(table)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,11 @@ from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import PER_USER_TAG
 from ptmrec_dist.registry.versions import CHAMPION, crown
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
+from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import ENCODER_FILE, flatten, require_encoder
+from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
+from ptmrec_dist.training.runs import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,15 +127,16 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType
+    from mlflow.types.schema import AnyType, Array
 
     wanted = [ColSpec(AnyType(), name, required=False) for name in ("user_id", "history")]
     wanted += [ColSpec("string", name, required=False) for name in ("image", "text")]
-    found = [ColSpec("long", "row"), ColSpec(AnyType(), "user_id"), ColSpec("double", "score")]
+    found = [ColSpec("long", "row"), ColSpec(AnyType(), "user_id"), ColSpec("boolean", "known_user")]
+    found += [ColSpec("double", "score"), ColSpec(Array("string"), "unknown_items", required=False)]
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
-    params = [ParamSpec("top_k", "long", 10), ParamSpec("exclude_seen", "boolean", True)]
-    params += [ParamSpec("include_cold", "boolean", False)]
+    kinds = {int: "long", bool: "boolean", str: "string"}
+    params = [ParamSpec(name, kinds[type(value)], value) for name, value in asdict(Params()).items()]
     mlflow.pyfunc.save_model(
         str(package),
         python_model=str(ENTRY),

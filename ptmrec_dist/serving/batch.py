@@ -21,6 +21,7 @@ from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.errors import Fault
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.model import ServedModel
+from ptmrec_dist.serving.params import Params
 
 _BLOCK = 8192  # users
 _SCHEMA = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32())])
@@ -70,7 +71,7 @@ def _tables(model: ServedModel, share: range, world: World, top_k: int, exclude_
         for start in range(share.start, share.stop, _BLOCK):
             rows_B = np.arange(start, min(start + _BLOCK, share.stop))
             askers = model.people.known(rows_B)
-            items_BK, scores_BK = model.rank(askers, top_k=top_k, exclude_seen=exclude_seen)
+            items_BK, scores_BK = model.rank(askers, Params(top_k=top_k, exclude_seen=exclude_seen))
             who, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
             columns = [
                 users.take(pa.array(rows_B[who.numpy()])),

@@ -22,46 +22,50 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.digests import check_digests
-from ptmrec_dist.serving.image_source import ImageSource
-from ptmrec_dist.serving.images import read_image
+from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.packages import compare_packages
+from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.people import Askers, People
-from ptmrec_dist.training.runs import ENCODER_FILE
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.serving.new_items import NewItems
 
-_ENCODER_BATCH = 32
+COLUMNS = ["user_id", "history", "image", "text"]
+"""What a request's rows may hold."""
 
 
 class ServedModel:
-    """A model that recommends, opened from its folder.
+    """A model that recommends, opened from its folder, which it does not need afterwards.
 
     Args:
         folder: Folder that `registry.registering` filled.
+        new_items: Whether to load the encoder, where the model has one: seconds, which only new items need.
 
     Raises:
-        UserError: A file is not what was written.
+        UserError: A file is not what was written, or the environment sets a limit that is none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, new_items: bool = True) -> None:
         self._limits = Limits.from_environment()
         check_digests(folder)
-        self._folder = folder
         described = json.loads((folder / "model.json").read_text())
-        self.modalities: tuple[str, ...] = tuple(described["modalities"])
+        compare_packages(described.get("packages", {}))
+        self.lineage: dict[str, str] = described["lineage"]
         self._tables = load_file(folder / "tables.safetensors")
         items = pl.read_parquet(folder / "items.parquet")
         self.item_ids: pl.Series = items["item_id"]
         self.titles: pl.Series = items["title"]
         warm = items["warm"].to_numpy()
-        self._index = self._open_index(described["index"], np.flatnonzero(warm))
+        self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
-        self.people = People(self._tables, user_ids, self.item_ids.to_list(), warm, taken)
+        self.people = People(self._tables, user_ids, self.item_ids.to_list(), warm, taken, self._limits)
+        modalities = tuple(described["modalities"]) if new_items else ()
+        self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
         """Recommend to users and visitors, or score new items for them where the request brings images or texts.
@@ -69,137 +73,126 @@ class ServedModel:
         Args:
             columns: `user_id` or `history` (item ids) in each row; for new items also `image` and `text`, as
                 `score_new` takes them.
-            **params: `top_k`, `exclude_seen` and `include_cold` of `rank`.
+            **params: Those of `Params`.
 
         Returns:
             Columns, as `recommend` or `score_new` returns them.
 
         Raises:
-            UserError: As in `People.ask`, `rank` and `score_new`.
+            UserError: As in `People.ask`, `rank` and `score_new`; other columns or parameters; a request beyond the limits.
         """
-        rows = max(map(len, columns.values()), default=0)
+        asked = Params.parse(params)
+        refuse_others("columns", columns, COLUMNS)
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"columns: got {lengths} rows, expected as many in each")
+        rows = max(lengths.values(), default=0)
+        items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
+        self._limits.check("rows", rows, "rows")
+        if not items:
+            self._limits.check("recommendations", rows * int(asked.top_k), "rows times top_k")
         absent = [None] * rows
-        askers = self.people.ask(columns.get("user_id", absent), columns.get("history", absent))
-        if "image" in columns or "text" in columns:
-            return self.score_new(askers, columns)
-        return self.recommend(askers, **params)
+        askers = self.people.ask(columns.get("user_id", absent), columns.get("history", absent), asked.unknown)
+        return self.score_new(askers, items) if items else self.recommend(askers, asked)
 
-    def recommend(self, askers: Askers, **params: Any) -> dict[str, list[Any]]:
+    def warm_up(self) -> None:
+        """Answer a request of each kind, so that no client waits for what the first one prepares."""
+        nobody = self.people.ask([None], [[]])
+        self.recommend(nobody, Params())
+        if self._new_items is not None:
+            self._new_items.warm_up()
+
+    def recommend(self, askers: Askers, params: Params) -> dict[str, list[Any]]:
         """Recommend, in words.
 
         Args:
             askers: Who asks, [B].
-            **params: As in `rank`.
+            params: How.
 
         Returns:
-            `row` (from 0), `user_id` (None for a visitor), `rank` (from 1), `item_id`, `title`, `score`; best first,
-            people in the order asked for.
+            `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users who are answered
+            as such), `rank` (from 1), `item_id`, `title`, `score`, and `unknown_items`, the items of the row's history that
+            were skipped, at rank 1, None below; best first, rows in the order asked for.
 
         Raises:
             UserError: As in `rank`.
         """
-        items_BK, scores_BK = self.rank(askers, **params)
+        items_BK, scores_BK = self.rank(askers, params)
         who, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
-        items = items_BK[who, ranks].numpy()
+        items, rows = items_BK[who, ranks].numpy(), who.tolist()
         return {
-            "row": who.tolist(),
-            "user_id": [askers.names[row] for row in who.tolist()],
+            "row": rows,
+            "user_id": [askers.names[row] for row in rows],
+            "known_user": [askers.known[row] for row in rows],
             "rank": (ranks + 1).tolist(),
             "item_id": self.item_ids[items].to_list(),
             "title": self.titles[items].to_list(),
             "score": scores_BK[who, ranks].tolist(),
+            # Once a row: a long history times a long list would make an answer of any size.
+            "unknown_items": [None if rank else askers.unknown_items[row] for row, rank in zip(rows, ranks.tolist())],
         }
 
-    def rank(
-        self, askers: Askers, top_k: int = 10, exclude_seen: bool = True, include_cold: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def rank(self, askers: Askers, params: Params) -> tuple[Tensor, Tensor]:
         """Find the items with the highest scores.
 
         Args:
             askers: Who asks, [B].
-            top_k: Items a person K.
-            exclude_seen: Leave out what a user took in training, or what a visitor's history holds.
-            include_cold: Rank all items by the cold score, not the warm ones by the full score.
+            params: How; K items a row.
 
         Returns:
             Item indices int64 [B, K] and scores float32 [B, K], best first; `NO_ITEM` and -inf where no more are left.
 
         Raises:
-            UserError: `top_k` below 1, or `include_cold` of an ID-only recommender.
+            UserError: `include_cold` of an ID-only recommender.
         """
-        if top_k < 1:
-            raise UserError(f"top_k: got {top_k}, expected 1 or more")
         vectors_BD, index = (
-            (askers.modal_users_BD, self._cold_index) if include_cold else (askers.users_BD, self._index)
+            (askers.modal_users_BD, self._cold_index) if params.include_cold else (askers.users_BD, self._index)
         )
         if vectors_BD is None:
             raise UserError("include_cold: this model knows items by their IDs only; ask without it")
         nothing = np.zeros(0, np.int64)
-        seen = askers.seen if exclude_seen else Interactions(nothing, nothing)
-        return index.search(vectors_BD, seen, min(top_k, len(self.item_ids)))
+        seen = askers.seen if params.exclude_seen else Interactions(nothing, nothing)
+        return index.search(vectors_BD, seen, min(params.top_k, len(self.item_ids)))
 
     def score_new(self, askers: Askers, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Score items that the model has never seen, by the cold score.
 
         Args:
             askers: Who asks, [B], one for each row.
-            columns: `image` (as `read_image` takes it) and `text` of each row's item, those of them that the model reads.
+            columns: `image` and `text` of each row's item, as `NewItems.encode` takes them.
 
         Returns:
-            `row`, `user_id` and `score`, in the order of the rows.
+            `row`, `user_id`, `known_user`, `score` and `unknown_items`, in the order of the rows.
 
         Raises:
-            UserError: A column or a text that is missing, an image that is refused, or a model that takes no new items.
+            UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
-        if not self.modalities or askers.modal_users_BD is None:
+        if self._new_items is None or askers.modal_users_BD is None:
             raise UserError(
-                "new items: this model takes none; expected one that reads features, and from an encoder, not from "
-                "tables that were trained"
+                "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
+                "the user's or from tables that were trained"
             )
-        missing = [modality for modality in self.modalities if modality not in columns]
-        if missing:
-            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self.modalities)}")
-        asked = list(zip(*(columns[modality] for modality in self.modalities), strict=True))
-        distinct = list(dict.fromkeys(asked))
-        vectors_ND = self._encode_new(distinct)
-        place = {item: row for row, item in enumerate(distinct)}
-        vectors_BD = vectors_ND[[place[item] for item in asked]]
+        vectors_BD = self._new_items.encode(columns)
         scores_B = (askers.modal_users_BD * vectors_BD).sum(dim=1)
-        return {"row": list(range(len(asked))), "user_id": list(askers.names), "score": scores_B.tolist()}
+        return {
+            "row": list(range(len(scores_B))),
+            "user_id": list(askers.names),
+            "known_user": list(askers.known),
+            "score": scores_B.tolist(),
+            "unknown_items": list(askers.unknown_items),
+        }
 
-    def _open_index(self, kind: str, warm: np.ndarray) -> Index:
+    def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
         if kind == "faiss":
-            return FaissIndex(self._folder / INDEX_FILE, self._tables["items"], warm)
+            return FaissIndex(path, self._tables["items"], warm)
         return ExactIndex(self._tables["items"], warm)
+
+    def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
+        from ptmrec_dist.serving.new_items import NewItems  # seconds, which only new items need to wait for
+
+        return NewItems(folder, modalities, self._tables, self._limits)
 
     @cached_property
     def _cold_index(self) -> Index:
         items = self._tables.get("modal_items", torch.zeros(0, 0))
         return ExactIndex(items, np.arange(len(items)))
-
-    @cached_property
-    def _encoder(self) -> "Encoder":
-        from ptmrec_dist.encoders.encoder import load_encoder  # seconds, which only new items need to wait for
-
-        tuned = self._folder / "encoder" / ENCODER_FILE
-        return load_encoder(self._folder / "encoder", tuned if tuned.is_file() else None, self.modalities)
-
-    @torch.no_grad()
-    def _encode_new(self, items: list[tuple[Any, ...]]) -> Tensor:
-        """Image and text of new items to what stands for them in the cold score, [N, d']."""
-        inputs = dict(zip(self.modalities, zip(*items)))
-        texts = list(inputs.get("text", ()))
-        if not all(isinstance(text, str) and text for text in texts):
-            raise UserError("text: a row has none, expected the text of a new item in every row")
-        source = ImageSource(self._limits)
-        parts = []
-        for start in range(0, len(items), _ENCODER_BATCH):
-            batch = slice(start, start + _ENCODER_BATCH)
-            # Decoded as they are needed: many large pictures at once would not fit into memory.
-            images = [read_image(source.read(image)) for image in inputs.get("image", ())[batch]]
-            pixels = [self._encoder.backbone.load_image(image) for image in images]
-            tokens = self._encoder.tokenize(texts[batch]) if texts else None
-            features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
-            parts.append(torch.cat([features[modality] for modality in self.modalities], dim=1))
-        vectors_ND: Tensor = torch.cat(parts) @ self._tables["projection"] + self._tables["projection_bias"]
-        return vectors_ND

@@ -1,5 +1,7 @@
 """Who asks: users of the training data by their ids, visitors by the items that they took.
 
+A user whom the model does not know gets what a visitor without a history gets: the list of an average user.
+
 Legend: U users, I items, B rows asked for, D and d' widths of the scores.
 """
 
@@ -15,18 +17,23 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.fold_in import FoldIn
+from ptmrec_dist.serving.ids import Id, IdIndex, is_absent, parse_id, shown
+from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.params import Unknown
 
-MAX_HISTORY = 10_000
-"""Items of one history."""
 _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Askers:
-    """People whom a request asks for, row by row."""
+    """Users and visitors whom a request asks for, row by row."""
 
     names: Sequence[str | None]
     """User ids; None for a visitor."""
+    known: Sequence[bool]
+    """Whether a row is a user of the training data."""
+    unknown_items: Sequence[list[str]]
+    """Items of each row's history that the model does not know, or cannot use; they were skipped."""
     users_BD: Tensor
     """Their vectors for the full score, float32 [B, D]."""
     modal_users_BD: Tensor | None
@@ -36,7 +43,7 @@ class Askers:
 
 
 class People:
-    """Looks people up.
+    """Looks users and visitors up.
 
     Args:
         tables: Tables of a served model.
@@ -44,6 +51,7 @@ class People:
         item_ids: Item ids by item index.
         warm: Whether an item was there in training, bool [I].
         seen: Training interactions.
+        limits: Limits of a request.
     """
 
     def __init__(
@@ -53,14 +61,15 @@ class People:
         item_ids: Sequence[str],
         warm: np.ndarray,
         seen: Interactions,
+        limits: Limits,
     ) -> None:
         self._users_UD, self._modal_UD = tables["users"], tables.get("modal_users")
         self.user_ids = user_ids
-        self._user_rows = {user: row for row, user in enumerate(user_ids)}
-        self._item_rows = {item: row for row, item in enumerate(item_ids)}
+        self._users, self._items = IdIndex(user_ids, "user_id"), IdIndex(item_ids, "history")
         self._seen = Histories(seen, len(user_ids), len(item_ids))
         self._fold_in = FoldIn(*(tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
-        self._items_ID, self._tellable = _history_items(tables, warm)
+        self._items_ID, self._usable = _history_items(tables, warm)
+        self._limits = limits
 
     def known(self, rows_B: np.ndarray) -> Askers:
         """Look users up by their index.
@@ -71,80 +80,106 @@ class People:
         Returns:
             These users.
         """
-        places = torch.from_numpy(rows_B)
-        modal = None if self._modal_UD is None else self._modal_UD[places]
+        rows = torch.from_numpy(rows_B)
+        modal = None if self._modal_UD is None else self._modal_UD[rows]
         names = [self.user_ids[row] for row in rows_B]
-        return Askers(names, self._users_UD[places], modal, self._seen.of(rows_B))
+        unknown: list[list[str]] = [[] for _ in names]
+        return Askers(names, [True] * len(names), unknown, self._users_UD[rows], modal, self._seen.of(rows_B))
 
-    def ask(self, users: Sequence[Any], histories: Sequence[Any]) -> Askers:
-        """Look the people of a request up.
+    def ask(self, users: Sequence[Any], histories: Sequence[Any], unknown: Unknown = "skip") -> Askers:
+        """Look the users and visitors of a request up.
 
         Args:
             users: User id of each row [B], None or NaN where it has none.
             histories: Item ids of each row [B], None or NaN where it has none.
+            unknown: `skip` takes an unknown user for a visitor without a history, and leaves unknown items out; `error`
+                refuses both.
 
         Returns:
             Users and visitors, in the order of the rows.
 
         Raises:
-            UserError: Unknown users or items, or a row with neither or both.
+            UserError: A row with neither or both, values that are no ids or no list of them, a history beyond the limit,
+                or unknown users or items under `error`.
         """
         if len(users) == 0:
             raise UserError("request: got no rows, expected a user_id or a history in each of one or more")
-        names = [None if _absent(user) else _name(user) for user in users]
-        given = [None if _absent(history) else history for history in histories]
+        names = [None if is_absent(user) else parse_id(user, f"row {row}: user_id") for row, user in enumerate(users)]
+        given = [None if is_absent(history) else self._parse(history, row) for row, history in enumerate(histories)]
         for row, (name, history) in enumerate(zip(names, given, strict=True)):
             if (name is None) == (history is None):
                 got = "neither" if name is None else "both"
                 raise UserError(f"row {row}: got {got}, expected a user_id or a history (a list of item ids)")
-        users_B = np.flatnonzero([name is not None for name in names])
-        visitors_B = np.flatnonzero([name is None for name in names])
+        found = [None if name is None else self._users.find(name) for name in names]
+        if unknown == "error":
+            self._refuse_unknown_users(names, found)
+        known_B = np.flatnonzero([row is not None for row in found])
+        others_B = np.flatnonzero([row is None for row in found])
         parts = [
-            (users_B, self.known(self._rows([name for name in names if name is not None]))),
-            (visitors_B, self._visitors([history for history in given if history is not None])),
+            (known_B, self.known(np.array([row for row in found if row is not None], dtype=np.int64))),
+            (
+                others_B,
+                self._visitors([names[row] for row in others_B], [given[row] or [] for row in others_B], unknown),
+            ),
         ]
-        return _in_order(names, [part for part in parts if len(part[0])])
+        return _in_order([part for part in parts if len(part[0])])
 
-    def _visitors(self, histories: Sequence[Any]) -> Askers:
-        taken = self._entries(histories)
+    def _parse(self, history: Any, row: int) -> list[Id]:
+        where = f"row {row}: history"
+        if not isinstance(history, list | tuple | np.ndarray) or (
+            isinstance(history, np.ndarray) and history.ndim != 1
+        ):
+            raise UserError(f"{where}: got {shown(history)}, expected a list of item ids")
+        self._limits.check("history", len(history), f"{where}: items")
+        return [parse_id(item, where) for item in history]
+
+    def _visitors(self, names: Sequence[Id | None], histories: Sequence[Sequence[Id]], unknown: Unknown) -> Askers:
+        taken, skipped = self._entries(histories, unknown)
         both_BT = self._fold_in(self._items_ID, taken, len(histories))
         users_BD, modal_BD = both_BT.tensor_split([self._users_UD.shape[1]], dim=1)
-        return Askers([None] * len(histories), users_BD, None if self._modal_UD is None else modal_BD, taken)
+        modal = None if self._modal_UD is None else modal_BD
+        shown_names = [None if name is None else str(name) for name in names]
+        return Askers(shown_names, [False] * len(names), skipped, users_BD, modal, taken)
 
-    def _entries(self, histories: Sequence[Any]) -> Interactions:
+    def _entries(self, histories: Sequence[Sequence[Id]], unknown: Unknown) -> tuple[Interactions, list[list[str]]]:
+        """Look the items of histories up; gives those that can be used, and the names of the others by history."""
+        found = [[self._items.find(name) for name in history] for history in histories]
+        if unknown == "error":
+            self._refuse_unknown_items(histories, found)
         rows: list[int] = []
-        names: list[str] = []
-        for row, history in enumerate(histories):
-            if isinstance(history, str) or len(history) > MAX_HISTORY:
-                raise UserError(
-                    f"history: got {str(history)[:40]!r}, expected a list of at most {MAX_HISTORY} item ids"
-                )
-            rows += [row] * len(history)
-            names += map(str, history)
-        unknown = [name for name in dict.fromkeys(names) if name not in self._item_rows]
+        items: list[int] = []
+        skipped: list[list[str]] = []
+        for row, (history, places) in enumerate(zip(histories, found)):
+            used = [item for item in places if item is not None and self._usable[item]]
+            rows += [row] * len(used)
+            items += used
+            left = [str(name) for name, item in zip(history, places) if item is None or not self._usable[item]]
+            skipped.append(list(dict.fromkeys(left)))
+        return Interactions(np.array(rows, dtype=np.int64), np.array(items, dtype=np.int64)), skipped
+
+    def _refuse_unknown_users(self, names: Sequence[Id | None], found: Sequence[int | None]) -> None:
+        unknown = [str(name) for name, row in zip(names, found) if name is not None and row is None]
         if unknown:
-            raise UserError(f"history: got {_some(unknown)}, expected some of the {len(self._item_rows)} items")
-        items = np.array([self._item_rows[name] for name in names], dtype=np.int64)
-        silent = np.flatnonzero(~self._tellable[items])
-        if len(silent):
             raise UserError(
-                f"history: item {names[silent[0]]!r} was held out of training, and this model knows items by their IDs "
+                f"user_id: got {_some(unknown)}, expected some of the {len(self.user_ids)} users of the training data; "
+                "send others as a history"
+            )
+
+    def _refuse_unknown_items(self, histories: Sequence[Sequence[Id]], found: Sequence[Sequence[int | None]]) -> None:
+        pairs = [pair for history, places in zip(histories, found) for pair in zip(history, places)]
+        unknown = [str(name) for name, item in pairs if item is None]
+        if unknown:
+            raise UserError(f"history: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
+        unusable = [name for name, item in pairs if not self._usable[item]]
+        if unusable:
+            raise UserError(
+                f"history: item {str(unusable[0])!r} was held out of training, and this model knows items by their IDs "
                 "only; leave it out"
             )
-        return Interactions(np.array(rows, dtype=np.int64), items)
-
-    def _rows(self, users: Sequence[str]) -> np.ndarray:
-        unknown = [user for user in dict.fromkeys(users) if user not in self._user_rows]
-        if unknown:
-            raise UserError(
-                f"user_id: got {_some(unknown)}, expected some of the {len(self._user_rows)} users of the training "
-                "data; send others as a history"
-            )
-        return np.array([self._user_rows[user] for user in users], dtype=np.int64)
 
 
 def _history_items(tables: Mapping[str, Tensor], warm: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Vectors that items of a history count with, [I, D], and which items have one.
+    """Vectors that items of a history count with, [I, D], and which items have one, bool [I].
 
     The ID vector of a cold item is untrained. Where the vectors of the cold score live in the same space, what its
     features say takes its place.
@@ -155,29 +190,28 @@ def _history_items(tables: Mapping[str, Tensor], warm: np.ndarray) -> tuple[Tens
     return items_ID.where(torch.from_numpy(warm)[:, None], modal), np.ones_like(warm)
 
 
-def _in_order(names: Sequence[str | None], parts: Sequence[tuple[np.ndarray, Askers]]) -> Askers:
-    """Put groups of people back into the rows that they came from."""
-    order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in parts])))
+def _in_order(parts: Sequence[tuple[np.ndarray, Askers]]) -> Askers:
+    """Put groups of users and visitors back into the rows that they came from."""
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     groups = [group for _, group in parts]
     modal = [group.modal_users_BD for group in groups if group.modal_users_BD is not None]
-    seen_rows = [places[group.seen.users] for places, group in parts]
+    seen_rows = [rows[group.seen.users] for rows, group in parts]
+
+    def joined(name: str) -> list[Any]:
+        values = [value for group in groups for value in getattr(group, name)]
+        return [values[row] for row in order]
+
     return Askers(
-        names,
-        torch.cat([group.users_BD for group in groups])[order],
-        torch.cat(modal)[order] if modal else None,
+        joined("names"),
+        joined("known"),
+        joined("unknown_items"),
+        torch.cat([group.users_BD for group in groups])[torch.from_numpy(order)],
+        torch.cat(modal)[torch.from_numpy(order)] if modal else None,
         Interactions(np.concatenate(seen_rows), np.concatenate([group.seen.items for group in groups])),
     )
 
 
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _name(user: Any) -> str:
-    """Numbers beside missing values become floats on their way through a table."""
-    return str(int(user)) if isinstance(user, float) and user.is_integer() else str(user)
-
-
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
-    return f"{len(names)} unknown ({shown})"
+    names = list(dict.fromkeys(names))
+    listed = ", ".join(map(repr, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"{len(names)} unknown ({listed})"

@@ -1,6 +1,6 @@
 """A model on its own, as it is registered: what its folder holds. JSON, Parquet and safetensors, no pickle.
 
-    model.json           modalities of new items, kind of index, lineage
+    model.json           modalities of new items, kind of index, lineage, versions of packages
     tables.safetensors   users [U, D], items [I, D]; fold_in.centre [D], fold_in.weight [D, D + d'], fold_in.bias [D + d'];
                          of recommenders that read features also modal_users [U, d'], modal_items [I, d'],
                          projection [sum of d_m, d'], projection_bias [d']; without them d' is 0
@@ -33,6 +33,7 @@ from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import write_faiss
+from ptmrec_dist.serving.packages import installed_packages
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import LoadedRun
 from ptmrec_dist.training.runs import save_tensors
@@ -70,7 +71,12 @@ def write_tables(
     _per_user(run).write_parquet(folder / PER_USER_FILE)
     if index == "faiss":
         write_faiss(folder / INDEX_FILE, tables["items"][torch.from_numpy(warm)])
-    described = {"modalities": list(modalities), "index": index, "lineage": dict(lineage)}
+    described = {
+        "modalities": list(modalities),
+        "index": index,
+        "lineage": dict(lineage),
+        "packages": installed_packages(),
+    }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
 

@@ -86,10 +86,10 @@ def fine_tune(config: ContrastiveConfig) -> None:
     dataset = Dataset(config.shards)
     require_content(dataset, "image", "text")
     encoder = _encoder(config)
-    if encoder.backbone.tuned is not None:
+    if encoder.backbone.tuned:
         raise UserError(
-            f"encoder.model: {config.encoder.model} carries {TUNED_FILE} from a fine-tuning before; start from the encoder "
-            "that it was made of"
+            f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
+            "from the encoder that it was made of"
         )
     inputs = {"shards": dataset.fingerprint, "encoder": encoder.backbone.fingerprint}
     run = RunFolder(config.out, config, inputs, last=CONFIG_FILE)

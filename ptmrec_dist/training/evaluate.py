@@ -28,6 +28,8 @@ Metrics = dict[str, dict[str, float]]
 class Evaluator:
     """Scores one phase of a data set; a validation evaluator has no way to reach the test split.
 
+    A part without interactions has no metrics.
+
     Args:
         dataset: The packed data set.
         phase: `validation` or `test`.
@@ -37,15 +39,17 @@ class Evaluator:
     def __init__(self, dataset: Dataset, phase: str, mask_validation: bool = False) -> None:
         self.phase = phase
         self.num_users = dataset.num_users
-        self.positives = _histories(dataset, phase)
-        self.seen = _histories(dataset, "train", *(["validation"] if mask_validation and phase == "test" else []))
+        self.positives = _histories(dataset, phase) if phase in dataset.parts else None
+        masked = ["validation"] if mask_validation and phase == "test" and "validation" in dataset.parts else []
+        self.seen = _histories(dataset, "train", *masked)
         self.cold_items: np.ndarray | None = None
         self.warm_items: np.ndarray | None = None
+        held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
+        if len(held_out):
+            self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
         if f"cold_{phase}" in dataset.parts:
             self.cold_positives = _histories(dataset, f"cold_{phase}")
             self.cold_items = dataset.cold_items(f"cold_{phase}")
-            held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
-            self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
 
     def __call__(self, recommender: Recommender, features: Features, world: World) -> Metrics:
         """Evaluate; each rank takes its share of the users, every user exactly once.
@@ -99,11 +103,11 @@ class Evaluator:
         training = recommender.training
         recommender.eval()
         users_UD, items_ID = recommender.representations(features)
-        found = {
-            self.phase: rank_positives(
+        found: dict[str, Ranked] = {}
+        if self.positives is not None:
+            found[self.phase] = rank_positives(
                 users_UD, items_ID, self.positives, self.seen, candidates=self.warm_items, user_range=user_range
             )
-        }
         if self.cold_items is not None and recommender.multimodal:
             cold = torch.from_numpy(self.cold_items).to(users_UD.device)
             users_UD, items_CD = recommender.cold_representations(features, cold)
@@ -154,7 +158,7 @@ def evaluate_phases(
         Metrics of every part.
     """
     found: Metrics = {}
-    for phase in [phase for phase in ("validation", "test") if phase in dataset.parts]:
+    for phase in ("validation", "test"):
         found |= Evaluator(dataset, phase, mask_validation)(recommender, features, world)
     return {part: found[part] for part in ("validation", "test", "cold_validation", "cold_test") if part in found}
 

@@ -15,7 +15,7 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunRecord, read_record, require_files
+from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord, read_record, require_files
 
 
 @dataclass

@@ -27,7 +27,8 @@ from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import load_engine, save_engine
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, print_metrics
-from ptmrec_dist.training.runs import RECOMMENDER_FILE, RunFolder, flatten, plain_settings, save_tensors
+from ptmrec_dist.training.records import RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors
 from ptmrec_dist.training.stage1_parts import Stage1, make_record, open_store, prepare, untrained_record
 
 
@@ -46,6 +47,7 @@ def train_stage1(config: Stage1Config) -> None:
     """
     keep_freed_memory()
     dataset = Dataset(config.shards)
+    dataset.require("validation")
     store = open_store(config, dataset)
     run = RunFolder(config.out, config, untrained_record(config, dataset, store).inputs)
     if run.is_complete:

@@ -22,7 +22,7 @@ from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import NegativeSampler
-from ptmrec_dist.training.runs import RunRecord
+from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.watch import Watch
 
 
@@ -213,7 +213,8 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
     if store is not None:
         made = store.manifest
         features = {"path": str(store.folder.resolve()), "fingerprint": made.fingerprint}
-        encoder = {"model": made.encoder_model, "pretrained": made.encoder_pretrained, "fingerprint": made.encoder}
+        if made.encoder is not None:
+            encoder = {"model": made.encoder_model, "pretrained": made.encoder_pretrained, "fingerprint": made.encoder}
     return RunRecord(
         stage=0,
         recommender=config.recommender,

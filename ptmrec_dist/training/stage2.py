@@ -139,7 +139,8 @@ class _Task:
 
     def start_epoch(self, epoch: int) -> int:
         stage, config = self.stage, self.stage.config
-        generator = torch.Generator(stage.world.device).manual_seed(config.seed * 1_000_003 + epoch)
+        # On the CPU: GPUs of different models may draw different numbers from one seed, and ranks must agree.
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         stage.tuner.recommender.start_epoch(generator)
         stage.engine.train()
         return -(-stage.stream.steps(epoch) // config.accumulation)

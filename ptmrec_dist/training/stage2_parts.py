@@ -23,7 +23,7 @@ from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.runs import require_encoder
+from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
 from ptmrec_dist.watch import Watch
@@ -58,8 +58,8 @@ class Stage2:
     """Knows where the other ranks are."""
     parameters: dict[str, int]
     """Trainable parameters: `encoder`, `recommender` and, of both, `trainable`."""
-    fitted: Recommender | None = None
-    """Where training is from scratch: a second recommender, whose maps for cold items are fitted before each evaluation."""
+    fitted: Recommender
+    """A second recommender, whose maps for cold items are fitted before each evaluation."""
     report: Report = lambda line: None
     """Told of each evaluation, on every rank."""
     meter: Meter = field(default_factory=Meter)
@@ -83,16 +83,22 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
     record = start.record
     if record.stage > 1:
         raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
-    if not start.recommender.multimodal or record.encoder is None:
+    if not start.recommender.multimodal:
         raise UserError(
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; choose vbpr, freedom "
             "or another that reads features"
+        )
+    if record.encoder is None:
+        raise UserError(
+            f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
+            "`ptmrec features --encoder.model` to tune one"
         )
     if record.train_features:
         raise UserError(
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
     require_content(start.dataset, *record.modalities)
+    start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     if config.tuning.method == "none":
@@ -159,9 +165,7 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
     )
     # Now: ZeRO-3 leaves a rank a part of each parameter.
     parameters = _parameter_counts(tuner)
-    fitted = None
-    if not isinstance(config, Stage2Config):
-        fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
+    fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
     engine = make_engine(tuner, optimizer, settings, world)
     every = config.check_every or (1 if world.device.type == "cpu" else 10)
     monitor, watch = Monitor(world, every), Watch(world, config.timeout)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.encoders.features import count_absent
+from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
@@ -17,7 +18,8 @@ from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.loop import go_on
-from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder, flatten, save_tensors
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RunFolder, flatten, save_tensors
 from ptmrec_dist.training.schedule import skip_to, steps_before
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner
@@ -88,20 +90,18 @@ def write_checkpoint(stage: Stage2, folder: Path) -> None:
 
 
 def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weights]:
-    """Say which recommender is evaluated and kept: the one in training, or where stage 1 has fitted nothing a fitted copy.
+    """Fit the maps that score cold items, as stage 1 does, in the recommender that is evaluated and kept.
 
-    The maps that score cold items are fitted as stage 1 fits its own, in a copy, for ZeRO's optimiser would undo it in the
-    one in training.
+    Without L_KT nothing trains them while features and vectors move. The recommender in training keeps its own maps: L_KT
+    trains those further, and ZeRO's optimiser would undo a change.
 
     Args:
         stage: Stage 2; its features are those of the weights.
         weights: Weights as training left them.
 
     Returns:
-        The recommender, and the weights with its own in them.
+        The recommender with fitted maps, and the weights with its own in them.
     """
-    if stage.fitted is None:
-        return stage.tuner.recommender, weights
     stage.fitted.load_state_dict(weights.recommender)
     stage.fitted.fit_projections(stage.tuner.features)
     return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))
@@ -116,10 +116,13 @@ def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
         folder: Run folder.
     """
     save_tensors(folder / RECOMMENDER_FILE, weights.recommender)
-    if stage.tuner.encoder is not None:
-        save_tensors(folder / ENCODER_FILE, weights.encoder, stage.tuner.encoder.description)
     made = stage.start.record.encoder
     assert made is not None  # check_start refused runs without an encoder
+    if stage.tuner.encoder is not None:
+        tuned = folder / ENCODER_FILE
+        save_tensors(tuned, weights.encoder, stage.tuner.encoder.description)
+        fingerprint = tuned_fingerprint(made["fingerprint"], tuned)
+        made = {"model": str(folder.resolve()), "pretrained": None, "fingerprint": fingerprint}
     write_features(
         folder / "features",
         {modality: table.cpu().numpy() for modality, table in stage.tuner.features.items()},

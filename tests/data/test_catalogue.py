@@ -21,6 +21,18 @@ def test_every_format_gives_the_same_catalogue(suffix: str, tmp_path: Path) -> N
     assert read_catalogue(path, ColumnsConfig()).rows() == expected
 
 
+def test_item_files_of_recbole_are_read(tmp_path: Path) -> None:
+    (tmp_path / "shop.item").write_text('item_id:token\ttext:token_seq\timage:token\n1\t5" red cup\t1.jpg\n')
+    assert read_catalogue(tmp_path / "shop.item", ColumnsConfig())["text"].to_list() == ['5" red cup']
+
+
+def test_the_catalogue_may_name_its_ids_otherwise_and_a_named_title_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("asin,text,image\nx,a cup,1.jpg\n")
+    assert read_catalogue(tmp_path / "items.csv", ColumnsConfig(items_id="asin"))["item_id"].to_list() == ["x"]
+    with pytest.raises(UserError, match="has no column 'titel'"):
+        read_catalogue(tmp_path / "items.csv", ColumnsConfig(items_id="asin", title="titel"))
+
+
 def test_text_columns_are_joined_and_empty_ones_leave_no_gap(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("sku,name,brand,story,photo\n1,Cup,,A cup.,1.jpg\n2,,,,2.jpg\n")
     columns = ColumnsConfig(item="sku", text=("name", "brand", "story"), title="name", image="photo")
@@ -34,6 +46,8 @@ def test_text_columns_are_joined_and_empty_ones_leave_no_gap(tmp_path: Path) -> 
         ("../../etc/passwd", "image path outside the image folder"),
         ("/etc/passwd", "image path outside the image folder"),
         ("a/../../images-of-others/1.jpg", "image path outside the image folder"),
+        ("https://example.org/1.jpg", "image is a URL"),
+        ("//example.org/1.jpg", "image is a URL"),
     ],
 )
 def test_image_paths_may_not_leave_the_image_folder(image: str, reason: str, tmp_path: Path) -> None:

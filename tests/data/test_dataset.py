@@ -57,8 +57,10 @@ def test_split_without_cold_items_has_none(packed: Path) -> None:
 
 
 def test_missing_folder_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no manifest\.json"):
+    with pytest.raises(UserError, match=r"shards: no files at .*nothing; expected a folder that `ptmrec pack` wrote"):
         Dataset(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
+        Dataset(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "users.parquet", "interactions/test.parquet"])

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
-from ptmrec_dist.data.interactions import index_of, keep_core, read_interactions, sort_ids
+from ptmrec_dist.data.interactions import keep_core, read_interactions
 from ptmrec_dist.data.report import Tally
+from ptmrec_dist.errors import UserError
 
 
 def _read(path: Path, **settings) -> tuple[list[tuple], dict]:
@@ -28,6 +29,71 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "recbole.inter").write_text("user_id:token\titem_id:token\trating:float\n1\t10\t4.0\n2\t20\t3.5\n")
     for path in sorted(tmp_path.iterdir()):
         assert _read(path)[0] == [("1", "10", 4.0), ("2", "20", 3.5)], path.name
+
+
+_ROWS = '{"user_id": 1, "item_id": "10", "rating": 4.0}\n{"user_id": 2, "item_id": 20, "rating": 3.5}\n'
+_WRITTEN = {
+    "a.tsv": "user_id\titem_id\trating\r\n1\t10\t4.0\r\n2\t20\t3.5\r\n",
+    "a.jsonl": _ROWS,
+    "a.ndjson": _ROWS.replace("\n", "\r\n\n"),
+    "a.json": _ROWS,
+    "array.json": f"[{_ROWS.strip().replace(chr(10), ',')}]",
+    "quoted.csv": 'user_id,note,item_id,rating\n 1 ,"a, b","10",4.0\n2,,20,3.5\n',
+    "typed.csv": "user_id:token,item_id:token,rating:float\n1,10,4.0\n2,20,3.5\n",
+}
+
+
+@pytest.mark.parametrize("name", _WRITTEN)
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_text_and_json_are_read_alike_compressed_or_not(name: str, bom: str, compressed: bool, tmp_path: Path) -> None:
+    content = (bom + _WRITTEN[name]).encode()
+    path = tmp_path / (name + ".gz" if compressed else name)
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert _read(path)[0] == [("1", "10", 4.0), ("2", "20", 3.5)]
+
+
+@pytest.mark.parametrize("separator", [";", "|", "tab", r"\t", "::", ", "])
+@pytest.mark.parametrize("header", [True, False])
+def test_a_text_file_is_read_with_any_separator_with_or_without_a_header(
+    separator: str, header: bool, tmp_path: Path
+) -> None:
+    between = "\t" if separator in ("tab", r"\t") else separator
+    lines = [["user_id", "item_id", "rating"]] * header + [["1", "10", "4.0"], ["2", "20", "3.5"]]
+    (tmp_path / "ratings.dat").write_text("".join(f"{between.join(line)}\r\n" for line in lines))
+    columns = ColumnsConfig() if header else ColumnsConfig(user="1", item="2", rating="3")
+    rows, _ = _read(tmp_path / "ratings.dat", separator=separator, header=header, columns=columns)
+    assert rows == [("1", "10", 4.0), ("2", "20", 3.5)]
+
+
+def test_the_comma_is_a_decimal_point_where_semicolons_separate(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id;item_id;rating\n1;10;3,5\n1;11;1.234,5\n")
+    rows, account = _read(tmp_path / "a.csv", separator=";", min_rating=0)
+    assert rows == [("1", "10", 3.5)]
+    assert account["dropped"]["rating is not a number"]["examples"] == ["row 2: user '1', item '11', rating '1.234,5'"]
+
+
+def test_labels_may_be_floats(tmp_path: Path) -> None:
+    (tmp_path / "a.inter").write_text("userID\titemID\tx_label\n1\t10\t0.0\n1\t11\t2.0\n1\t12\t0.5\n")
+    rows, account = _read(tmp_path / "a.inter", split="given")
+    assert rows == [("1", "10", 0), ("1", "11", 2)]
+    assert account["dropped"]["x_label is not 0, 1 or 2"]["examples"] == ["row 3: user '1', item '12', x_label '0.5'"]
+
+
+def test_values_that_are_not_needed_and_cannot_be_read_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,10,5\n1,11,17/07/2014\n1,12,\n")
+    assert [row[2] for row in _read(tmp_path / "a.csv")[0]] == [5.0, None, None]
+    assert "1 of 3 values of timestamp cannot be read and are packed empty; the first is '17/07/2014'" in caplog.text
+
+
+def test_seconds_and_milliseconds_in_one_column_are_refused_with_both(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,10,1500000000\n1,11,1500000001000\n")
+    with pytest.raises(
+        UserError, match=r"a\.csv: column 'timestamp' holds seconds \(1500000000 in row 1\) and millis.*row 2"
+    ):
+        _read(tmp_path / "a.csv")
 
 
 def test_columns_go_by_the_names_in_the_settings(tmp_path: Path) -> None:
@@ -90,6 +156,15 @@ def test_core_equals_removing_rare_users_and_items_until_none_is_left(core: int)
     assert tally.kept == len(expected)
 
 
+def test_of_a_repeated_pair_the_earliest_stays_whatever_the_order_of_rows() -> None:
+    times = [30.0, None, 10.0, 20.0, 10.0]
+    rows = pl.DataFrame({"row": range(5), "timestamp": times}).with_columns(
+        user_id=pl.lit("u"), item_id=pl.lit("i"), user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64)
+    )
+    for order, kept in [([0, 1, 2, 3, 4], 2), ([4, 3, 2, 1, 0], 4), ([1, 0, 3, 2], 2), ([1, 3], 3)]:
+        assert keep_core(rows[order], Tally("interactions", len(order)), 0)["row"].to_list() == [kept]
+
+
 def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id,rating\n1,1,2\n1,1,5\n1,1,4\n")
     rows, tally = read_interactions(
@@ -98,12 +173,3 @@ def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Pat
     indexed = rows.with_columns(user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64))
     assert keep_core(indexed, tally, 0)["rating"].to_list() == [5.0]
     assert tally.kept == 1
-
-
-def test_ids_are_ordered_by_number_only_if_all_are_numbers() -> None:
-    assert sort_ids(pl.Series(["10", "9", "10", "-1"])).to_list() == ["-1", "9", "10"]
-    assert sort_ids(pl.Series(["10", "9", "b"])).to_list() == ["10", "9", "b"]
-
-
-def test_index_is_the_position_in_the_list() -> None:
-    assert index_of(pl.Series(["c", "a", "c"]), pl.Series(["a", "b", "c"])).to_list() == [2, 0, 2]

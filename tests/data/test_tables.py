@@ -1,23 +1,38 @@
 """Files that cannot be read end in one line that names the file and what is wrong with it."""
 
+import json
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import polars as pl
 import pytest
 
 from ptmrec_dist.data.tables import Table
 from ptmrec_dist.errors import UserError
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".jsonl", ".inter")
-
 _BAD_FILES = {
     "empty.csv": (b"", "is empty"),
     "header.csv": (b"a,b\n", "has a header but no rows"),
     "columns.csv": (b"x,y\n1,2\n", "has no column 'a', 'b'; it has 'x', 'y'"),
-    "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "cannot read"),
-    "latin.csv": ("a,b\né,2\n".encode("latin-1"), "cannot read .*utf-8"),
+    "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "row 2 has 3 columns, the first line 2: '1,2,3'"),
+    "nearest.csv": (b"a,bb\n1,2\n", "has no column 'b'; it has 'a', 'bb'; the nearest is 'bb'; rename"),
+    "semicolons.csv": (
+        b"a;b\n1;2\n",
+        "one column found, 'a;b'; is it separated by ';'\\? then add --items_separator ';'",
+    ),
+    "comma.inter": (b"a:token,b:token\n1,2\n", "one column found, 'a:token,b:token'; is it separated by ','"),
+    "data.csv": (b"u1,i1,2.0\n", "has no column 'a', 'b'; .*if the first row is no header, add --items_header false"),
+    "utf16.csv": ("a,b\n1,2\n".encode("utf-16"), "line 1 has byte 0xff .*iconv -f UTF-16"),
+    "header.tsv": ("a\té\n1\t2\n".encode("latin-1"), "line 1 has byte 0xe9 at position 2"),
+    "ratings.dat": (b"a::b\n1::2\n", "expected a file that ends in .*; for other text files give --items_separator"),
+    "latin.csv": ("a,b\né,2\n".encode("latin-1"), "line 2 has byte 0xe9 at position 0, which is not UTF-8"),
     "broken.csv.gz": (b"\x1f\x8b\x08\x00nonsense", "cannot read"),
     "text.parquet": (b"a,b\n1,2\n", "cannot read"),
-    "broken.jsonl": (b'{"a": 1, "b"\n', "cannot read"),
+    "broken.jsonl": (b'{"a": 1, "b": 2}\n{"a": 1, "b"\n', 'line 2 is not a JSON object: \'{"a": 1, "b"\''),
+    "python.json": (b"{'a': 1, 'b': 2}\n", "line 1 .*it is a Python literal, not JSON"),
+    "lists.jsonl": (b'{"a": 1, "b": [2]}\n', r"column 'b' has type List\(Int64\); expected one text"),
     "table.xlsx": (b"a,b\n1,2\n", "expected a file that ends in .csv"),
 }
 
@@ -27,7 +42,7 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Pa
     content, message = _BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        Table(tmp_path / name, "items", _SUFFIXES).read(required=["a", "b"])
+        Table(tmp_path / name, "items").read(required=["a", "b"])
     assert str(error.value).startswith("items: ")
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -36,10 +51,54 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["nothing.csv", "."])
 def test_what_is_not_a_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a file"):
-        Table(tmp_path / name, "items", _SUFFIXES)
+        Table(tmp_path / name, "items")
 
 
 def test_values_come_as_text_without_blanks_and_nothing_is_null(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('\ufeffa,b,c\n 007 ,"two\nlines",1\n,x,\n')
-    table = Table(tmp_path / "t.csv", "items", _SUFFIXES).read(required=["a", "b"], optional=["c", "d"])
+    table = Table(tmp_path / "t.csv", "items").read(required=["a", "b"], optional=["c", "d"])
     assert table.rows() == [(1, "007", "two\nlines", "1"), (2, "", "x", "")]
+
+
+def test_what_is_read_by_a_separator_of_several_characters_is_judged_as_well(tmp_path: Path) -> None:
+    (tmp_path / "t.dat").write_text("a::b\n1::2\n1::2::3\n")
+    with pytest.raises(UserError, match="row 2 has 3 columns, the first line 2: '1::2::3'"):
+        Table(tmp_path / "t.dat", "items", separator="::")
+
+
+def test_values_of_every_type_are_written_as_text(tmp_path: Path) -> None:
+    berlin = datetime(2024, 2, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    frame = pl.DataFrame(
+        {
+            "float": [1001.0, float("nan")],
+            "large": [2.0**60, 0.5],
+            "decimal": [Decimal("1001.00"), Decimal("0.50")],
+            "categorical": pl.Series(["a", None], dtype=pl.Categorical),
+            "time": [berlin, None],
+            "list": [["a", None, " b"], []],
+            "deep": [[["a"], ["b", "c"]], None],
+            "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+        }
+    )
+    frame.write_parquet(tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet", "items").read(frame.columns, lists=["list", "deep", "array"])
+    times = ("2024-02-01 12:00:00.000000+01:00", "")
+    assert table.drop("row", "time").rows() == [
+        ("1001", "1.152921504606847e+18", "1001", "a", "a  b", "a b c", "1 2"),
+        ("", "0.5", "0.50", "", "", "", "3 4"),
+    ]
+    assert tuple(table["time"]) == times
+
+
+def test_lists_in_json_are_joined_however_they_are_mixed_with_texts(tmp_path: Path) -> None:
+    values = [["a", None, ["b"]], "plain", "[LIMITED] a", [], None, {}, 3.5]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"a": 1, "b": value}) + "\n" for value in values))
+    table = Table(tmp_path / "t.jsonl", "items").read(["b"], lists=["b"])
+    assert table["b"].to_list() == ["a b", "plain", "[LIMITED] a", "", "", "", "3.5"]
+
+
+@pytest.mark.parametrize("values", [["a", {"x": 1}], ["a", ["b", {"x": 1}]], [[], [{"x": 1}]]])
+def test_an_object_in_a_text_is_refused_with_column_row_and_value(values: list[object], tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"a": 1, "b": value}) + "\n" for value in values))
+    with pytest.raises(UserError, match=r"t\.jsonl: column 'b' \(type .*\) holds an object in row 2: \{\"x\": 1\}"):
+        Table(tmp_path / "t.jsonl", "items").read(["b"], lists=["b"])

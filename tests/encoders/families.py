@@ -133,6 +133,8 @@ def write_family(folder: Path, family: str) -> Path:
     torch.manual_seed(0)
     model = kind(**built)
     for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):  # layer scales of 1e-5 hide what a block does
+            torch.nn.init.constant_(parameter, 0.5)
         if parameter.dim() > 1 and "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.5 * parameter[0].numel() ** -0.5 if "embed" not in name else 0.5)
     preprocess = {

@@ -2,11 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.sources.open_clip import load_backbone, load_backbone_of, save_backbone
@@ -88,3 +90,27 @@ def test_weights_that_are_cut_or_of_another_model_are_refused(tiny_clip: Path, t
     shutil.copy(tiny_clip / "open_clip_model.safetensors", tmp_path / "other" / "open_clip_model.safetensors")
     with pytest.raises(UserError, match="cannot load"):
         load_backbone(EncoderConfig(model=str(tmp_path / "other")))
+
+
+def test_weights_in_a_pickle_are_read_without_running_code(tiny_clip: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_clip, tmp_path / "bin")
+    state = load_file(tmp_path / "bin" / "open_clip_model.safetensors")
+    (tmp_path / "bin" / "open_clip_model.safetensors").unlink()
+    weights = tmp_path / "bin" / "open_clip_pytorch_model.bin"
+    torch.save(state, weights)
+    settings = EncoderConfig(model=str(tmp_path / "bin"))
+    assert load_backbone(settings).fingerprint == load_backbone(EncoderConfig(model=str(tiny_clip))).fingerprint
+    torch.save(state | {"evil": _Evil(tmp_path / "ran")}, weights)
+    with pytest.raises(UserError, match="cannot load"):
+        load_backbone(settings)
+    assert not (tmp_path / "ran").exists()
+
+
+class _Evil:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)

@@ -19,7 +19,7 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import lay_out
 from ptmrec_dist.experiment.run import run_experiment
-from ptmrec_dist.training.runs import read_record, write_record
+from ptmrec_dist.training.records import read_record, write_record
 from tests.conftest import UNTRACKED, Shop
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip

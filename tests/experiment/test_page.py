@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptmrec_dist import cli
-from ptmrec_dist.training.runs import read_record, write_record
+from ptmrec_dist.training.records import read_record, write_record
 from tests.conftest import Shop
 
 

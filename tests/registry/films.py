@@ -31,7 +31,8 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
 from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import ENCODER_FILE, RECOMMENDER_FILE, RunFolder
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
+from ptmrec_dist.training.runs import RunFolder
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.tiny_clip import write_tiny_clip
 

@@ -26,7 +26,7 @@ from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving.fold_in import PENALTY, PRIOR
 from ptmrec_dist.serving.images import MAX_IMAGE_PIXELS
 from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE
+from ptmrec_dist.training.records import RECOMMENDER_FILE
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.films import (
     NUM_ITEMS,
@@ -74,12 +74,12 @@ def test_lists_with_cold_items_rank_everything_by_the_cold_score(shop, films):
     assert lists_of(answer) == expected
 
 
-def test_users_may_be_numbers_or_strings_and_unknown_ones_are_named(films):
+def test_users_may_be_numbers_or_strings_and_unknown_ones_are_named_as_an_error_on_request(films):
     as_numbers = films.predict(pd.DataFrame({"user_id": [3, 1]}))
     as_strings = films.predict(pd.DataFrame({"user_id": ["3", "1"]}))
     pd.testing.assert_frame_equal(as_numbers, as_strings)
     with pytest.raises(MlflowException, match=r"2 unknown \('nobody', '99'\).* 12 users"):
-        films.predict(pd.DataFrame({"user_id": ["1", "nobody", "99", "nobody"]}))
+        films.predict(pd.DataFrame({"user_id": ["1", "nobody", "99", "nobody"]}), params={"unknown": "error"})
 
 
 def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_text(shop, films):
@@ -134,7 +134,10 @@ def test_new_items_need_only_what_the_recommender_reads(recommender, modalities,
         ({"text": "a film", "image": in_base64(Image.new("RGB", (8, 8)), "GIF")}, "expected a JPEG or PNG"),
         ({"text": "a film", "image": in_base64(Image.new("1", (MAX_IMAGE_PIXELS // 4, 5)), "PNG")}, "pixels"),
         ({"text": "a film", "image": "A" * 20_000_000}, r"bytes of an image: got 1499.*at most 10000000"),
-        ({"text": "", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")}, "text: a row has none"),
+        (
+            {"text": "", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")},
+            "row 0: text: got str '', expected the text",
+        ),
     ],
 )
 def test_bad_new_items_get_one_clear_line(item, message, films):
@@ -163,6 +166,16 @@ def test_recommend_prints_titles_for_each_user(shop, registered, capsys):
     assert all(title in printed for title in answer["title"])
 
 
+def test_recommend_answers_users_whom_it_does_not_know_and_marks_them(registered, capsys):
+    arguments = ["recommend", "--model", "models:/films@champion", "--users", "nobody,1", "--top_k", "2"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "nobody (unknown)" in printed
+    assert "1 (unknown)" not in printed
+    assert main([*arguments, "--unknown", "error"]) == 2
+    assert "user_id: got 1 unknown ('nobody'), expected" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "users", "message"),
     [
@@ -170,7 +183,6 @@ def test_recommend_prints_titles_for_each_user(shop, registered, capsys):
         ("models:/absent@champion", "1", "absent not found.*films@champion"),
         ("models:/films/99", "1", "version=99.*films@champion"),
         ("absent", "1", "expected models:/NAME@ALIAS"),
-        ("models:/films@champion", "1,nobody", "unknown.*'nobody'"),
         ("models:/films@champion", " , ", "expected user ids"),
     ],
 )
@@ -258,19 +270,21 @@ def test_new_items_are_scored_for_visitors_too(shop, films):
             {"history": ["nothing like it", "0"]},
             r"history: got 1 unknown \('nothing like it'\), expected some of the 24",
         ),
-        ({"history": "12"}, "expected a list of at most 10000 item ids"),
+        ({"history": "12"}, "row 0: history: got str '12', expected a list of item ids"),
         ({"history": ["0"], "user_id": "1"}, "row 0: got both"),
         ({"history": None, "user_id": None}, "row 0: got neither"),
     ],
 )
 def test_bad_histories_get_one_clear_line(row, message, films):
     with pytest.raises(MlflowException, match=message):
-        films.predict(pd.DataFrame([row]))
+        films.predict(pd.DataFrame([row]), params={"unknown": "error"})
 
 
 def test_id_only_models_take_histories_of_the_items_that_they_were_trained_on(shop, registered):
     model, dataset = load_model("models:/ids@candidate"), load_run(shop.ids_only).dataset
     cold, warm = int(dataset.cold_items("cold_test")[0]), min(warm_items(dataset))
     assert len(model.predict(pd.DataFrame({"history": [[dataset.item_ids[warm]]]}), params={"top_k": 3})) == 3
+    history = pd.DataFrame({"history": [[dataset.item_ids[cold], dataset.item_ids[warm]]]})
     with pytest.raises(MlflowException, match=r"was held out of training.*leave it out"):
-        model.predict(pd.DataFrame({"history": [[dataset.item_ids[cold]]]}))
+        model.predict(history, params={"unknown": "error"})
+    assert model.predict(history)["unknown_items"][0] == [dataset.item_ids[cold]]

@@ -1,7 +1,14 @@
-"""`mlflow models serve` with a registered model, over real HTTP."""
+"""A registered model over real HTTP: by `ptmrec serve`, and by plain `mlflow models serve`."""
 
+import io
 import json
-from collections.abc import Callable, Iterator
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -12,58 +19,191 @@ from PIL import Image
 
 from tests.ranks import free_port
 from tests.registry.films import in_base64
-from tests.stores import running
+from tests.stores import running, wait_until_it_answers
 
-Ask = Callable[..., tuple[int, dict[str, Any]]]
+LIMIT = 2_000_000  # bytes of a request
 
 
-@pytest.fixture(scope="module")
-def ask(sqlite_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Ask a server of films@champion; gives the status and the answer."""
-    port, log = free_port(), tmp_path_factory.mktemp("http") / "log"
-    command = ["mlflow", "models", "serve", "-m", "models:/films@champion", "--env-manager", "local", "-p", str(port)]
+@dataclass(frozen=True)
+class Server:
+    """A server of films@champion."""
 
-    def ask(*rows: dict[str, Any], **params: Any) -> tuple[int, dict[str, Any]]:
-        body = json.dumps({"dataframe_records": rows, "params": params}).encode()
-        request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+    port: int
+
+    def post(self, body: bytes, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+        """Send a request; gives the status and the answer."""
+        request = Request(f"http://127.0.0.1:{self.port}/invocations", body, {"Content-Type": kind})
         try:
             with urlopen(request) as response:
                 return response.status, json.load(response)
         except HTTPError as error:
             return error.code, json.load(error)
 
-    with running(command, f"http://127.0.0.1:{port}/ping", log, MLFLOW_TRACKING_URI=sqlite_registry):
-        yield ask
+    def ask(self, *rows: dict[str, Any], **params: Any) -> tuple[int, dict[str, Any]]:
+        """Send rows and parameters."""
+        return self.post(json.dumps({"dataframe_records": rows, "params": params}).encode())
 
 
-def test_users_and_visitors_get_their_lists(ask, films):
+def start(command: list[str], registry: str, folder: Path, port: int) -> Any:
+    health = f"http://127.0.0.1:{port}/ping"
+    return running(command, health, folder / "log", MLFLOW_TRACKING_URI=registry, PTMREC_MAX_REQUEST_BYTES=str(LIMIT))
+
+
+@pytest.fixture(scope="module")
+def served(sqlite_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    command = ["ptmrec_dist", "serve", "--model", "models:/films@champion", "--port", str(port)]
+    with start(command, sqlite_registry, tmp_path_factory.mktemp("served"), port):
+        yield Server(port)
+
+
+@pytest.fixture(scope="module")
+def plain(sqlite_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", "models:/films@champion", "--env-manager", "local", "-p", str(port)]
+    with start(command, sqlite_registry, tmp_path_factory.mktemp("plain"), port):
+        yield Server(port)
+
+
+@pytest.fixture(params=["served", "plain"])
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+def test_users_and_visitors_get_their_lists(server, films):
     rows = [{"user_id": "3"}, {"history": ["2", "5"]}, {"user_id": 7}]
-    status, answer = ask(*rows, top_k=4)
+    status, answer = server.ask(*rows, top_k=4)
     assert status == 200
     expected = films.predict(pd.DataFrame(rows), params={"top_k": 4}).to_dict("records")
     assert [row["item_id"] for row in answer["predictions"]] == [row["item_id"] for row in expected]
     assert [row["user_id"] for row in answer["predictions"]] == ["3"] * 4 + [None] * 4 + ["7"] * 4
 
 
-def test_new_items_are_scored(ask, films):
+def test_new_items_are_scored(server, films):
     row = {"user_id": "3", "image": in_base64(Image.new("RGB", (8, 8), "red"), "PNG"), "text": "a red film"}
-    status, answer = ask(row, row | {"text": "another film"})
+    status, answer = server.ask(row, row | {"text": "another film"})
     assert status == 200
     expected = films.predict(pd.DataFrame([row, row | {"text": "another film"}]))["score"].to_list()
     assert [row["score"] for row in answer["predictions"]] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+def test_what_the_model_does_not_know_is_marked_in_the_answer(server):
+    status, answer = server.ask({"user_id": "nobody"}, {"history": ["2", "nothing"]}, {"user_id": "1"}, top_k=1)
+    assert status == 200
+    assert [row["user_id"] for row in answer["predictions"]] == ["nobody", None, "1"]
+    assert [row["known_user"] for row in answer["predictions"]] == [False, False, True]
+    assert [row["unknown_items"] for row in answer["predictions"]] == [[], ["nothing"], []]
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "params", "message"),
     [
-        ({"user_id": "nobody"}, "1 unknown ('nobody')"),
-        ({"history": ["nothing"]}, "1 unknown ('nothing')"),
-        ({"user_id": "1", "text": "a", "image": "http://127.0.0.1/a.jpg"}, "which this server may not fetch"),
-        ({"user_id": "1", "text": "a", "image": "no picture"}, "cannot be decoded"),
+        ({"user_id": "nobody"}, {"unknown": "error"}, "1 unknown ('nobody')"),
+        ({"history": ["nothing"]}, {"unknown": "error"}, "1 unknown ('nothing')"),
+        ({"history": 5}, {}, "row 0: history: got int 5, expected a list of item ids"),
+        ({"user_id": [1]}, {}, "row 0: user_id: got list [1], expected a string or a whole number"),
+        ({"user_id": "1"}, {"top_k": None}, "top_k: got null, expected a whole number"),
+        ({"user_id": "1"}, {"top_k": -1}, "top_k: got int -1, expected a whole number"),
+        ({"user_id": "1"}, {"top_k": "ten"}, "ten"),
+        ({"user_id": "1"}, {"top_k": 1e9}, "1000000000.0"),
+        ({"user_id": "1"}, {"top_k": 10**6}, "rows times top_k: got 1000000, expected at most 100000"),
+        ({"user_id": "1", "text": "a", "image": "http://127.0.0.1/a.jpg"}, {}, "which this server may not fetch"),
+        ({"user_id": "1", "text": "a", "image": "http://[::1"}, {}, "expected a URL, or the file in base64"),
+        ({"user_id": "1", "text": "a", "image": "http://a b/"}, {}, "image: got a URL at"),
+        ({"user_id": "1", "text": "a", "image": "no picture"}, {}, "cannot be decoded"),
+        ({"user_id": "1", "text": "a", "image": "QUJD"}, {}, "cannot be decoded"),
+        ({"user_id": "1", "text": 5, "image": "QUJD"}, {}, "row 0: text: got int 5"),
     ],
 )
-def test_mistakes_are_answered_with_400_and_no_traceback(row, message, ask):
-    status, answer = ask(row)
+def test_mistakes_are_answered_with_400_and_no_traceback(row, params, message, server):
+    status, answer = server.ask(row, **params)
     assert status == 400
     assert message in answer["message"]
+    assert "stack_trace" not in answer
     assert "Traceback" not in json.dumps(answer)
+
+
+BROKEN = [
+    (b"", "application/json", "Ensure that input is a valid JSON"),
+    (b'{"dataframe_records": {}}', "application/json", "must be a list of records"),
+    (b'{"dataframe_records": [{"userid": 1}]}', "application/json", "columns: got str 'userid', expected some of"),
+    (b'{"dataframe_records": [{"user_id": 1}], "params": {"topk": 1}}', "application/json", "params: got str 'topk'"),
+    (b'{"dataframe_records": [{"user_id": 1}], "params": 5}', "application/json", "params: got int 5"),
+    (b"[" * 100_000, "application/json", "the request cannot be read"),
+    (b"user_id\n1,2\n3\n4,5,6\n", "text/csv", "Failed to parse input"),
+    (b"no parquet", "application/vnd.apache.parquet", "Failed to parse input"),
+    (b" " * (LIMIT + 1), "application/json", f"request: got more than {LIMIT} bytes"),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "message"), BROKEN)
+def test_bodies_that_cannot_be_read_get_one_line(body, kind, message, served):
+    status, answer = served.post(body, kind)
+    assert status == (413 if len(body) > LIMIT else 400)
+    assert message in answer["message"]
+    assert sorted(answer) == ["error_code", "message"]
+    assert "\n" not in answer["message"]
+    assert str(Path(sys.prefix)) not in json.dumps(answer)
+
+
+def test_ids_in_csv_and_parquet_are_those_in_json(served):
+    _, expected = served.ask({"user_id": "1"}, {"user_id": "0002"})
+    assert served.post(b"user_id\n1\n0002\n", "text/csv") == (200, expected)
+    assert [row["known_user"] for row in expected["predictions"]] == [True] * 10 + [False] * 10
+    table = io.BytesIO()
+    pd.DataFrame({"user_id": [1, 2]}).to_parquet(table)
+    assert served.post(table.getvalue(), "application/vnd.apache.parquet") == served.ask(
+        {"user_id": 1}, {"user_id": "2"}
+    )
+
+
+def test_every_answer_names_the_version(served, registered):
+    version = registered.get_model_version_by_alias("films", "champion")
+    with urlopen(f"http://127.0.0.1:{served.port}/version") as response:
+        described = json.load(response)
+        assert response.headers["X-Model-Name"] == "films"
+    number = str(version.version)
+    assert (described["name"], described["version"], described["run"]) == ("films", number, version.tags["run"])
+    for path in ("ping", "absent"):
+        try:
+            response = urlopen(f"http://127.0.0.1:{served.port}/{path}")
+        except HTTPError as error:
+            response = error
+        assert response.headers["X-Model-Version"] == number
+
+
+def ptmrec_serve(registry: str, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start `ptmrec serve`, with a folder of its own for temporary files."""
+    (folder / "temporary").mkdir()
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ptmrec_dist", "serve", "--model", "models:/films@champion", *arguments],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"MLFLOW_TRACKING_URI": registry, "TMPDIR": str(folder / "temporary")},
+        )
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files but torch's cache folder, which it creates on import."""
+    return [path.name for path in (folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite_registry, tmp_path):
+    port = free_port()
+    process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(port), "--workers", str(workers))
+    wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, tmp_path / "log")
+    assert Server(port).ask({"user_id": "1"}, top_k=1)[0] == 200
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert leftovers(tmp_path) == []
+    assert b"Traceback" not in (tmp_path / "log").read_bytes()
+
+
+def test_address_that_is_taken_is_one_line(served, sqlite_registry, tmp_path):
+    process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(served.port))
+    assert process.wait(timeout=300) == 2
+    assert "cannot listen at 127.0.0.1:" in (tmp_path / "log").read_text().splitlines()[-1]

@@ -31,7 +31,7 @@ from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import RECOMMENDER_FILE, read_record, write_record
+from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
 from tests.conftest import REPOSITORY
 from tests.registry.films import (
     in_base64,

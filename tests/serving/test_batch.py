@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from ptmrec_dist import cli
 from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.serving.digests import write_digests
+from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.loaded import load_run
 from tests.conftest import Shop
@@ -37,7 +38,8 @@ def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp
     assert recommend_all(package, tmp_path / "one.parquet") == 0
     found = pl.read_parquet(tmp_path / "one.parquet")
     model = ServedModel(package / "artifacts" / "model")
-    asked = model.recommend(model.people.ask(model.people.user_ids, [None] * len(model.people.user_ids)), top_k=7)
+    everyone = model.people.ask(model.people.user_ids, [None] * len(model.people.user_ids))
+    asked = model.recommend(everyone, Params(top_k=7))
     assert found["user_id"].to_list() == asked["user_id"]
     assert found["item_id"].to_list() == asked["item_id"]
     assert found["rank"].to_list() == asked["rank"]

@@ -22,7 +22,7 @@ from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.runs import read_record
+from ptmrec_dist.training.records import read_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Shop
 from tests.ranks import exit_codes_on_ranks

@@ -4,12 +4,14 @@ A local folder holds `open_clip_config.json` and `open_clip_model.safetensors`: 
 exported from elsewhere load as they are.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.base import Tower
 from ptmrec_dist.encoders.sources.towers import ImageTower, TextTower
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import sha256
+from ptmrec_dist.lineage import find
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -35,6 +39,8 @@ HF_CONFIG_FILE = "config.json"
 """Configuration of a text tower from Hugging Face; the files of its tokenizer lie beside it."""
 TUNED_FILE = "tuned.safetensors"
 """Beside them, where an encoder carries prompts or adapters that no open_clip model has a place for."""
+RUN_FILE, RUN_TUNED_FILE = "run.json", "encoder.safetensors"
+"""Lineage of a training run, and what it tuned inside its encoder: a run folder is an encoder, too."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,9 @@ class Backbone:
     model_config: dict[str, Any]
     """open_clip's `model_cfg`."""
     fingerprint: str
-    """sha256 over weights and image settings."""
-    tuned: Path | None = None
-    """What was tuned inside it before and is now a part of it."""
+    """sha256 over weights, configuration, image settings, tokenizer and what was tuned inside it."""
+    tuned: tuple[Path, ...] = ()
+    """Files of what was tuned inside it before and is now a part of it, in the order of tuning."""
 
     def load_image(self, image: Image.Image) -> Tensor:
         """Resize and crop an image as the encoder was trained.
@@ -87,7 +93,7 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     """Load an encoder and freeze it.
 
     Args:
-        settings: A name and a tag, or a local folder.
+        settings: A name and a tag, a local folder, or the folder of a run that tuned an encoder.
 
     Returns:
         The frozen encoder on the CPU.
@@ -95,6 +101,8 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     Raises:
         UserError: An unknown name or tag, a folder without configuration or weights, weights that do not fit.
     """
+    if (Path(settings.model) / RUN_FILE).is_file():
+        return _load_from_run(Path(settings.model), settings.pretrained)
     name, pretrained, model_config = _resolve(settings)
     quiet = logging.getLogger().level
     try:
@@ -112,12 +120,11 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
     _unfold_scalars(clip)
     clip.eval().requires_grad_(False)
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
-    tuned = Path(settings.model) / TUNED_FILE
-    carried = tuned if tuned.is_file() else None
     digest = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode())
-    digest.update(_fingerprint(clip, image_config, carried).encode())
+    digest.update(_fingerprint(clip, image_config).encode())
     digest.update(_tokenizer_state(tokenizer))
-    return Backbone(clip, tokenizer, image_config, model_config, digest.hexdigest(), carried)
+    backbone = Backbone(clip, tokenizer, image_config, model_config, digest.hexdigest())
+    return functools.reduce(_with_tuned, _tuned_files(Path(settings.model)), backbone)
 
 
 def load_backbone_of(made: dict[str, Any]) -> Backbone:
@@ -141,6 +148,19 @@ def load_backbone_of(made: dict[str, Any]) -> Backbone:
     return backbone
 
 
+def tuned_fingerprint(encoder: str, tuned: Path) -> str:
+    """Compute the fingerprint of an encoder with what was tuned inside it.
+
+    Args:
+        encoder: Fingerprint of the encoder before tuning.
+        tuned: File of what was tuned.
+
+    Returns:
+        sha256 of both.
+    """
+    return hashlib.sha256(f"{encoder} {sha256(tuned)}".encode()).hexdigest()
+
+
 def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write an encoder as a local folder that `load_backbone` reads, before any method is put into it.
 
@@ -154,13 +174,47 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
     config = {"model_cfg": backbone.model_config, "preprocess_cfg": image_config}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
     save_file({key: value.contiguous() for key, value in backbone.clip.state_dict().items()}, folder / WEIGHTS_FILE)
-    if backbone.tuned is not None:
-        shutil.copy(backbone.tuned, folder / TUNED_FILE)
+    for tuned, name in zip(backbone.tuned, _tuned_names()):
+        shutil.copy(tuned, folder / name)
     hugging_face = getattr(getattr(backbone.clip, "text", None), "config", None)
     if hugging_face is not None:
         hugging_face.save_pretrained(folder)
     if isinstance(backbone.tokenize, HFTokenizer):
         backbone.tokenize.save_pretrained(folder)
+
+
+def _load_from_run(folder: Path, pretrained: str | None) -> Backbone:
+    """The encoder that a run started from, with what the run tuned inside it."""
+    if pretrained is not None:
+        raise UserError(f"encoder.pretrained: got {pretrained!r} with a run; a run has its own weights")
+    try:
+        made = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["encoder"]
+        if made is None:
+            raise UserError(f"encoder.model: the run {folder} has no encoder; expected one that read features of one")
+        made["model"] = find(made.get("relative"), made["model"], folder)
+        backbone = load_backbone_of(made)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"encoder.model: {folder / RUN_FILE} is not the lineage of a run ({error!r})") from error
+    tuned = folder / RUN_TUNED_FILE
+    return _with_tuned(backbone, tuned) if tuned.is_file() else backbone
+
+
+def _with_tuned(backbone: Backbone, tuned: Path) -> Backbone:
+    fingerprint = tuned_fingerprint(backbone.fingerprint, tuned)
+    return replace(backbone, fingerprint=fingerprint, tuned=(*backbone.tuned, tuned))
+
+
+def _tuned_names() -> Iterator[str]:
+    """Names of the files of an encoder that was tuned once, twice, ..."""
+    yield TUNED_FILE
+    for number in itertools.count(2):
+        yield TUNED_FILE.replace(".", f"-{number}.")
+
+
+def _tuned_files(folder: Path) -> list[Path]:
+    return list(itertools.takewhile(Path.is_file, (folder / name for name in _tuned_names())))
 
 
 def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any]]:
@@ -239,9 +293,8 @@ def _unfold_scalars(clip: nn.Module) -> None:
             setattr(clip, name, nn.Parameter(parameter.detach().reshape(1)))
 
 
-def _fingerprint(clip: nn.Module, image_config: PreprocessCfg, tuned: Path | None) -> str:
+def _fingerprint(clip: nn.Module, image_config: PreprocessCfg) -> str:
     digest = hashlib.sha256(json.dumps(asdict(image_config), sort_keys=True, default=str).encode())
-    digest.update(b"" if tuned is None else tuned.read_bytes())
     for name, value in sorted(clip.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())

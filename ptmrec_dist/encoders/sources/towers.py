@@ -1,25 +1,21 @@
-"""The two towers of an open_clip model, and where each family of them keeps its blocks.
+"""The two towers of an open_clip model, run by its own `encode_image` and `encode_text`.
 
 Legend: B batch, N tokens, C context length, D width.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transform import PreprocessCfg
-from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import Layout, Tower
+from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.sources.layouts import image_blocks, text_blocks
 from ptmrec_dist.errors import UserError
-
-_OPEN_CLIP = Layout(width=0, ends=("ls_1", "ls_2"), projections=("in_proj", "out_proj", "c_fc", "c_proj"))
 
 
 class ImageTower:
@@ -34,7 +30,7 @@ class ImageTower:
         self.clip: Any = clip
         self.visual: Any = self.clip.visual
         self.kind = type(getattr(self.visual, "trunk", self.visual)).__name__
-        self.blocks, self.layout = _image_blocks(self.visual)
+        self.blocks, self.layout = image_blocks(self.visual)
         self._mean = torch.tensor(image_config.mean).mul(255).view(1, 3, 1, 1)
         self._std = torch.tensor(image_config.std).mul(255).view(1, 3, 1, 1)
         size = image_config.size
@@ -62,8 +58,9 @@ class ImageTower:
 class TextTower:
     """The text tower of an open_clip model.
 
-    A causal tower that pools where a text ends computes nothing from the padding behind it: there `encode` also takes ids
-    whose trailing padding was cut, and the blocks see no more tokens than there are ids.
+    Where no feature depends on padding, `encode` also takes ids whose trailing padding was cut, and the blocks see no more
+    tokens than there are ids: in causal towers that pool where a text ends, and in those that mask padding by its id
+    (Hugging Face).
 
     Args:
         clip: The model.
@@ -75,14 +72,14 @@ class TextTower:
         # CLIP keeps the parts of its text tower on itself, other models in `text`.
         self.text: Any = getattr(clip, "text", clip)
         self.kind = type(self.text).__name__
-        self.blocks, self.layout = _text_blocks(self.text)
+        self.blocks, self.layout = text_blocks(self.text)
         self.example = example
         self.out_width = _width(self)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model's own text tower, token ids int64 [B, N] to [B, out_width]."""
         missing = self.example.shape[1] - inputs.shape[1]
-        if not missing:
+        if not missing or isinstance(self.text, HFTextEncoder):
             return self._forward(inputs)
         # The model adds its positions to whole contexts only, so padding comes back and goes again before the blocks.
         whole = F.pad(inputs, (0, missing), value=_filler(self.text))
@@ -90,10 +87,13 @@ class TextTower:
             return self._forward(whole)
 
     def trimmed(self, inputs: Tensor) -> Tensor:
-        """Cut what stands behind the last end of text of the batch, where no feature can depend on it."""
-        if not len(inputs) or not _ignores_padding(self.text):
+        """Cut the columns that hold padding in all texts of the batch, where no feature depends on it."""
+        if not len(inputs):
             return inputs
-        return inputs[:, : int(_ends(self.text, inputs).max()) + 1]
+        if isinstance(self.text, HFTextEncoder):
+            used_N = (inputs != self.text.config.pad_token_id).any(dim=0)
+            return inputs[:, : int(used_N.nonzero().max()) + 1]
+        return inputs[:, : int(_ends(self.text, inputs).max()) + 1] if _ignores_padding(self.text) else inputs
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """All of the text tower; where CLIP keeps it on itself, all but the image tower and the logits' scale."""
@@ -119,7 +119,8 @@ def _pooling(text: Any) -> tuple[str, int]:
 
 
 def _ignores_padding(text: Any) -> bool:
-    if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None:
+    """Whether the tower is causal and pools where a text ends; a class token (CoCa) stands behind the padding."""
+    if text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
         return False
     return _pooling(text)[0] in ("argmax", "eos")
 
@@ -133,26 +134,6 @@ def _ends(text: Any, ids_BN: Tensor) -> Tensor:
 def _filler(text: Any) -> int:
     """An id that marks no end of text."""
     return 1 if _pooling(text) == ("eos", 0) else 0
-
-
-def _image_blocks(visual: Any) -> tuple[Sequence[nn.Module], Layout | None]:
-    if isinstance(visual, VisionTransformer):
-        return visual.transformer.resblocks, replace(_OPEN_CLIP, width=int(visual.transformer.width))
-    if isinstance(visual, ModifiedResNet):
-        return [visual.layer1, visual.layer2, visual.layer3, visual.layer4], None
-    if isinstance(visual, TimmModel):
-        trunk: Any = visual.trunk
-        stages = next((getattr(trunk, name) for name in ("blocks", "stages", "layers") if hasattr(trunk, name)), ())
-        return list(stages), None
-    return [], None
-
-
-def _text_blocks(text: Any) -> tuple[Sequence[nn.Module], Layout | None]:
-    if not isinstance(text, TextTransformer) and not hasattr(text, "token_embedding"):
-        return [], None
-    causal = text.attn_mask is not None
-    width = int(text.transformer.width)
-    return text.transformer.resblocks, replace(_OPEN_CLIP, width=width, prompts_at=0, causal=causal)
 
 
 def _width(tower: Tower) -> int:

@@ -32,6 +32,10 @@ def attach(
     Raises:
         UserError: An unknown method, or one that a tower cannot take; nothing is changed then.
     """
+    if settings is not None and settings.towers != "all":
+        towers = {modality: tower for modality, tower in towers.items() if modality == settings.towers}
+        if not towers:
+            return {}
     match method, settings:
         case "prompt", PromptConfig():
             return prompts.attach(towers, settings, generator)

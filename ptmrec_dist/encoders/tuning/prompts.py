@@ -42,6 +42,9 @@ class DeepPrompts(nn.Module):
         """
         for number, block in enumerate(tower.blocks):
             block.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
+            attention: Any = getattr(block, "attn", None)
+            if hasattr(attention, "num_prefix_tokens"):  # tokens in front that rotary positions leave alone
+                attention.num_prefix_tokens += self.length
         tower.blocks[-1].register_forward_hook(self._leave)
 
     def _enter(

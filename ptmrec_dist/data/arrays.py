@@ -1,0 +1,141 @@
+"""The user's own feature arrays: a row an item, matched to the items of a packed data set.
+
+The field publishes its sets as interactions with numbered items and one `.npy` a modality whose row r belongs to item r.
+A Parquet table names its items itself.
+
+Shape suffixes: R rows of the array, I items, D width.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
+_EXAMPLES = 2
+BY_ID = "item ids"
+"""Row r of an array belongs to the item with id r, or a table names its items."""
+
+
+def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item_id") -> tuple[np.ndarray, str]:
+    """Read the features of every item from a file.
+
+    Args:
+        path: `.npy` with one row an item, or `.parquet` with a column of item ids beside numbers or lists of numbers.
+        name: The option that names the file, for messages.
+        dataset: Packed data set.
+        item_column: Column of the item ids in a Parquet file.
+
+    Returns:
+        float32 [I, D], row = item index; and how rows were matched, `item ids` or `the order of the packed items`.
+
+    Raises:
+        UserError: A file that cannot be read, numbers that are not finite, items without a row, or several rows of one.
+    """
+    if path.suffix == ".parquet":
+        ids, rows_RD = _read_parquet(path, name, item_column)
+        matched = BY_ID
+    else:
+        rows_RD = _read_npy(path, name)
+        ids, matched = _ids_of_rows(len(rows_RD), path, name, dataset)
+    place = {item: row for row, item in enumerate(ids)}
+    if len(place) < len(ids):
+        repeated = next(item for row, item in enumerate(ids) if place[item] != row)
+        raise UserError(f"{name}: item {repeated!r} has several rows in {path}; expected one for each item")
+    missing = [item for item in dataset.item_ids if item not in place]
+    if missing:
+        raise UserError(
+            f"{name}: {path} has {len(ids)} rows, but none for {len(missing)} of {dataset.num_items} items "
+            f"({', '.join(map(repr, missing[:_EXAMPLES]))}); expected a row for each item of {dataset.folder}"
+        )
+    if len(ids) > dataset.num_items:
+        _log.warning("%s: %d rows of %s belong to no packed item", name, len(ids) - dataset.num_items, path)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused below as infinite
+        table_ID = rows_RD[[place[item] for item in dataset.item_ids]].astype(np.float32)
+    _check_numbers(table_ID, path, name, dataset)
+    return table_ID, matched
+
+
+def unit_rows(table_ID: np.ndarray) -> np.ndarray:
+    """Divide every row by its length; a row of zeros stays.
+
+    Args:
+        table_ID: float32 [I, D].
+
+    Returns:
+        float32 [I, D].
+    """
+    lengths_I1 = np.linalg.norm(table_ID, axis=1, keepdims=True)
+    found: np.ndarray = (table_ID / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
+    return found
+
+
+def _read_npy(path: Path, name: str) -> np.ndarray:
+    try:
+        rows_RD: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{name}: cannot read {path} ({error}); expected a .npy array or a .parquet table") from error
+    if (
+        not isinstance(rows_RD, np.ndarray)
+        or rows_RD.ndim != 2
+        or rows_RD.dtype.kind not in "fiu"
+        or 0 in rows_RD.shape
+    ):
+        found = f"{rows_RD.dtype} {rows_RD.shape}" if isinstance(rows_RD, np.ndarray) else "an archive"
+        raise UserError(f"{name}: {path} is {found}, expected numbers of shape (items, width)")
+    return rows_RD
+
+
+def _ids_of_rows(rows: int, path: Path, name: str, dataset: Dataset) -> tuple[list[str], str]:
+    """The item of each row: row r is item r where ids are row numbers, else the rows follow the packed items."""
+    ids = dataset.item_ids
+    if all(item.isdecimal() and str(int(item)) == item and int(item) < rows for item in ids):
+        return [str(row) for row in range(rows)], BY_ID
+    if rows == dataset.num_items:
+        return ids, "the order of the packed items"
+    raise UserError(
+        f"{name}: {path} has {rows} rows for {dataset.num_items} items, and item ids ({ids[0]!r}, ...) are not row numbers; "
+        "give one row for each packed item in their order (items.parquet), or a .parquet table with a column of item ids"
+    )
+
+
+def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], np.ndarray]:
+    try:
+        table = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: cannot read {path} ({reason}); expected a Parquet table") from error
+    if item_column not in table.columns:
+        raise UserError(
+            f"{name}: {path} has no column {item_column!r} ({', '.join(table.columns[:8])}); name that of the item ids by "
+            "--item_column"
+        )
+    ids = table[item_column].cast(pl.String).to_list()
+    values = table.drop(item_column)
+    kinds = values.dtypes
+    if len(kinds) == 1 and isinstance(kinds[0], pl.List | pl.Array):
+        lists = values.to_series()
+        widths = (lists.list if isinstance(kinds[0], pl.List) else lists.arr).len().unique().to_list()
+        if len(widths) != 1 or widths[0] is None:
+            raise UserError(f"{name}: lists of {path} have lengths {sorted(map(str, widths))[:4]}, expected one length")
+        return ids, np.array(lists.to_list(), dtype=np.float64)
+    if not kinds or not all(kind.is_numeric() for kind in kinds):
+        odd = [column for column, kind in values.schema.items() if not kind.is_numeric()]
+        raise UserError(
+            f"{name}: columns {', '.join(odd[:4]) or '(none)'} of {path} are no numbers; expected item ids beside one column "
+            "of lists or a column for each number"
+        )
+    return ids, values.cast(pl.Float64).to_numpy()
+
+
+def _check_numbers(table_ID: np.ndarray, path: Path, name: str, dataset: Dataset) -> None:
+    bad = np.flatnonzero(~np.isfinite(table_ID).all(axis=1))
+    if len(bad):
+        examples = ", ".join(repr(dataset.item_ids[item]) for item in bad[:_EXAMPLES])
+        raise UserError(
+            f"{name}: rows of {len(bad)} items in {path} hold NaN or infinite values ({examples}); replace them"
+        )

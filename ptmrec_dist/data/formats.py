@@ -1,0 +1,143 @@
+"""File formats of tables: what a file's name says about it, and a lazy polars frame of its content.
+
+Text files are those of `.csv`, `.tsv`, RecBole's atomic files (`.inter`, `.item`, `.user`: tab-separated, unquoted), and of
+any other name once a separator is given. JSON lines may also be one JSON array. Text and JSON may be compressed (`.gz`).
+"""
+
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+_ATOMIC = (".inter", ".item", ".user")
+_SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(_ATOMIC, "\t")}
+_JSON = (".jsonl", ".ndjson", ".json")
+_PARQUET = ".parquet"
+_TYPED = r"^([^:,;\t]+):(?:token|float)(?:_seq)?$"
+_ESCAPES = {r"\t": "\t", "tab": "\t"}
+_BOM = b"\xef\xbb\xbf"
+
+ENDINGS = f"{', '.join([*_SEPARATORS, *_JSON])} (each also with .gz) or {_PARQUET}"
+"""File name endings that are read, in words."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to read a file."""
+
+    kind: str
+    """`text`, `json` or `parquet`."""
+    separator: str = ""
+    """What stands between the columns of a text file; of any length."""
+    quoted: bool = True
+    """Whether values of a text file may be quoted."""
+    header: bool = True
+    """Whether the first row of a text file names the columns; else they are named 1, 2, 3 and so on."""
+
+
+def format_of(path: Path, separator: str | None, header: bool) -> Format | None:
+    """Tell from a file's name how to read it.
+
+    Args:
+        path: The file.
+        separator: What stands between the columns of a text file, where that does not follow from its name.
+        header: Whether the first row of a text file names the columns.
+
+    Returns:
+        The format; None where neither the name nor a separator tells it.
+    """
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix in _JSON:
+        return Format("json")
+    if name.endswith(_PARQUET):
+        return Format("parquet")
+    between = _ESCAPES.get(separator, separator) if separator else _SEPARATORS.get(suffix)
+    return None if between is None else Format("text", between, quoted=suffix not in _ATOMIC, header=header)
+
+
+def scan(path: Path, form: Format) -> pl.LazyFrame:
+    """Open a table.
+
+    Args:
+        path: The file.
+        form: Its format.
+
+    Returns:
+        Its columns: as text from text files, else of the types that the file has.
+
+    Raises:
+        PolarsError: The file is not well-formed, as far as opening it shows.
+    """
+    if form.kind == "parquet":
+        return pl.scan_parquet(path, glob=False)
+    if form.kind == "json":
+        return _scan_json(path)
+    return _scan_text(path, form) if len(form.separator) == 1 else _split_lines(path, form)
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that may be compressed by gzip.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Its content, uncompressed.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
+
+
+def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
+    table = pl.scan_csv(
+        path,
+        separator=form.separator,
+        quote_char='"' if form.quoted else None,
+        has_header=form.header,
+        infer_schema=False,
+        glob=False,
+    )
+    return _named(table, form)
+
+
+def _split_lines(path: Path, form: Format) -> pl.LazyFrame:
+    """Read columns that are separated by several characters, which polars' own reader does not take."""
+    line = pl.col("line").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
+    lines = pl.scan_lines(path, glob=False).select(line).collect()
+    separators = lines["line"].str.count_matches(form.separator, literal=True)
+    if (separators > separators[0]).any():
+        raise pl.exceptions.ComputeError("a line with more columns than the first")
+    fields = pl.col("line").str.split_exact(form.separator, separators[0])
+    table = lines.select(fields).unnest("line").lazy()
+    if form.header:
+        first = lines["line"][0].split(form.separator)
+        table = table.slice(1).rename(dict(zip(table.collect_schema().names(), first, strict=True)))
+    return _named(table, form)
+
+
+def _named(table: pl.LazyFrame, form: Format) -> pl.LazyFrame:
+    names = pl.Series(table.collect_schema().names(), dtype=pl.String)
+    if not form.header:
+        return table.rename({name: str(number) for number, name in enumerate(names, start=1)})
+    # RecBole writes types into the header (`user_id:token`).
+    return table.rename(dict(zip(names, names.str.replace(_TYPED, "$1"), strict=True)))
+
+
+def _scan_json(path: Path) -> pl.LazyFrame:
+    with open_bytes(path) as file:
+        start = file.read(4096)
+        if not start.startswith(_BOM) and not start.lstrip().startswith(b"["):
+            return pl.scan_ndjson(path, infer_schema_length=None)
+        content = (start + file.read()).removeprefix(_BOM)
+    if content.lstrip().startswith(b"["):
+        return pl.read_json(content, infer_schema_length=None).lazy()
+    return pl.scan_ndjson(io.BytesIO(content), infer_schema_length=None)

@@ -1,0 +1,176 @@
+"""Two versions on one held-out set that neither was trained on (`ptmrec promote --on SHARDS`).
+
+Versions that were trained on different data have no held-out part in common. So both are scored on another packed data set,
+usually of newer interactions; users and items are matched by their ids. Of all its interactions, whatever part `ptmrec pack`
+has put them into, those count that neither version was trained on, with items that both versions know:
+
+- `held_out`: items that both were trained on, ranked by the full score among all such items, less what either version has
+  seen the user take;
+- `cold_held_out`: items that both know and neither was trained on, ranked by the cold score among themselves.
+
+A user whom a version was trained on has the vector of that version; another one is a visitor, whose history is what the
+other version has seen of the user, or nothing. So both versions answer as they would in a shop.
+
+Legend: U users of the set, I items of a version, K items ranked, D width of item vectors, T width of both scores' vectors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.data.dataset import Dataset, Interactions
+from ptmrec_dist.data.histories import Histories
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
+from ptmrec_dist.serving.fold_in import FoldIn
+
+PHASE = "held_out"
+_PAIR = ["user_id", "item_id"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Both versions on the held-out set."""
+
+    ours: pl.DataFrame
+    """`part` (`held_out`, `cold_held_out`), `user_id` and metrics of each user under the first version."""
+    theirs: pl.DataFrame
+    """The same under the second version."""
+    account: str
+    """What became of the set's interactions, in numbers that add up, and who the users are."""
+
+
+class _Version:
+    """The tables of a registered version, as serving/tables.py describes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tables = load_file(folder / "tables.safetensors")
+        self.users = _numbered(pl.read_parquet(folder / "users.parquet"))
+        self.items = _numbered(pl.read_parquet(folder / "items.parquet", columns=["item_id", "warm"]))
+        seen = pl.read_parquet(folder / "seen.parquet")
+        self.seen = pl.DataFrame(
+            {
+                "user_id": self.users["user_id"].gather(seen["user_index"]),
+                "item_id": self.items["item_id"].gather(seen["item_index"]),
+            }
+        )
+
+    @property
+    def scores_new_items(self) -> bool:
+        """Whether it has a cold score."""
+        return "modal_users" in self.tables
+
+    def user_vectors(self, users: pl.DataFrame, seen: pl.DataFrame) -> tuple[Tensor, Tensor]:
+        """Make the vectors of users for the full score, [U, D], and for the cold score, [U, d']."""
+        full_D = self.tables["users"].shape[1]
+        own_T = [self.tables[name] for name in ("users", "modal_users") if name in self.tables]
+        rows = users.join(self.users, on="user_id", how="left", maintain_order="left")["row"]
+        known = rows.is_not_null().to_numpy()
+        vectors_UT = self._visitors(users, seen)
+        vectors_UT[torch.from_numpy(known)] = torch.cat(own_T, dim=1)[rows.drop_nulls().to_numpy(writable=True)]
+        return vectors_UT[:, :full_D], vectors_UT[:, full_D:]
+
+    def _visitors(self, users: pl.DataFrame, seen: pl.DataFrame) -> Tensor:
+        """Vectors that users would have as visitors with what was seen of them and is warm here, [U, T]."""
+        warm = self.items.filter("warm")
+        taken = seen.join(_numbered(users), on="user_id").join(warm, on="item_id", suffix="_item")
+        fold_in = FoldIn(*(self.tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
+        pairs = Interactions(taken["row"].to_numpy(), taken["row_item"].to_numpy())
+        return fold_in(self.tables["items"], pairs, len(users))
+
+
+def compare_on(dataset: Dataset, ours: Path, theirs: Path) -> HeldOut:
+    """Score two versions on a data set.
+
+    Args:
+        dataset: The packed data set.
+        ours: Folder of one served model.
+        theirs: Folder of the other one.
+
+    Returns:
+        Metrics of the same users under both.
+
+    Raises:
+        UserError: No interaction is left that both can be measured on.
+    """
+    versions = [_Version(ours), _Version(theirs)]
+    seen = pl.concat([version.seen for version in versions]).unique()
+    items = _common_items(*versions)
+    held, account = _held_out(dataset, items, seen)
+    users = held.select("user_id").unique(maintain_order=True)
+    our_table, their_table = (_score(version, users, items, held, seen) for version in versions)
+    known = [users["user_id"].is_in(version.users["user_id"].implode()).to_numpy() for version in versions]
+    both, one, neither = (int((known[0].astype(int) + known[1] == number).sum()) for number in (2, 1, 0))
+    who = f"{len(users)} users, {both} known to both versions, {one} to one, {neither} to neither"
+    return HeldOut(our_table, their_table, f"{account} ({who})")
+
+
+def _common_items(ours: _Version, theirs: _Version) -> pl.DataFrame:
+    """`item_id` of what both versions know, and the `part` that it belongs to; null where they cannot be compared on it."""
+    both = ours.items.join(theirs.items, on="item_id", suffix="_theirs", maintain_order="left")
+    can_rank_new = ours.scores_new_items and theirs.scores_new_items
+    part = (
+        pl.when(pl.col("warm") & pl.col("warm_theirs"))
+        .then(pl.lit(PHASE))
+        .when(~pl.col("warm") & ~pl.col("warm_theirs") & can_rank_new)
+        .then(pl.lit(f"cold_{PHASE}"))
+    )
+    return both.select("item_id", part.alias("part"))
+
+
+def _held_out(dataset: Dataset, items: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """Interactions that count, as `user_id`, `item_id` and `part`, and an account of all."""
+    everything = pl.concat([_by_ids(dataset, part) for part in dataset.parts]).unique(maintain_order=True)
+    fresh = everything.join(seen, on=_PAIR, how="anti", maintain_order="left")
+    known = fresh.join(items, on="item_id", maintain_order="left")
+    held = known.filter(pl.col("part").is_not_null())
+    account = (
+        f"{len(everything)} interactions of {dataset.folder} ({dataset.fingerprint[:12]}): {len(held)} held out, "
+        f"{len(everything) - len(fresh)} that a version was trained on, {len(fresh) - len(known)} with items that a version "
+        f"does not know, {len(known) - len(held)} with items that only one of them was trained on or can rank"
+    )
+    if held.is_empty():
+        raise UserError(f"on: nothing is left of {account}; expected interactions that are newer than both versions")
+    return held, account
+
+
+def _score(
+    version: _Version, users: pl.DataFrame, items: pl.DataFrame, held: pl.DataFrame, seen: pl.DataFrame
+) -> pl.DataFrame:
+    """Metrics of each user on each part under one version."""
+    full_UT, cold_UT = version.user_vectors(users, seen)
+    tables = []
+    for part, users_UT, name in ((PHASE, full_UT, "items"), (f"cold_{PHASE}", cold_UT, "modal_items")):
+        ranked_items = items.filter(pl.col("part") == part).select("item_id")
+        positives = _pairs(held.filter(pl.col("part") == part), users, ranked_items)
+        if not len(positives.items):
+            continue
+        rows_K = ranked_items.join(version.items, on="item_id", how="left", maintain_order="left")["row"]
+        items_KT = version.tables[name][torch.from_numpy(rows_K.to_numpy(writable=True))]
+        ranked = rank_positives(users_UT, items_KT, positives, _pairs(seen, users, ranked_items))
+        found = metrics_of(ranked)
+        columns = {"user_id": users["user_id"].gather(found.users), **found.values}
+        tables.append(pl.DataFrame(columns).select(pl.lit(part).alias("part"), pl.all()))
+    return pl.concat(tables)
+
+
+def _pairs(pairs: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> Histories:
+    """Pairs of ids as indices into lists of users and items; those with others are none of the ranking's."""
+    rows = pairs.join(_numbered(users), on="user_id").join(_numbered(items), on="item_id", suffix="_item")
+    found = Interactions(rows["row"].to_numpy(), rows["row_item"].to_numpy())
+    return Histories(found, len(users), len(items))
+
+
+def _by_ids(dataset: Dataset, part: str) -> pl.DataFrame:
+    taken = dataset.interactions(part)
+    users, items = pl.Series(dataset.user_ids), pl.Series(dataset.item_ids)
+    return pl.DataFrame({"user_id": users.gather(taken.users), "item_id": items.gather(taken.items)})
+
+
+def _numbered(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.Series("row", np.arange(len(table))))

@@ -1,0 +1,205 @@
+"""A registered model over HTTP (`ptmrec serve`): MLflow's own scoring server, behind what it lacks.
+
+The files are those that were registered; nothing is answered before the model, its encoder included, has answered once; a
+request's size is bounded; errors are one line without a traceback; every answer names the version that gave it.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+from contextlib import suppress
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ptmrec_dist.config import ServeConfig
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.registry.loading import load_model, pinned, verified_files
+from ptmrec_dist.serving.limits import Limits, variable
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from ptmrec_dist.serving import ServedModel
+
+log = logging.getLogger(__name__)
+
+_MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # how workers learn which model they serve
+_LONGEST_MESSAGE = 1000  # characters
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve a registered model over HTTP until SIGTERM or Ctrl-C (`ptmrec serve`).
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: There is no such model, its files were changed, or the address is taken.
+    """
+    import uvicorn
+
+    signal.signal(signal.SIGTERM, _end)
+    Limits.from_environment()  # A wrong one is refused here, not by each worker.
+    _check_address(config.host, config.port)
+    uri = pinned(config.model)
+    address: dict[str, Any] = {"host": config.host, "port": config.port}
+    if config.workers == 1:
+        app = build_app(uri)
+        _print_start(config, uri)
+        server = uvicorn.Server(uvicorn.Config(app, **address))
+        with suppress(KeyboardInterrupt):
+            server.run()
+        return
+    with verified_files(uri):
+        pass  # Once here: a worker that fails would be started again and again.
+    os.environ[_MODEL_VARIABLE] = uri
+    _print_start(config, uri)
+    uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **address)
+
+
+def worker_app() -> "FastAPI":
+    """Build the application in one of several worker processes.
+
+    Returns:
+        The application, as `build_app` makes it.
+    """
+    return build_app(os.environ[_MODEL_VARIABLE])
+
+
+def build_app(uri: str) -> "FastAPI":
+    """Load a model, let it answer once, and put it behind MLflow's scoring server.
+
+    Args:
+        uri: `models:/NAME/VERSION`, or the folder of a model.
+
+    Returns:
+        The application.
+
+    Raises:
+        UserError: As in `registry.load_model`.
+    """
+    from mlflow.pyfunc import scoring_server
+
+    limit = Limits.from_environment().request_bytes
+    model = load_model(uri)
+    served: ServedModel = model.unwrap_python_model().model
+    served.warm_up()
+    app: FastAPI = scoring_server.init(model)
+    app.add_middleware(_BodyLimit, limit=limit)
+    _add_version(app, _described(uri, served))
+    return app
+
+
+def _described(uri: str, served: "ServedModel") -> dict[str, str]:
+    name, _, version = uri.removeprefix("models:/").rpartition("/")
+    if not uri.startswith("models:/"):
+        name, version = Path(uri).resolve().name, served.lineage.get("run", "")[:12]
+    packages = {package: installed_version(package) for package in ("ptmrec-dist", "mlflow")}
+    return {"name": name, "version": version, "run": served.lineage.get("run", ""), **packages}
+
+
+def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
+    """Name the version in `/version`, where MLflow says its own, and in the headers of every answer."""
+    from fastapi.responses import JSONResponse
+    from fastapi.routing import APIRoute
+
+    async def version() -> "Response":
+        return JSONResponse(described)
+
+    headers = {"X-Model-Name": quote(described["name"]), "X-Model-Version": quote(described["version"])}
+
+    async def finish(request: "Request", call_next: Any) -> "Response":
+        response = await _refused_or(request, call_next)
+        response.headers.update(headers)
+        return response
+
+    app.router.routes.insert(0, APIRoute("/version", version, methods=["GET"]))
+    app.middleware("http")(finish)
+
+
+async def _refused_or(request: "Request", call_next: Any) -> "Response":
+    """Let MLflow answer, and reduce its errors to one line."""
+    from fastapi.responses import JSONResponse
+
+    if request.method == "POST" and "content-type" not in request.headers:
+        return JSONResponse(_one_line(b"got no Content-Type, expected application/json or text/csv", 415), 415)
+    try:
+        response: Response = await call_next(request)
+        status = response.status_code
+        if status < 400:
+            return response
+        body = b"".join([chunk async for chunk in response.body_iterator])  # type: ignore[attr-defined]
+    except Exception as error:  # The model's own errors are MLflow's exceptions: this one is of reading the request.
+        log.exception("a request failed")
+        status, body = (400 if isinstance(error, ValueError | RecursionError) else 500), b"the request cannot be read"
+    return JSONResponse(_one_line(body, status), status)
+
+
+def _one_line(body: bytes, status: int) -> dict[str, str]:
+    """Keep what a client can use of an error of MLflow: its code, and its message without the request and the traceback."""
+    try:
+        error = json.loads(body)
+        code, message = str(error["error_code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        code, message = f"HTTP_{status}", body.decode(errors="replace")
+    message = re.sub(r"\AFailed to predict data .*?\nError: ", "", message, count=1, flags=re.DOTALL)
+    message = re.sub(r"Input:\s.*\Z", "", message, flags=re.DOTALL)
+    message = " ".join(message.split())
+    return {
+        "error_code": code,
+        "message": message[:_LONGEST_MESSAGE] + ("…" if len(message) > _LONGEST_MESSAGE else ""),
+    }
+
+
+class _BodyLimit:
+    """Refuses a body beyond the limit while it arrives: MLflow's server would hold any in memory."""
+
+    def __init__(self, app: "ASGIApp", limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        from fastapi.responses import PlainTextResponse
+
+        messages: list[Message] = []
+        arrived, more = 0, scope["type"] == "http"
+        while more:
+            messages.append(await receive())
+            arrived += len(messages[-1].get("body", b""))
+            more = messages[-1].get("more_body", False)
+            if arrived > self._limit:
+                remedy = f"send less at a time, or set {variable('request_bytes')} in the server's environment"
+                refusal = PlainTextResponse(f"request: got more than {self._limit} bytes; {remedy}", 413)
+                await refusal(scope, receive, send)
+                return
+
+        async def replay() -> "Message":
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, replay, send)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End orderly, also while the model is loaded: temporary files go, and the exit code is 0."""
+    raise SystemExit(0)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened at before the model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(f"host, port: cannot listen at {host}:{port} ({error.strerror}); choose others") from error
+
+
+def _print_start(config: ServeConfig, uri: str) -> None:
+    print(f"serving {uri} at http://{config.host}:{config.port}/invocations", flush=True)

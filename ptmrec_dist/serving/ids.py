@@ -1,0 +1,110 @@
+"""Ids in requests: strings, or the numbers that JSON, CSV and tables make of them."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from ptmrec_dist.errors import UserError
+
+Id = str | int
+_EXACT = 2**53  # floats from here on skip whole numbers
+
+
+def parse_id(value: Any, where: str) -> Id:
+    """Read an id.
+
+    Args:
+        value: A string or a whole number; numbers beside missing values have become floats on their way through a table.
+        where: Part of the request, for the message: `row 3: user_id`.
+
+    Returns:
+        The string as it is, or the number.
+
+    Raises:
+        UserError: Anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        if abs(float(value)) >= _EXACT:
+            raise UserError(f"{where}: got {shown(value)}, which may have lost digits; send ids as strings")
+        return int(value)
+    raise UserError(f"{where}: got {shown(value)}, expected a string or a whole number")
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a cell of a table is empty.
+
+    Args:
+        value: Any cell.
+
+    Returns:
+        True for None, NaN, and pandas' NA and NaT.
+    """
+    # Each but None differs from itself, or refuses to say so; lists and arrays are no empty cells, whatever they hold.
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def shown(value: Any) -> str:
+    """Show a value of a wrong type in a message.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Its type and the beginning of its representation, on one line.
+    """
+    if value is None:
+        return "null"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:40]}{'…' if len(text) > 40 else ''}"
+
+
+class IdIndex:
+    """Finds the row of an id. Strings must be equal; a number stands for the one id that has its value, as `0017` has 17.
+
+    Args:
+        ids: Ids by row.
+        kind: What they are ids of, for messages: `user_id`.
+    """
+
+    def __init__(self, ids: Sequence[str], kind: str) -> None:
+        self.ids = ids
+        self._kind = kind
+        self._rows = {name: row for row, name in enumerate(ids)}
+
+    def find(self, name: Id) -> int | None:
+        """Find an id.
+
+        Args:
+            name: As `parse_id` returns it.
+
+        Returns:
+            Its row; None where there is no such id.
+
+        Raises:
+            UserError: A number that is the value of several ids.
+        """
+        if isinstance(name, str):
+            return self._rows.get(name)
+        rows = self._rows_of_numbers.get(name, [])
+        if len(rows) > 1:
+            some = " and ".join(repr(self.ids[row]) for row in rows[:2])
+            raise UserError(f"{self._kind}: got the number {name}, which both {some} may be; send ids as strings")
+        return rows[0] if rows else None
+
+    @cached_property
+    def _rows_of_numbers(self) -> dict[int, list[int]]:
+        rows: dict[int, list[int]] = {}
+        for row, name in enumerate(self.ids):
+            digits = name.removeprefix("-")
+            if digits.isascii() and digits.isdigit() and len(digits) < 1000:
+                rows.setdefault(int(name), []).append(row)
+        return rows

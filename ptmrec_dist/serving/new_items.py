@@ -1,0 +1,105 @@
+"""New items of a request: their images and texts to what stands for them in the cold score.
+
+Legend: B rows, N distinct new items, d' width of the cold score.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ptmrec_dist.encoders.encoder import load_encoder
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.serving.ids import shown
+from ptmrec_dist.serving.image_source import ImageSource
+from ptmrec_dist.serving.images import read_image
+from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.training.records import ENCODER_FILE
+
+_ENCODER_BATCH = 32
+
+Item = tuple[str, ...]
+"""What a row gives of its item, in the order of the modalities."""
+
+
+class NewItems:
+    """Encodes new items.
+
+    Args:
+        folder: Folder of the encoder.
+        modalities: What it reads of an item: `image`, `text`.
+        tables: Tables of the served model.
+        limits: Limits of a request.
+    """
+
+    def __init__(self, folder: Path, modalities: tuple[str, ...], tables: Mapping[str, Tensor], limits: Limits) -> None:
+        tuned = folder / ENCODER_FILE
+        self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
+        self._modalities = modalities
+        self._projection, self._bias = tables["projection"], tables["projection_bias"]
+        self._limits = limits
+        self._lock = Lock()
+
+    def encode(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
+        """Encode the item of each row; rows with the same item share the work.
+
+        Args:
+            columns: `image` (as `ImageSource.read` takes it) and `text` of each row's item, those that the model reads.
+
+        Returns:
+            float32 [B, d'].
+
+        Raises:
+            UserError: A column that is missing, cells that are no strings, an image that is refused, more than the limits.
+        """
+        missing = [modality for modality in self._modalities if modality not in columns]
+        if missing:
+            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self._modalities)}")
+        asked = list(zip(*(columns[modality] for modality in self._modalities), strict=True))
+        for row, item in enumerate(asked):
+            self._check(item, row)
+        distinct = list(dict.fromkeys(asked))
+        self._limits.check("new_items", len(distinct), "new items")
+        row_of = {item: row for row, item in enumerate(distinct)}
+        source = ImageSource(self._limits)
+        batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
+        # Decoded as they are needed: many large pictures at once would not fit into memory.
+        vectors_ND = torch.cat([self._encode(self._images(batch, source), self._texts(batch)) for batch in batches])
+        return vectors_ND[[row_of[item] for item in asked]]
+
+    def warm_up(self) -> None:
+        """Encode an item that nobody sees."""
+        image = [Image.new("RGB", (32, 32))] if "image" in self._modalities else []
+        self._encode(image, ["an item"] if "text" in self._modalities else [])
+
+    def _check(self, item: tuple[Any, ...], row: int) -> None:
+        for modality, value in zip(self._modalities, item):
+            if not isinstance(value, str) or not value:
+                raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
+            if modality == "text":
+                self._limits.check("text_characters", len(value), f"row {row}: characters of the text")
+                if not value.isascii() and value != value.encode(errors="ignore").decode():
+                    raise UserError(f"row {row}: text: got half of a surrogate pair, expected Unicode text")
+
+    def _images(self, items: Sequence[Item], source: ImageSource) -> list[Image.Image]:
+        if "image" not in self._modalities:
+            return []
+        column = self._modalities.index("image")
+        return [read_image(source.read(item[column])) for item in items]
+
+    def _texts(self, items: Sequence[Item]) -> list[str]:
+        return [item[self._modalities.index("text")] for item in items] if "text" in self._modalities else []
+
+    @torch.no_grad()
+    def _encode(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+        pixels = [self._encoder.backbone.load_image(image) for image in images]
+        tokens = self._encoder.tokenize(texts) if texts else None
+        with self._lock:  # hooks of a tuned tower may keep state between its blocks; torch uses all cores anyway
+            features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
+        joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
+        vectors_ND: Tensor = joined_ND @ self._projection + self._bias
+        return vectors_ND

@@ -1,0 +1,71 @@
+"""Parameters of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.serving.ids import shown
+
+Unknown = Literal["skip", "error"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """How a request is answered; a request gives them by these names."""
+
+    top_k: int = 10
+    """Items a row, 1 or more."""
+    exclude_seen: bool = True
+    """Leave out what a user took in training, or what a visitor's history holds."""
+    include_cold: bool = False
+    """Rank all items by the cold score, not the warm ones by the full score."""
+    unknown: Unknown = "skip"
+    """Users and items that the model does not know: `skip` answers users as visitors without a history, leaves items out of
+    histories, and says so in the answer; `error` refuses the request."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 1:
+            raise UserError(f"top_k: got {shown(self.top_k)}, expected a whole number, 1 or more")
+        for name in ("exclude_seen", "include_cold"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise UserError(f"{name}: got {shown(getattr(self, name))}, expected true or false")
+        if self.unknown not in get_args(Unknown):
+            raise UserError(f"unknown: got {shown(self.unknown)}, expected {' or '.join(get_args(Unknown))}")
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any] | None) -> "Params":
+        """Read the parameters of a request.
+
+        Args:
+            given: Name to value; what is not given keeps its default, None gives nothing.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            UserError: No mapping, an unknown name, or a value of a wrong type.
+        """
+        given = {} if given is None else given
+        if not isinstance(given, Mapping):
+            raise UserError(f"params: got {shown(given)}, expected a mapping of names to values")
+        refuse_others("params", given, [item.name for item in fields(cls)])
+        return cls(**given)
+
+
+def refuse_others(what: str, given: Mapping[str, Any], expected: list[str]) -> None:
+    """Refuse names that a request may not have.
+
+    Args:
+        what: What they name, for the message.
+        given: What the request has, by name.
+        expected: What it may have.
+
+    Raises:
+        UserError: Another name.
+    """
+    others = [name for name in given if name not in expected]
+    if others:
+        raise UserError(f"{what}: got {shown(others[0])}, expected some of {', '.join(expected)}")

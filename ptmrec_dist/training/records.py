@@ -1,0 +1,175 @@
+"""The lineage of a finished run (`run.json`): written with its weights, read back with what it names found again."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ptmrec_dist.config import ReadsRun
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import sha256, write_atomically
+from ptmrec_dist.lineage import find, relative_to
+
+RECOMMENDER_FILE = "recommender.safetensors"
+ENCODER_FILE = "encoder.safetensors"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Lineage of a finished run (`run.json`).
+
+    Paths are where things were last found: `read_record` looks beside the run first, as seen from its folder.
+    """
+
+    stage: int
+    """1; 2 where an encoder was trained along; 0 before any training."""
+    recommender: str
+    """Name of the recommender."""
+    modalities: list[str]
+    """Modalities that it reads."""
+    hyperparameters: dict[str, Any]
+    """Hyper-parameters given to it; the others are its defaults."""
+    data: dict[str, str]
+    """`path` and `fingerprint` of the packed data set."""
+    features: dict[str, str] | None
+    """`path` and `fingerprint` of the features it ends with."""
+    graph_features: dict[str, str] | None
+    """`path` and `fingerprint` of the features that item graphs are made of: the frozen ones, also in stage 2."""
+    encoder: dict[str, Any] | None
+    """`model`, `pretrained` and `fingerprint` of the backbone."""
+    stage1: dict[str, str] | None = None
+    """`path` and `fingerprint` of the stage 1 run that it started from, where there was one."""
+    mlflow_run: str | None = None
+    """MLflow run id."""
+    train_features: bool = False
+    """Whether the feature tables were trained."""
+    mask_validation_at_test: bool = False
+    """Whether validation positives were left out of the ranking at test time."""
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Parameters of stage 1: `ids`, `rest`, `feature_tables`, and `trainable` of them all."""
+    kept_epoch: int | None = None
+    """Epoch that the weights are of."""
+    fingerprint: str = ""
+    """sha256 over weights and lineage, wherever the latter lies."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
+        named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
+        inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
+        return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write the lineage of a run, once its weights are there.
+
+    Args:
+        folder: Run folder.
+        record: Its lineage; its fingerprint is computed.
+    """
+    written = replace(record, fingerprint=_fingerprint(folder, record))
+    write_atomically(folder / "run.json", json.dumps(_with_hints(asdict(written), folder), indent=1))
+
+
+def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
+    """Read the lineage of a finished run.
+
+    Args:
+        folder: Run folder.
+        now: Where its inputs are now; by default beside it as before, or else where they were.
+
+    Returns:
+        Its record.
+
+    Raises:
+        UserError: No finished run there, or one whose files were changed.
+    """
+    if not (folder / "metrics.json").is_file() or not (folder / "run.json").is_file():
+        begun = (folder / "config.yaml").is_file()
+        state = "is not finished; run its command again to resume it" if begun else "is not a run folder"
+        raise UserError(f"run: {folder} {state}")
+    record = RunRecord(**_without_hints(json.loads((folder / "run.json").read_text()), folder))
+    found = _fingerprint(folder, record)
+    if found != record.fingerprint:
+        raise UserError(
+            f"run: the files of {folder} are {found[:12]}, but its run.json says {record.fingerprint[:12]}: they were "
+            "changed; train again or bring the old files back"
+        )
+    return record if now is None else _relocated(record, folder, now)
+
+
+def require_files(name: str, path: str, folder: Path) -> None:
+    """Refuse a path of a record at which there is nothing.
+
+    Args:
+        name: What is there, and the option that says where it is now.
+        path: Path.
+        folder: Run folder whose record names it.
+
+    Raises:
+        UserError: There are no files.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{name}: no files at {path}, where {folder} found them; give their folder by --{name}")
+
+
+def require_encoder(record: RunRecord, folder: Path) -> None:
+    """Refuse a run whose encoder was a folder that is no longer there.
+
+    Args:
+        record: Lineage of the run.
+        folder: Run folder.
+
+    Raises:
+        UserError: There are no files.
+    """
+    if record.encoder is not None and Path(record.encoder["model"]).is_absolute():
+        require_files("encoder", record.encoder["model"], folder)
+
+
+def _fingerprint(folder: Path, record: RunRecord) -> str:
+    """Digest of weights and lineage; of what the run is made from only fingerprints count."""
+    lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
+    content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in (RECOMMENDER_FILE, ENCODER_FILE):
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256(folder / name)}".encode())
+    return digest.hexdigest()
+
+
+def _names_files(value: Any) -> bool:
+    return isinstance(value, dict) and "fingerprint" in value
+
+
+def _with_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to every absolute path how it is seen from the run's folder."""
+    for made in filter(_names_files, record.values()):
+        path = made.get("path") or made["model"]
+        if Path(path).is_absolute():
+            made["relative"] = relative_to(path, folder)
+    return record
+
+
+def _without_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Resolve what `_with_hints` added: every path is where the files are found now, or where they once were."""
+    for made in filter(_names_files, record.values()):
+        name = "path" if "path" in made else "model"
+        made[name] = find(made.pop("relative", None), made[name], folder)
+    return record
+
+
+def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
+    """The record with the paths that were given in place of its own; features that the run wrote itself stay its own."""
+    changes: dict[str, Any] = {}
+    if now.shards is not None:
+        changes["data"] = record.data | {"path": str(now.shards.resolve())}
+    if now.features is not None:
+        for name in ("features", "graph_features"):
+            made = getattr(record, name)
+            if made is not None and not Path(made["path"]).is_relative_to(folder.resolve()):
+                changes[name] = made | {"path": str(now.features.resolve())}
+    if now.encoder is not None and record.encoder is not None:
+        changes["encoder"] = record.encoder | {"model": str(now.encoder.resolve()), "pretrained": None}
+    return replace(record, **changes)

@@ -1,0 +1,143 @@
+"""The user's own arrays as features: rows find their items, and what does not fit is refused before anything is written."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ptmrec_dist import cli
+from ptmrec_dist.config import FeaturesConfig, PackConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.errors import UserError
+
+ITEMS = 12
+
+
+def _packed(folder: Path, name: str, ids: list[str]) -> Path:
+    """Interactions of ten users with all items; packing orders items by id."""
+    rows = [(f"u{user}", item) for user in range(10) for item in ids]
+    pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").write_csv(folder / f"{name}.csv")
+    pack(PackConfig(interactions=folder / f"{name}.csv", out=folder / name, core=0, workers=1))
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Items 11, 10, ..., 0, as the field's sets number them."""
+    return _packed(tmp_path_factory.mktemp("numbered"), "shards", [str(item) for item in reversed(range(ITEMS))])
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _packed(tmp_path_factory.mktemp("named"), "shards", [f"i{item:02d}" for item in range(ITEMS)])
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(ITEMS, 5))
+
+
+def _features(shards: Path, out: Path, **settings: Any) -> dict[str, np.ndarray]:
+    extract_features(FeaturesConfig(shards=shards, out=out, **settings))
+    return {path.stem: np.load(path) for path in out.glob("*.npy")}
+
+
+def test_row_r_is_item_r_where_ids_are_row_numbers(numbered: Path, rows: np.ndarray, tmp_path: Path) -> None:
+    longer = np.concatenate([rows, rows[:3] + 100])  # items that were not packed have rows, too
+    np.save(tmp_path / "image.npy", longer)
+    found = _features(numbered, tmp_path / "out", image_npy=tmp_path / "image.npy", raw=True)
+    assert found.keys() == {"image"}
+    ids = Dataset(numbered).item_ids
+    np.testing.assert_array_equal(found["image"], np.stack([longer[int(item)] for item in ids]).astype(np.float32))
+
+
+def test_rows_follow_the_packed_items_where_ids_are_names(named: Path, rows: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "text.npy", rows.astype(np.float16))
+    found = _features(named, tmp_path / "out", text_npy=tmp_path / "text.npy")
+    np.testing.assert_allclose(np.linalg.norm(found["text"], axis=1), 1, rtol=1e-6)
+    expected = rows.astype(np.float16).astype(np.float32)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found["text"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["lists", "columns"])
+def test_a_table_names_its_items(named: Path, rows: np.ndarray, tmp_path: Path, form: str) -> None:
+    ids = Dataset(named).item_ids
+    order = np.random.default_rng(1).permutation(ITEMS)
+    shuffled = {"asin": [ids[item] for item in order]}
+    if form == "lists":
+        table = pl.DataFrame(shuffled | {"vector": rows[order].tolist()})
+    else:
+        table = pl.DataFrame(shuffled | {f"v{column}": rows[order][:, column] for column in range(5)})
+    table.write_parquet(tmp_path / "text.parquet")
+    settings = {"text_npy": tmp_path / "text.parquet", "item_column": "asin", "raw": True}
+    found = _features(named, tmp_path / "out", **settings)
+    np.testing.assert_array_equal(found["text"], rows.astype(np.float32))
+
+
+def _nan(rows: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(ITEMS)[:, None] == 7, np.nan, rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:9], "9 rows for 12 items, and item ids ('i00', ...) are not row numbers"),
+        (_nan, "rows of 1 items in .* hold NaN or infinite values"),
+        (lambda rows: rows[:, 0], r"is float64 \(12,\), expected numbers of shape"),
+        (lambda rows: rows.astype(str), "expected numbers of shape"),
+        (lambda rows: rows * 1e300, "hold NaN or infinite values"),
+        (lambda rows: rows[:, :0], "expected numbers of shape"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_refused_and_nothing_written(
+    named: Path, rows: np.ndarray, tmp_path: Path, change: Any, message: str
+) -> None:
+    np.save(tmp_path / "text.npy", change(rows))
+    with pytest.raises(UserError, match=message.replace("('i00', ...)", r"\('i00', \.\.\.\)")):
+        _features(named, tmp_path / "out", text_npy=tmp_path / "text.npy")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"item": ["a"]}, "has no column 'item_id'"),
+        ({"item_id": ["i00"], "v": [[1.0]]}, "none for 11 of 12 items"),
+        ({"item_id": ["i00", "i00"], "v": [[1.0], [2.0]]}, "item 'i00' has several rows"),
+        ({"item_id": ["i00", "i01"], "v": [[1.0], [2.0, 3.0]]}, "expected one length"),
+        ({"item_id": ["i00"], "v": ["one"]}, "columns v of .* are no numbers"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(named: Path, tmp_path: Path, table: Any, message: str) -> None:
+    pl.DataFrame(table).write_parquet(tmp_path / "text.parquet")
+    with pytest.raises(UserError, match=message):
+        _features(named, tmp_path / "out", text_npy=tmp_path / "text.parquet")
+
+
+def test_a_pickle_is_never_opened(named: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "text.npy", np.array([{"a": 1}] * ITEMS, dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot read"):
+        _features(named, tmp_path / "out", text_npy=tmp_path / "text.npy")
+
+
+def test_a_run_on_arrays_trains_and_evaluates_and_its_encoder_cannot_be_tuned(
+    numbered: Path, rows: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "image.npy", rows)
+    np.save(tmp_path / "text.npy", rows[:, :3])
+    arrays = [f"--{name}_npy={tmp_path / name}.npy" for name in ("image", "text")]
+    out, features = str(tmp_path / "run"), str(tmp_path / "features")
+    assert cli.main(["features", "--shards", str(numbered), *arrays, "--out", features]) == 0
+    common = ["--shards", str(numbered), "--features", features, "--tracking.enabled", "false", "--device", "cpu"]
+    assert cli.main(["stage1", *common, "--epochs", "1", "--out", out]) == 0
+    assert cli.main(["evaluate", "--run", out, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert cli.main(["stage2", "--stage1", out, "--out", str(tmp_path / "tuned")]) == 2
+    assert "came from arrays, which no encoder gives" in capsys.readouterr().err
+    assert cli.main(["features", "--shards", str(numbered), "--out", str(tmp_path / "none")]) == 2
+    assert "--encoder.model" in capsys.readouterr().err

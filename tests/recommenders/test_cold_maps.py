@@ -1,0 +1,37 @@
+"""No map that scores cold items may be left both untrained and unfitted."""
+
+import pytest
+import torch
+
+from ptmrec_dist.config.recommenders import RECOMMENDERS
+from tests.recommenders.conftest import Toy
+
+CASES = [(name, {}) for name in RECOMMENDERS] + [("freedom", {"reg_weight": 0.0}), ("vbpr", {"reg_weight": 0.0})]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_whatever_scores_cold_items_is_trained_by_a_term_or_fitted(
+    name: str, settings: dict[str, float], toy: Toy
+) -> None:
+    model = toy.build(name, **({"dim": 4} | settings))
+    if not model.multimodal:
+        pytest.skip("it knows items by their IDs only")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+
+    def parameters_behind(value: torch.Tensor) -> set[str]:
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return {name for name, gradient in zip(names, found, strict=True) if gradient.any()}
+
+    users, items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
+    scoring = parameters_behind((users @ items.T).square().sum())
+    propagated = model.propagate(toy.features) if model.propagates else None
+    terms = model.loss(toy.users, toy.positives, toy.negatives, propagated, toy.features)
+    trained = parameters_behind(torch.stack(list(terms.values())).sum())
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    model.fit_projections(toy.features)
+    fitted = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
+    assert scoring
+    assert scoring <= trained | fitted

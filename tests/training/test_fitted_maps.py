@@ -1,0 +1,111 @@
+"""What scores cold items at the end of stage 2 fits the vectors and the features that are kept, whatever trained them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.config import Stage1Config, Stage2Config, ZeroConfig, recommender_config
+from ptmrec_dist.recommenders import ridge
+from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.stage1 import train_stage1
+from ptmrec_dist.training.stage2 import train_stage2
+from tests.conftest import UNTRACKED, Shop
+from tests.ranks import run_on_ranks
+
+
+def _tuned(shop: Shop, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> LoadedRun:
+    """Stage 1 with a recommender, then a stage 2 that moves features a lot."""
+    train_stage1(
+        Stage1Config(
+            shards=shop.shards,
+            features=shop.features,
+            out=folder / "stage1",
+            recommender=recommender,
+            model=recommender_config(recommender, dim=8, **settings),
+            epochs=3,
+            batch_size=64,
+            lr=0.02,
+            tracking=UNTRACKED,
+        )
+    )
+    config = Stage2Config(
+        stage1=folder / "stage1",
+        out=folder / "stage2",
+        epochs=1,
+        batch_size=12,
+        keep="last",
+        device="cpu",
+        tracking=UNTRACKED,
+        **changes,
+    )
+    run_on_ranks(2, train_stage2, config)
+    return load_run(folder / "stage2")
+
+
+def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Ridge regression with an intercept, as least squares with rows that stand for the penalty."""
+    strength = ridge.best_strength(torch.tensor(inputs), torch.tensor(targets))
+    inputs, targets = (table.astype(float) - table.mean(axis=0) for table in (inputs, targets))
+    penalty = strength * np.square(inputs).sum(axis=0).mean()
+    rows = np.vstack([inputs, np.sqrt(penalty) * np.eye(inputs.shape[1])])
+    return np.linalg.lstsq(rows, np.vstack([targets, np.zeros((inputs.shape[1], targets.shape[1]))]), rcond=None)[0]
+
+
+def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.ndarray:
+    """Vectors of cold items from maps fitted here and now; `own` is where VBPR's trained half begins."""
+    model, features = run.recommender.eval(), {name: table.numpy() for name, table in run.features.items()}
+    warm = np.unique(run.dataset.interactions("train").items)
+    with torch.no_grad():
+        targets = model.representations(run.features)[1].numpy()
+    parts = []
+    for name, table in features.items():
+        fitted = table[cold] @ _ridge(table[warm], targets[warm][:, :own])
+        if own is not None:
+            trained = len(features) * table[cold] @ model.maps[name].weight.detach().numpy().T
+            fitted = np.hstack([fitted, trained])
+        parts.append(fitted)
+    return np.mean(parts, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("recommender", "settings", "own"),
+    [("vbpr", {}, 8), ("mgcn", {}, None), ("smore", {}, None), ("freedom", {"reg_weight": 0.0}, None)],
+)
+@pytest.mark.parametrize("kt_weight", [0.0, 1.0])
+def test_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
+    tiny_shop: Shop, tmp_path: Path, recommender: str, settings: dict[str, Any], own: int | None, kt_weight: float
+) -> None:
+    zero = ZeroConfig(stage=3 if kt_weight else 1)
+    run = _tuned(tiny_shop, tmp_path, recommender, settings, kt_weight=kt_weight, zero=zero)
+    assert any(
+        not torch.equal(table, load_run(tmp_path / "stage1").features[name]) for name, table in run.features.items()
+    )
+    cold = run.dataset.cold_items("cold_validation")
+    found: Tensor = run.recommender.cold_items(run.features, torch.tensor(cold))
+    np.testing.assert_allclose(found.detach().numpy(), _expected_vectors(run, own, cold), rtol=1e-3, atol=1e-4)
+    # The history, the metrics of the finished run and the kept weights speak of the same maps.
+    again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
+    assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
+
+
+def _alone() -> Any:
+    from ptmrec_dist.distributed import join_world
+
+    return join_world("cpu")
+
+
+def test_maps_that_a_term_of_the_recommender_trains_stay_as_trained(tiny_shop: Shop, tmp_path: Path) -> None:
+    run = _tuned(tiny_shop, tmp_path, "freedom", {"reg_weight": 0.1}, kt_weight=0.0)
+    before = load_file(tmp_path / "stage1" / "recommender.safetensors")
+    for name in run.features:
+        weight = run.recommender.maps[name].weight
+        assert not torch.equal(weight, before[f"maps.{name}.weight"])
+    kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
+    run.recommender.fit_projections(run.features)
+    assert all(torch.equal(value, kept[name]) for name, value in run.recommender.state_dict().items())
