@@ -149,7 +149,19 @@ def test_ids_with_leading_zeros_are_found_as_numbers_too(tmp_path):
     assert not any(model.answer({"user_id": ["3"]})["known_user"])
 
 
-ODD_CELLS = [True, 1.5, math.inf, 2.0**53, b"u1", {"a": 1}, object(), ["u1"], ("u1",), np.array(["u1"]), 1j]
+ODD_CELLS = [
+    True,
+    1.5,
+    math.inf,
+    2.0**53,
+    b"u1",
+    {"a": 1},
+    pytest.param(object(), id="object"),
+    ["u1"],
+    ("u1",),
+    np.array(["u1"]),
+    1j,
+]
 
 
 @pytest.mark.parametrize("cell", ODD_CELLS, ids=repr)
@@ -160,7 +172,19 @@ def test_cells_that_are_no_user_id_get_one_line(cell, model):
         model.answer({"user_id": ["u1", cell]})
 
 
-ODD_HISTORIES = [5, "i1", "", True, 1.5, {"i1": 1}, b"i1", np.array("i1"), np.array([["i1"]]), object(), {"i1"}]
+ODD_HISTORIES = [
+    5,
+    "i1",
+    "",
+    True,
+    1.5,
+    {"i1": 1},
+    b"i1",
+    np.array("i1"),
+    np.array([["i1"]]),
+    pytest.param(object(), id="object"),
+    {"i1"},
+]
 
 
 @pytest.mark.parametrize("history", ODD_HISTORIES, ids=repr)
