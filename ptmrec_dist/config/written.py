@@ -1,4 +1,4 @@
-"""Settings as people write them in YAML, in the types that the parser takes: `text: title` is a list of one name."""
+"""Settings as written in YAML, in the types that the parser takes: `text: title` is a list of one name."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass

@@ -51,7 +51,7 @@ def read_json_columns(path: Path, names: Sequence[str], lists: Collection[str]) 
             if isinstance(value, list | dict) and name not in lists:
                 found = json.dumps(value, ensure_ascii=False)[:100]
                 raise UserError(
-                    f"{path}: column {name!r} holds {found} in row {number}; expected one text, number or time a row"
+                    f"{path}: column {name!r} holds {found} in row {number}; expected one text, number or time per row"
                 )
             texts.append(_text(value))
     return pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String))

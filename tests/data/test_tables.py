@@ -122,7 +122,7 @@ def test_json_columns_may_hold_values_of_several_types(name: str, tmp_path: Path
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     table = Table(tmp_path / name, "items").read(required=["a", "b", "c"], lists=["b"])
     assert table.rows() == [(1, "x", "one two three", "3"), (2, "7", "four", ""), (3, "", "", "2")]
-    with pytest.raises(UserError, match=r"column 'b' holds .* in row 1; expected one text, number or time a row"):
+    with pytest.raises(UserError, match=r"column 'b' holds .* in row 1; expected one text, number or time per row"):
         Table(tmp_path / name, "items").read(required=["a", "b", "c"])
 
 
