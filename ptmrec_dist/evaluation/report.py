@@ -5,7 +5,6 @@ The page reads run folders and the packed data set and nothing else: it needs ne
 
 import base64
 import io
-import json
 import os
 import tarfile
 from collections import defaultdict
@@ -20,7 +19,8 @@ from PIL import Image
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.figures import Curve, bars, learning_curves
-from ptmrec_dist.evaluation.metrics import SELECT, title_of
+from ptmrec_dist.evaluation.metrics import SELECT, read_metrics, title_of
+from ptmrec_dist.files import read_json, read_json_lines
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _THUMBNAIL = 160  # pixels
@@ -129,19 +129,18 @@ def environment() -> Environment:
 def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
     if not (folder / "metrics.json").is_file():
         raise UserError(f"run: {folder} is not a finished run (no metrics.json); train it to its end first")
-    record = json.loads((folder / "run.json").read_text())
+    record = read_json(folder / "run.json", "run")
     if record["data"]["fingerprint"] != dataset.fingerprint:
         raise UserError(
             f"run: {folder} was made from data {record['data']['fingerprint'][:12]}, but {dataset.folder} is "
             f"{dataset.fingerprint[:12]}; give the data set that it was made from"
         )
-    lines = (folder / "history.jsonl").read_text().splitlines()
     return _Run(
         name,
         record,
         (folder / "config.yaml").read_text(),
-        json.loads((folder / "metrics.json").read_text()),
-        [json.loads(line) for line in lines],
+        read_metrics(folder),
+        read_json_lines(folder / "history.jsonl", "run"),
     )
 
 
