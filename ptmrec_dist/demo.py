@@ -2,8 +2,6 @@
 
 Every step after the drawing calls what the command of the same name calls. A finished step is not done again: a demo that
 was interrupted goes on, and one that had ended registers its model once more and writes the page anew.
-
-Legend: B people shown, K items of a row.
 """
 
 import json
@@ -13,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -33,55 +30,17 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, draw_pairs, draw_shop
+from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_pairs, generate_shop
+from ptmrec_dist.demo_page import MODEL_NAME, RUNS, choose_users, metrics_of_runs, write_page
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
-from ptmrec_dist.evaluation.report import Page, Person, Shelf, write_report
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
-MODEL_NAME = "ptmrec-demo"
-RUNS = {
-    "stage 1": "stage1",
-    "stage 2 frozen": "stage2-frozen",
-    "stage 2 prompts": "stage2-prompts",
-    "stage 1 on tuned features": "refit",
-}
-"""Name of each run on the page, and its folder."""
 BASELINE, CANDIDATE = "stage 1", "stage 1 on tuned features"
 """The run that is the first champion, and the one that has to beat it."""
 _THREADS = 1  # sums are added in an order that depends on it; small models gain little from more
-_PEOPLE = 3
-_SHELF = 8  # items of a row
-_SUMMARY = (
-    "We drew a shop of {items} products and {users} people. Each product has a picture and a caption, but the captions "
-    "name only the kind and the colour. The people also care about the scene that a product is shown in, and a little "
-    "about its pattern. Nobody wrote those down.",
-    "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
-    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 went on from there in two ways: "
-    "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
-    "learned about the people. Everything else was the same for both.",
-    "On products that nobody had touched, the share of what people really took among the first 20 recommendations "
-    "(Recall@20) is {cold_frozen:.3f} with the frozen encoder and {cold_tuned:.3f} with tuned prompts. On products that "
-    "others had taken it is {warm_frozen:.3f} and {warm_tuned:.3f}: there, who took what says most of it. This is one "
-    "draw of one shop; another seed gives other numbers.",
-)
-_PEOPLE_NOTE = (
-    "The first three people of the data set who took at least three of the held-out new products. A tick marks a new "
-    "product that the person really did take; neither model had seen that. Look at the backgrounds: they are what the "
-    "captions leave out."
-)
-_COMMANDS = """\
-ptmrec pack --items items.csv --images DIR --interactions interactions.csv --split cold_items --out shards/mine
-ptmrec features --shards shards/mine --encoder.model ViT-B-32 --encoder.pretrained laion2b_s34b_b79k --out features/mine
-ptmrec stage1 --shards shards/mine --features features/mine --recommender vbpr --out runs/a
-deepspeed --num_gpus 2 launchers/stage2.py --stage1 runs/a --out runs/b
-ptmrec register --run runs/b --name mine --alias champion
-ptmrec recommend --model models:/mine@champion --users 1,2,3
-
-items.csv          item_id,title,text,image
-interactions.csv   user_id,item_id,timestamp"""
 
 
 @exclusive_out
@@ -103,9 +62,9 @@ def demo(config: DemoConfig) -> None:
     _make_inputs(out, config.seed, steps)
     _train(out, config.seed, steps)
     dataset = Dataset(out / "shards")
-    people = _choose_people(dataset)
-    steps.always("register, promote and recommend", lambda: _register(out, [dataset.user_ids[user] for user in people]))
-    _write_page(out, dataset, people, steps.seconds)
+    users = choose_users(dataset)
+    steps.always("register, promote and recommend", lambda: _register(out, [dataset.user_ids[user] for user in users]))
+    write_page(out, dataset, users, steps.seconds)
     _print_comparison(out)
     print(f"open {out / 'report.html'} in a browser")
 
@@ -152,7 +111,7 @@ def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
     from ptmrec_dist.encoders.features import extract_features
 
     shop, clip, shards, features = (out / name for name in ("shop", "clip", "shards", "features"))
-    steps.once("draw a shop", shop, lambda: _draw(shop, seed))
+    steps.once("generate a catalogue", shop, lambda: _draw(shop, seed))
     steps.once("train a tiny CLIP", clip, lambda: _train_clip(clip, seed))
     packing = PackConfig(
         items=shop / ITEMS_FILE,
@@ -170,14 +129,14 @@ def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
 
 def _draw(shop: Path, seed: int) -> None:
     with staged(shop) as fresh:
-        draw_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
+        generate_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
 
 
 def _train_clip(clip: Path, seed: int) -> None:
     from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 
     # Other pictures than the shop's: another stream of random numbers.
-    pictures, captions = draw_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
+    pictures, captions = generate_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
     with staged(clip) as fresh:
         train_clip(fresh, pictures, captions, seed=seed)
 
@@ -224,12 +183,6 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
     steps.once(CANDIDATE, refit / "metrics.json", lambda: train_stage1(again))
 
 
-def _choose_people(dataset: Dataset) -> np.ndarray:
-    """The first users who took at least three cold items, int64 [B]."""
-    taken = np.bincount(dataset.interactions("cold_test").users, minlength=dataset.num_users)
-    return np.flatnonzero(taken >= 3)[:_PEOPLE]
-
-
 def _register(out: Path, users: list[str]) -> None:
     from ptmrec_dist.registry.gate import NotPromoted
     from ptmrec_dist.registry.promoting import promote
@@ -245,74 +198,8 @@ def _register(out: Path, users: list[str]) -> None:
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
 
 
-def _write_page(out: Path, dataset: Dataset, people: np.ndarray, seconds: dict[str, float]) -> None:
-    values: dict[str, float] = {"items": NUM_ITEMS, "users": NUM_USERS}
-    for part, words in (("test", "warm"), ("cold_test", "cold")):
-        _, frozen, tuned, _ = _metrics(out, part).values()
-        values |= {f"{words}_frozen": frozen, f"{words}_tuned": tuned}
-    page = Page(
-        title="What people see and captions leave out",
-        summary=[paragraph.format(**values) for paragraph in _SUMMARY],
-        runs={name: out / folder for name, folder in RUNS.items()},
-        samples=range(20),
-        people=_people(out, dataset, people),
-        people_note=_PEOPLE_NOTE,
-        commands=_COMMANDS,
-        seconds=seconds,
-    )
-    write_report(out / "report.html", dataset, page)
-
-
-def _people(out: Path, dataset: Dataset, people: np.ndarray) -> list[Person]:
-    """What each of them took, what the registered model recommends, and the new products that either encoder finds."""
-    train, held_out = dataset.interactions("train"), dataset.interactions("cold_test")
-    recommended = _recommended(dataset, people)
-    frozen_BK, tuned_BK = (_new_items(out / folder, dataset, people) for folder in list(RUNS.values())[1:3])
-    persons = []
-    for row, user in enumerate(people):
-        hits = frozenset(held_out.items[held_out.users == user].tolist())
-        shelves = (
-            Shelf("Took", train.items[train.users == user][:_SHELF].tolist()),
-            Shelf("Is recommended by the registered model, among known products", recommended[row]),
-            Shelf("Is recommended among new products, with the frozen encoder", frozen_BK[row].tolist(), hits),
-            Shelf("Is recommended among new products, with tuned prompts", tuned_BK[row].tolist(), hits),
-        )
-        persons.append(Person(dataset.user_ids[user], shelves))
-    return persons
-
-
-def _recommended(dataset: Dataset, people: np.ndarray) -> list[list[int]]:
-    """Items that the registered model recommends to each of them."""
-    import pandas as pd
-
-    from ptmrec_dist.registry import load_model
-
-    model = load_model(f"models:/{MODEL_NAME}@champion")
-    rows = {item: row for row, item in enumerate(dataset.item_ids)}
-    asked = [pd.DataFrame({"user_id": [dataset.user_ids[user]]}) for user in people]
-    return [[rows[item] for item in model.predict(one, params={"top_k": _SHELF})["item_id"]] for one in asked]
-
-
-def _new_items(folder: Path, dataset: Dataset, people: np.ndarray) -> np.ndarray:
-    """The held-out cold items that a run ranks first for each of them, int64 [B, K]."""
-    from ptmrec_dist.evaluation.scoring import top_items
-    from ptmrec_dist.training.loaded import load_run
-
-    run, cold = load_run(folder), dataset.cold_items("cold_test")
-    with torch.no_grad():
-        users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(cold))
-        columns_BK, _ = top_items(users_UD[people], items_CD, people, None, _SHELF)
-    return np.asarray(cold[columns_BK.numpy()])
-
-
-def _metrics(out: Path, part: str) -> dict[str, float]:
-    """The selecting metric of each run on one part of the data."""
-    files = {name: out / folder / "metrics.json" for name, folder in RUNS.items()}
-    return {name: json.loads(path.read_text())[part][SELECT] for name, path in files.items()}
-
-
 def _print_comparison(out: Path) -> None:
-    parts = {"warm items": _metrics(out, "test"), "cold items": _metrics(out, "cold_test")}
+    parts = {"warm items": metrics_of_runs(out, "test"), "cold items": metrics_of_runs(out, "cold_test")}
     table = Table(f"test {title_of(SELECT)}", *parts, title="frozen against tuned", title_justify="left")
     for name in RUNS:
         table.add_row(name, *(f"{values[name]:.4f}" for values in parts.values()))

@@ -1,7 +1,7 @@
 """Every setting of every command, as frozen dataclasses: one schema for the command line, YAML, sweeps and tracking.
 
-Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A value that can be judged alone is judged
-in `__post_init__`; what depends on data or on the encoder (a depth, a width) is judged where that is known.
+Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A value that can be checked alone is checked
+in `__post_init__`; what depends on the data or the encoder (a depth, a width) is checked where those are known.
 """
 
 from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig

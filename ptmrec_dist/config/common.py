@@ -1,4 +1,4 @@
-"""What several commands take, and how a value is judged."""
+"""Settings common to several commands, and checks of values."""
 
 import re
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from ptmrec_dist.errors import UserError
 
 
 def require(ok: bool, name: str, got: object, expected: str) -> None:
-    """Refuse a value.
+    """Check a value.
 
     Args:
-        ok: what must hold.
-        name: the setting, as the command line spells it.
-        got: the value given.
-        expected: what the setting takes, in words.
+        ok: Condition that must hold.
+        name: The setting, as the command line spells it.
+        got: The value given.
+        expected: Description of the values that the setting takes.
 
     Raises:
         UserError: `ok` is false.
@@ -25,41 +25,41 @@ def require(ok: bool, name: str, got: object, expected: str) -> None:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that the model registry does not take, or that no `models:/` URI can spell.
+    """Refuse a name that the model registry does not accept, or that cannot be part of a `models:/` URI.
 
     Args:
-        name: name of a registered model.
+        name: Name of a registered model.
 
     Raises:
-        UserError: it is such a name.
+        UserError: The name is invalid.
     """
     bad = [character for character in name if character in "/:?@" or not character.isprintable()]
     ok = not bad and name == name.strip() and name not in ("", ".", "..") and len(name) <= 256
     require(
-        ok, "name", name, "1 to 256 printable characters without / : ? @ and without blanks around them, not . or .."
+        ok, "name", name, "1 to 256 printable characters without / : ? @ and without surrounding blanks, not . or .."
     )
 
 
 def check_alias(alias: str) -> None:
-    """Refuse an alias that the model registry does not take.
+    """Refuse an alias that the model registry does not accept.
 
     Args:
-        alias: alias of a version.
+        alias: Alias of a version.
 
     Raises:
-        UserError: it is such an alias.
+        UserError: The alias is invalid.
     """
     ok = re.fullmatch(r"[\w-]{1,255}", alias) and alias.lower() != "latest" and not re.fullmatch(r"[vV]\d+", alias)
-    expected = "at most 255 letters, digits, _ and -, but neither 'latest' nor the like of 'v1'"
+    expected = "at most 255 letters, digits, _ and -, but neither 'latest' nor a version such as 'v1'"
     require(bool(ok), "alias", alias, expected)
 
 
 def require_device(device: str, *, indexed: bool = True) -> None:
-    """Refuse the name of a device that no command runs on.
+    """Refuse the name of an unsupported device.
 
     Args:
         device: The setting `device`.
-        indexed: Whether a GPU can be named by its number; not where ranks each have their own.
+        indexed: Whether a GPU can be named by its number; not where each rank has its own.
 
     Raises:
         UserError: It is none of `auto`, `cpu`, `cuda` and, if `indexed`, `cuda:N`.
@@ -100,19 +100,19 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadsRun:
-    """Where the inputs of a finished run are now; by default beside it as before, or else where they were."""
+    """Paths of the inputs of a finished run; by default as recorded, relative to the run, else absolute."""
 
     shards: Path | None = None
-    """Packed data set of the run, where it was moved; it must have the same fingerprint."""
+    """Packed data set of the run, if it was moved; it must have the same fingerprint."""
     features: Path | None = None
-    """Frozen features of the run, where they were moved; they must have the same fingerprint."""
+    """Frozen features of the run, if they were moved; they must have the same fingerprint."""
     encoder: Path | None = None
-    """Folder of the run's encoder, where it was moved; it must have the same fingerprint."""
+    """Folder of the run's encoder, if it was moved; it must have the same fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayConfig:
-    """A Ray cluster, and what a rank takes of it."""
+    """A Ray cluster, and the resources of a rank."""
 
     address: str | None = None
     """`auto` or HOST:PORT of a running cluster; by default RAY_ADDRESS, and without one Ray is started on this machine."""
@@ -121,9 +121,10 @@ class RayConfig:
     gpus: float = 0.0
     """GPUs of a rank."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Whether ranks that train together lie on few nodes or on many; strictly: on one, or each on its own."""
+    """Ray's placement strategy of the ranks of a run: packed on few nodes or spread over many; strict: all on one node, or
+    each on its own."""
     grows: bool = False
-    """The cluster starts nodes on demand: what it has now says nothing about how large a trial may be."""
+    """The cluster starts nodes on demand: its present size does not limit the size of a trial."""
 
     def __post_init__(self) -> None:
         require(self.cpus >= 0, "ray.cpus", self.cpus, "0 or more")

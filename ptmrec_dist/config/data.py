@@ -1,4 +1,4 @@
-"""Settings of the commands that make data: packing and features."""
+"""Settings of the commands that prepare data: packing and features."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Literal
 from ptmrec_dist.config.common import EncoderConfig, require, require_device
 
 MAX_ASPECT_RATIO = 100
-"""Most that an image's longer side may be, in shorter sides, wherever images are decoded."""
+"""Largest ratio of an image's longer side to the shorter, wherever images are decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +17,11 @@ class ColumnsConfig:
     item: str = "item_id"
     """Item id, in both tables (`itemID` in `.inter` files)."""
     items_id: str | None = None
-    """Item id in the catalogue, where its column has another name there than in the interactions."""
+    """Item id in the catalogue, if its column has another name there than in the interactions."""
     text: tuple[str, ...] = ("text",)
     """Text columns of the catalogue, joined by a space in this order: `title,description` are two."""
     title: str = "title"
-    """Short name shown with recommendations; the start of the text stands in where the column is absent."""
+    """Short name shown with recommendations; by default the start of the text."""
     image: str = "image"
     """Image path, relative to `--images`."""
     user: str = "user_id"
@@ -35,7 +35,7 @@ class ColumnsConfig:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
 
     def names(self, column: str) -> bool:
-        """Tell whether a column was named, so that the table must have it.
+        """Return whether a column was named, so that the table must have it.
 
         Args:
             column: Name of the field.
@@ -54,7 +54,7 @@ class PackConfig:
     """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also with `.gz`, or
     `.parquet`."""
     out: Path
-    """Folder of the packed data set; must be new or hold a packed data set to replace."""
+    """Folder of the packed data set; must be new or contain a packed data set to replace."""
     items: Path | None = None
     """Catalogue, in any of the same formats (RecBole's `.item`). Without it only interactions are packed, for ID-only
     recommenders."""
@@ -62,23 +62,23 @@ class PackConfig:
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
     missing: Literal["drop", "keep"] = "drop"
     """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
-    interactions, or keep them. Of items that are kept, the features of what they lack are the mean of the other items'."""
+    interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     separator: str | None = None
-    """What stands between the columns of text tables, of one or more characters: `';'`, `'|'`, `::`, `tab`; by default what a
-    file's name says. With it, files of any other name are read as text."""
+    """Column separator of text tables, one or more characters: `';'`, `'|'`, `::`, `tab`; by default implied by the file
+    name. With it, files of any other name are read as text."""
     header: bool = True
     """Whether the first row of text tables names the columns. Without one (`--header false`) columns are named by their
     number: `--columns.user 1 --columns.item 2 --columns.time 4`."""
     items_separator: str | None = None
-    """`separator` of the catalogue, where it is not that of the interactions."""
+    """`separator` of the catalogue, if it differs from that of the interactions."""
     items_header: bool | None = None
-    """`header` of the catalogue, where it is not that of the interactions."""
+    """`header` of the catalogue, if it differs from that of the interactions."""
     split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
-    """random: 8:1:1 per user; leave_one_out: the last two per user by time (of items taken at the same
-    time, the later in the catalogue is the later); given: x_label; cold_items: 5 % and 15 % of
-    the items held out whole for validation and test, the rest as random."""
+    """random: 8:1:1 per user; leave_one_out: the last two per user by time (at equal times, the item
+    that comes later in the catalogue is the later); given: x_label; cold_items: 5 % and 15 % of
+    the items held out with all their interactions for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
     min_rating: float | None = None
@@ -95,11 +95,11 @@ class PackConfig:
     shard_bytes: int = 256_000_000
     """Upper bound of a shard's size in bytes."""
     num_shards: int | None = None
-    """Number of shards; by default 32 (fewer for tiny catalogues), more where `shard_bytes` asks for it."""
+    """Number of shards; by default 32 (fewer for tiny catalogues), more where `shard_bytes` requires it."""
     workers: int | None = None
     """Processes of each rank that decode and write; by default as many as processors, divided among a machine's ranks."""
     timeout: float = 3600.0
-    """Seconds that ranks wait for each other, also while the first one reads the tables, before they give up."""
+    """Seconds that ranks wait for each other, also while the first one reads the tables, before they stop."""
     on_error: Literal["skip", "fail"] = "skip"
     """What to do with bad rows and images: leave them out and count them, or stop before anything is written."""
 
@@ -120,7 +120,7 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Extract an encoder's features of every item into memory-mapped arrays, or take arrays that you have."""
+    """Extract an encoder's features of every item into memory-mapped arrays, or import arrays of your own."""
 
     shards: Path
     """Packed data set."""
@@ -139,17 +139,17 @@ class FeaturesConfig:
     out: Path
     """Folder for `image.npy`, `text.npy` and `manifest.json`."""
     batch_size: int = 256
-    """Items a forward pass, per rank."""
+    """Items per forward pass and rank."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoder."""
+    """Floating-point precision of the encoder."""
     strict: bool = False
-    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
     timeout: float = 3600.0
-    """Seconds that a rank waits for the others at the end, or for its own next batch, before it gives up with exit code 3."""
+    """Seconds that a rank waits for the others at the end, or for its own next batch, before it stops with exit code 3."""
 
     def __post_init__(self) -> None:
         given = [self.image_npy or self.text_npy, self.encoder]

@@ -1,4 +1,4 @@
-"""Settings of the command that compares."""
+"""Settings of `ptmrec experiment`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +20,18 @@ class ExperimentConfig:
     encoder: EncoderConfig
     """Encoder that everything starts from."""
     out: Path
-    """Folder of the experiment. Started again, it goes on with what is not finished."""
+    """Folder of the experiment. Started again, it resumes what is not finished."""
     recommenders: tuple[str, ...] = ("vbpr",)
-    """Recommenders (`vbpr,freedom`); those that know IDs only take part in the paradigm `frozen`."""
+    """Recommenders (`vbpr,freedom`); ID-only recommenders run in the paradigm `frozen` alone."""
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
     """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
     without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
     methods: tuple[Method, ...] = ("prompt",)
-    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`; `none` takes no part in `contrastive`."""
+    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`; `none` is skipped in `contrastive`."""
     modalities: tuple[Modalities, ...] = ("both",)
-    """What the recommenders see (`both,text`)."""
+    """Modalities that the recommenders read (`both,text`)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds (`0,1,2`); a cell is run once with each."""
+    """Seeds (`0,1,2`); every cell is run once per seed."""
     baseline: Paradigm = "frozen"
     """Paradigm that the others are tested against, with the same recommender, modalities and, where it has one, method."""
     features: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class ExperimentConfig:
     stage1: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec stage1`, in every paradigm that has one."""
     tuned: dict[str, Any] = field(default_factory=dict)
-    """Settings that stage2, joint and contrastive share: those of the methods, `optim`, `zero`, `batch_size`."""
+    """Settings common to stage2, joint and contrastive: those of the methods, `optim`, `zero`, `batch_size`."""
     stage2: dict[str, Any] = field(default_factory=dict)
     """Further settings of `ptmrec stage2`."""
     joint: dict[str, Any] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class ExperimentConfig:
     contrastive: dict[str, Any] = field(default_factory=dict)
     """Further settings of `ptmrec contrastive`."""
     processes: int = 1
-    """Runs at a time, on this machine or on the cluster."""
+    """Concurrent runs, on this machine or on the cluster."""
     ranks: int = 1
     """Ranks of each run that tunes an encoder."""
     ray: RayConfig | None = None
-    """Ray cluster whose tasks the runs are, ranks of a run on one node; without it they run on this machine. `out` and all
-    inputs lie on a file system that all nodes share, at absolute paths."""
+    """Ray cluster to run on, the ranks of a run on one node; without it runs are on this machine. `out` and all inputs must
+    be absolute paths on a file system shared by all nodes."""
     device: str = "auto"
     """`cpu`, `cuda`, or `auto`: a GPU where there is one."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,4 +1,4 @@
-"""Settings of the ways of tuning an encoder, and of what every command that tunes one takes."""
+"""Settings of the tuning methods, and those common to all commands that tune an encoder."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,15 +15,15 @@ class TuningConfig:
 
     method: Method = "prompt"
     """prompt: deep prompts; lora: low-rank updates of attention and MLP projections; adapter: bottlenecks after attention
-    and MLP; full: all weights; last_n: all weights of the last blocks; none: the encoder stays frozen and everything else
-    is trained the same. In every tower that the recommender reads, or in those that the method's `towers` names."""
+    and MLP; full: all weights; last_n: all weights of the last blocks; none: the encoder stays frozen, everything else
+    is trained in the same way. In every tower that the recommender reads, or in those that the method's `towers` names."""
     gradient_checkpointing: bool = False
-    """Compute each block anew in the backward pass instead of keeping its activations: less memory, more time."""
+    """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TowersConfig:
-    """What every method with settings takes."""
+    """Settings common to the methods."""
 
     towers: Literal["all", "image", "text"] = "all"
     """Towers that are tuned; the others stay frozen."""
@@ -31,12 +31,12 @@ class _TowersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(_TowersConfig):
-    """Deep prompts: fresh vectors that join the tokens of each of the first `depth` layers."""
+    """Deep prompts: new vectors that join the tokens of each of the first `depth` layers."""
 
     depth: int | Literal["all"] = "all"
     """Layers 1 to depth of each tower receive their own prompts; `all`: every layer of each tower."""
     length: int = 4
-    """Prompt vectors a layer."""
+    """Prompt vectors per layer."""
 
     def __post_init__(self) -> None:
         require(self.depth == "all" or self.depth >= 1, "prompt.depth", self.depth, "1 or more, or 'all'")
@@ -70,7 +70,7 @@ class AdapterConfig(_TowersConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LastNConfig(_TowersConfig):
-    """The last blocks of each tower, trained as they are."""
+    """The last blocks of each tower, trained directly."""
 
     n: int = 2
     """Blocks."""
@@ -94,17 +94,17 @@ _ENCODER_LR: dict[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderOptimConfig:
-    """AdamW of what is tuned inside the encoder."""
+    """AdamW of the tuned weights of the encoder."""
 
     encoder_lr: float | None = None
-    """Learning rate of what is tuned inside the encoder; by default prompt 1e-2, lora and adapter 1e-3, last_n 1e-4, full
+    """Learning rate of the tuned weights of the encoder; by default prompt 1e-2, lora and adapter 1e-3, last_n 1e-4, full
     1e-5."""
     schedule: Schedule = "cosine"
-    """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they stay as they are."""
+    """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they do not change."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     grad_clip: float = 0.0
-    """Largest norm of the gradient; 0 leaves it alone."""
+    """Largest norm of the gradient, to which it is clipped; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
         for name in ("encoder_lr", "weight_decay", "grad_clip"):
@@ -122,10 +122,10 @@ class ZeroConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TunesEncoder:
-    """What every command that tunes an encoder takes: method, optimiser, engine, and what to do when something befalls it."""
+    """Settings of every command that tunes an encoder: method, optimiser, engine, and handling of failures."""
 
     tuning: TuningConfig = field(default_factory=TuningConfig)
-    """What is tuned inside the encoder."""
+    """Tuning method of the encoder."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     """Prompts, for `--tuning.method prompt`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -139,9 +139,9 @@ class TunesEncoder:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     """DeepSpeed ZeRO."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the encoder; all else is always fp32."""
+    """Floating-point precision of the encoder; everything else is always fp32."""
     strict: bool = False
-    """Refuse images that were packed at fewer pixels than the encoder takes, instead of a warning."""
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100
@@ -149,12 +149,12 @@ class TunesEncoder:
     keep_checkpoints: int = 2
     """Checkpoints kept."""
     check_every: int | None = None
-    """Steps between readings of the losses, which stop the run where one is not finite and act upon signals; by default 1 on
-    a CPU and 10 on a GPU, which waits for the host at every reading."""
+    """Steps between reads of the losses, when the run stops if one is not finite and handles signals; by default 1 on a CPU
+    and 10 on a GPU, where every read is a synchronisation."""
     timeout: float = 600.0
-    """Seconds that a rank waits for the others, or for its own next step, before it gives up with exit code 3."""
+    """Seconds that a rank waits for the others, or for its own next step, before it stops with exit code 3."""
     max_damaged: float = 0.0
-    """Largest share of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
+    """Largest fraction of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
     it the run stops with exit code 3."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
@@ -167,7 +167,7 @@ class TunesEncoder:
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
-        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a share in [0, 1)")
+        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a fraction in [0, 1)")
         require_device(self.device)
 
     @property
@@ -178,6 +178,6 @@ class TunesEncoder:
 
     @property
     def encoder_lr(self) -> float:
-        """Learning rate of what is tuned inside the encoder."""
+        """Learning rate of the tuned weights of the encoder."""
         chosen = self.optim.encoder_lr
         return _ENCODER_LR[self.tuning.method] if chosen is None else chosen

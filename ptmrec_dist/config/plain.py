@@ -1,4 +1,4 @@
-"""Settings as plain nested values, as YAML and sweeps hold them: merging, dotted keys, and the parser that checks them."""
+"""Settings as plain nested values, as in YAML and sweeps: merging, dotted keys, and the parser that checks them."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,8 +18,8 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
 
     Args:
         settings: The dataclass of the command's settings.
-        recommender: Whose hyper-parameters stand under `model`, where the command takes some; by default those of the
-            settings' own default.
+        recommender: Recommender whose hyper-parameters are under `model`, where the command takes some; by default the
+            settings' own.
         **options: Options of jsonargparse's parser.
 
     Returns:
@@ -46,7 +46,7 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
 
 
 def chooses_recommender(settings: type) -> bool:
-    """Say whether a command's settings choose a recommender, whose hyper-parameters they then hold.
+    """Return whether a command's settings choose a recommender, so that they contain its hyper-parameters.
 
     Args:
         settings: The dataclass of the command's settings.
@@ -62,8 +62,8 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
 
     Args:
         settings: The dataclass of a command's settings.
-        parser: What `settings_parser` gave.
-        parsed: What it parsed.
+        parser: Result of `settings_parser`.
+        parsed: Its result.
 
     Returns:
         An instance of `settings`.
@@ -102,7 +102,7 @@ def merged(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str,
 
     Args:
         settings: Nested values.
-        special: Nested values that take the place of those.
+        special: Nested values that override those.
 
     Returns:
         Both together.

@@ -1,6 +1,6 @@
-"""The table of recommenders: hyper-parameters, and where the model is. A new recommender is a file and a row here.
+"""The table of recommenders: hyper-parameters and import path. A new recommender is a file and a row here.
 
-The command line, its help, sweeps, experiments and the general tests follow from the row.
+The command line, its help, sweeps, experiments and the general tests are derived from the row.
 """
 
 from dataclasses import dataclass, field, fields
@@ -14,10 +14,10 @@ def bounded(default: Any, low: float, high: float | None = None, *, below: float
     """Declare a number with its range.
 
     Args:
-        default: Value where none is given.
+        default: Default value.
         low: Smallest value.
-        high: Largest value; by default any.
-        below: What the value must stay below; by default anything.
+        high: Largest value; by default unbounded.
+        below: Exclusive upper bound; by default none.
 
     Returns:
         A dataclass field; `RecommenderConfig` checks the range.
@@ -52,7 +52,7 @@ class BPRConfig(RecommenderConfig):
     dim: int = bounded(64, 1)
     """Width of the embeddings."""
     reg_weight: float = bounded(0.1, 0)
-    """Weight of the squared norms; the default suits sparse data, dense data need about 0.01."""
+    """Weight of the squared norms; the default suits sparse data, dense data needs about 0.01."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class BUIRConfig(RecommenderConfig):
     reg_weight: float = bounded(0.0, 0)
     """Weight of the squared norms."""
     momentum: float = bounded(0.995, 0, 1)
-    """Fraction of themselves that the target embeddings keep at a step."""
+    """Momentum of the target embeddings: the fraction of their value kept at each step."""
     edge_dropout: float = bounded(0.2, 0, below=1)
     """Largest fraction of the edges that a step drops."""
 
@@ -106,7 +106,7 @@ class FREEDOMConfig(RecommenderConfig):
     knn: int = bounded(10, 1)
     """Neighbours of an item in the item graph of each modality."""
     image_weight: float = bounded(0.1, 0, 1)
-    """Weight of the image graph in the item graph; the text graph has the rest. Ignored with one modality."""
+    """Weight of the image graph in the item graph; the text graph gets the rest. Ignored with one modality."""
     edge_dropout: float = bounded(0.8, 0, below=1)
     """Fraction of the edges that an epoch drops."""
 
@@ -156,7 +156,7 @@ class RecommenderEntry:
     config: type[RecommenderConfig]
     """Hyper-parameters with their defaults."""
     path: str
-    """`module:class` of the model; imported when it is built, for the graph library takes seconds."""
+    """`module:class` of the model; imported when it is built, because importing the graph library takes seconds."""
 
 
 _PACKAGE = "ptmrec_dist.recommenders"
@@ -193,7 +193,7 @@ def recommender_config(name: str, **values: Any) -> RecommenderConfig:
 
     Args:
         name: A key of `RECOMMENDERS`.
-        **values: Hyper-parameters that shall differ from its defaults.
+        **values: Hyper-parameters that differ from its defaults.
 
     Returns:
         The hyper-parameters.

@@ -10,7 +10,7 @@ from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1ZeroConfig:
-    """DeepSpeed ZeRO of stage 1: what is divided over the ranks. Tables are whole on each: propagation needs them."""
+    """DeepSpeed ZeRO of stage 1: what is divided over the ranks. Embedding tables are replicated: propagation needs them."""
 
     stage: Literal[0, 1, 2] = 1
     """0: nothing; 1: optimiser state; 2: gradients too. One process has nothing to divide."""
@@ -18,14 +18,14 @@ class Stage1ZeroConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoosesRecommender:
-    """What every command that begins with an untrained recommender takes."""
+    """Settings of every command that starts from an untrained recommender."""
 
     features: Path | None = None
     """Frozen features; not needed by ID-only recommenders."""
     recommender: str = "vbpr"
     """Recommender to train."""
     modalities: Literal["auto", "both", "image", "text"] = "auto"
-    """Modalities that the recommender sees; auto: all that the features have."""
+    """Modalities that the recommender reads; auto: all that the features have."""
     model: RecommenderConfig = field(default_factory=RecommenderConfig)
     """Hyper-parameters of the recommender; a bare `RecommenderConfig` stands for its defaults."""
 
@@ -44,20 +44,20 @@ class Stage1Config(ChoosesRecommender):
     shards: Path
     """Packed data set."""
     out: Path
-    """Run folder. Started again with the same settings, an interrupted run goes on."""
+    """Run folder. Started again with the same settings, an interrupted run resumes."""
     train_features: bool = False
-    """Train the feature tables as well (the field's reference code does so unasked)."""
+    """Train the feature tables as well (common reference implementations always do)."""
     lr: float = 1e-3
     """Adam's learning rate."""
     batch_size: int = 2048
-    """Interactions a step over all ranks together."""
+    """Interactions per step, over all ranks."""
     epochs: int = 1000
-    """Most epochs to train."""
+    """Largest number of epochs."""
     patience: int = 20
-    """Evaluations without a better result on validation before training stops."""
+    """Evaluations without an improvement on validation before training stops."""
     patience_after: int = 1000
-    """Steps before patience begins to run out: a recommender may rank no better than chance for hundreds of them, and then
-    learn."""
+    """Steps before patience starts to count: a recommender may stay at chance level for hundreds of steps before it
+    learns."""
     eval_every: int = 1
     """Epochs between evaluations."""
     checkpoint_every: int = 10
@@ -65,9 +65,9 @@ class Stage1Config(ChoosesRecommender):
     zero: Stage1ZeroConfig = field(default_factory=Stage1ZeroConfig)
     """DeepSpeed ZeRO, where several ranks train."""
     timeout: float = 600.0
-    """Seconds that a rank waits for the others, or for its own next step, before it gives up with exit code 3."""
+    """Seconds that a rank waits for the others, or for its own next step, before it stops with exit code 3."""
     mask_validation_at_test: bool = False
-    """Leave validation positives out of the ranking at test time (the field keeps them in)."""
+    """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
     seed: int = 0
     """Seed of initialisation, batches and negatives."""
     device: str = "auto"

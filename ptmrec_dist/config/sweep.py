@@ -1,4 +1,4 @@
-"""Settings of the command that searches: sweeps over stage 2."""
+"""Settings of `ptmrec sweep`: hyper-parameter search over stage 2."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,14 @@ from ptmrec_dist.config.common import (
 
 @dataclass(frozen=True, kw_only=True)
 class AshaConfig:
-    """ASHA (Li et al. 2020): trials that are behind the others at a rung are stopped."""
+    """ASHA (Li et al. 2020): trials that are worse than the others at a rung are stopped."""
 
     enabled: bool = True
     """Stop trials early; otherwise each trains to its end."""
     grace: int = 1
     """Epochs that every trial trains, the first rung."""
     reduction: int = 3
-    """One in so many goes on at each rung, and rungs are so many times as far apart as the ones before."""
+    """Reduction factor: one in so many trials continues at each rung, and each rung is so many times as far as the last."""
 
     def __post_init__(self) -> None:
         require(self.grace >= 1, "asha.grace", self.grace, "1 or more epochs")
@@ -38,35 +38,35 @@ class SweepConfig(ReadsRun):
     stage1: Path
     """Run folder of stage 1 that every trial starts from."""
     out: Path
-    """Folder of the sweep, on a file system that all nodes share. Started again with the same settings, it goes on."""
+    """Folder of the sweep, on a file system shared by all nodes. Started again with the same settings, it resumes."""
     space: dict[str, dict[str, Any]]
-    """Dotted key of stage 2 (`optim.encoder_lr`) to what it is drawn from: `{choice: [..]}`, or with both ends included
+    """Dotted key of stage 2 (`optim.encoder_lr`) to the distribution to sample: `{choice: [..]}`, or, with both ends included,
     `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
     stage2: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec stage2` that are the same in all trials."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna: tree-structured Parzen estimator; random; grid: every combination of the choices."""
     trials: int | None = None
-    """Trials; by default 32, and in a grid all of its points (it takes no other number)."""
+    """Trials; by default 32; a grid always runs all of its points."""
     asha: AshaConfig = field(default_factory=AshaConfig)
     """Early stopping of trials."""
     ranks: int = 1
     """DeepSpeed workers of a trial."""
     ray: RayConfig = field(default_factory=RayConfig)
-    """Cluster, and what a rank takes of it."""
+    """Cluster, and the resources of a rank."""
     concurrent: int | None = None
-    """Most trials at a time; by default as many as the cluster has room for when the sweep starts."""
+    """Largest number of concurrent trials; by default as many as the cluster has room for when the sweep starts."""
     max_failures: int = 3
-    """How often a trial is started again, from its last checkpoint, after a worker or a node has died."""
+    """How often a trial is restarted from its last checkpoint after a worker or a node has died."""
     winner_seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds that the best settings are trained with anew; only these runs see the test split (`0,1,2`).
+    """Seeds with which the best settings are trained again; only these runs read the test split (`0,1,2`).
     Empty: none."""
     name: str | None = None
-    """Name in the model registry for the winner, of its seeds the best on validation; by default it is not registered."""
+    """Name in the model registry for the winner (the seed that is best on validation); by default it is not registered."""
     alias: str = "candidate"
     """Alias that the registered version gets."""
     resume: bool = False
-    """Insist that there is a sweep to go on with; without it, the same command goes on or begins."""
+    """Require an existing sweep to resume; without it, the same command resumes or starts one."""
     seed: int = 0
     """Seed of the search."""
     device: str = "auto"

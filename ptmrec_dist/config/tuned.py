@@ -25,36 +25,36 @@ class OptimConfig(EncoderOptimConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainsBoth(TunesEncoder):
-    """What every command that trains encoder and recommender together takes: the loop over items and interactions."""
+    """Settings of every command that trains encoder and recommender together: the loop over items and interactions."""
 
     out: Path
-    """Run folder. Started again with the same settings, an interrupted run goes on."""
+    """Run folder. Started again with the same settings, an interrupted run resumes."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
     batching: Literal["item", "interaction"] = "item"
     """item: an epoch streams every item once with its interactions; interaction: an epoch visits every pair (the paper)."""
     batch_size: int = 256
-    """Items (or pairs) a step over all ranks together."""
+    """Items (or pairs) per step, over all ranks."""
     users_per_item: int | None = None
-    """Most interactions of an item that one item-major step trains on, drawn anew each epoch; by default all."""
+    """Largest number of interactions of an item that an item-major step trains on, sampled anew each epoch; by default all."""
     accumulation: int = 1
-    """Micro-batches a step; each has its own in-batch softmax, their gradients are averaged."""
+    """Micro-batches per step; each has its own in-batch softmax, their gradients are averaged."""
     epochs: int = 6
-    """Most epochs to train."""
+    """Largest number of epochs."""
     keep: Keep = "last"
-    """best: the epoch with the best result is kept, and without a better one for `patience` evaluations training stops;
-    last: training goes on to its end, and that is kept."""
+    """best: keep the epoch with the best result, and stop after `patience` evaluations without an improvement; last: train all
+    epochs and keep the last."""
     patience: int = 5
-    """Evaluations without a better result before training stops, where the best is kept."""
+    """Evaluations without an improvement before training stops, where the best is kept."""
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
-    """Which part chooses the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
+    """Part that selects the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
     items."""
     refresh_every: int = 1
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
     mask_validation_at_test: bool = False
-    """Leave validation positives out of the ranking at test time (the field keeps them in)."""
+    """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
     seed: int = 0
-    """Seed of what is new inside the encoder, of the order of items and of negatives."""
+    """Seed of the new weights of the encoder, of the order of items and of negatives."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,20 +68,20 @@ class TrainsBoth(TunesEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(ReadsRun, TrainsBoth):
-    """Tune the encoder under DeepSpeed, guided by what stage 1 learned about people."""
+    """Tune the encoder under DeepSpeed, guided by what stage 1 learned about users."""
 
     stage1: Path
     """Run folder of stage 1: the recommender to start from, the features and the encoder they came from."""
     kt_weight: float = 1.0
     """Weight of the knowledge transfer loss L_KT (eq. 13)."""
     teacher: Literal["stage1", "live"] = "stage1"
-    """Whose ID distribution teaches: the model as stage 1 left it, or the live model (with stopgrad)."""
+    """Teacher of the ID distribution: the model as trained by stage 1, or the live model (with stop-gradient)."""
     teacher_scores: Literal["whole", "id"] = "whole"
-    """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 to the letter)."""
+    """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 verbatim)."""
     temperature: float = 1.0
-    """Divides the logits of both distributions of L_KT."""
+    """Temperature of both distributions of L_KT."""
     known_positives: Literal["mask", "keep"] = "keep"
-    """Other items of the batch that a user is known to like: left out of the user's distributions, or kept in."""
+    """Other items of the batch that are known positives of a user: left out of the user's distributions, or kept in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,11 +96,11 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
     shards: Path
     """Packed data set."""
     epochs: int = 100
-    """Most epochs to train."""
+    """Largest number of epochs."""
     keep: Keep = "best"
-    """As of stage 2; from scratch nobody knows beforehand how many epochs it takes."""
+    """As in stage 2; by default best, because the number of epochs needed from scratch is not known beforehand."""
     patience: int = 10
-    """Evaluations without a better result before training stops, where the best is kept."""
+    """Evaluations without an improvement before training stops, where the best is kept."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
@@ -112,20 +112,20 @@ class ContrastiveConfig(TunesEncoder):
     """Fine-tune the encoder on the catalogue's own pairs of image and text; no interaction is read."""
 
     shards: Path
-    """Packed data set; held-out cold items take no part."""
+    """Packed data set; held-out cold items are not used."""
     encoder: EncoderConfig
     """Encoder to start from."""
     out: Path
-    """Encoder folder to write, which `--encoder.model` takes. Started again with the same settings, an interrupted run goes
-    on."""
+    """Encoder folder to write, which `--encoder.model` takes. Started again with the same settings, an interrupted run
+    resumes."""
     tuning: TuningConfig = field(default_factory=lambda: TuningConfig(method="full"))
-    """What is tuned inside the encoder."""
+    """Tuning method of the encoder."""
     batch_size: int = 256
-    """Pairs a step over all ranks together; each is told from all others of the step."""
+    """Pairs per step, over all ranks; each is contrasted with all others of the step."""
     epochs: int = 5
     """Passes over the catalogue."""
     seed: int = 0
-    """Seed of what is new inside the encoder and of the order of items."""
+    """Seed of the new weights of the encoder and of the order of items."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

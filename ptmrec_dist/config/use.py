@@ -1,4 +1,4 @@
-"""Settings of the commands that use what was trained, and of the demo."""
+"""Settings of the commands that use trained models, and of the demo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, r
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ReadsRun):
-    """Rank every item for every user with a finished run and write its metrics.json anew."""
+    """Rank every item for every user with a finished run and rewrite its metrics.json."""
 
     run: Path
     """Run folder of stage 1 or stage 2."""
@@ -26,9 +26,9 @@ class ReportConfig(ReadsRun):
 
     runs: str
     """Run folders, separated by commas, the baseline first; `*` and `?` stand for any names. Folders whose names differ only
-    in `-seedN` at their end are one setting over seeds."""
+    in `-seedN` at their end are seeds of one setting."""
     out: Path = Path("report.html")
-    """The page; one that is there is replaced."""
+    """Page to write; an existing one is replaced."""
     title: str = "Runs compared"
     """Its heading."""
 
@@ -42,9 +42,9 @@ class RegisterConfig(ReadsRun):
     name: str
     """Name in the model registry."""
     alias: str = "candidate"
-    """Alias that the new version gets; `champion` takes the place without a comparison."""
+    """Alias that the new version gets; `champion` replaces the champion without a comparison."""
     index: Literal["exact", "faiss"] = "exact"
-    """How items are found for a user: all are scored, or beyond a million of items a FAISS index finds most of the best."""
+    """Retrieval of items for a user: exact scores all; for more than a million items a FAISS index finds most of the best."""
 
     def __post_init__(self) -> None:
         check_model_name(self.name)
@@ -63,10 +63,10 @@ class PromoteConfig:
     """Metric of each user that is compared; by default the one that epochs and trials are selected by."""
     on: Path | None = None
     """Packed data set to compare on, for versions of different data: all its interactions that neither was trained on, with
-    items that both know. Its parts are `held_out` (items both were trained on) and `cold_held_out` (neither was)."""
+    items known to both. Its parts are `held_out` (items both were trained on) and `cold_held_out` (neither was)."""
     part: Literal["auto", "validation", "cold_validation", "test", "cold_test", "held_out", "cold_held_out"] = "auto"
     """Part of the data that decides; auto: as in stage 2, cold_validation where both versions have it, else validation; with
-    --on cold_held_out, else held_out. Once versions are chosen on a test part, it measures them no longer."""
+    --on cold_held_out, else held_out. A test part on which versions were selected no longer measures them fairly."""
     margin: float = 0.0
     """By how much the mean there must be larger than the champion's, in units of the metric."""
     max_loss: float = 0.05
@@ -84,7 +84,7 @@ class PromoteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackConfig:
-    """Give the champion's place back to the one before."""
+    """Make the previous champion the champion again."""
 
     name: str
     """Name in the model registry."""
@@ -107,12 +107,12 @@ class DeleteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """List what is registered: versions, aliases, lineage and metrics; tab-separated where the output is no terminal."""
+    """List what is registered: versions, aliases, lineage and metrics; tab-separated where the output is not a terminal."""
 
     name: str | None = None
     """Name in the model registry; by default all."""
     metric: str | None = None
-    """Metric that is shown for each part of the data; by default the one that selects."""
+    """Metric shown for each part of the data; by default the one used for selection."""
     json: bool = False
     """Print JSON, with all metrics and tags."""
 
@@ -126,15 +126,15 @@ class RecommendConfig:
     users: str | None = None
     """User ids, separated by commas."""
     all: bool = False
-    """All users of the training data, shared out over ranks; needs `--out`."""
+    """All users of the training data, divided among ranks; needs `--out`."""
     out: Path | None = None
-    """Parquet file that is written: user_id, rank, item_id, score."""
+    """Parquet file to write: user_id, rank, item_id, score."""
     top_k: int = 10
-    """Items a user."""
+    """Items per user."""
     exclude_seen: bool = True
-    """Leave out what the user took in training."""
+    """Leave out the user's training items."""
     unknown: Literal["skip", "error"] = "skip"
-    """Users whom the model does not know: `skip` gives them the list of an average user and marks them, `error` refuses."""
+    """Users unknown to the model: `skip` gives them the list of an average user and marks them, `error` refuses."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
@@ -145,17 +145,17 @@ class RecommendConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve a registered model over HTTP, once its files are those that were registered; limits: docs/serving.md."""
+    """Serve a registered model over HTTP, after verifying its files against those registered; limits: docs/serving.md."""
 
     model: str
     """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder. A server keeps the version that an alias pointed
     at when it started."""
     host: str = "127.0.0.1"
-    """Address to listen at; `0.0.0.0` for all of this machine's."""
+    """Address to listen on; `0.0.0.0` for all of this machine's."""
     port: int = 5000
-    """Port to listen at."""
+    """Port to listen on."""
     workers: int = 1
-    """Processes that answer, each with the whole model in its memory."""
+    """Server processes, each with the whole model in its memory."""
 
     def __post_init__(self) -> None:
         require(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
@@ -164,9 +164,9 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole way in small: draw a shop, train a tiny CLIP, both stages, register, recommend, report."""
+    """The whole pipeline on a small scale: generate a shop, train a tiny CLIP, both stages, register, recommend, report."""
 
     out: Path = Path("demo")
-    """Folder for everything that the demo makes; `report.html` is in it."""
+    """Folder for everything that the demo writes; `report.html` is in it."""
     seed: int = 0
-    """One seed gives one result."""
+    """Seed; the same seed gives the same result."""

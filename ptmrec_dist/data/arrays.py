@@ -1,6 +1,6 @@
-"""The user's own feature arrays: a row an item, matched to the items of a packed data set.
+"""Feature arrays supplied by the user: one row per item, matched to the items of a packed data set.
 
-The field publishes its sets as interactions with numbered items and one `.npy` a modality whose row r belongs to item r.
+Published data sets come as interactions with numbered items and one `.npy` per modality, whose row r belongs to item r.
 A Parquet table names its items itself.
 
 Shape suffixes: R rows of the array, I items, D width.
@@ -25,7 +25,7 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
     """Read the features of every item from a file.
 
     Args:
-        path: `.npy` with one row an item, or `.parquet` with a column of item ids beside numbers or lists of numbers.
+        path: `.npy` with one row per item, or `.parquet` with a column of item ids beside numbers or lists of numbers.
         name: The option that names the file, for messages.
         dataset: Packed data set.
         item_column: Column of the item ids in a Parquet file.
@@ -42,11 +42,11 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
     else:
         rows_RD = _read_npy(path, name)
         ids, matched = _ids_of_rows(len(rows_RD), path, name, dataset)
-    place = {item: row for row, item in enumerate(ids)}
-    if len(place) < len(ids):
-        repeated = next(item for row, item in enumerate(ids) if place[item] != row)
+    row_of = {item: row for row, item in enumerate(ids)}
+    if len(row_of) < len(ids):
+        repeated = next(item for row, item in enumerate(ids) if row_of[item] != row)
         raise UserError(f"{name}: item {repeated!r} has several rows in {path}; expected one for each item")
-    missing = [item for item in dataset.item_ids if item not in place]
+    missing = [item for item in dataset.item_ids if item not in row_of]
     if missing:
         raise UserError(
             f"{name}: {path} has {len(ids)} rows, but none for {len(missing)} of {dataset.num_items} items "
@@ -54,8 +54,8 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
         )
     if len(ids) > dataset.num_items:
         _log.warning("%s: %d rows of %s belong to no packed item", name, len(ids) - dataset.num_items, path)
-    with np.errstate(over="ignore"):  # what is too large for float32 is refused below as infinite
-        table_ID = rows_RD[[place[item] for item in dataset.item_ids]].astype(np.float32)
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
+        table_ID = rows_RD[[row_of[item] for item in dataset.item_ids]].astype(np.float32)
     _check_numbers(table_ID, path, name, dataset)
     return table_ID, matched
 
@@ -126,7 +126,7 @@ def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], n
     if not kinds or not all(kind.is_numeric() for kind in kinds):
         odd = [column for column, kind in values.schema.items() if not kind.is_numeric()]
         raise UserError(
-            f"{name}: columns {', '.join(odd[:4]) or '(none)'} of {path} are no numbers; expected item ids beside one column "
+            f"{name}: columns {', '.join(odd[:4]) or '(none)'} of {path} are not numbers; expected item ids beside one column "
             "of lists or a column for each number"
         )
     return ids, values.cast(pl.Float64).to_numpy()

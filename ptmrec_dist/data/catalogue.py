@@ -1,4 +1,4 @@
-"""The catalogue: one row an item, with its text and the path of its image."""
+"""The catalogue: one row per item, with its text and the path of its image."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ def read_catalogue(
 ) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
-    It may have images alone or texts alone: a column that is absent under its default name was not meant.
+    It may have images alone or texts alone: a column that is absent under its default name is not required.
 
     Args:
         path: Text, JSON lines or Parquet.
         columns: Names of the columns.
-        separator: What stands between the columns of a text file, where that does not follow from its name.
+        separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
 
     Returns:
@@ -62,7 +62,7 @@ def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[st
     default = ColumnsConfig()
     no_text = columns.text == default.text and not set(columns.text) & set(source.columns)
     no_image = columns.image == default.image and columns.image not in source.columns
-    if no_text and no_image:  # reading says that they are missing
+    if no_text and no_image:  # `Table.read` reports them as missing
         return columns.text, (columns.image,)
     for absent, column, other in ((no_text, "text", "images"), (no_image, "image", "texts")):
         if absent:
@@ -73,16 +73,16 @@ def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[st
 
 
 def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_incomplete: bool = False) -> pl.DataFrame:
-    """Leave out the rows that are bad on their face; of rows with one id, the first good one stays.
+    """Drop the rows that are invalid in themselves; of rows with the same id, the first valid one stays.
 
     Args:
         catalogue: What `read_catalogue` returns.
-        tally: Account of the catalogue's rows.
+        tally: Counts of the catalogue's rows.
         images: Folder that image paths are relative to, and may not leave.
         keep_incomplete: Whether rows with one of text and image stay.
 
     Returns:
-        The good rows, with `path`: where the image lies, empty without one.
+        The valid rows, with `path`: path of the image, empty without one.
     """
     no_text, no_image = pl.col("text") == "", pl.col("image") == ""
     catalogue = tally.drop(catalogue, pl.col("item_id") == "", "empty item id", show="row {row}")
@@ -106,7 +106,7 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_inc
 
 
 def catalogue_of_ids(item_ids: pl.Series) -> pl.DataFrame:
-    """Make up a catalogue for interactions that come without one.
+    """Build a catalogue for interactions that come without one.
 
     Args:
         item_ids: Distinct item ids, in the order of the items.

@@ -1,4 +1,4 @@
-"""How much unreadable content a run puts up with: it is skipped and counted, never in silence, and only up to a budget."""
+"""How much unreadable content a run tolerates: items are skipped, counted and logged, up to a budget."""
 
 import logging
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ _log = logging.getLogger(__name__)
 class DamageBudget:
     """Counts items that could not be read."""
 
-    share: float
-    """Largest share of the items that may be lost, in [0, 1)."""
+    fraction: float
+    """Largest fraction of the items that may be lost, in [0, 1)."""
     total: int
     """Items that were expected."""
     lost: int = 0
@@ -30,9 +30,9 @@ class DamageBudget:
             Fault: More are lost than the budget allows.
         """
         self.lost += items
-        if self.lost > self.share * self.total:
+        if self.lost > self.fraction * self.total:
             raise Fault(
                 f"shards: {self.lost} of {self.total} items cannot be read ({reason}), more than --max_damaged "
-                f"{self.share:g} allows; bring the shards back or pack again"
+                f"{self.fraction:g} allows; restore the shards or pack again"
             )
         _log.warning("shards: skipping %d items (%s); %d of %d are lost so far", items, reason, self.lost, self.total)

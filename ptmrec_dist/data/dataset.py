@@ -1,4 +1,4 @@
-"""The read side of a packed data set: cheap to open, columns read when they are first asked for.
+"""The read side of a packed data set: cheap to open; columns are read on first access.
 
 Shape suffixes: E interactions, I items, U users.
 """
@@ -20,7 +20,7 @@ TEST_PARTS = ("test", "cold_test")
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who took what: two parallel columns."""
+    """User-item interactions, as two parallel columns."""
 
     users: np.ndarray
     """User indices, int64 [E]."""
@@ -33,7 +33,7 @@ class Dataset:
 
     Args:
         folder: Folder that `ptmrec pack` wrote.
-        with_test: Whether the test split can be read; without it, its files may as well not be there.
+        with_test: Whether the test split can be read; without it, its files are not needed.
 
     Raises:
         UserError: The folder is missing, is not a packed data set, has a newer format, or lacks files.
@@ -53,7 +53,7 @@ class Dataset:
         self._check_files()
 
     def require(self, *parts: str) -> None:
-        """Refuse a data set that lacks a part which a command cannot do without.
+        """Refuse a data set that lacks a part which a command needs.
 
         Args:
             *parts: Names of the parts.
@@ -78,7 +78,7 @@ class Dataset:
             User and item indices, int64 [E] each, in the order in which they were packed.
 
         Raises:
-            UserError: The data set has no such part, or the file is not the one of the manifest.
+            UserError: The data set has no such part, or the file does not match the manifest.
             Fault: The file cannot be read.
         """
         if part not in self.parts:
@@ -88,7 +88,7 @@ class Dataset:
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
     def cold_items(self, part: str) -> np.ndarray:
-        """Return the items that were held out whole.
+        """Return the items all of whose interactions were held out.
 
         Args:
             part: `cold_validation` or `cold_test`.
@@ -114,7 +114,7 @@ class Dataset:
         return self._column("items", "text").to_list()
 
     def has(self, modality: str) -> np.ndarray:
-        """Tell which items have a modality.
+        """Return which items have a modality.
 
         Args:
             modality: `image` or `text`.
@@ -155,19 +155,17 @@ class Dataset:
         return self._read(table, [name])[name]
 
     def _read(self, table: str, columns: list[str]) -> pl.DataFrame:
-        """Read columns of a table, from the very bytes that were compared with the manifest."""
+        """Read columns of a table from the same bytes whose digest was compared with the manifest."""
         path = self.folder / f"{table}.parquet"
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise Fault(
-                f"shards: cannot read {path} ({error.strerror}); bring the data set back or pack again"
-            ) from error
+            raise Fault(f"shards: cannot read {path} ({error.strerror}); restore the data set or pack again") from error
         found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files.get(f"{table}.parquet", "none")
         if found != expected:
             raise UserError(
-                f"shards: {path} is {found[:12]}, but the manifest that was read says {expected[:12]}: it was changed; pack "
-                "again, or run the command again if that was done meanwhile"
+                f"shards: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
+                "again, or rerun the command if it was packed again meanwhile"
             )
         return pl.read_parquet(io.BytesIO(content), columns=columns)
 
@@ -180,6 +178,6 @@ class Dataset:
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             raise UserError(
-                f"shards: {self.folder} lacks {len(missing)} of {len(wanted)} files, the first is {missing[0].name}; "
-                "copy the folder whole or run `ptmrec pack` again"
+                f"shards: {self.folder} lacks {len(missing)} of {len(wanted)} files, first {missing[0].name}; "
+                "copy the complete folder or run `ptmrec pack` again"
             )

@@ -1,4 +1,4 @@
-"""Decoding an image, whoever it comes from: what packing, reading shards and serving share.
+"""Decoding of images, common to packing, reading shards and serving.
 
 Legend: H height, W width.
 """
@@ -22,7 +22,7 @@ _GRAY_FOR_ONE_VALUE = 128
 
 
 class BadImageError(Exception):
-    """An image that is refused.
+    """An image was refused.
 
     Args:
         problem: Kind of problem, a few words.
@@ -43,22 +43,22 @@ def decoded(
     max_aspect_ratio: float = MAX_ASPECT_RATIO,
     formats: tuple[str, ...] | None = None,
 ) -> Iterator[Image.Image]:
-    """Open an image, judge its size by the header before memory is taken for its pixels, and decode it.
+    """Open an image, check its size by the header before memory is allocated for its pixels, and decode it.
 
-    The aspect ratio bounds what comes after decoding: encoders scale the shorter side to S pixels, so an image of aspect
+    The aspect ratio bounds the memory needed after decoding: encoders scale the shorter side to S pixels, so an image of aspect
     ratio A becomes one of S * S * A pixels, however few it had.
 
     Args:
         source: Image file, or its bytes as a file.
-        max_pixels: Most pixels.
-        max_aspect_ratio: Most that the longer side may be, in shorter sides.
+        max_pixels: Largest number of pixels.
+        max_aspect_ratio: Largest ratio of the longer side to the shorter.
         formats: Formats of PIL that are tried; by default all.
 
     Yields:
-        The decoded image, of several frames the first.
+        The decoded image; the first frame, where there are several.
 
     Raises:
-        BadImageError: No image, one beyond the limits, or whatever goes wrong in decoding it and in the block.
+        BadImageError: Not an image, one beyond the limits, or any error while decoding it or in the `with` block.
     """
     try:
         with Image.open(source, formats=formats) as image:
@@ -71,7 +71,7 @@ def decoded(
     except (FileNotFoundError, IsADirectoryError) as error:
         raise BadImageError(MISSING, "no such file") from error
     except UnidentifiedImageError as error:
-        raise BadImageError("file is not an image", "no format that is known") from error
+        raise BadImageError("file is not an image", "unknown format") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError("image has too many pixels", f"more than {max_pixels:,}") from error
     except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
@@ -79,7 +79,7 @@ def decoded(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a decoded image of any mode into an upright one in 8-bit RGB, transparency shown on white.
+    """Turn a decoded image of any mode into an upright one in 8-bit RGB, with transparency blended onto white.
 
     Gray levels of more than 8 bits are scaled, never clipped: 16-bit levels by the largest that the file can hold (65535;
     in TIFF 2^BitsPerSample - 1), integers and floats of 32 bits so that the smallest value becomes black and the largest
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_gray_levels(image)).convert("RGB")
     if not image.has_transparency_data:
         return _as_mode(image, "RGB")
-    straight = image.convert("LA") if image.mode == "La" else image  # premultiplied gray has no way to RGBA
+    straight = image.convert("LA") if image.mode == "La" else image  # PIL cannot convert premultiplied gray to RGBA
     rgba = _as_mode(straight, "RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(rgba, mask=rgba)
@@ -104,7 +104,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert without the copy that PIL makes of an image that is of the mode already."""
+    """Convert, without the copy that PIL makes of an image already in the mode."""
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -114,7 +114,7 @@ def _gray_levels(image: Image.Image) -> np.ndarray:
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
         levels_HW = _scaled(values_HW, 0, (1 << tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1)
-    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # of 16 bits, which PIL holds in 32
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, which PIL holds in 32
         levels_HW = _scaled(values_HW, 0, 65535)
     else:
         finite = values_HW[np.isfinite(values_HW)]

@@ -1,4 +1,4 @@
-"""Pictures of products, drawn from a few attributes: what the demo's shop shows instead of photographs.
+"""Pictures of products, drawn from a few attributes: the demo's product photographs.
 
 Legend: N points of a line, each (x, y).
 """
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ptmrec_dist.data.products import COLOURS, CREAM, KINDS, PAINTS, SCENES, Colour, Look, Point, Shape
 
-_INK = 222  # how much of the cream a pattern takes on, of 255
+_INK = 222  # opacity of a pattern, of 255
 _SMOOTH = 3  # pictures are drawn this many times larger and reduced, which smooths their edges
 
 
@@ -49,8 +49,8 @@ def _leaves(draw: ImageDraw.ImageDraw, unit: float) -> None:
         for column in range(9):
             turn = math.radians(40 if (row + column) % 2 else -40)
             turned = leaf @ [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
-            place = (turned + np.array([column * 15 - 7 * (row % 2), y])) * unit
-            draw.polygon([(a, b) for a, b in place.tolist()], _INK)
+            centred = (turned + np.array([column * 15 - 7 * (row % 2), y])) * unit
+            draw.polygon([(a, b) for a, b in centred.tolist()], _INK)
 
 
 PATTERNS: dict[str, Callable[[ImageDraw.ImageDraw, float], None]] = {
@@ -69,7 +69,7 @@ def draw_product(look: Look, size: int, rng: np.random.Generator) -> Image.Image
     Args:
         look: What to draw.
         size: Side of the picture in pixels.
-        rng: Draws what differs between two products of the same look: place, scale, shade, where the pattern starts.
+        rng: Samples what differs between two products of the same look: position, scale, shade and pattern offset.
 
     Returns:
         An RGB picture of `size` x `size` pixels.

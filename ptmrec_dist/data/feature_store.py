@@ -1,4 +1,4 @@
-"""Features of all items on disk: one memory-mapped array per modality, row = item index, and where they came from."""
+"""Features of all items on disk: one memory-mapped array per modality (row = item index), and their provenance."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ class FeatureManifest:
     encoder: str | None
     """Fingerprint of the backbone; None for arrays that came from elsewhere."""
     encoder_model: str | None
-    """open_clip name or folder of the backbone, where it was last found: as seen from this folder, or where it was."""
+    """open_clip name or last known folder of the backbone, relative to this folder or absolute."""
     encoder_pretrained: str | None
     """open_clip tag of the backbone's weights."""
     widths: dict[str, int]
     """Modality to width of its rows."""
     filled: dict[str, int] = field(default_factory=dict)
-    """Modality to the number of items that lack it, whose rows are the mean of the others; without those that none lacks.
-    The items table of the data set says which items."""
+    """Modality to the number of items that lack it, whose rows are the mean of the others; modalities that no item
+    lacks are left out. The items table of the data set lists the items."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FeatureStore:
     """An opened features folder."""
 
     folder: Path
-    """Where it lies."""
+    """Path of the folder."""
     manifest: FeatureManifest
     """What it was made from."""
     tables: dict[str, np.ndarray]
@@ -69,9 +69,7 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
         content["encoder_model"] = None if model is None else find(relative, model, folder)
         manifest = FeatureManifest(**content)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"features: {folder}/manifest.json is not one that `ptmrec features` wrote ({error})"
-        ) from error
+        raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
     if manifest.data != data_fingerprint:
         raise UserError(
             f"features: {folder} was made from data {manifest.data[:12]}, but the shards are {data_fingerprint[:12]}; "
@@ -81,7 +79,7 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
     found = _fingerprint(tables, manifest.data, manifest.encoder)
     if found != manifest.fingerprint:
         raise UserError(
-            f"features: the arrays of {folder} are {found[:12]}, but its manifest says {manifest.fingerprint[:12]}: they "
+            f"features: the arrays of {folder} are {found[:12]}, but its manifest lists {manifest.fingerprint[:12]}: they "
             "were changed; run `ptmrec features` again"
         )
     return FeatureStore(folder, manifest, tables)

@@ -1,4 +1,4 @@
-"""File formats of tables: what a file's name says about it, and a lazy polars frame of its content.
+"""File formats of tables: the format that a file's name implies, and a lazy polars frame of its content.
 
 Text files are those of `.csv`, `.tsv`, RecBole's atomic files (`.inter`, `.item`, `.user`: tab-separated, unquoted), and of
 any other name once a separator is given. JSON lines may also be one JSON array. Text and JSON may be compressed (`.gz`).
@@ -33,7 +33,7 @@ class Format:
     kind: str
     """`text`, `json` or `parquet`."""
     separator: str = ""
-    """What stands between the columns of a text file; of any length."""
+    """Column separator of a text file, of any length."""
     quoted: bool = True
     """Whether values of a text file may be quoted."""
     header: bool = True
@@ -41,15 +41,15 @@ class Format:
 
 
 def format_of(path: Path, separator: str | None, header: bool) -> Format | None:
-    """Tell from a file's name how to read it.
+    """Infer a file's format from its name.
 
     Args:
         path: The file.
-        separator: What stands between the columns of a text file, where that does not follow from its name.
+        separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
 
     Returns:
-        The format; None where neither the name nor a separator tells it.
+        The format; None where neither the name nor a separator determines it.
     """
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
@@ -69,10 +69,10 @@ def scan(path: Path, form: Format) -> pl.LazyFrame:
         form: Its format.
 
     Returns:
-        Its columns: as text from text files, else of the types that the file has.
+        Its columns: as text from text files, else with the types of the file.
 
     Raises:
-        PolarsError: The file is not well-formed, as far as opening it shows.
+        PolarsError: The file is found to be malformed on opening.
     """
     if form.kind == "parquet":
         return pl.scan_parquet(path, glob=False)
@@ -110,7 +110,7 @@ def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
 
 
 def _split_lines(path: Path, form: Format) -> pl.LazyFrame:
-    """Read columns that are separated by several characters, which polars' own reader does not take."""
+    """Read columns that are separated by several characters, which polars' own reader does not support."""
     line = pl.col("line").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
     lines = pl.scan_lines(path, glob=False).select(line).collect()
     separators = lines["line"].str.count_matches(form.separator, literal=True)

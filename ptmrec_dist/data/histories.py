@@ -1,6 +1,6 @@
-"""Which items each user took: sorted once into compressed rows, looked up many times.
+"""The items each user interacted with: sorted once into compressed rows, looked up many times.
 
-Shape suffixes: B users asked for, E distinct pairs, U users.
+Shape suffixes: B users looked up, E distinct pairs, U users.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ class Histories:
     """The distinct items of each user, as a sparse matrix in compressed rows (CSR): 8 bytes a pair and 8 a user.
 
     Args:
-        interactions: Who took what, in any order; a pair that occurs twice counts once.
+        interactions: User-item pairs, in any order; a pair that occurs twice counts once.
         num_users: Number of users U.
         num_items: Number of items I.
     """
@@ -45,7 +45,7 @@ class Histories:
             Positions in `users_B`, ascending, and item indices.
         """
         counts_B = self.counts_of(users_B)
-        # Entry j of the answer stands at `start of its user + j - entries of the users before`.
+        # Entry j of the result is at `start of its user + j - entries of the users before`.
         shifts_B = self.starts[users_B] - (np.cumsum(counts_B) - counts_B)
         entries = np.arange(counts_B.sum()) + np.repeat(shifts_B, counts_B)
         return Interactions(np.repeat(np.arange(len(users_B)), counts_B), self.items[entries])

@@ -7,28 +7,28 @@ _WHOLE_FLOAT = r"^-?\d+\.0+$"
 
 
 def without_fraction(ids: pl.Series) -> pl.Series:
-    """Write ids as integers where all of a column are whole floats (`1001.0`), as columns with gaps often are.
+    """Write ids as integers where all of a column are whole floats (`1001.0`), as columns with missing values often are.
 
     Args:
         ids: Ids as text, empty where there is none.
 
     Returns:
-        The ids without `.0`; as they are if one of them is anything else, so that no two ids become one.
+        The ids without `.0`; unchanged if any id is not a whole float, so that no two ids become one.
     """
     whole = ids.filter(ids != "").str.contains(_WHOLE_FLOAT)
     return ids.str.replace(r"\.0+$", "") if len(whole) and whole.all() else ids
 
 
 def spelled_as(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Find ids that differ from known ones only by leading zeros or `.0`, as those of a table that was once numbers.
+    """Find ids that differ from known ones only by leading zeros or `.0`, as in tables that were once stored as numbers.
 
     Args:
         ids: Ids, with repetitions.
         known: Known ids, with repetitions.
 
     Returns:
-        As long as `ids`: the known spelling of an id that is not itself known, if one known id alone and one id alone have
-        that number; else the id.
+        As long as `ids`: the known spelling of an id that is not itself known, if exactly one known id and exactly one id
+        have that number; else the id.
     """
     theirs, ours = _by_number(ids), _by_number(known)
     spelling = theirs.join(ours, on="number", suffix="_known").filter(~pl.col("id").is_in(known.implode()))
@@ -36,7 +36,7 @@ def spelled_as(ids: pl.Series, known: pl.Series) -> pl.Series:
 
 
 def sort_ids(ids: pl.Series) -> pl.Series:
-    """Bring ids into an order that does not depend on the file's: by number if all are numbers, else by letter.
+    """Sort ids independently of their order in the file: numerically if all are numbers, else alphabetically.
 
     Args:
         ids: Ids, as text, with repetitions.

@@ -1,6 +1,6 @@
-"""Images of a catalogue: decoded for real, checked and reduced once, in worker processes.
+"""Images of a catalogue: fully decoded, checked and reduced once, in worker processes.
 
-What is to be stored goes to spool files (one for each chunk of images), so that nothing is decoded twice.
+The bytes to store go to spool files (one for each chunk of images), so that nothing is decoded twice.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ _QUALITY = 95
 
 
 class Limits(NamedTuple):
-    """What an image may be, and what is stored of it."""
+    """Limits on an image, and the size at which it is stored."""
 
     shorter_side: int
     """Pixels to which the shorter side of a larger image is reduced."""
     pixels: int
-    """Most pixels of an image."""
+    """Largest number of pixels of an image."""
     aspect_ratio: float
-    """Most that the longer side may be, in shorter sides."""
+    """Largest ratio of the longer side to the shorter."""
 
 
 class Prepared(NamedTuple):
-    """One image: where its bytes lie in the spool, or what is wrong with it."""
+    """One image: the position of its bytes in the spool, or the problem with it."""
 
     problem: str
     """Kind of problem; empty if there is none."""
     detail: str
-    """What was found in place of an image."""
+    """What was found instead of a valid image."""
     spool: str
     """Spool file that holds the bytes."""
     offset: int
@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
 
 
 NO_IMAGE = Prepared(problem="", detail="", spool="", offset=0, size=0, sha256=hashlib.sha256().hexdigest())
-"""What stands for the image of an item that has none."""
+"""Stands in for the image of an item that has none."""
 
 
 def start_worker(max_pixels: int) -> None:
@@ -74,7 +74,7 @@ def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, limits: Limits
         pool: Processes that ran `start_worker`.
         paths: Image files.
         spool: Folder for the spool files.
-        limits: What an image may be, and what is stored of it.
+        limits: Limits on an image, and the size at which it is stored.
 
     Returns:
         One result for each path, in order.
@@ -93,15 +93,15 @@ def prepare_image(path: str, limits: Limits) -> bytes:
     """Decode an image and return what to store for it.
 
     Args:
-        path: Image file of any format that PIL reads; of several frames, the first counts.
-        limits: What the image may be, and what is stored of it.
+        path: Image file of any format that PIL reads; of several frames, the first is used.
+        limits: Limits on the image, and the size at which it is stored.
 
     Returns:
-        A JPEG: the file's own bytes where it is an upright RGB JPEG that is small enough, else a new one of what `to_rgb`
-        makes of it.
+        A JPEG: the file's own bytes where it is an upright RGB JPEG that is small enough, else a new one made from the
+        result of `to_rgb`.
 
     Raises:
-        BadImageError: The file is missing, is no image, is beyond the limits, or cannot be decoded.
+        BadImageError: The file is missing, is not an image, is beyond the limits, or cannot be decoded.
     """
     with decoded(path, max_pixels=limits.pixels, max_aspect_ratio=limits.aspect_ratio) as image:
         upright = image.getexif().get(_ORIENTATION, 1) == 1

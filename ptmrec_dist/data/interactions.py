@@ -1,4 +1,4 @@
-"""Interactions: who took what. Reads them, and leaves out what is bad or too rare.
+"""User-item interactions: read, validated, and filtered to the k-core.
 
 Shape suffixes: E interactions.
 """
@@ -22,14 +22,14 @@ _NO_TIME = "time is neither a number nor a date such as 2017-07-14 03:59"
 
 
 def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
-    """Read the interactions and leave out the rows that are bad on their face or rated too low.
+    """Read the interactions and drop the rows that are invalid in themselves or rated too low.
 
     Args:
         config: Settings: file, columns, split and minimum rating.
 
     Returns:
         `row` (counted from 1), `user_id`, `item_id`, and where the file has them `rating` (float64), `timestamp` (seconds
-        since 1970, float64) and `label` (int8); with the account of the rows.
+        since 1970, float64) and `label` (int8); with the counts of the rows.
 
     Raises:
         UserError: The file cannot be read, has no rows, lacks a column that the settings need, or mixes units of time.
@@ -56,14 +56,14 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
 
 
 def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
-    """Spell items as the catalogue does where they differ by leading zeros or `.0` alone, and say so.
+    """Spell item ids as the catalogue does where they differ by leading zeros or `.0` alone, and log it.
 
     Args:
         rows: Interactions.
         item_ids: Item ids of the catalogue.
 
     Returns:
-        The interactions, with item ids of the catalogue where they can be none other.
+        The interactions, with item ids of the catalogue where the match is unambiguous.
     """
     spelled = spelled_as(rows["item_id"], item_ids)
     changed = rows.select("item_id", spelled=spelled).filter(pl.col("item_id") != spelled).unique(maintain_order=True)
@@ -81,14 +81,14 @@ def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
 def drop_unknown_items(
     rows: pl.DataFrame, tally: Tally, item_ids: pl.Series, reason: str, *, fault: bool
 ) -> pl.DataFrame:
-    """Leave out interactions with items that are not in a list.
+    """Drop interactions with items that are not in a list.
 
     Args:
         rows: Interactions.
-        tally: Their account.
-        item_ids: Distinct item ids that are known.
-        reason: What to call the others.
-        fault: Whether they are mistakes in the input.
+        tally: Counts of the interactions.
+        item_ids: Distinct known item ids.
+        reason: Reason to record for the dropped rows.
+        fault: Whether unknown items are mistakes in the input.
 
     Returns:
         The other interactions.
@@ -99,13 +99,13 @@ def drop_unknown_items(
 
 
 def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
-    """Leave out repeated pairs, then users and items that have too few interactions until none has.
+    """Drop repeated pairs, then repeatedly users and items with too few interactions, until none is left.
 
     Of a repeated pair the earliest row stays; without times, or at the same time, the first of the file.
 
     Args:
         rows: Interactions with `user_index` and `item_index`.
-        tally: Their account.
+        tally: Counts of the interactions.
         core: Fewest interactions of a user and of an item; 0 keeps all.
 
     Returns:
@@ -127,10 +127,12 @@ def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
 
 def _earliest(rows: pl.DataFrame) -> pl.Series:
     """Which rows are the earliest of their user and item."""
-    pairs = rows.select("user_index", "item_index", *rows.select(pl.col("^timestamp$")).columns).with_row_index("place")
+    pairs = rows.select("user_index", "item_index", *rows.select(pl.col("^timestamp$")).columns).with_row_index(
+        "position"
+    )
     if "timestamp" in pairs.columns:
         pairs = pairs.sort("timestamp", nulls_last=True, maintain_order=True)
-    first = pairs.unique(["user_index", "item_index"], keep="first")["place"]
+    first = pairs.unique(["user_index", "item_index"], keep="first")["position"]
     return pl.Series(np.bincount(first, minlength=rows.height) > 0)
 
 
@@ -144,7 +146,7 @@ def _parsed(table: Table, texts: pl.Series, extra: str) -> pl.Series:
             return seconds_of(texts).rename(extra)
         except ValueError as error:
             raise UserError(f"interactions: {table.path}: column {texts.name!r} {error}") from error
-    if table.format.separator == ";":  # as spreadsheets write where the comma is the decimal point
+    if table.format.separator == ";":  # spreadsheets write it where the comma is the decimal separator
         texts = texts.str.replace(r"^([+-]?\d+),(\d+)$", "$1.$2")
     numbers = texts.cast(pl.Float64, strict=False)
     readable = numbers.is_in([0.0, 1.0, 2.0]) if extra == "label" else numbers.is_finite()
@@ -169,7 +171,7 @@ def _drop_bad_rows(rows: pl.DataFrame, tally: Tally, config: PackConfig) -> pl.D
 
 
 def _warn_of_unread(rows: pl.DataFrame) -> None:
-    """Ratings and times that the settings do not need are packed empty where they cannot be read, but not in silence."""
+    """Warn of unreadable ratings and times that the settings do not need: they are packed empty."""
     for extra in ("rating", "timestamp"):
         if extra not in rows.columns:
             continue

@@ -1,4 +1,4 @@
-"""Where a table that cannot be read goes wrong: the line, and what it holds. Read again, slowly, only once reading failed."""
+"""Locates the first malformed line of a table. A slow second pass, run only after reading has failed."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ def explain(path: Path, form: Format) -> str | None:
 
     Args:
         path: The file.
-        form: The format that it was read as.
+        form: The format it was read in.
 
     Returns:
         The line's number and what is wrong with it, and what to do; None where every line is well-formed.
 
     Raises:
-        OSError: The file cannot be read, or not be uncompressed.
+        OSError: The file cannot be read or decompressed.
     """
     if form.kind == "parquet":
         return None
@@ -46,9 +46,9 @@ def _not_json(lines: Iterator[str]) -> str | None:
             value = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
             python = "; it is a Python literal, not JSON" if line.startswith("{'") else ""
-            return f"line {number} is not a JSON object: {_shown(line)}{python}; mend or remove it"
+            return f"line {number} is not a JSON object: {_shown(line)}{python}; fix or remove it"
         if not isinstance(value, dict):
-            return f"line {number} is not a JSON object: {_shown(line)}; expected one object a line"
+            return f"line {number} is not a JSON object: {_shown(line)}; expected one object per line"
     return None
 
 

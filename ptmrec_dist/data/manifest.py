@@ -1,4 +1,4 @@
-"""`manifest.json`: what a packed data set holds, so that readers can plan and check without opening a shard."""
+"""`manifest.json`: the content of a packed data set, so that readers can plan and check without opening a shard."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a packed data set holds and what it was made with."""
+    """Content of a packed data set, and the settings it was packed with."""
 
     schema_version: int
     """Version of the folder's format."""
     fingerprint: str
-    """sha256 over the content, independent of paths, times, and how it is divided into shards."""
+    """sha256 over the content, independent of paths, times, and the division into shards."""
     split: str
     """How the interactions were divided."""
     seed: int
@@ -79,7 +79,7 @@ class Manifest:
             The manifest.
 
         Raises:
-            UserError: No manifest, one that `ptmrec pack` did not write, or one of another version.
+            UserError: The manifest is missing, was not written by `ptmrec pack`, or has another version.
         """
         path = folder / FILE_NAME
         if not folder.exists():
@@ -106,10 +106,10 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"shards: {path} is not one that `ptmrec pack` wrote ({error!r}); pack again") from error
+            raise UserError(f"shards: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error
 
     def write(self, folder: Path) -> None:
-        """Write the manifest, in one step.
+        """Write the manifest atomically.
 
         Args:
             folder: Packed data set.

@@ -1,6 +1,6 @@
-"""`ptmrec pack`: from a catalogue and its interactions to a packed data set, or to a line that says what is wrong.
+"""`ptmrec pack`: from a catalogue and its interactions to a packed data set, or to a one-line error.
 
-Everything is judged before it is written: first the tables, then the images, then what is left of both.
+Everything is validated before it is written: first the tables, then the images, then what is left of both.
 
 Shape suffixes: I items.
 """
@@ -37,7 +37,7 @@ _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 def pack(config: PackConfig) -> None:
     """Validate, filter and split a catalogue and its interactions, and write them as a packed data set.
 
-    Collective: every rank must call this. The first decides and writes the tables; all decode images and write shards.
+    Collective: every rank must call this. The first filters and writes the tables; all decode images and write shards.
 
     Args:
         config: Settings.
@@ -102,7 +102,7 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
     if config.items is None:
         if config.split == "cold_items":
             raise UserError(
-                "split: got cold_items without --items, but unseen items can only be told by image and text"
+                "split: got cold_items without --items, but unseen items are only described by image and text"
             )
         items = catalogue_of_ids(sort_ids(rows["item_id"]))
         report = Report(Tally("items", items.height), row_tally)
@@ -136,7 +136,7 @@ def _read_images(
     prepared = iter(prepare_images(pool, [path for path in items["path"] if path], spool, limits))
     rows_I = [next(prepared) if path else NO_IMAGE for path in items["path"]]
     items = items.hstack(pl.DataFrame(rows_I, schema=list(Prepared._fields), orient="row"))
-    # Where no image can be read, the folder is wrong rather than all items without one.
+    # If no image at all can be read, the image folder is wrong, rather than every item without an image.
     keeps = config.missing == "keep" and config.on_error == "skip" and bool((items["size"] > 0).any())
     stays = pl.lit(keeps) & (pl.col("text") != "")
     for problem in sorted(set(items["problem"]) - {""}):
@@ -149,7 +149,7 @@ def _read_images(
 
 
 def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Tell what the items have, and note which of them lack something that the others have."""
+    """Return the modalities of the items, and record which items lack one of them."""
     has = items.select(image=pl.col("size") > 0, text=pl.col("text") != "")
     modalities = tuple(name for name in has.columns if has[name].any())
     for name in modalities:
@@ -181,11 +181,11 @@ def _split(
     cold = config.split == "cold_items"
     if cold and items.height < 3:
         raise UserError(
-            f"split: got cold_items for {items.height} items, expected 3 or more; pack more or split otherwise"
+            f"split: got cold_items for {items.height} items, expected 3 or more; pack more items or use another split"
         )
     if config.split == "leave_one_out":
         rows = rows.sort("timestamp", "item_index")
-    labels_I = splits.draw_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
+    labels_I = splits.sample_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
     users, item_index = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     if config.split == "given":
         labels = rows["label"].to_numpy()
@@ -238,7 +238,7 @@ def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
 def _write_tables(
     items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], folder: Path
 ) -> tuple[str, dict[str, str]]:
-    """Write the tables; gives the fingerprint of all content, images included, and the digest of each file."""
+    """Write the tables; returns the fingerprint of all content, images included, and the digest of each file."""
     tables = {f"interactions/{part}": table for part, table in parts.items()}
     columns = ["item_id", "title", "text", "part", "sha256", "shard"]
     absent = [name for name in ("has_image", "has_text") if name in items.columns]
@@ -250,7 +250,7 @@ def _write_tables(
         path = folder / f"{name}.parquet"
         table.write_parquet(path)
         files[f"{name}.parquet"] = sha256(path)
-        # Content, not bytes, which change with the library that writes them; nor in which shard an item lies.
+        # Content rather than bytes, which change with the library that writes them; the shard of an item is left out.
         digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
     return digest.hexdigest(), files
 

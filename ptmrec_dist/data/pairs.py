@@ -1,7 +1,7 @@
-"""Training batches of stage 2: items with their content, and the interactions that are trained on with them.
+"""Training batches of stage 2: items with their content, joined with their interactions.
 
-Item-major (ours): a step streams B distinct items and joins each with the users who took it, in memory. Interaction-major
-(the paper's): a step draws B interactions and fetches the content of their items. Both give the same `TrainBatch`.
+Item-major (ours): a step streams B distinct items and joins each with its users, in memory. Interaction-major
+(the paper's): a step samples B interactions and fetches the content of their items. Both give the same `TrainBatch`.
 
 Legend: B local items, R local rows (interactions), V distinct users of the rows, E interactions of the training part.
 """
@@ -21,7 +21,7 @@ from ptmrec_dist.data.stream import ItemBatch, ItemStream, moved
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A rank's share of one step."""
+    """This rank's batch of one step."""
 
     content: ItemBatch
     """The step's distinct items on this rank."""
@@ -36,7 +36,7 @@ class TrainBatch:
 
     @classmethod
     def of(cls, content: ItemBatch, users_R: np.ndarray, columns_R: np.ndarray) -> "TrainBatch":
-        """Make a batch on the host, where sizes that depend on data cost no synchronisation.
+        """Build a batch on the host, where data-dependent sizes need no device synchronisation.
 
         Args:
             content: The items.
@@ -64,13 +64,13 @@ class TrainBatch:
 
 
 class TrainStream(Protocol):
-    """Where stage 2 gets its steps from."""
+    """Source of the training batches of stage 2."""
 
     def steps(self, epoch: int) -> int:
         """Steps of an epoch, the same on every rank."""
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch but the first `skip`."""
+        """The batches of an epoch, without the first `skip`."""
 
 
 class ItemMajor:
@@ -80,8 +80,8 @@ class ItemMajor:
         stream: The items.
         train: Training interactions.
         num_items: I.
-        limit: Most interactions of an item a step trains on, drawn anew every epoch; None takes all.
-        seed: Seed of that draw.
+        limit: Largest number of interactions of an item that a step trains on, sampled anew every epoch; None takes all.
+        seed: Seed of that sample.
     """
 
     def __init__(self, stream: ItemStream, train: Interactions, num_items: int, limit: int | None, seed: int) -> None:
@@ -115,29 +115,29 @@ class ItemMajor:
             yield TrainBatch.of(content, *self._join(content.items.numpy(), epoch))
 
     def _join(self, items_B: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        parts = [self._users_of(int(item), epoch) for item in items_B]
-        sizes = [len(part) for part in parts]
+        users = [self._users_of(int(item), epoch) for item in items_B]
+        sizes = [len(users_of_item) for users_of_item in users]
         columns = np.repeat(np.arange(len(items_B)), sizes)
-        return (np.concatenate(parts) if parts else np.empty(0, np.int64)), columns
+        return (np.concatenate(users) if users else np.empty(0, np.int64)), columns
 
     def _users_of(self, item: int, epoch: int) -> np.ndarray:
         users: np.ndarray = self.users_E[self.starts[item] : self.starts[item + 1]]
         if self.limit is None or len(users) <= self.limit:
             return users
-        # Seeded by item, not by rank: the draw is the same however the items are spread.
-        drawn: np.ndarray = np.random.default_rng((self.seed, epoch, item)).choice(users, self.limit, replace=False)
-        return drawn
+        # Seeded by item, not by rank: the sample does not depend on how items are distributed over ranks.
+        sampled: np.ndarray = np.random.default_rng((self.seed, epoch, item)).choice(users, self.limit, replace=False)
+        return sampled
 
 
 class InteractionMajor:
-    """One epoch visits every interaction once, in random order; an item is fetched as often as its interactions come.
+    """One epoch visits every interaction once, in random order; an item is fetched in each step that has it.
 
     Args:
         files: Random access to the items' content.
         train: Training interactions.
         rank: This rank.
         world_size: Number of ranks.
-        batch_size: Interactions a step on this rank.
+        batch_size: Interactions per step on this rank.
         seed: Seed of the order.
     """
 
@@ -159,7 +159,7 @@ class InteractionMajor:
         return -(-len(self.train.items) // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
-        """Visit one epoch.
+        """Iterate over one epoch.
 
         Args:
             epoch: Epoch, counted from 0.

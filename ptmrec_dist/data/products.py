@@ -1,4 +1,4 @@
-"""What the products of the drawn shop look like: kinds as outlines, colours, scenes.
+"""Appearance of the products of the synthetic data set: kinds as outlines, colours, scenes.
 
 A product is a list of painted shapes on a square of 100 x 100 units, y downwards, drawn in this order. A shape is a
 smooth curve through its points; a point given twice makes a corner.
@@ -41,7 +41,7 @@ PAINTS: dict[str, Colour] = {  # the other paints take the product's colour
 
 @dataclass(frozen=True)
 class Look:
-    """Everything that the picture of one product shows."""
+    """Attributes shown in the picture of one product."""
 
     kind: str
     """A key of `KINDS`."""
@@ -60,7 +60,7 @@ class Shape:
     paint: Paint
     """`cloth` carries the pattern, `trim` and `inside` are darker tones of the product's colour."""
     points: tuple[Point, ...]
-    """What the curve runs through."""
+    """Points that the curve passes through."""
     stroke: float = 0.0
     """Width of an open line; 0 fills a closed outline."""
 

@@ -1,7 +1,7 @@
 """Random access to single items of the shards, by the offsets of their files in the tars.
 
-Interaction-major training needs items in no order that a stream could give. Reading them by offset keeps one copy of the
-data; on object storage prefer item-major batches.
+Interaction-major training needs items in an order that no stream provides. Reading them by offset keeps one copy of
+the data; on object storage prefer item-major batches.
 """
 
 import tarfile
@@ -20,7 +20,7 @@ from ptmrec_dist.errors import Fault
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Member:
     path: Path
     offset: int
     size: int
@@ -32,19 +32,19 @@ class ItemFiles:
     Args:
         dataset: The packed data set; its tar headers are read once.
         reader: How to decode.
-        max_damaged: Largest share of the items that may be unreadable; they are left out.
+        max_damaged: Largest fraction of the items that may be unreadable; they are left out.
     """
 
     def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0) -> None:
         self.reader, self._digests = reader, dataset.item_digests
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
-        self._places: dict[int, dict[str, _Place]] = defaultdict(dict)
+        self._members: dict[int, dict[str, _Member]] = defaultdict(dict)
         for path in dataset.shard_paths():
             with tarfile.open(path) as tar:
                 for member in tar:
                     key, _, suffix = member.name.partition(".")
-                    self._places[int(key)][suffix] = _Place(path, member.offset_data, member.size)
+                    self._members[int(key)][suffix] = _Member(path, member.offset_data, member.size)
 
     def read(self, items: np.ndarray) -> ItemBatch:
         """Read and decode items.
@@ -64,7 +64,7 @@ class ItemFiles:
 
     def _decoded(self, item: int) -> dict[str, Any] | None:
         try:
-            files = {ending: _bytes(place) for ending, place in self._places.get(item, {}).items()}
+            files = {ending: _bytes(member) for ending, member in self._members.get(item, {}).items()}
             return decode_item(f"{item}", files, self.reader, self._digests)
         except (Fault, OSError) as error:
             if item not in self._lost:
@@ -73,7 +73,7 @@ class ItemFiles:
             return None
 
 
-def _bytes(place: _Place) -> bytes:
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
-        return file.read(place.size)
+def _bytes(member: _Member) -> bytes:
+    with member.path.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)

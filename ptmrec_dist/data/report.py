@@ -1,4 +1,4 @@
-"""The validation report: how many rows were read, how many were left out, why, and which ones for example."""
+"""The validation report: how many rows were read and dropped, for which reasons, with examples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ _LONGEST_EXAMPLE = 200
 
 @dataclass
 class Dropped:
-    """Rows that were left out for one reason."""
+    """Rows that were dropped for one reason."""
 
     reason: str
     count: int
@@ -30,7 +30,7 @@ class Dropped:
 
 
 class Tally:
-    """The account of one table. Every row that goes leaves through `drop`, so the counts add up.
+    """Row counts of one table. Rows are removed through `drop` alone, so that the counts add up.
 
     Args:
         name: What the rows are.
@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def dropped(self) -> list[Dropped]:
-        """What was left out, by reason."""
+        """Dropped rows by reason."""
         return list(self._dropped.values())
 
     @property
@@ -63,14 +63,14 @@ class Tally:
         fault: bool = True,
         hint: str = "",
     ) -> pl.DataFrame:
-        """Leave out rows and write down how many, why and which.
+        """Drop rows and record their number, the reason and examples.
 
         Args:
             table: The rows that are left so far.
             bad: True for each row to leave out; no nulls.
             reason: Why, a few words.
             show: Format string of an example, with the table's columns as fields.
-            fault: Whether such rows are mistakes in the input, rather than what the settings ask to leave out.
+            fault: Whether such rows are mistakes in the input, rather than rows that the settings exclude.
             hint: What helps to find the cause, for messages; it may name paths, and is not kept in the manifest.
 
         Returns:
@@ -87,7 +87,7 @@ class Tally:
         return table.filter(~mask)
 
     def has_dropped(self, *reasons: str) -> bool:
-        """Tell whether rows were left out for certain reasons.
+        """Return whether rows were dropped for certain reasons.
 
         Args:
             *reasons: Reasons as `drop` took them.
@@ -98,7 +98,7 @@ class Tally:
         return any(reason in self._dropped for reason in reasons)
 
     def note_incomplete(self, table: pl.DataFrame, reason: str, *, show: str) -> None:
-        """Write down rows that are kept though something is missing.
+        """Record rows that are kept although something is missing.
 
         Args:
             table: The rows.
@@ -118,7 +118,7 @@ class Tally:
         return [f"{self.name}: {dropped.count} {dropped}" for dropped in self.dropped if dropped.fault]
 
     def summary(self) -> str:
-        """Put the counts into one line.
+        """Format the counts as one line.
 
         Returns:
             Rows read, left out for each reason, with examples, and kept.
@@ -127,7 +127,7 @@ class Tally:
         return ", ".join([f"{self.read} {self.name} read", *dropped, f"{self.kept} kept"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the account for the manifest.
+        """Return the counts for the manifest.
 
         Returns:
             `read`, `kept`, `dropped`: reason to `count` and `examples`; in the same way `incomplete`, of rows that are
@@ -140,12 +140,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Report:
-    """The accounts of a catalogue and of its interactions."""
+    """Row counts of a catalogue and of its interactions."""
 
     items: Tally
-    """Account of the catalogue's rows."""
+    """Counts of the catalogue's rows."""
     interactions: Tally
-    """Account of the interactions."""
+    """Counts of the interactions."""
 
     def stop_on_faults(self) -> None:
         """Refuse input that has mistakes in it.
@@ -155,7 +155,7 @@ class Report:
         """
         faults = [*self.items.faults(), *self.interactions.faults()]
         if faults:
-            raise UserError(f"bad input: {'; '.join(faults)}; mend it, or leave such rows out with --on_error skip")
+            raise UserError(f"bad input: {'; '.join(faults)}; fix it, or leave such rows out with --on_error skip")
 
     def stop_if_nothing_left(self) -> None:
         """Refuse input of which nothing can be packed.
@@ -167,11 +167,11 @@ class Report:
             return
         raise UserError(
             f"nothing is left to pack: {self.items.summary()}; {self.interactions.summary()}; expected at least "
-            "one item with an interaction to train on; mend the input, or lower --core or --min_rating"
+            "one item with an interaction to train on; fix the input, or lower --core or --min_rating"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the accounts for the manifest.
+        """Return all counts for the manifest.
 
         Returns:
             `items` and `interactions`, each as `Tally.to_dict` gives it.
@@ -179,7 +179,7 @@ class Report:
         return {tally.name: tally.to_dict() for tally in (self.items, self.interactions)}
 
     def print(self) -> None:
-        """Print the accounts as a table."""
+        """Print the counts as a table."""
         table = Table("", "rows", "examples")
         table.columns[1].justify = "right"
         for tally in (self.items, self.interactions):
@@ -191,5 +191,5 @@ class Report:
             for reason, kept in tally.to_dict().get("incomplete", {}).items():
                 table.add_row(f"  of them {reason}", f"{kept['count']:,}", "\n".join(kept["examples"]))
             table.add_section()
-        # Ids come from the data: they are printed as they are, never as markup.
+        # Ids come from the data: print them literally, never as markup.
         Console(markup=False, highlight=False, emoji=False).print(table)

@@ -21,7 +21,7 @@ from ptmrec_dist.files import sha256
 _BLOCK = 512
 _DEFAULT_SHARDS = 32
 _ORDER_STREAM = 2
-"""The split draws from streams 0 and 1 of the same seed."""
+"""Random stream of the item order; the split uses streams 0 and 1 of the same seed."""
 
 
 class Sample(NamedTuple):
@@ -60,7 +60,7 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
 
 
 def item_digest(image_sha256: str, text: bytes) -> str:
-    """Compute the digest by which an item's content is known, whatever shard it lies in.
+    """Compute the digest of an item's content, independent of its shard.
 
     Args:
         image_sha256: Digest of its image file, in hexadecimal digits; that of no bytes where it has none.
@@ -76,9 +76,9 @@ def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: 
     """Spread the items over shards in random order.
 
     Args:
-        sizes_I: What each item takes, from `sample_bytes`.
-        shard_bytes: Most bytes of a shard, unless one item takes half of that; ignored with `num_shards`.
-        num_shards: Number of shards; by default 32 (or one an item), more where `shard_bytes` asks for it.
+        sizes_I: Bytes of each item, from `sample_bytes`.
+        shard_bytes: Largest size of a shard in bytes, unless one item takes half of that; ignored with `num_shards`.
+        num_shards: Number of shards; by default 32 (or one per item), more where `shard_bytes` requires it.
         seed: Seed of the order.
 
     Returns:
@@ -99,7 +99,7 @@ def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: 
 
 
 def write_shards(pool: Pool, folder: Path, spool: Path, shards: Sequence[Sequence[Sample]]) -> list[Shard]:
-    """Write the tar files, one process a shard.
+    """Write the tar files, each in one process.
 
     Args:
         pool: Processes to write in.

@@ -9,19 +9,19 @@ PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
 """Names of the parts; a label is an index into them."""
 TRAIN, VALIDATION, TEST, COLD_VALIDATION, COLD_TEST = range(5)
 _ROW_STREAM, _ITEM_STREAM = 0, 1
-"""One seed gives a stream of its own to each draw, so that no draw repeats another's order."""
-_COLD_SHARES = {COLD_VALIDATION: 0.05, COLD_TEST: 0.15}
+"""Each use of the seed has a random stream of its own, so that no two uses sample in the same order."""
+_COLD_FRACTIONS = {COLD_VALIDATION: 0.05, COLD_TEST: 0.15}
 
 
 def split_random(users_E: np.ndarray, seed: int) -> np.ndarray:
-    """Divide each user's interactions 8:1:1 at random, as the field does.
+    """Divide each user's interactions 8:1:1 at random, as is common in the literature.
 
     Of n interactions of a user n // 5 are held out, half of them (rounded down) for validation and the others for test;
     of less than 10 one for each; of less than 3 none.
 
     Args:
         users_E: User of each interaction, int64.
-        seed: Seed of the draw.
+        seed: Seed of the split.
 
     Returns:
         Label of each interaction, int8 [E].
@@ -47,22 +47,22 @@ def split_leave_one_out(users_E: np.ndarray, times_E: np.ndarray) -> np.ndarray:
     return _label_last(users_E, np.lexsort((times_E, users_E)), one_U, one_U)
 
 
-def draw_cold_items(num_items: int, seed: int) -> np.ndarray:
-    """Draw the items that are held out whole: 5 % for validation, 15 % for test, at least one each.
+def sample_cold_items(num_items: int, seed: int) -> np.ndarray:
+    """Sample the items all of whose interactions are held out: 5 % for validation, 15 % for test, at least one each.
 
     Args:
-        num_items: Items to draw from, at least 3.
-        seed: Seed of the draw.
+        num_items: Number of items to sample from, at least 3.
+        seed: Seed of the split.
 
     Returns:
         Label of each item, int8 [I]: `TRAIN`, `COLD_VALIDATION` or `COLD_TEST`.
     """
     labels_I = np.full(num_items, TRAIN, dtype=np.int8)
-    drawn = np.random.default_rng((seed, _ITEM_STREAM)).permutation(num_items)
-    for label, share in _COLD_SHARES.items():
-        count = max(1, round(share * num_items))
-        labels_I[drawn[:count]] = label
-        drawn = drawn[count:]
+    shuffled = np.random.default_rng((seed, _ITEM_STREAM)).permutation(num_items)
+    for label, fraction in _COLD_FRACTIONS.items():
+        count = max(1, round(fraction * num_items))
+        labels_I[shuffled[:count]] = label
+        shuffled = shuffled[count:]
     return labels_I
 
 
@@ -72,8 +72,8 @@ def split_cold_items(users_E: np.ndarray, items_E: np.ndarray, labels_I: np.ndar
     Args:
         users_E: User of each interaction, int64.
         items_E: Item of each interaction, int64.
-        labels_I: Label of each item, from `draw_cold_items`.
-        seed: Seed of the draw.
+        labels_I: Label of each item, from `sample_cold_items`.
+        seed: Seed of the split.
 
     Returns:
         Label of each interaction, int8 [E].

@@ -1,4 +1,4 @@
-"""What `ptmrec pack` may replace."""
+"""Check of what `ptmrec pack` may replace."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Item-major streaming: WebDataset shards to batches of distinct items, every wanted item once an epoch over all ranks.
 
 Which rank reads which shard, and how many steps an epoch has, follow from the manifest alone, so all ranks agree without
-talking and none waits for another that has run out. The order is a function of (seed, epoch, ranks), whatever the number of
-loader processes: a run that was interrupted at step k resumes by leaving the first k batches out.
+communication, and none waits for another that has run out. The order is a function of (seed, epoch, ranks), whatever the
+number of loader processes: a run that was interrupted at step k resumes by skipping the first k batches.
 
 Legend: B local batch, N tokens.
 """
@@ -30,12 +30,12 @@ from ptmrec_dist.data.shards import item_digest
 from ptmrec_dist.errors import Fault, UserError
 
 SHUFFLE_BUFFER = 2048
-"""Samples, still encoded, among which the order within an epoch is drawn."""
+"""Size of the shuffle buffer, in samples that are still encoded."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How an encoder wants its inputs; a modality without a reader is not decoded."""
+    """Preprocessing of an encoder's inputs; a modality without a reader is not decoded."""
 
     load_image: Callable[[Image.Image], Tensor] | None = None
     """PIL image to uint8 [3, H, W]."""
@@ -46,7 +46,7 @@ class Reader:
         """Stack decoded items; no items give empty tensors of the right trailing shape.
 
         Args:
-            images: B images uint8 [3, H, W]; an item without one gets a blank one, whose features nobody reads.
+            images: B images uint8 [3, H, W]; an item without one gets a blank one, whose features are not read.
             texts: B texts, empty where an item has none.
 
         Returns:
@@ -63,7 +63,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """A rank's share of one step's items."""
+    """This rank's items of one step."""
 
     items: Tensor
     """Item indices, int64 [B], distinct."""
@@ -76,7 +76,7 @@ class ItemBatch:
         """Move everything to a device.
 
         Args:
-            device: Where to.
+            device: Target device.
 
         Returns:
             The moved batch.
@@ -90,28 +90,28 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
     Args:
         tensor: In host memory.
-        device: Where to.
+        device: Target device.
 
     Returns:
-        The tensor there.
+        The tensor on the device.
     """
-    # A copy from memory that is not pinned would make the host wait for everything that the device has still to do.
+    # A copy from memory that is not pinned would make the host wait for all work queued on the device.
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class ItemStream:
-    """Streams a rank's share of the items of a packed data set.
+    """Streams this rank's items of a packed data set.
 
     Args:
         dataset: The packed data set.
         rank: This rank.
         world_size: Number of ranks.
-        batch_size: Items a step on this rank.
+        batch_size: Items per step on this rank.
         reader: How to decode.
         wanted: bool [I], items to stream; by default all.
         seed: Seed of the order; None streams in the order of the shards.
         workers: Loader processes.
-        max_damaged: Largest share of the rank's items of an epoch that may be lost to damaged or missing tars.
+        max_damaged: Largest fraction of the rank's items of an epoch that may be lost to damaged or missing tars.
 
     Raises:
         UserError: Fewer shards than ranks times workers.
@@ -146,7 +146,7 @@ class ItemStream:
         self.counts = np.bincount(dataset.item_shards[self.wanted], minlength=len(self.paths))
 
     def shards_of(self, epoch: int) -> list[list[int]]:
-        """Deal the shards of an epoch to the ranks.
+        """Assign the shards of an epoch to the ranks.
 
         Args:
             epoch: Epoch, counted from 0.
@@ -160,7 +160,7 @@ class ItemStream:
         return [order[rank :: self.world_size].tolist() for rank in range(self.world_size)]
 
     def steps(self, epoch: int) -> int:
-        """Count the steps of an epoch: as many as the rank with most items needs.
+        """Count the steps of an epoch: as many as the rank with the most items needs.
 
         Args:
             epoch: Epoch, counted from 0.
@@ -172,14 +172,14 @@ class ItemStream:
         return -(-most // self.batch_size)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[ItemBatch]:
-        """Stream one epoch; a rank that has run out gives empty batches until all are done.
+        """Stream one epoch; a rank that has run out yields empty batches until all are done.
 
         Args:
             epoch: Epoch, counted from 0.
-            skip: Steps to leave out at the start (they were done before an interruption).
+            skip: Steps to skip at the start (done before an interruption).
 
         Yields:
-            `steps(epoch) - skip` batches; one that has lost items is shorter.
+            `steps(epoch) - skip` batches; a batch that has lost items is shorter.
 
         Raises:
             Fault: More items than `max_damaged` allows could not be read.
@@ -198,7 +198,7 @@ class ItemStream:
             yield ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens)
 
     def _order(self, total: int, epoch: int) -> np.ndarray:
-        """Order of an epoch, as positions in the sequence of the rank's shards, shuffled within a buffer that moves along."""
+        """Order of an epoch, as positions in the sequence of the rank's shards, shuffled within a sliding buffer."""
         positions = iter(range(total))
         if self.seed is not None:
             rng = random.Random(f"{self.seed}:{epoch}:{self.rank}")
@@ -206,7 +206,7 @@ class ItemStream:
         return np.fromiter(positions, dtype=np.int64, count=total)
 
     def _samples(self, shards: list[int], order: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Samples in a given order, which is the same for any number of workers; each of them reads whole shards."""
+        """Samples in a given order, the same for any number of workers; each worker reads whole shards."""
         workers = max(self.workers, 1)
         counts = self.counts[shards]
         worker_of = np.repeat(np.arange(len(shards)) % workers, counts)[order]
@@ -219,7 +219,7 @@ class ItemStream:
             ]
             own = order[worker_of == worker].tolist()
             samples = _OrderedSamples(sources, own, self.wanted, self.item_shards, self.digests, self.reader)
-            # A generator of its own: a loader would otherwise draw from torch's global one.
+            # A generator of its own: a loader would otherwise use torch's global one.
             loader = DataLoader(samples, batch_size=None, num_workers=1, generator=torch.Generator())
             loaders.append(iter(loader if self.workers else samples))
         for worker in worker_of:
@@ -235,11 +235,11 @@ class _Shard:
     start: int
     """Position of its first sample in the sequence of the rank's shards."""
     count: int
-    """Wanted samples that it should hold."""
+    """Number of wanted samples it should contain."""
 
 
 class _OrderedSamples(IterableDataset[dict[str, Any]]):
-    """The samples of some shards, read one shard after the other, kept raw until their turn, then decoded."""
+    """The samples of some shards, read one shard after the other, buffered undecoded, and decoded when they are yielded."""
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
             yield self._decoded(waiting.pop(position))
 
     def _read(self, shard: _Shard) -> Iterator[dict[str, Any]]:
-        """As many samples as the shard should hold: the wanted ones, then what stands for those that it does not hold."""
+        """As many samples as the shard should contain: the wanted ones, then placeholders for those that are missing."""
         found: set[int] = set()
         reason = f"{shard.path} ends early"
         try:
@@ -288,7 +288,7 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
             return sample
         try:
             return decode_item(sample["__key__"], sample, self.reader, self.digests)
-        except Fault as error:  # a loader process cannot tell the others: what it lost is counted by its rank
+        except Fault as error:  # a loader process cannot reach the budget: its rank counts what was lost
             return {"lost": str(error)}
 
 
@@ -297,15 +297,15 @@ def decode_item(key: str, files: Mapping[str, bytes], reader: Reader, digests: n
 
     Args:
         key: Its key, the item index in nine digits.
-        files: Its files by ending: `jpg` and `txt`, those that it has.
+        files: Its files by ending: `jpg`, `txt` or both.
         reader: How to decode.
-        digests: What `Dataset.item_digests` gave.
+        digests: `Dataset.item_digests`.
 
     Returns:
         `item`, `image` (None without one or without an image reader) and `text` (empty without one).
 
     Raises:
-        Fault: A part is missing, the image cannot be read, or they are not what was packed.
+        Fault: Image or text is missing, the image cannot be read, or the content is not what was packed.
     """
     jpeg, text = files.get("jpg", b""), files.get("txt", b"")
     genuine = item_digest(hashlib.sha256(jpeg).hexdigest(), text) == digests[int(key)].tobytes().hex()

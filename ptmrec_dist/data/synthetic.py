@@ -1,8 +1,8 @@
-"""A shop that is drawn: products with pictures and generic captions, and people who care about more than captions say.
+"""A synthetic shop: products with pictures and generic captions, and users whose preferences the captions do not cover.
 
-The captions name a product's kind and colour. The people choose most of all by the scene that it is shown in, and a
-little by its pattern. No text mentions either: an encoder that only learned to match captions has no reason to keep
-them, and interactions are the only place to learn them from.
+The captions name a product's kind and colour. Users choose mainly by the scene that the product is shown in, and a
+little by its pattern. No text mentions either: an encoder trained only to match captions has no reason to encode
+them, and only the interactions reveal them.
 
 Legend: U users, I items.
 """
@@ -26,15 +26,15 @@ _VALUES: dict[str, Sequence[str]] = {
     "pattern": tuple(PATTERNS),
     "scene": tuple(SCENES),
 }
-_WEIGHTS = {"kind": 1.0, "colour": 0.7, "pattern": 0.7, "scene": 2.0}  # how much people care about each
-_POPULARITY = 0.5  # how much one item is liked more than another of the same look
+_WEIGHTS = {"kind": 1.0, "colour": 0.7, "pattern": 0.7, "scene": 2.0}  # weight of each attribute in a user's utility
+_POPULARITY = 0.5  # spread of popularity among items of the same look
 _TEMPLATES = ("a {colour} {kind}", "{kind} in {colour}", "{colour} {kind} for every day", "our {kind}, {colour}")
 _PICTURE_SIZE = 160  # pixels
 _YEAR_START, _YEAR = 1_750_000_000, 31_536_000  # seconds
 
 
-def draw_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> None:
-    """Draw a catalogue with its pictures and sample what people take from it.
+def generate_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> None:
+    """Generate a catalogue with pictures, and sample the interactions of its users.
 
     Writes `items.csv` (item_id, title, text, image), `images/` and `interactions.csv` (user_id, item_id, timestamp).
 
@@ -42,13 +42,13 @@ def draw_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> Non
         folder: Folder to write into; made where it is absent.
         num_items: Items I of the catalogue.
         num_users: Users U.
-        seed: The same seed draws the same shop.
+        seed: The same seed generates the same data.
     """
     rng = np.random.default_rng(seed)
-    looks = _draw_looks(num_items, rng)
+    looks = _sample_looks(num_items, rng)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, look in enumerate(tqdm(looks, desc="draw the shop", unit="item"), start=1):
+    for number, look in enumerate(tqdm(looks, desc="generate the catalogue", unit="item"), start=1):
         name = f"images/{number:04d}.jpg"
         draw_product(look, _PICTURE_SIZE, rng).save(folder / name, quality=92)
         title = f"{look.colour} {look.kind}".capitalize()
@@ -57,13 +57,13 @@ def draw_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> Non
     _sample_interactions(looks, num_users, rng).write_csv(folder / INTERACTIONS_FILE)
 
 
-def draw_pairs(count: int, *, size: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Draw pictures with generic captions, to train an image-text encoder on.
+def generate_pairs(count: int, *, size: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Generate pictures with generic captions, to train an image-text encoder on.
 
     Args:
         count: Pairs N.
         size: Side of a picture in pixels.
-        seed: The same seed draws the same pairs.
+        seed: The same seed generates the same pairs.
 
     Returns:
         Pictures uint8 [N, 3, size, size] and N captions.
@@ -71,13 +71,13 @@ def draw_pairs(count: int, *, size: int, seed: int) -> tuple[np.ndarray, list[st
     rng = np.random.default_rng(seed)
     pictures = np.empty((count, 3, size, size), np.uint8)
     captions = []
-    for row, look in enumerate(tqdm(_draw_looks(count, rng), desc="draw pairs", unit="pair")):
+    for row, look in enumerate(tqdm(_sample_looks(count, rng), desc="generate pairs", unit="pair")):
         pictures[row] = np.asarray(draw_product(look, size, rng)).transpose(2, 0, 1)
         captions.append(_caption(look, rng))
     return pictures, captions
 
 
-def _draw_looks(count: int, rng: np.random.Generator) -> list[Look]:
+def _sample_looks(count: int, rng: np.random.Generator) -> list[Look]:
     columns = {name: rng.choice(values, count) for name, values in _VALUES.items()}
     return [Look(**{name: str(column[row]) for name, column in columns.items()}) for row in range(count)]
 
@@ -87,7 +87,7 @@ def _caption(look: Look, rng: np.random.Generator) -> str:
 
 
 def _sample_interactions(looks: Sequence[Look], num_users: int, rng: np.random.Generator) -> pl.DataFrame:
-    """Users draw items from a softmax over utilities, none twice (the Gumbel trick), and take them in any order."""
+    """Sample items from a softmax over utilities without replacement (the Gumbel trick), in random order of time."""
     utility_UI = rng.gumbel(size=(num_users, len(looks))) + _POPULARITY * rng.normal(size=len(looks))
     for name, values in _VALUES.items():
         taste_UV = _WEIGHTS[name] * rng.normal(size=(num_users, len(values)))

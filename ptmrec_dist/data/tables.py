@@ -1,4 +1,4 @@
-"""Tables from files: text, JSON lines or Parquet, every column as text, or one line that says why not."""
+"""Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -22,11 +22,11 @@ class Table:
     Args:
         path: File to read.
         setting: Name of the setting that gave the path, for messages.
-        separator: What stands between the columns of a text file, where that does not follow from its name.
+        separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
 
     Raises:
-        UserError: No such file, another ending, an empty file, or one that cannot be read as what its name says.
+        UserError: The file is missing, has an unknown ending, is empty, or cannot be read as the format that its name implies.
     """
 
     def __init__(self, path: Path, setting: str, separator: str | None = None, header: bool = True) -> None:
@@ -55,8 +55,8 @@ class Table:
         """Read some columns.
 
         Args:
-            required: Names of columns that must be there.
-            optional: Names of columns that are read where they are there.
+            required: Names of columns that must exist.
+            optional: Names of columns that are read where they exist.
             lists: Names of columns that may hold lists, whose elements are joined by a space.
 
         Returns:
@@ -105,7 +105,7 @@ class Table:
             return UserError(f"{message}; without a header columns are named by number: --columns.item 1")
         message += "; rename yours, or name it with --columns.…"
         if self.format.kind == "text" and any(map(_is_number, self.columns)):
-            message += f"; if the first row is no header, add {self._flags}header false and name columns by number"
+            message += f"; if the first row is not a header, add {self._flags}header false and name columns by number"
         return UserError(message)
 
     def _unreadable(self, error: Exception) -> UserError:
@@ -113,7 +113,7 @@ class Table:
         try:
             found = explain(self.path, self.format)
         except (OSError, EOFError):
-            found = None  # not what its ending says: the first reason tells more
+            found = None  # not in the format of its ending: the first reason is more specific
         if found is not None:
             return UserError(f"{self._setting}: cannot read {self.path}: {found}")
         return UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")

@@ -3,8 +3,8 @@
 import polars as pl
 
 _UNITS = {"seconds": (1e8, 1.0), "milliseconds": (1e11, 1e3), "microseconds": (1e14, 1e6), "nanoseconds": (1e17, 1e9)}
-"""Unit to the smallest number that is read as a time in it (March 1973), and how many of them make a second. A band ends a
-hundred times higher; numbers outside of all bands (positions, years, days) are kept as they are."""
+"""Unit to the smallest number that is read as a time in it (March 1973), and the number of units per second. The range of a
+unit ends at a hundred times that; numbers outside all ranges (positions, years, days) are kept unchanged."""
 _BAND = 1e2
 _CANONICAL = (
     (r"^(\d{4})/(\d{1,2})/(\d{1,2})", "$1-$2-$3"),
@@ -17,7 +17,7 @@ _CANONICAL = (
     (r"(:\d{2}(?:\.\d+)?[+-]\d{2})$", "${1}00"),
     (r"(:\d{2}(?:\.\d+)?)$", "$1+0000"),
 )
-"""Rewritings, one after the other, that bring a date to `_FORMAT`; without a zone it is UTC."""
+"""Substitutions, applied in order, that bring a date to `_FORMAT`; without a zone it is UTC."""
 _FORMAT = "%Y-%m-%d %H:%M:%S%.f%z"
 _CTIME = "%a %b %d %H:%M:%S %z %Y"  # "Wed Mar 22 11:37:04 -0700 2017", as in Goodreads and Twitter
 
@@ -29,10 +29,10 @@ def seconds_of(texts: pl.Series) -> pl.Series:
     (`2017-07-14`, `2017/07/14`), alone or with a time of day (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`).
 
     Args:
-        texts: One time a row.
+        texts: One time per row.
 
     Returns:
-        Seconds since 1970, float64; null where a text is neither.
+        Seconds since 1970, float64; null where a text is neither number nor date.
 
     Raises:
         ValueError: Numbers of two units in one column.

@@ -1,4 +1,4 @@
-"""Values of every type that a table may hold, as text."""
+"""Conversion of table values of every type to text."""
 
 import json
 
@@ -7,7 +7,7 @@ from polars.exceptions import PolarsError
 
 _JSON = r"^\s*[\[{]"
 _LARGEST_EXACT = 2**53
-"""From here on a float no longer holds every whole number."""
+"""Above this, floats no longer represent every integer."""
 
 
 def as_text(column: pl.Series, *, lists: bool = False, decode: bool = False) -> pl.Series:
@@ -25,11 +25,13 @@ def as_text(column: pl.Series, *, lists: bool = False, decode: bool = False) -> 
         Text without surrounding blanks, no nulls.
 
     Raises:
-        ValueError: A column or value that is no text, number or time, nor a list of those where lists may be; says which.
+        ValueError: A column or value is not text, number or time, nor a list of those where lists are allowed.
     """
     dtype = column.dtype
     if dtype.is_nested() and not lists:
-        raise ValueError(f"column {column.name!r} has type {str(dtype)[:100]}; expected one text, number or time a row")
+        raise ValueError(
+            f"column {column.name!r} has type {str(dtype)[:100]}; expected one text, number or time per row"
+        )
     if dtype.is_float():
         text = _floats(column)
     elif dtype.is_nested() or (lists and decode and dtype == pl.String and column.str.contains(_JSON).any()):
@@ -61,14 +63,14 @@ def _joined(column: pl.Series, decode: bool) -> pl.Series:
         except TypeError as error:
             raise ValueError(
                 f"column {column.name!r} (type {str(column.dtype)[:100]}) holds an object in row {row}: "
-                f"{str(error)[:200]}; expected text, numbers or lists of them; choose another column, or take out of the "
-                "object what is needed"
+                f"{str(error)[:200]}; expected text, numbers or lists of them; choose another column, or extract the "
+                "needed values from the object"
             ) from error
     return pl.Series(column.name, texts, dtype=pl.String)
 
 
 def _parts(value: object, decode: bool) -> list[str]:
-    """The texts in a value, however deep its lists are."""
+    """The texts in a value, with nested lists flattened."""
     if decode and isinstance(value, str):
         value = _decoded(value)
     if isinstance(value, dict) and value:

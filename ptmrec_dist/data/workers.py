@@ -1,8 +1,8 @@
-"""Processes that decode and write for `ptmrec pack`: those of this machine, or of all ranks, behind one `map`.
+"""Worker processes of `ptmrec pack`: those of this machine, or of all ranks, behind one `map`.
 
-Over ranks the first rank alone reads the tables and decides; it deals out tasks like cards (rank r of W gets tasks r, r + W,
-...) and takes the results back in order, so what it goes on to do does not depend on the number of ranks. The other ranks
-only serve. Files are named, never sent: all ranks see one folder.
+With several ranks, only the first reads the tables and filters. It distributes tasks round-robin (rank r of W gets tasks r,
+r + W, ...) and collects the results in order, so that the output does not depend on the number of ranks. The other ranks
+only run tasks. Tasks contain paths, not file contents: all ranks see the same folder.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -17,18 +18,18 @@ from typing import Any, Protocol, TypeVar
 from ptmrec_dist.errors import Fault, UserError
 
 _Result = TypeVar("_Result")
-_TASKS_A_PROCESS = 16
-"""In a round: few enough that progress shows and memory is bounded, enough that waiting at its end does not matter."""
+_TASKS_PER_PROCESS = 16
+"""Tasks per process and round: few enough to show progress and bound memory, enough to amortise the wait at its end."""
 
 
 class Pool(Protocol):
-    """What `ProcessPoolExecutor` and `RankPool` have in common."""
+    """Common interface of `ProcessPoolExecutor` and `RankPool`."""
 
     def map(self, function: Callable[..., _Result], /, *columns: Iterable[Any]) -> Iterator[_Result]:
         """Call a function in other processes.
 
         Args:
-            function: A function of a module.
+            function: A module-level function.
             *columns: First arguments, second arguments, and so on.
 
         Returns:
@@ -52,6 +53,9 @@ def open_workers(
 
     Yields:
         The pool; a `RankPool` where there are several ranks.
+
+    Raises:
+        Fault: One of this rank's processes was killed.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", ranks)))
@@ -65,6 +69,10 @@ def open_workers(
     try:
         with RankPool(own, processes, timeout) if ranks > 1 else nullcontext(own) as pool:
             yield pool
+    except BrokenProcessPool as error:
+        raise Fault(
+            "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+        ) from error
     finally:
         own.shutdown(cancel_futures=True)
 
@@ -81,7 +89,7 @@ class RankPool:
     """
 
     def __init__(self, own: Executor, processes: int, timeout: float) -> None:
-        import torch.distributed as dist  # only here: one process packs without loading it
+        import torch.distributed as dist  # imported here: a single process packs without torch
 
         from ptmrec_dist.distributed import join_world
 
@@ -90,7 +98,7 @@ class RankPool:
 
     @property
     def serves(self) -> bool:
-        """Whether this rank is one of those that only serve."""
+        """Whether this rank only runs tasks of the first."""
         return not self._world.is_first
 
     def __enter__(self) -> "RankPool":
@@ -99,15 +107,15 @@ class RankPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After any other error the ranks may be at different points: they see this one's connection close.
+        # After any other error the ranks may be in different collectives: they see this rank's connection close.
         if not self.serves and (error is None or isinstance(error, UserError)):
-            self._deal([error is None] * self._world.size)
+            self._scatter([error is None] * self._world.size)
 
     def map(self, function: Callable[..., _Result], /, *columns: Iterable[Any]) -> Iterator[_Result]:
         """Call a function in the processes of all ranks; for the first rank.
 
         Args:
-            function: A function of a module.
+            function: A module-level function.
             *columns: First arguments, second arguments, and so on.
 
         Yields:
@@ -118,38 +126,40 @@ class RankPool:
         """
         size = self._world.size
         tasks = zip(*columns, strict=False)
-        while dealt := list(itertools.islice(tasks, size * self._processes * _TASKS_A_PROCESS)):
-            self._deal([(function, dealt[rank::size]) for rank in range(size)])
-            answers = self._answer(function, dealt[::size])
+        while batch := list(itertools.islice(tasks, size * self._processes * _TASKS_PER_PROCESS)):
+            self._scatter([(function, batch[rank::size]) for rank in range(size)])
+            answers = self._answer(function, batch[::size])
             for rank, (_, problem) in enumerate(answers):
                 if problem:
-                    raise Fault(f"rank {rank}: {problem}; --out must lie where all ranks see it and have room")
-            for index in range(len(dealt)):
+                    raise Fault(
+                        f"rank {rank}: {problem}; --out must be on a file system that all ranks see, with free space"
+                    )
+            for index in range(len(batch)):
                 yield answers[index % size][0][index // size]
 
     def serve(self) -> None:
-        """Do what the first rank deals out, until it has finished; for the other ranks.
+        """Run the tasks that the first rank sends, until it has finished; for the other ranks.
 
         Raises:
-            UserError: The first rank found a mistake in the input, and tells of it.
+            UserError: The first rank found a mistake in the input, and reports it.
             Fault: A rank was lost.
         """
-        while isinstance(dealt := self._deal(None), tuple):
-            self._answer(*dealt)
-        if not dealt:
+        while isinstance(message := self._scatter(None), tuple):
+            self._answer(*message)
+        if not message:
             raise UserError("the first rank found a mistake in the input")
 
-    def _deal(self, hands: list[Any] | None) -> Any:
-        """Give each rank its hand, the same way for tasks and for the sign that there are no more."""
-        hand: list[Any] = [None]
-        self._talk(lambda: self._dist.scatter_object_list(hand, hands))
-        return hand[0]
+    def _scatter(self, tasks: list[Any] | None) -> Any:
+        """Send each rank its tasks, or None when there are no more."""
+        received: list[Any] = [None]
+        self._talk(lambda: self._dist.scatter_object_list(received, tasks))
+        return received[0]
 
     def _answer(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[tuple[list[Any], str]]:
         """Do this rank's tasks; on the first rank, collect every rank's results, or what went wrong there."""
         try:
             answer = (list(self._own.map(function, *zip(*tasks, strict=True))) if tasks else [], "")
-        except Exception as error:  # told to the first rank, which ends all
+        except Exception as error:  # sent to the first rank, which stops all
             answer = ([], f"{type(error).__name__}: {error}")
         answers: list[Any] = [None] * self._world.size
         self._talk(lambda: self._dist.gather_object(answer, None if self.serves else answers))
@@ -161,5 +171,5 @@ class RankPool:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise Fault(
-                f"lost touch with the other ranks while packing ({reason}); run the same command again"
+                f"lost the connection to the other ranks while packing ({reason}); run the same command again"
             ) from error

@@ -1,11 +1,10 @@
-"""One page about finished runs: curves, comparison, what single people are recommended, lineage. A single HTML file.
+"""The page of `ptmrec demo`: what was done, what came out, what users are recommended, lineage.
 
-The page reads run folders and the packed data set and nothing else: it needs neither the models nor a network.
+It reads run folders and the packed data set and nothing else: it needs neither the models nor a network.
 """
 
 import base64
 import io
-import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,61 +12,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.figures import Curve, bars, learning_curves
+from ptmrec_dist.evaluation.figures import styles_of
 from ptmrec_dist.evaluation.metrics import SELECT, read_metrics, title_of
+from ptmrec_dist.evaluation.outcomes import PARTS, SeedRun, Setting, accuracy, chance_levels, curves
+from ptmrec_dist.evaluation.page import Change, Item, ItemRow, Page, Section, UserRows, gain, write_page
+from ptmrec_dist.evaluation.tables import Entry, Table
 from ptmrec_dist.files import read_json, read_json_lines
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _THUMBNAIL = 160  # pixels
-_PARTS = {"test": "warm items", "cold_test": "cold items"}
-_CUTOFF = 20
+_RESULTS = (
+    "For every user all warm items are ranked, and separately all cold ones. Recall@20 is the fraction of a user's held-out "
+    "interactions whose items are among the first 20. Cold items were held out whole: they have no training interactions, so "
+    "the model has only their pictures and texts to go by."
+)
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """A row of items under a heading."""
+class ShownRow:
+    """A row of items to show for a user."""
 
     heading: str
     """What the items are."""
     items: Sequence[int]
     """Item indices, in order."""
     hits: frozenset[int] = frozenset()
-    """Those to tick: what the person did take."""
+    """Those to tick: items of the user's held-out interactions."""
 
 
 @dataclass(frozen=True)
-class Person:
-    """A user and the rows of items shown for them."""
+class ShownUser:
+    """A user to show, with rows of items."""
 
     user_id: str
     """The user."""
-    shelves: tuple[Shelf, ...]
+    rows: tuple[ShownRow, ...]
     """Rows, top to bottom."""
 
 
 @dataclass(frozen=True)
-class Page:
+class Report:
     """What the page says beside what it reads from the run folders."""
 
     title: str
     """Heading."""
     summary: Sequence[str]
-    """Paragraphs in plain words on what was done."""
+    """Paragraphs on what was done."""
     runs: Mapping[str, Path]
     """Name to finished run folder, from the simplest to the one that matters most."""
     samples: Sequence[int] = ()
     """Items shown on top, for a look at the catalogue."""
-    people: Sequence[Person] = ()
-    """People to show."""
-    people_note: str = ""
-    """How those people were chosen, and what the rows and ticks mean."""
+    users: Sequence[ShownUser] = ()
+    """Users to show."""
+    users_note: str = ""
+    """How those users were chosen, and what the rows and ticks mean."""
     commands: str = ""
-    """Commands that go on from here."""
+    """Commands to continue with."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Phase to its wall time in seconds."""
 
@@ -81,49 +84,44 @@ class _Run:
     history: list[dict[str, Any]]
 
 
-def write_report(path: Path, dataset: Dataset, page: Page) -> None:
+def write_report(path: Path, dataset: Dataset, report: Report) -> None:
     """Write the page, with all pictures inside it.
 
     Args:
         path: The HTML file; it is replaced only by a whole one.
         dataset: The packed data set that the runs were made from.
-        page: What to show.
+        report: What to show.
 
     Raises:
         UserError: A run folder that is not complete, or that was made from other data.
     """
-    runs = [_read_run(name, folder, dataset) for name, folder in page.runs.items()]
-    shown = {item for person in page.people for shelf in person.shelves for item in shelf.items} | set(page.samples)
-    html = (
-        environment()
-        .get_template("report.html")
-        .render(
-            page=page,
-            dataset=dataset,
-            pictures=_pictures(dataset, shown) if "image" in dataset.manifest.modalities else {},
-            cold={int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)},
-            curves=_curves(runs),
-            bars=bars(_values(runs, SELECT), label=title_of(SELECT), chance=_chance(dataset)),
-            table=_table(runs),
-            headline=SELECT,
-            runs=runs,
-            facts=_facts(dataset, runs),
-        )
-    )
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(html, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def environment() -> Environment:
-    """Say how pages are made: whatever comes from data is escaped, and a name that is missing is an error.
-
-    Returns:
-        The templates of this folder.
-    """
-    templates = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    templates.filters["percent"] = lambda share: f"{share:+.0%}".replace("-", "\N{MINUS SIGN}")
-    return templates
+    runs = [_read_run(name, folder, dataset) for name, folder in report.runs.items()]
+    shown = {item for user in report.users for row in user.rows for item in row.items} | set(report.samples)
+    items = _items(dataset, shown)
+    settings = [
+        Setting(run.name, "", (SeedRun(run.record["stage"], run.metrics, run.history, run.record.get("kept_epoch")),))
+        for run in runs
+    ]
+    styles = styles_of(run.name for run in runs)
+    sections = [
+        Section(
+            "Results",
+            text=[_RESULTS],
+            changes=_changes(runs),
+            figures=accuracy(settings, [SELECT], styles, chance_levels(dataset)),
+            tables=[_table(runs)],
+        ),
+        Section("Learning curves", figures=curves(settings, styles)),
+    ]
+    if report.users:
+        users = [_user(user, items) for user in report.users]
+        sections.append(Section("Recommendations", text=[report.users_note], users=users))
+    if report.commands:
+        sections.append(Section("Your own data", listing=report.commands))
+    texts = {f"Settings of {run.name}": run.settings for run in runs}
+    sections.append(Section("Facts", facts=_facts(dataset, runs, report.seconds), texts=texts))
+    pictures = [items[item] for item in report.samples]
+    write_page(path, Page(report.title, report.summary, sections, pictures))
 
 
 def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
@@ -144,49 +142,41 @@ def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
     )
 
 
-def _curves(runs: list[_Run]) -> list[tuple[str, str]]:
-    """A plot for each stage: the selecting metric on cold items where stage 2 has them, else on warm ones."""
-    plots = []
-    for stage in (1, 2):
-        of_stage = [run for run in reversed(runs) if run.record["stage"] == stage and run.history]
-        if not of_stage:
-            continue
-        part = "cold_validation" if stage == 2 and "cold_validation" in of_stage[0].metrics else "validation"
-        series = {
-            run.name: [Curve.of(run.history, f"{part}.{SELECT}", run.record.get("kept_epoch"))] for run in of_stage
-        }
-        words = "held-out cold items" if part == "cold_validation" else "held-out interactions"
-        title = f"Stage {stage}: {title_of(SELECT)} on validation, {words}"
-        plots.append((title, learning_curves(series, label=title_of(SELECT))))
-    return plots
+def _changes(runs: list[_Run]) -> list[Change]:
+    """The selecting metric of the last run beside that of the first."""
+    first, last = runs[0], runs[-1]
+    return [
+        Change(
+            f"{title_of(SELECT)} on {label}",
+            first.metrics[part][SELECT],
+            last.metrics[part][SELECT],
+            f"from {first.name} to {last.name}",
+        )
+        for part, label in PARTS.items()
+        if first is not last and part in first.metrics and part in last.metrics
+    ]
 
 
-def _values(runs: list[_Run], metric: str) -> dict[str, dict[str, list[float]]]:
-    parts = [part for part in _PARTS if all(part in run.metrics for run in runs)]
-    return {_PARTS[part]: {run.name: [run.metrics[part][metric]] for run in runs} for part in parts}
-
-
-def _chance(dataset: Dataset) -> dict[str, float]:
-    """Recall@20 of a random order: the share of the candidates that 20 are."""
-    cold = {part: len(dataset.cold_items(part)) for part in ("cold_validation", "cold_test")}
-    candidates = {"test": dataset.num_items - sum(cold.values()), "cold_test": cold["cold_test"]}
-    return {_PARTS[part]: min(1.0, _CUTOFF / count) for part, count in candidates.items() if count}
-
-
-def _table(runs: list[_Run]) -> list[dict[str, Any]]:
-    """A row for each part and metric: every run's value, the best one, the gain of the last run on the one before."""
-    rows = []
-    for part, words in _PARTS.items():
-        for order, metric in enumerate(runs[-1].metrics.get(part, {})):
+def _table(runs: list[_Run]) -> Table:
+    """A row for each part and metric: the value of every run, the best one, the change from the first run to the last."""
+    first, last = runs[0], runs[-1]
+    several = len(runs) > 1
+    change = f" Change: {last.name} against {first.name}." if several else ""
+    table = Table(
+        f"Test. Bold: the best.{change} One seed and one split: neither the spread over seeds nor that over splits is known.",
+        ["items", "metric", *(["change"] if several else []), *(run.name for run in runs)],
+        keys=2,
+    )
+    for part, label in PARTS.items():
+        for metric in last.metrics.get(part, {}):
             values = [run.metrics[part][metric] for run in runs]
-            before = values[-2] if len(values) > 1 else 0.0
-            gain = values[-1] / before - 1 if before else None
-            row = {"part": words, "first": order == 0, "metric": metric, "values": values, "best": max(values)}
-            rows.append(row | {"gain": gain})
-    return rows
+            changed = [Entry(gain(values[-1], values[0]))] if several else []
+            entries = [Entry(f"{value:.4f}", best=value == max(values)) for value in values]
+            table.rows.append([Entry(label), Entry(metric), *changed, *entries])
+    return table
 
 
-def _facts(dataset: Dataset, runs: list[_Run]) -> dict[str, str]:
+def _facts(dataset: Dataset, runs: list[_Run], seconds: Mapping[str, float]) -> dict[str, str]:
     counts = ", ".join(f"{part} {count:,}" for part, count in dataset.manifest.interactions.items())
     facts = {
         "Users, items": f"{dataset.num_users:,}, {dataset.num_items:,}",
@@ -197,7 +187,32 @@ def _facts(dataset: Dataset, runs: list[_Run]) -> dict[str, str]:
     encoder = runs[-1].record["encoder"]
     if encoder is not None:
         facts["Encoder"] = f"{Path(encoder['model']).name}, {encoder['fingerprint'][:16]}"
-    return facts | {f"Run “{run.name}”": run.record["fingerprint"][:16] for run in runs}
+    facts |= {f"Run “{run.name}”": run.record["fingerprint"][:16] for run in runs}
+    if seconds:
+        phases = "; ".join(f"{phase} {duration:.0f} s" for phase, duration in seconds.items())
+        facts["Wall time"] = f"{phases}; in all {sum(seconds.values()):.0f} s"
+    return facts
+
+
+def _user(user: ShownUser, items: Mapping[int, Item]) -> UserRows:
+    return UserRows(
+        user.user_id,
+        [
+            ItemRow(row.heading, [_ticked(items[item]) if item in row.hits else items[item] for item in row.items])
+            for row in user.rows
+        ],
+    )
+
+
+def _ticked(item: Item) -> Item:
+    return Item(item.title, item.picture, item.new, hit=True)
+
+
+def _items(dataset: Dataset, shown: Iterable[int]) -> dict[int, Item]:
+    shown = list(shown)
+    cold = {int(item) for part in ("cold_validation", "cold_test") for item in dataset.cold_items(part)}
+    pictures = _pictures(dataset, shown) if "image" in dataset.manifest.modalities else {}
+    return {item: Item(dataset.titles[item], pictures.get(item, ""), item in cold) for item in shown}
 
 
 def _pictures(dataset: Dataset, items: Iterable[int]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Tables for papers and for eyes: one table, three ways of writing it."""
+"""Tables for papers and pages: one table, written as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -8,7 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-_LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"})
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "_": r"\_",
+        "%": r"\%",
+        "&": r"\&",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        "±": r"$\pm$",
+        "†": r"\dag{}",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +35,8 @@ class Entry:
     """What stands there."""
     best: bool = False
     """Whether it is the best of its column."""
-    starred: bool = False
-    """Whether it differs from the baseline significantly."""
+    marks: str = ""
+    """Signs behind it, which the caption explains, such as `*` for a significant difference."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +44,26 @@ class Table:
     """Rows of entries under a heading."""
 
     caption: str
-    """What the table shows, and what bold and stars mean."""
+    """What the table shows, and what bold and marks mean."""
     heading: Sequence[str]
     """Name of each column."""
     rows: list[list[Entry]] = field(default_factory=list)
     """Entries, a row each."""
+    keys: int = 1
+    """How many columns, from the left, name the row."""
 
     def markdown(self) -> str:
-        """Write it as Markdown: best in bold, a star behind what is significant."""
+        """Write it as Markdown: best in bold, marks behind."""
         lines = [self.heading, ["---"] * len(self.heading)]
-        lines += [[_marked(entry, entry.text, "**{}**", "{}*") for entry in row] for row in self.rows]
+        lines += [[_marked(entry, entry.text, "**{}**", "{}{}", entry.marks) for entry in row] for row in self.rows]
         return f"{self.caption}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def latex(self) -> str:
         """Write it as a LaTeX table, for the package booktabs."""
-        body = [[_marked(entry, _tex(entry.text), r"\textbf{{{}}}", "{}$^*$") for entry in row] for row in self.rows]
+        body = [
+            [_marked(entry, _tex(entry.text), r"\textbf{{{}}}", "{}$^{{{}}}$", _tex(entry.marks)) for entry in row]
+            for row in self.rows
+        ]
         lines = [
             r"\begin{table}",
             rf"\caption{{{_tex(self.caption)}}}",
@@ -90,10 +111,10 @@ def mean_of_seeds(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
     return f"{np.mean(values):.{digits}f}{spread}"
 
 
-def _marked(entry: Entry, text: str, bold: str, star: str) -> str:
+def _marked(entry: Entry, text: str, bold: str, marked: str, marks: str) -> str:
     text = bold.format(text) if entry.best else text
-    return star.format(text) if entry.starred else text
+    return marked.format(text, marks) if marks else text
 
 
 def _tex(text: str) -> str:
-    return text.translate(_LATEX).replace("±", r"$\pm$")
+    return text.translate(_LATEX)

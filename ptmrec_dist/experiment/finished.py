@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import ReadsRun
-from ptmrec_dist.evaluation.comparison import SeedRun, Setting
 from ptmrec_dist.evaluation.metrics import read_metrics
+from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.files import read_json_lines, staged
 from ptmrec_dist.lineage import read_inputs, write_inputs

@@ -12,8 +12,9 @@ import numpy as np
 
 from ptmrec_dist.config import ReportConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.comparison import PARTS, Comparison, Setting, group_name, write_comparison
+from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
 from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.outcomes import PARTS, Setting
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.lock import exclusive_out
@@ -94,13 +95,14 @@ def _table(part: str, settings: list[Setting]) -> Table:
     }
     best = {metric: max(values[one.name, metric].mean() for one in having) for metric in SHOWN if having}
     table = Table(
-        f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best.",
-        ["run", "recommender", "seeds", *SHOWN],
+        f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best. "
+        "Nothing here is tested for significance, neither over users nor over seeds, and all runs are of one split.",
+        ["run", *SHOWN, "recommender", "seeds"],
     )
     for one in having:
-        row = [Entry(one.name), Entry(one.group), Entry(str(len(one.runs)))]
+        row = [Entry(one.name)]
         for metric in SHOWN:
             seeds = values[one.name, metric]
             row.append(Entry(mean_of_seeds(seeds), best=seeds.mean() == best[metric]))
-        table.rows.append(row)
+        table.rows.append([*row, Entry(one.group), Entry(str(len(one.runs)))])
     return table

@@ -13,8 +13,9 @@ import yaml
 
 from ptmrec_dist.config import ExperimentConfig, ReadsRun
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.evaluation.comparison import PARTS, Comparison, SeedRun, Setting, group_name, write_comparison
-from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
+from ptmrec_dist.evaluation.metrics import SELECT, SHOWN, title_of
+from ptmrec_dist.evaluation.outcomes import PARTS, SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
@@ -89,7 +90,7 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
 
 def _page(config: ExperimentConfig, settings: list[Setting], tables: dict[str, Table]) -> Comparison:
     return Comparison(
-        title=f"What {config.out.name} found",
+        title=f"Experiment {config.out.name}",
         settings=settings,
         tables=[table for name, table in tables.items() if not name.startswith("significance")],
         details=[table for name, table in tables.items() if name.startswith("significance") and table.rows],
@@ -143,44 +144,69 @@ def _corrected(comparisons: list[Tested], test: str) -> dict[tuple[Cell, str], f
 def _accuracy(
     config: ExperimentConfig, rows: Mapping[Cell, dict[int, PerUser]], part: str, comparisons: list[Tested]
 ) -> Table:
-    corrected = _corrected(comparisons, "t_test_users")
+    """Means over seeds with both kinds of tests: marks at every value, and p of the selecting metric in full."""
+    users, seeds = (_corrected(comparisons, test) for test in ("t_test_users", "t_test_seeds"))
     means = {
         row: {metric: np.array([found[part][metric].mean() for found in seeds.values()]) for metric in SHOWN}
         for row, seeds in rows.items()
     }
     best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in SHOWN}
-    several = len(config.seeds) > 1
-    over = f"mean ± standard deviation over {len(config.seeds)} seeds" if several else "one seed"
+    selecting = title_of(SELECT)
     table = Table(
-        f"Test, {PARTS[part]}: {over}. Bold: the best. *: differs from "
-        f"{config.baseline} (paired t-test over users, means over seeds, Holm-Bonferroni, p < {LEVEL}).",
-        [*_NAMES, *SHOWN],
+        _caption(config, part),
+        [*_NAMES, *SHOWN, f"p over users, {selecting}", f"p over seeds, {selecting}"],
+        keys=len(_NAMES),
     )
     for row, values in means.items():
         entries = [
             Entry(
                 mean_of_seeds(values[metric]),
                 best=float(values[metric].mean()) == best[metric],
-                starred=corrected.get((row, metric), 1.0) < LEVEL,
+                marks=_mark(users, row, metric, "*") + _mark(seeds, row, metric, "†"),
             )
             for metric in SHOWN
         ]
-        table.rows.append([*_labels(row), *entries])
+        tests = [Entry(_p(found.get((row, SELECT), float("nan")))) for found in (users, seeds)]
+        table.rows.append([*_labels(row), *entries, *tests])
     return table
+
+
+def _caption(config: ExperimentConfig, part: str) -> str:
+    count = len(config.seeds)
+    over = f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
+    seeds = (
+        f"the same over the {count} seeds (means over users)"
+        if count > 1
+        else "the same over seeds: not testable with one"
+    )
+    return (
+        f"Test, {PARTS[part]}: {over}. Bold: the best. *: differs from {config.baseline} over users (paired t-test of each "
+        f"user's mean over seeds, p < {LEVEL}), which says nothing about other seeds. †: {seeds}. Both corrected by "
+        "Holm-Bonferroni over the table. One split of the data: no test over splits."
+    )
+
+
+def _mark(corrected: Mapping[tuple[Cell, str], float], row: Cell, metric: str, sign: str) -> str:
+    return sign if corrected.get((row, metric), 1.0) < LEVEL else ""
+
+
+def _p(value: float) -> str:
+    """Write p; nothing where there is none to test, as over one seed or for the baseline."""
+    return "" if np.isnan(value) else f"{value:.3g}"
 
 
 def _significance(config: ExperimentConfig, comparisons: list[Tested], part: str) -> Table:
     tests = ("t_test_users", "wilcoxon_users", "t_test_seeds", "wilcoxon_seeds")
     corrected = {test: _corrected(comparisons, test) for test in tests}
     table = Table(
-        f"Test, {PARTS[part]}: difference from {config.baseline}, and p of paired tests over users (means over seeds) and "
-        "over seeds (means over users), each corrected by Holm-Bonferroni over the table.",
+        f"Test, {PARTS[part]}, all metrics: difference from {config.baseline}, and p of paired tests over users (means over "
+        f"seeds) and over seeds (means over users), each corrected by Holm-Bonferroni over the table. *: p < {LEVEL}.",
         [*_NAMES, "metric", "difference", *tests],
+        keys=len(_NAMES) + 1,
     )
     for one in comparisons:
         values = [corrected[test][one.row, one.metric] for test in tests]
-        # One seed has nothing to test over seeds.
-        entries = [Entry("" if np.isnan(value) else f"{value:.2g}", starred=value < LEVEL) for value in values]
+        entries = [Entry(_p(value), marks="*" if value < LEVEL else "") for value in values]
         table.rows.append([*_labels(one.row), Entry(one.metric), Entry(f"{one.difference:+.4f}"), *entries])
     return table
 
@@ -199,6 +225,7 @@ def _costs(config: ExperimentConfig, plan: Plan) -> Table:
             "items a second",
             "peak memory in MB",
         ],
+        keys=len(_NAMES),
     )
     rows: dict[Cell, list[Cell]] = defaultdict(list)
     for cell in plan.cells:

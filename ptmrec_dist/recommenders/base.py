@@ -22,6 +22,51 @@ Features = Mapping[str, Tensor]
 """Modality name (`image`, `text`) to its table, float32 [I, d_m], row = item index."""
 
 
+class BatchRows:
+    """The rows of a feature table that a batch reads, looked up as in the table; the table itself is nowhere.
+
+    Args:
+        items_G: Items of the batch, int64 [G]; an item may come several times.
+        counted_G: Whether each is looked up, bool [G]. Of an item that comes several times the first counted row is.
+        rows_GD: Their features, float32 [G, d_m].
+    """
+
+    def __init__(self, items_G: Tensor, counted_G: Tensor, rows_GD: Tensor) -> None:
+        self.rows_GD = rows_GD
+        # Of an item's rows, those that count come first.
+        self._keys_G, self._order_G = (2 * items_G + ~counted_G).sort(stable=True)
+
+    def positions(self, items: Tensor) -> Tensor:
+        """Find the rows of items, without waiting for the device.
+
+        Args:
+            items: Item indices, int64, any shape.
+
+        Returns:
+            Row of each in `rows_GD`, the same shape; G, which no look-up accepts, for an item that is not in the batch.
+        """
+        found = torch.searchsorted(self._keys_G, 2 * items).clamp(max=len(self._keys_G) - 1)
+        return self._order_G[found].where(self._keys_G[found] // 2 == items, len(self._keys_G))
+
+    def __getitem__(self, items: Tensor) -> Tensor:
+        """Look items up.
+
+        Args:
+            items: Items of the batch, int64 [*].
+
+        Returns:
+            float32 [*, d_m].
+
+        Raises:
+            IndexError: An item is not in the batch.
+        """
+        return self.rows_GD[self.positions(items)]
+
+
+FeatureRows = Mapping[str, Tensor | BatchRows]
+"""Modality name to what `[items]` gives its features of, float32 [*, d_m]: its table, or the rows of a batch's items."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a recommender is built for; it fixes the shapes of the tables and the graphs."""
@@ -52,6 +97,9 @@ class Recommender(nn.Module, ABC):
     """Whether the loss reads propagated tables; where not, only its batch's rows, and `representations` may be None."""
     multimodal: ClassVar[bool]
     """Whether the recommender reads features."""
+    propagates_features: ClassVar[bool] = True
+    """Whether `propagate` or `modal_users` reads features: stage 2 then has to copy whole tables, the batch's new rows in
+    place, and propagate them in every step. Where not, nothing in a step reads features of items outside the batch."""
 
     def __init__(self, inputs: Inputs) -> None:
         """Note the modalities in use."""
@@ -68,6 +116,21 @@ class Recommender(nn.Module, ABC):
         Returns:
             Users [U, D] and items [I, D]; the score of a pair is their dot product.
         """
+
+    def batch_representations(self, items: Tensor, rows: Features) -> tuple[Tensor, Tensor]:
+        """Compute the representations of some items from their own features; only where `propagates_features` is False.
+
+        A recommender whose `representations` reads features must override it.
+
+        Args:
+            items: Item indices, int64 [C].
+            rows: Features of these items, in their order, float32 [C, d_m] by modality.
+
+        Returns:
+            Users [U, D] and items [C, D].
+        """
+        users_UD, items_ID = self.representations({})
+        return users_UD, items_ID[items]
 
     def propagate(self, features: Features) -> tuple[Tensor, Tensor]:
         """Compute what `loss` reads: the representations, unless it needs other tables than scores do.
@@ -87,7 +150,7 @@ class Recommender(nn.Module, ABC):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the objective, row by row.
 
@@ -96,7 +159,7 @@ class Recommender(nn.Module, ABC):
             positives_B: An item that the user took, int64 [B].
             negatives_B: An item that the user did not take, int64 [B].
             representations: What `propagate` returned for the current weights; None only where `propagates` is False.
-            features: Tables of the modalities in use; only the batch's rows are read.
+            features: Features of the batch's items by modality in use, as `row_gaps` and `[items]` read them.
 
         Returns:
             Named terms, weights included, float32 [B] each. The objective is the mean over the rows of their sum.
@@ -250,11 +313,11 @@ def look_up(table_ND: Tensor, *rows_B: Tensor) -> tuple[Tensor, ...]:
     return F.embedding(torch.stack(rows_B), table_ND).unbind()
 
 
-def row_gaps(table_ID: Tensor, positives_B: Tensor, negatives_B: Tensor) -> Tensor:
+def row_gaps(table_ID: Tensor | BatchRows, positives_B: Tensor, negatives_B: Tensor) -> Tensor:
     """Subtract rows of a wide table without holding either of them.
 
     Args:
-        table_ID: float32 [I, D].
+        table_ID: float32 [I, D], or the rows of a batch.
         positives_B: Rows to subtract from, int64 [B].
         negatives_B: Rows to subtract, int64 [B].
 
@@ -262,6 +325,8 @@ def row_gaps(table_ID: Tensor, positives_B: Tensor, negatives_B: Tensor) -> Tens
         Differences, float32 [B, D].
     """
     pairs_B2 = torch.stack([positives_B, negatives_B], dim=1)
+    if isinstance(table_ID, BatchRows):
+        pairs_B2, table_ID = table_ID.positions(pairs_B2), table_ID.rows_GD
     signs_B2 = torch.linspace(1, -1, 2, device=table_ID.device).expand(len(positives_B), 2)
     return F.embedding_bag(pairs_B2, table_ID, mode="sum", per_sample_weights=signs_B2)
 

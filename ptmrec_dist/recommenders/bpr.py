@@ -8,7 +8,16 @@ from typing import ClassVar
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import BPRConfig
-from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, look_up
+from ptmrec_dist.recommenders.base import (
+    FeatureRows,
+    Features,
+    Inputs,
+    Recommender,
+    bpr_term,
+    embedding_table,
+    l2_term,
+    look_up,
+)
 
 
 class BPR(Recommender):
@@ -50,7 +59,7 @@ class BPR(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each; reads neither representations nor features."""
         users_BD = self.users(users_B)

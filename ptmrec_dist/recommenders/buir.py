@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.config.recommenders import BUIRConfig
-from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, embedding_table, l2_term
+from ptmrec_dist.recommenders.base import FeatureRows, Features, Inputs, Recommender, embedding_table, l2_term
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 
 
@@ -91,7 +91,7 @@ class BUIR(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the terms `user_to_item`, `item_to_user` and `l2`, [B] each; negatives are not read."""
         assert representations is not None

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, modal_maps, row_gaps
+from ptmrec_dist.recommenders.base import (
+    FeatureRows,
+    Features,
+    Inputs,
+    Recommender,
+    bpr_term,
+    embedding_table,
+    modal_maps,
+    row_gaps,
+)
 from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
 from ptmrec_dist.recommenders.ridge import fit_maps
 
@@ -49,6 +58,7 @@ class FREEDOM(Recommender):
 
     propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = True
+    propagates_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: FREEDOMConfig) -> None:
         super().__init__(inputs)
@@ -88,7 +98,7 @@ class FREEDOM(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the term `bpr` and for each modality `bpr_MODALITY`, [B] each."""
         assert representations is not None

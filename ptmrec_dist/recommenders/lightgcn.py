@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptmrec_dist.config.recommenders import LightGCNConfig
 from ptmrec_dist.recommenders.base import (
+    FeatureRows,
     Features,
     Inputs,
     Recommender,
@@ -70,7 +71,7 @@ class LightGCN(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the terms `bpr` (on representations) and `l2` (on embeddings of layer 0), [B] each."""
         assert representations is not None

@@ -17,7 +17,16 @@ from torch.utils.checkpoint import checkpoint
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table, l2_term, modal_maps
+from ptmrec_dist.recommenders.base import (
+    FeatureRows,
+    Features,
+    Inputs,
+    Recommender,
+    bpr_term,
+    embedding_table,
+    l2_term,
+    modal_maps,
+)
 from ptmrec_dist.recommenders.graphs import InteractionGraph, cosine_graph
 from ptmrec_dist.recommenders.ridge import fit_maps
 
@@ -59,6 +68,7 @@ class MultiViewRecommender(Recommender):
 
     propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = True
+    propagates_features: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]]
     """Names of the views of contents, in the order of their columns."""
 
@@ -157,7 +167,7 @@ class MultiViewRecommender(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each, from what `propagate` gave.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.recommenders.base import (
+    FeatureRows,
     Features,
     Inputs,
     Recommender,
@@ -58,6 +59,7 @@ class VBPR(Recommender):
 
     propagates: ClassVar[bool] = False
     multimodal: ClassVar[bool] = True
+    propagates_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
         super().__init__(inputs)
@@ -74,8 +76,11 @@ class VBPR(Recommender):
 
     def representations(self, features: Features) -> tuple[Tensor, Tensor]:
         """Return users [U, 2 dim] and items [I, 2 dim], the ID half first."""
-        projected_ID = self._project({modality: features[modality] for modality in self.modalities})
-        return self.users.weight, torch.cat([self.items.weight, projected_ID], dim=1)
+        return self.users.weight, self._item_vectors(self.items.weight, features)
+
+    def batch_representations(self, items: Tensor, rows: Features) -> tuple[Tensor, Tensor]:
+        """Return users [U, 2 dim] and the vectors of these items [C, 2 dim]."""
+        return self.users.weight, self._item_vectors(self.items(items), rows)
 
     def loss(
         self,
@@ -83,7 +88,7 @@ class VBPR(Recommender):
         positives_B: Tensor,
         negatives_B: Tensor,
         representations: tuple[Tensor, Tensor] | None,
-        features: Features,
+        features: FeatureRows,
     ) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows; representations are not read."""
         users_BD = self.users(users_B)
@@ -117,6 +122,9 @@ class VBPR(Recommender):
     def fit_projections(self, features: Features) -> None:
         """Fit each P_m, by itself, to the ID halves of items with training interactions."""
         fit_maps(self.id_maps, features, self.warm_items, self.items.weight[self.warm_items])
+
+    def _item_vectors(self, ids_CD: Tensor, rows: Features) -> Tensor:
+        return torch.cat([ids_CD, self._project({modality: rows[modality] for modality in self.modalities})], dim=1)
 
     def _project(self, rows: Features) -> Tensor:
         return torch.stack([self.maps[modality](table) for modality, table in rows.items()]).sum(dim=0)

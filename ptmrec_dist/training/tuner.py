@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import gather_rows, mean_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.recommenders.base import BatchRows, Features, Recommender
 from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
 from ptmrec_dist.training.negatives import KnownPositives
 
@@ -73,7 +73,8 @@ class Tuner(nn.Module):
         self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
         with torch.no_grad():
             recommender.eval()
-            self.teacher = tuple(table.clone() for table in self._teacher_tables(self.features))
+            users_UD, items_ID = self._teacher_tables(self.features)
+            self.teacher = users_UD.clone(), items_ID.clone()
 
     def forward(self, batch: TrainBatch, step: int) -> dict[str, Tensor]:
         """Compute the named terms of the objective, each ready to be summed.
@@ -88,18 +89,21 @@ class Tuner(nn.Module):
             Scalars whose mean over ranks is the mean over the rows of the global batch.
         """
         items_G, counted_G, features_G = self._gather(batch)
-        live = {
-            modality: _with_live_rows(self.features[modality], items_G, rows_GD, counted_G)
-            for modality, rows_GD in features_G.items()
-        }
+        rows = {modality: BatchRows(items_G, counted_G, rows_GD) for modality, rows_GD in features_G.items()}
+        tables = self.features
+        if self.recommender.propagates_features:
+            tables = {
+                modality: _with_live_rows(tables[modality], items_G, rows_GD, counted_G)
+                for modality, rows_GD in features_G.items()
+            }
         positives_R = batch.content.items[batch.columns]
         negatives_R, found_R = self._negatives(batch.users, positives_R, items_G, counted_G, step)
-        representations = self.recommender.propagate(live) if self.recommender.propagates else None
-        terms = self.recommender.loss(batch.users, positives_R, negatives_R, representations, live)
+        representations = self.recommender.propagate(tables) if self.recommender.propagates else None
+        terms = self.recommender.loss(batch.users, positives_R, negatives_R, representations, rows)
         losses = {name: mean_over_ranks(rows_R, found_R) for name, rows_R in terms.items()}
         if self.transfer.weight:
-            teacher = self._teacher_tables(live) if self.transfer.live_teacher else self.teacher
-            students_UD = self.recommender.modal_users(live)
+            teacher = self._teacher(items_G, features_G, tables)
+            students_UD = self.recommender.modal_users(tables)
             transfer = self._transfer(batch, items_G, counted_G, features_G, students_UD, teacher)
             losses["kt"] = self.transfer.weight * transfer
         return losses
@@ -135,6 +139,13 @@ class Tuner(nn.Module):
             return self.recommender.collaborative()
         return self.recommender.representations(features)
 
+    def _teacher(self, items_G: Tensor, features_G: Features, tables: Features) -> tuple[Tensor, Tensor]:
+        """What the teacher knows of all users, [U, D], and of the batch's items, [G, D]."""
+        if self.transfer.live_teacher and not self.transfer.id_only and not self.recommender.propagates_features:
+            return self.recommender.batch_representations(items_G, features_G)
+        users_UD, items_ID = self._teacher_tables(tables) if self.transfer.live_teacher else self.teacher
+        return users_UD, items_ID[items_G]
+
     def _transfer(
         self,
         batch: TrainBatch,
@@ -142,7 +153,7 @@ class Tuner(nn.Module):
         counted_G: Tensor,
         features_G: Features,
         students_UD: Tensor,
-        teacher: tuple[Tensor, ...],
+        teacher: tuple[Tensor, Tensor],
     ) -> Tensor:
         """L_KT; a user's distribution is the same in all of the user's rows unless known positives are masked."""
         users_V, weights_V = batch.distinct_users, batch.user_counts.float()
@@ -151,8 +162,8 @@ class Tuner(nn.Module):
             users_V, weights_V = batch.users, torch.ones_like(batch.users, dtype=torch.float32)
             own_VG = batch.content.items[batch.columns][:, None] == items_G
             counted_VG = counted_VG & (own_VG | ~self.known.contains(users_V[:, None], items_G[None, :]))
-        users_UD, items_ID = teacher
-        teacher_VG = users_UD[users_V] @ items_ID[items_G].T
+        users_UD, items_GD = teacher
+        teacher_VG = users_UD[users_V] @ items_GD.T
         modal_VD = students_UD[users_V]
         total = teacher_VG.new_zeros(len(users_V))
         for modality, rows_GD in features_G.items():
@@ -170,5 +181,5 @@ def _first_copies(items_G: Tensor) -> Tensor:
 
 
 def _with_live_rows(table_ID: Tensor, items_G: Tensor, rows_GD: Tensor, counted_G: Tensor) -> Tensor:
-    """The table with the batch's rows in place of the stored ones; an item's gradient goes to its first copy."""
+    """A copy of the table with the batch's rows in place of the stored ones; an item's gradient goes to its first copy."""
     return table_ID.index_fill(0, items_G, 0).index_add(0, items_G, rows_GD * counted_G[:, None])

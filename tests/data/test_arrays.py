@@ -110,7 +110,7 @@ def test_an_array_that_does_not_fit_is_refused_and_nothing_written(
         ({"item_id": ["i00"], "v": [[1.0]]}, "none for 11 of 12 items"),
         ({"item_id": ["i00", "i00"], "v": [[1.0], [2.0]]}, "item 'i00' has several rows"),
         ({"item_id": ["i00", "i01"], "v": [[1.0], [2.0, 3.0]]}, "expected one length"),
-        ({"item_id": ["i00"], "v": ["one"]}, "columns v of .* are no numbers"),
+        ({"item_id": ["i00"], "v": ["one"]}, "columns v of .* are not numbers"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(named: Path, tmp_path: Path, table: Any, message: str) -> None:

@@ -66,7 +66,7 @@ def test_missing_folder_is_a_users_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["items.parquet", "users.parquet", "interactions/test.parquet"])
 def test_missing_file_is_named(name: str, copied: Path) -> None:
     (copied / name).unlink()
-    with pytest.raises(UserError, match=f"lacks 1 of 5 files, the first is {Path(name).name}"):
+    with pytest.raises(UserError, match=f"lacks 1 of 5 files, first {Path(name).name}"):
         Dataset(copied)
 
 
@@ -76,8 +76,8 @@ def test_missing_file_is_named(name: str, copied: Path) -> None:
         ({"schema_version": 99}, "schema version 99, this program reads 2; update ptmrec-dist or pack again"),
         ({"schema_version": 1}, "schema version 1, this program reads 2; remove the folder and pack again"),
         ({"interactions": {"../../train": 1}}, "is not the name of a file in it"),
-        ({"colour": "red"}, "is not one that `ptmrec pack` wrote"),
-        ({"shards": [{"name": "a.tar"}]}, "is not one that `ptmrec pack` wrote"),
+        ({"colour": "red"}, "was not written by `ptmrec pack`"),
+        ({"shards": [{"name": "a.tar"}]}, "was not written by `ptmrec pack`"),
     ],
 )
 def test_manifest_of_another_kind_is_refused(change: dict, message: str, copied: Path) -> None:
@@ -89,5 +89,5 @@ def test_manifest_of_another_kind_is_refused(change: dict, message: str, copied:
 
 def test_manifest_that_is_not_json_is_refused(copied: Path) -> None:
     (copied / "manifest.json").write_text('{"schema_version": 1,')
-    with pytest.raises(UserError, match="is not one that `ptmrec pack` wrote"):
+    with pytest.raises(UserError, match="was not written by `ptmrec pack`"):
         Dataset(copied)

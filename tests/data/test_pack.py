@@ -18,6 +18,7 @@ from PIL import Image
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.workers import open_workers
 from ptmrec_dist.errors import UserError
 from tests.data.shop import append, folder_bytes, read_report, write_shop
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
@@ -198,8 +199,8 @@ def test_a_mistake_in_the_input_ends_all_ranks_in_one_line_and_writes_nothing(tm
 @pytest.mark.parametrize(
     ("sabotage", "codes", "told"),
     [
-        (_killed, [3, -9], "rank 0: error: lost touch with the other ranks while packing"),
-        (_disk_full, [3, 3], "rank 0: error: rank 1: OSError: [Errno 28] No space left on device; --out must lie"),
+        (_killed, [3, -9], "rank 0: error: lost the connection to the other ranks while packing"),
+        (_disk_full, [3, 3], "rank 0: error: rank 1: OSError: [Errno 28] No space left on device; --out must be"),
     ],
 )
 def test_a_rank_that_fails_ends_the_others_and_keeps_what_was_packed_before(
@@ -319,3 +320,9 @@ def test_settings_that_cannot_be_met_are_refused_and_nothing_is_written(
         pack(dataclasses.replace(config, **change))
     assert folder_bytes(tmp_path) == before
     assert not config.out.exists()
+
+
+def test_a_worker_that_is_killed_ends_packing_with_one_line() -> None:
+    with pytest.raises(Fault, match=r"a worker process was killed.*fewer --workers"):
+        with open_workers(1, 60, os.getpid) as pool:
+            list(pool.map(os._exit, [9]))

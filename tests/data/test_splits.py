@@ -68,7 +68,7 @@ def test_leave_one_out_holds_out_the_last_two_and_ties_follow_file_order() -> No
 def test_cold_items_are_held_out_whole_and_the_others_split_as_random() -> None:
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, 50, 3000), rng.integers(0, 200, 3000)
-    item_labels = splits.draw_cold_items(200, seed=5)
+    item_labels = splits.sample_cold_items(200, seed=5)
     labels = splits.split_cold_items(users, items, item_labels, seed=5)
     assert (item_labels == COLD_VALIDATION).sum() == 10
     assert (item_labels == COLD_TEST).sum() == 30
@@ -79,7 +79,7 @@ def test_cold_items_are_held_out_whole_and_the_others_split_as_random() -> None:
 
 
 def test_smallest_catalogue_still_has_a_cold_item_for_each_part() -> None:
-    assert sorted(splits.draw_cold_items(3, seed=0).tolist()) == [TRAIN, COLD_VALIDATION, COLD_TEST]
+    assert sorted(splits.sample_cold_items(3, seed=0).tolist()) == [TRAIN, COLD_VALIDATION, COLD_TEST]
 
 
 def test_users_without_training_rows_are_found() -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ptmrec_dist.data.synthetic import draw_pairs, draw_shop
+from ptmrec_dist.data.synthetic import generate_pairs, generate_shop
 
 
 def _shop(folder: Path, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
-    draw_shop(folder, num_items=30, num_users=20, seed=seed)
+    generate_shop(folder, num_items=30, num_users=20, seed=seed)
     return pl.read_csv(folder / "items.csv"), pl.read_csv(folder / "interactions.csv")
 
 
@@ -42,7 +42,7 @@ def test_captions_name_kinds_and_colours_and_never_patterns_or_scenes(tmp_path: 
 
 
 def test_pairs_have_the_size_asked_for_and_captions_that_differ() -> None:
-    pictures, captions = draw_pairs(12, size=32, seed=0)
+    pictures, captions = generate_pairs(12, size=32, seed=0)
     assert pictures.shape == (12, 3, 32, 32)
     assert pictures.dtype == np.uint8
     assert len(captions) == 12

@@ -23,7 +23,10 @@ _BAD_FILES = {
         "one column found, 'a;b'; is it separated by ';'\\? then add --items_separator ';'",
     ),
     "comma.inter": (b"a:token,b:token\n1,2\n", "one column found, 'a:token,b:token'; is it separated by ','"),
-    "data.csv": (b"u1,i1,2.0\n", "has no column 'a', 'b'; .*if the first row is no header, add --items_header false"),
+    "data.csv": (
+        b"u1,i1,2.0\n",
+        "has no column 'a', 'b'; .*if the first row is not a header, add --items_header false",
+    ),
     "utf16.csv": ("a,b\n1,2\n".encode("utf-16"), "line 1 has byte 0xff .*iconv -f UTF-16"),
     "header.tsv": ("a\té\n1\t2\n".encode("latin-1"), "line 1 has byte 0xe9 at position 2"),
     "ratings.dat": (b"a::b\n1::2\n", "expected a file that ends in .*; for other text files give --items_separator"),

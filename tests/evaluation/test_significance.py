@@ -53,10 +53,13 @@ def test_holm_steps_down_and_leaves_out_tests_that_could_not_be_made() -> None:
 
 def test_a_table_says_the_same_in_markdown_latex_and_csv(tmp_path: Path) -> None:
     table = Table("Recall, 100 %", ["method", "recall@20"])
-    table.rows.append([Entry("last_n"), Entry("0.10 ± 0.01", best=True, starred=True)])
+    table.rows.append([Entry("last_n"), Entry("0.10 ± 0.01", best=True, marks="*")])
     table.rows.append([Entry("none"), Entry("0.09 ± 0.02")])
     table.write(tmp_path, "t")
     assert "| last_n | **0.10 ± 0.01*** |\n| none | 0.09 ± 0.02 |" in (tmp_path / "t.md").read_text()
-    assert r"last\_n & \textbf{0.10 $\pm$ 0.01}$^*$ \\" in (tmp_path / "t.tex").read_text()
+    assert r"last\_n & \textbf{0.10 $\pm$ 0.01}$^{*}$ \\" in (tmp_path / "t.tex").read_text()
     assert r"\caption{Recall, 100 \%}" in (tmp_path / "t.tex").read_text()
+    table.rows.append([Entry("$_{\\x}^~"), Entry("0.11", marks="*†")])
+    assert "| 0.11*† |" in table.markdown()
+    assert r"\$\_\{\textbackslash{}x\}\textasciicircum{}\textasciitilde{} & 0.11$^{*\dag{}}$ \\" in table.latex()
     assert (tmp_path / "t.csv").read_text() == "method,recall@20\nlast_n,0.10 ± 0.01\nnone,0.09 ± 0.02\n"

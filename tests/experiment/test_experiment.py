@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -130,15 +131,37 @@ def test_differences_are_tested_against_the_frozen_encoder(finished: ExperimentC
     (row,) = (row for row in rows if row["paradigm"] == "joint" and row["metric"] == "ndcg@20")
     gaps = users["joint-lora"] - users["frozen"]
     assert float(row["difference"]) == pytest.approx(gaps.mean(), abs=5e-5)
-    assert float(row["t_test_users"]) >= float(f"{stats.ttest_rel(users['joint-lora'], users['frozen']).pvalue:.2g}")
+    assert float(row["t_test_users"]) >= float(f"{stats.ttest_rel(users['joint-lora'], users['frozen']).pvalue:.3g}")
+
+
+def test_tests_over_seeds_stand_beside_those_over_users_and_every_mark_is_explained(finished: ExperimentConfig) -> None:
+    for part in ("test", "cold_test"):
+        found = {
+            (row["paradigm"], row["metric"]): row
+            for row in _table(finished.out / "tables" / f"significance_{part}.csv")
+        }
+        for row in _table(finished.out / "tables" / f"accuracy_{part}.csv"):
+            tested = found.get((row["paradigm"], "recall@20"), {"t_test_users": "", "t_test_seeds": ""})
+            assert row["p over users, Recall@20"] == tested["t_test_users"]
+            assert row["p over seeds, Recall@20"] == tested["t_test_seeds"]
+        shown = (finished.out / "tables" / f"accuracy_{part}.md").read_text()
+        for paradigm, mark in ((row["paradigm"], mark) for row in found.values() for mark in "*†"):
+            (line,) = (line for line in shown.splitlines() if f"| {paradigm} |" in line)
+            test = {"*": "t_test_users", "†": "t_test_seeds"}[mark]
+            assert line.replace("**", "").count(mark) == sum(
+                float(row[test] or 1) < 0.05 for row in found.values() if row["paradigm"] == paradigm
+            )
+        assert "*: differs from frozen over users" in shown
+        assert "†: the same over the 2 seeds" in shown
+        assert "One split" in shown
 
 
 def test_the_page_has_every_figure_and_every_table_and_needs_nothing_else(finished: ExperimentConfig) -> None:
     html = (finished.out / "report.html").read_text()
     for heading in ("Accuracy", "Learning curves", "Recall by item popularity", "Recall by user history"):
-        assert f'<h3 class="part">{heading}</h3>' in html
+        assert f"<h3>{heading}</h3>" in html
     for row in _table(finished.out / "tables" / "accuracy_test.csv"):
-        assert f"{row['recall@20']}</td>" in html
+        assert re.search(rf"{row['recall@20']}\s*(<sup>|</td>)", html)
     assert html.count('<svg role="img" aria-label="') == html.count("<svg") > 10
     for outside in ('src="http', 'href="http', "<script", "@import", "url(http"):
         assert outside not in html

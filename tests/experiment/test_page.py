@@ -57,6 +57,31 @@ def test_every_figure_tells_its_numbers_to_those_who_cannot_see_it(runs: Path, t
         assert any(text.startswith(start) for text in told), start
 
 
+def test_every_table_scrolls_by_itself_and_keeps_the_names_of_its_rows_in_view(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{runs}/a-seed0,{runs}/b", "--out", str(page)]) == 0
+    html = page.read_text()
+    assert html.count("<table>") > 2
+    for before, table in zip(html.split("<table>")[:-1], html.split("<table>")[1:], strict=True):
+        assert re.search(r'<div class="scroll" tabindex="0" role="region" aria-label="[^"]+">\s*$', before)
+        rows = table[: table.index("</table>")].split("<tr>")[1:]
+        assert rows[0].startswith('<th scope="col">')
+        assert all(row.startswith('<th scope="row">') for row in rows[1:])
+    assert re.search(r"\.scroll {[^}]*overflow-x: auto", html)
+    assert re.search(r"th:first-child {[^}]*position: sticky; left: 0", html)
+    assert 'content="width=device-width, initial-scale=1"' in html
+
+
+def test_pages_are_written_in_the_words_of_the_field(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.run("report", ["--runs", f"{runs}/a-seed0,{runs}/b", "--out", str(page)]) == 0
+    words = re.sub(r"<style>.*?</style>|<svg.*?</svg>|<pre>.*?</pre>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
+    assert "chance level" in words
+    assert not re.findall(
+        r"\b(people|persons?|shops?|draws?|drawn|luck|took|touched|shares?|told)\b", words, re.IGNORECASE
+    )
+
+
 def test_learning_curves_mark_what_was_kept_be_it_the_best_or_not(runs: Path, tmp_path: Path) -> None:
     for seed, (values, kept) in enumerate([([0.1, 0.4, 0.3], 2), ([0.1, 0.4, 0.5], 0)]):
         folder = tmp_path / f"a-seed{seed}"
@@ -66,8 +91,7 @@ def test_learning_curves_mark_what_was_kept_be_it_the_best_or_not(runs: Path, tm
         (folder / "history.jsonl").write_text("\n".join(lines))
     page = tmp_path / "report.html"
     assert cli.run("report", ["--runs", f"{tmp_path}/a-seed*", "--out", str(page)]) == 0
-    # .3 at epoch 2 and .1 at epoch 0.
-    assert "a from 0.100 at epoch 0 to 0.200, kept at epoch 1" in page.read_text()
+    assert "a from 0.100 at epoch 0, kept 0.300 at epoch 2 and 0.100 at epoch 0" in page.read_text()
 
 
 @pytest.mark.parametrize(

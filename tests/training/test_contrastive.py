@@ -27,7 +27,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.data.synthetic import draw_pairs
+from ptmrec_dist.data.synthetic import generate_pairs
 from ptmrec_dist.distributed import World, gather_rows, join_world, mean_over_ranks, sum_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.features import extract_features, reader_of
@@ -89,7 +89,7 @@ def test_gradient_on_ranks_equals_one_process() -> None:
 
 
 def test_a_trained_clip_loads_as_an_encoder_and_one_seed_gives_one(tmp_path: Path) -> None:
-    pictures, captions = draw_pairs(16, size=IMAGE_SIZE, seed=0)
+    pictures, captions = generate_pairs(16, size=IMAGE_SIZE, seed=0)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_clip(tmp_path / name, pictures, captions, seed=seed, steps=2)
     a, b, c = (load_backbone(EncoderConfig(model=str(tmp_path / name))) for name in "abc")

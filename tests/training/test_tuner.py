@@ -1,11 +1,13 @@
 """The objective of stage 2 against loops over rows, and its negatives."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import Shop
 from tests.training.tuner_world import MODALITIES, Case, make_batch, make_tuner
@@ -71,3 +73,35 @@ def test_negatives_do_not_depend_on_the_ranks(tiny_shop: Shop) -> None:
     half = slice(0, len(positives) // 2)
     again = tuner._negatives(batch.users[half], positives[half], items[shuffled], torch.ones(8, dtype=torch.bool), 4)[0]
     assert torch.equal(again, everything[half])
+
+
+class _Shapes(TorchDispatchMode):
+    """Shapes of all tensors that are computed, also in a backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {
+            tuple(part.shape) for part in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(part)
+        }
+        return result
+
+
+@pytest.mark.parametrize("name", ["vbpr", "freedom", "mgcn"])
+@pytest.mark.parametrize("live_teacher", [False, True])
+def test_a_step_makes_nothing_as_large_as_a_feature_table_unless_features_are_propagated(
+    tiny_shop: Shop, name: str, live_teacher: bool
+) -> None:
+    tuner, dataset = make_tuner(
+        tiny_shop.shards, tiny_shop.features, tiny_shop.clip, Case(name, live_teacher=live_teacher)
+    )
+    batch = make_batch(tuner, dataset, _trained_items(tiny_shop))
+    with _Shapes() as shapes:
+        torch.stack(list(tuner(batch, step=2).values())).sum().backward()
+    made = {tuple(table.shape) for table in tuner.features.values()} & shapes.seen
+    assert bool(made) == tuner.recommender.propagates_features
+    whole = (dataset.num_items, 16)  # item vectors of VBPR, which a live teacher needs of the batch alone
+    assert name != "vbpr" or whole not in shapes.seen

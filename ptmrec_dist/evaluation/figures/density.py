@@ -1,4 +1,4 @@
-"""Features as points in the plane and how dense they lie (PTMRec Fig. 4)."""
+"""Features as points in the plane and their density (PTMRec Fig. 4)."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,13 @@ from ptmrec_dist.evaluation.geometry import Cloud
 _COLOURS = ListedColormap(colormaps["cividis_r"](np.linspace(0.14, 1, 256)))
 
 
-def densities(clouds: Mapping[str, Cloud], most: float) -> str:
+def densities(clouds: Mapping[str, Cloud], most: float, *, colour: str) -> str:
     """Draw the map of each modality, and below it the density of its directions.
 
     Args:
         clouds: Modality to its map.
         most: Upper end of the density of directions, the same for all figures that are compared.
+        colour: Colour of the setting.
 
     Returns:
         An `<svg>` element; the points lie in it as a picture, for there are thousands.
@@ -28,11 +29,15 @@ def densities(clouds: Mapping[str, Cloud], most: float) -> str:
             above, below = plots[column], plots[len(clouds) + column]
             _map(above, cloud)
             above.set_title(modality, fontsize=11)
-            below.fill_between(cloud.angles, cloud.angle_densities, color="#0072b2", alpha=0.25, linewidth=0)
-            below.plot(cloud.angles, cloud.angle_densities, color="#2a86bd", linewidth=1.6)
+            below.fill_between(cloud.angles, cloud.angle_densities, color=colour, alpha=0.25, linewidth=0)
+            below.plot(cloud.angles, cloud.angle_densities, color=colour, linewidth=1.6)
             below.axhline(1 / (2 * np.pi), color=INK, linestyle=":", linewidth=1)
             below.set_ylim(0, most)
-            below.set_xticks([-np.pi, 0, np.pi], ["-180°", "0°", "180°"])
+            below.set_xticks([-np.pi, 0, np.pi], ["\N{MINUS SIGN}180°", "0°", "180°"])
+            # Inside their plot: otherwise those of two plots beside each other touch.
+            first, _, last = below.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
             below.set_xlabel("direction")
             if not column:
                 below.set_ylabel("density")
@@ -56,12 +61,12 @@ def _map(plot, cloud: Cloud) -> None:  # type: ignore[no-untyped-def]
 
 
 def _alternative(clouds: Mapping[str, Cloud]) -> str:
-    said = []
+    texts = []
     for modality, cloud in clouds.items():
         peak = int(cloud.angle_densities.argmax())
-        said.append(
+        texts.append(
             f"{modality}, {len(cloud.points)} items: the density of directions lies between "
             f"{cloud.angle_densities.min():.2f} and {cloud.angle_densities[peak]:.2f}, highest at "
             f"{np.degrees(cloud.angles[peak]):.0f} degrees"
         )
-    return f"t-SNE map and density by direction. {'; '.join(said)}"
+    return f"t-SNE map and density by direction. {'; '.join(texts)}"

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from ptmrec_dist.evaluation.buckets import Bucket
-from ptmrec_dist.evaluation.figures.style import INK, axes, legend, legend_height, line_style, mean_and_sd, svg_of, told
+from ptmrec_dist.evaluation.figures.style import INK, Styles, axes, in_words, legend, legend_height, mean_and_sd, svg_of
+
+_LEVEL = 7  # characters of a bucket's name that fit beside the next one
 
 
-def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str, of: str) -> str:
+def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, styles: Styles, label: str, of: str) -> str:
     """Draw Recall of every setting in every bucket.
 
     Args:
         series: Setting to its buckets, a sequence a seed; all have the same buckets.
+        styles: Setting to how it is drawn.
         label: The metric.
         of: What the buckets are made of.
 
@@ -23,24 +26,27 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, label: str
         for order, (setting, buckets) in enumerate(values.items()):
             means, spreads = zip(*map(mean_and_sd, buckets), strict=True)
             # Side by side within a bucket, so that error bars do not cover each other.
-            places = [place + (order - (len(values) - 1) / 2) * 0.5 / len(values) for place in range(len(names))]
+            positions = [
+                position + (order - (len(values) - 1) / 2) * 0.5 / len(values) for position in range(len(names))
+            ]
             plot.errorbar(
-                places,
+                positions,
                 means,
                 yerr=spreads if max(spreads) else None,
-                **line_style(order),
+                **styles[setting],
                 linewidth=1.5,
                 elinewidth=1.1,
                 capsize=2.5,
                 markersize=5.5,
-                label=setting,
             )
         plot.set_xticks(range(len(names)), names)
+        if max(map(len, names)) > _LEVEL:
+            plot.tick_params(axis="x", labelrotation=90)
         plot.set_xlabel(of)
         plot.set_ylabel(label)
         plot.set_ylim(bottom=0)
         plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        legend(drawn, list(series))
+        legend(drawn, list(series), styles)
         return svg_of(drawn, _alternative(values, names, label, of))
 
 
@@ -49,8 +55,8 @@ def _by_bucket(seeds: Sequence[Sequence[Bucket]]) -> list[list[float]]:
 
 
 def _alternative(values: Mapping[str, list[list[float]]], names: Sequence[str], label: str, of: str) -> str:
-    said = (
-        f"{setting}: " + ", ".join(f"{name} {told(seeds)}" for name, seeds in zip(names, buckets, strict=True))
+    texts = (
+        f"{setting}: " + ", ".join(f"{name} {in_words(seeds)}" for name, seeds in zip(names, buckets, strict=True))
         for setting, buckets in values.items()
     )
-    return f"{label} by {of}. {'. '.join(said)}"
+    return f"{label} by {of}. {'. '.join(texts)}"

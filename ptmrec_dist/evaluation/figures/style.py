@@ -1,14 +1,16 @@
-"""What all figures share: fonts, lines that can be told apart in grey, and the way into a page."""
+"""What all figures share: fonts, how a setting is drawn, and the way into a page."""
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import figure, rc_context
+from matplotlib.lines import Line2D
 
 from ptmrec_dist.evaluation.tables import mean_of_seeds
 
@@ -18,18 +20,16 @@ if TYPE_CHECKING:
 INK = "#010203"
 """Stands for the colour of the page's text."""
 _COLOURS = (
-    "#0072b2",
-    "#8a94a0",
-    "#e08a1e",
-    "#56b4e9",
-    "#009e73",
-    "#b2568e",
-    "#5b4b9a",
-    "#a08a00",
-)  # after Okabe and Ito
+    *("#0072b2", "#8a94a0", "#e08a1e", "#56b4e9", "#009e73", "#b2568e", "#5b4b9a", "#a08a00"),  # after Okabe and Ito
+    *("#d1495b", "#8c5a3c", "#a97ff0", "#2ec4b6", "#d4b106", "#f4978e", "#7cb518", "#9a2846"),
+)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)), (0, (8, 2)))
-_WIDE = 22  # characters of a name that two columns of a legend have room for
+_HALF, _WHOLE = 22, 46  # characters of a name that one of two columns of a legend has room for, and a single one
+
+Styles = Mapping[str, dict[str, Any]]
+"""Name of a setting to how it is drawn in every figure of a page: `color`, `marker` and `linestyle` of matplotlib."""
+
 _STYLE = {
     "figure.facecolor": "none",
     "font.size": 11,
@@ -40,6 +40,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "text.color": INK,
+    "text.parse_math": False,  # names are shown as they are, "$" too
     "xtick.color": INK,
     "ytick.color": INK,
     "savefig.dpi": 200,
@@ -82,48 +83,82 @@ def axes(
         yield drawn, list(plots.flat)
 
 
-def line_style(order: int) -> dict[str, Any]:
-    """Say how a line is drawn so that it can be told from the others.
+def styles_of(names: Iterable[str]) -> Styles:
+    """Choose how each setting is drawn, once for all figures of a page.
 
     Args:
-        order: Its number; the first is drawn strongest.
+        names: Names of the settings, the baseline first; a name that comes again is the same setting.
 
     Returns:
-        Colour, marker and dashes, as matplotlib takes them; the 64 first differ.
+        The styles; the colours of the 16 first differ, and of the 64 first colour, marker and dashes together.
     """
-    turn = order // len(_COLOURS)
+    return {name: _style(order) for order, name in enumerate(dict.fromkeys(names))}
+
+
+def _style(order: int) -> dict[str, Any]:
+    turn = order // 8
     return {
-        "color": _COLOURS[order % 8],
+        "color": _COLOURS[order % len(_COLOURS)],
         "marker": _MARKERS[(order + turn) % 8],
         "linestyle": _DASHES[(order + 2 * turn) % 8],
     }
 
 
+def wrapped(name: str, width: int = _WHOLE) -> str:
+    """Break a name into lines that fit a figure: at spaces, hyphens, dots, underscores and slashes where there are any.
+
+    Args:
+        name: Name of a setting.
+        width: Most characters of a line.
+
+    Returns:
+        The name with line breaks, otherwise unchanged.
+    """
+    breakable = re.sub(
+        r"(?<=[._/])(?=[A-Za-z])|(?<=[_/])(?=\d)", "\v", name
+    )  # a space to textwrap, removed again below
+    lines = textwrap.wrap(breakable, width, expand_tabs=False, replace_whitespace=False)
+    return "\n".join(lines).replace("\v", "") or name
+
+
 def legend_height(names: Sequence[str]) -> float:
-    """Compute the room that `legend` needs, in inches.
+    """Compute the room that `legend` needs.
 
     Args:
         names: Names of the lines.
 
     Returns:
-        The height.
+        The height in inches.
     """
-    return 0.22 * -(-len(names) // _columns(names))
+    lines = sum(wrapped(name).count("\n") + 1 for name in names)
+    return 0.22 * -(-lines // _columns(names))
 
 
-def legend(drawn: figure.Figure, names: Sequence[str]) -> None:
+def legend(drawn: figure.Figure, names: Sequence[str], styles: Styles) -> None:
     """Name the lines below the plot, where there are several.
 
     Args:
         drawn: The figure.
         names: Names of the lines.
+        styles: Name to how it is drawn.
     """
     if len(names) > 1:
-        drawn.legend(frameon=False, loc="outside lower center", ncols=_columns(names), fontsize=9.5, handlelength=3.2)
+        handles = [Line2D([], [], linewidth=1.9, markersize=5, **styles[name]) for name in names]
+        made = drawn.legend(
+            handles,
+            [" "] * len(names),  # a label that begins with an underscore would be left out
+            frameon=False,
+            loc="outside lower center",
+            ncols=_columns(names),
+            fontsize=9.5,
+            handlelength=3.2,
+        )
+        for text, name in zip(made.get_texts(), names, strict=True):
+            text.set_text(wrapped(name))
 
 
 def _columns(names: Sequence[str]) -> int:
-    return 2 if max(map(len, names)) <= _WIDE else 1
+    return 2 if max(map(len, names)) <= _HALF else 1
 
 
 def svg_of(drawn: figure.Figure, alternative: str) -> str:
@@ -145,7 +180,7 @@ def svg_of(drawn: figure.Figure, alternative: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alternative, quote=True)}"', 1)
 
 
-def told(values: Sequence[float]) -> str:
+def in_words(values: Sequence[float]) -> str:
     """Write a mean over seeds for a figure, with as many digits as its size asks for.
 
     Args:
