@@ -1,6 +1,6 @@
-"""Files that readers find whole or not at all: written aside and renamed, folders built aside and swapped in, digests.
+"""Atomic writes: files are written to a sibling and renamed, folders staged and swapped in. Also digests of files.
 
-A record that is damaged all the same, by a power cut or by hand, is refused by its path.
+Records that are damaged all the same, by a power cut or by hand, are refused by their path.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ import yaml
 from ptmrec_dist.errors import UserError
 
 UNFINISHED = ".new"
-"""End of the name of what is still being written."""
+"""Suffix of files that are still being written."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file in one move: a reader finds the old one or the new one, never half of it.
+    """Replace a file atomically: a reader finds the old content or the new one, never part of it.
 
     Args:
         path: File to write.
 
     Yields:
-        A sibling to write to; it takes the file's name if the block ends well, and is removed if not.
+        A sibling to write to; it is renamed to the file if the block succeeds, and removed if not.
     """
     fresh = path.with_name(path.name + UNFINISHED)
     try:
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in one move.
+    """Write a text file atomically.
 
     Args:
         path: File to write.
@@ -51,10 +51,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """Build a folder beside the one that it is to become.
+    """Build a folder in a sibling and swap it in.
 
     Args:
-        out: Folder to write; what is there is replaced only if the block ends well. A link is followed.
+        out: Folder to write; an existing one is replaced only if the block succeeds. A link is followed.
 
     Yields:
         An empty sibling folder to write into.
@@ -64,9 +64,9 @@ def staged(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()
     fresh, old = (out.with_name(f".{out.name}{state}") for state in (UNFINISHED, ".old"))
-    shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a process that was killed
     try:
-        if old.exists() and not out.exists():  # killed between the two moves below
+        if old.exists() and not out.exists():  # killed between the two renames below
             os.replace(old, out)
         fresh.mkdir(parents=True)
     except OSError as error:

@@ -23,16 +23,16 @@ def read_setting(
 
     Args:
         name: What to call it.
-        group: The settings that it is drawn beside.
-        folders: Run folders, one a seed.
-        now: Where their inputs are now; by default beside them as before, or else where they were.
-        kept: Folder where the ranks of test positives are kept, so that they are computed once; None keeps nothing.
+        group: Name of the settings that it is plotted with.
+        folders: Run folders, one per seed.
+        now: Present paths of their inputs; by default found relative to the run, or else at their original paths.
+        kept: Folder in which the ranks of test positives are cached; None caches nothing.
 
     Returns:
         The setting.
 
     Raises:
-        UserError: No finished run, or data or features that are not those it was made from.
+        UserError: No finished run, or data or features other than those it was made from.
     """
     return Setting(name, group, tuple(_read(folder, now, kept and kept / folder.name) for folder in folders))
 
@@ -54,7 +54,7 @@ def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
 
 
 def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None) -> dict[str, Ranked]:
-    """Ranks of the test positives by part; kept ones are those of the run of this fingerprint, which covers its data."""
+    """Ranks of the test positives by part; cached under the fingerprint of the run, which covers its data."""
     if kept is None or not _is_of(kept, fingerprint):
         run = load_run(folder, now)
         evaluate = Evaluator(run.dataset, "test", run.record.mask_validation_at_test)

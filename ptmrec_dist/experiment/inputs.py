@@ -1,4 +1,4 @@
-"""Whether the finished steps of an experiment were made from what lies there now."""
+"""Verification that the finished steps of an experiment were made from their present inputs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ptmrec_dist.lineage import read_inputs
 
 
 def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[str, str]:
-    """Compute the fingerprints of what an experiment starts from.
+    """Compute the fingerprints of an experiment's inputs.
 
     Args:
         config: Settings.
@@ -20,7 +20,7 @@ def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[st
         dataset: Its packed data set.
 
     Returns:
-        `shards` and, where some step reads it, `encoder`.
+        `shards` and, if some step reads it, `encoder`.
 
     Raises:
         UserError: The encoder cannot be loaded.
@@ -34,14 +34,14 @@ def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[st
 
 
 def check_finished(plan: Plan, inputs: Mapping[str, str]) -> None:
-    """Refuse a finished step that was made from something else than what the steps before it have left.
+    """Refuse a finished step whose inputs are not the present outputs of the steps before it.
 
     Args:
         plan: Cells and steps.
-        inputs: What the experiment starts from.
+        inputs: Fingerprints of the experiment's inputs.
 
     Raises:
-        UserError: There is one.
+        UserError: There is such a step.
     """
     for name, step in plan.steps.items():
         if step.is_complete:
@@ -55,7 +55,7 @@ def check_finished(plan: Plan, inputs: Mapping[str, str]) -> None:
 
 
 def _sources(plan: Plan, step: Step, inputs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Name and present fingerprint of each input of a step, of those that are there."""
+    """Name and present fingerprint of each existing input of a step."""
     yield "shards", inputs["shards"]
     if step.command in ("features", "contrastive") and not step.needs:
         yield "encoder", inputs["encoder"]

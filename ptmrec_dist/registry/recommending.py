@@ -1,4 +1,4 @@
-"""Recommendations of a registered model: printed for some users, or written for all of them (`ptmrec recommend`)."""
+"""Recommendations of a registered model: printed for given users, or written for all (`ptmrec recommend`)."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ _ANY_WIDTH = 100_000  # characters
 
 @exclusive_out
 def recommend(config: RecommendConfig) -> None:
-    """Print recommendations for some users, or write those for all (`ptmrec recommend`).
+    """Print recommendations for given users, or write those for all (`ptmrec recommend`).
 
     Collective: every rank must call this.
 
@@ -41,12 +41,12 @@ def recommend(config: RecommendConfig) -> None:
     if config.out is not None:
         write_all(model, config.out, join_world("cpu"), top_k=config.top_k, exclude_seen=config.exclude_seen)
         return
-    askers = model.people.ask(users, [None] * len(users), config.unknown)
-    _print_table(model.recommend(askers, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
+    requesters = model.users.resolve(users, [None] * len(users), config.unknown)
+    _print_table(model.recommend(requesters, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
 
 
 def _served(folder: Path) -> "ServedModel":
-    from ptmrec_dist.serving import ServedModel  # seconds, which a mistake in the options need not wait for
+    from ptmrec_dist.serving import ServedModel  # takes seconds; wrong options are refused before
 
     served = folder / "artifacts" / "model"
     if not (served / "model.json").is_file():

@@ -262,7 +262,7 @@ def test_a_folder_that_does_not_say_what_it_was_made_from_is_not_resumed(tiny_sh
     (tmp_path / "run" / "inputs.json").unlink()
     config = _stage1(tiny_shop.shards, tmp_path / "run", recommender="vbpr", features=tiny_shop.features, device="auto")
     with pytest.raises(
-        UserError, match=r"does not say what it was made from \(no inputs\.json\); choose another --out"
+        UserError, match=r"does not record what it was made from \(no inputs\.json\); choose another --out"
     ):
         train_stage1(config)
 
