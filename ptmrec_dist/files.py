@@ -1,11 +1,18 @@
-"""Atomic writes: files are written to a sibling and renamed, folders staged and swapped in. Also digests of files."""
+"""Atomic writes: files are written to a sibling and renamed, folders staged and swapped in. Also digests of files.
+
+Records that are damaged all the same, by a power cut or by hand, are refused by their path.
+"""
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ptmrec_dist.errors import UserError
 
@@ -86,3 +93,71 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object that a command has written.
+
+    Args:
+        path: File to read.
+        name: Option that names its folder, for the message: `run`.
+
+    Returns:
+        The object.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    return _object(path, name, json.loads)
+
+
+def read_json_lines(path: Path, name: str) -> list[dict[str, Any]]:
+    """Read a JSON object from each line of a file that a command has written.
+
+    Args:
+        path: File to read.
+        name: Option that names its folder, for the message: `run`.
+
+    Returns:
+        The objects.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no JSON.
+    """
+    lines: list[dict[str, Any]] = _parsed(path, name, lambda text: [json.loads(line) for line in text.splitlines()])
+    return lines
+
+
+def read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """Read a YAML mapping that a command has written.
+
+    Args:
+        path: File to read.
+        name: Option that names its folder, for the message: `out`.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    return _object(path, name, yaml.safe_load)
+
+
+def _object(path: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    content = _parsed(path, name, parse)
+    if not isinstance(content, dict):
+        raise _damaged(path, name, type(content).__name__)
+    return content
+
+
+def _parsed(path: Path, name: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, name, " ".join(str(error).split())) from error
+
+
+def _damaged(path: Path, name: str, got: str) -> UserError:
+    remedy = "bring the file back, or remove its folder and run its command again"
+    return UserError(f"{name}: {path} is damaged (got {got}), expected what was written there; {remedy}")

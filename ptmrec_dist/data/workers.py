@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -52,6 +53,9 @@ def open_workers(
 
     Yields:
         The pool; a `RankPool` where there are several ranks.
+
+    Raises:
+        Fault: One of this rank's processes was killed.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", ranks)))
@@ -65,6 +69,10 @@ def open_workers(
     try:
         with RankPool(own, processes, timeout) if ranks > 1 else nullcontext(own) as pool:
             yield pool
+    except BrokenProcessPool as error:
+        raise Fault(
+            "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+        ) from error
     finally:
         own.shutdown(cancel_futures=True)
 

@@ -9,10 +9,12 @@ Shape suffixes: P positives, N users with positives, K cut-off.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_json
 
 
 @dataclass(frozen=True)
@@ -172,3 +174,24 @@ def title_of(name: str) -> str:
     """
     metric, _, cutoff = name.partition("@")
     return f"{METRICS[metric].title}@{cutoff}"
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, float]]:
+    """Read the metrics of a finished run.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        Part to metric to value.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "metrics.json"
+    metrics = read_json(path, "run")
+    if not all(
+        isinstance(values, dict) and SELECT in values for values in [metrics.get("validation"), *metrics.values()]
+    ):
+        raise UserError(f"run: {path} is not one that this version writes; run `ptmrec evaluate` to write it anew")
+    return metrics

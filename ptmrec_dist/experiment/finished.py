@@ -1,15 +1,15 @@
 """Finished runs, read for the page that compares them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ptmrec_dist.config import ReadsRun
+from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
-from ptmrec_dist.files import staged
+from ptmrec_dist.files import read_json_lines, staged
 from ptmrec_dist.lineage import read_inputs, write_inputs
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import load_run, open_data_of, open_features_of
@@ -41,11 +41,11 @@ def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
     record = read_record(folder, now)
     dataset = open_data_of(folder, record)
     store = open_features_of(folder, record, dataset)
-    lines = (folder / "history.jsonl").read_text().splitlines() if (folder / "history.jsonl").is_file() else []
+    history = folder / "history.jsonl"
     return SeedRun(
         stage=record.stage,
-        metrics=json.loads((folder / "metrics.json").read_text()),
-        history=[json.loads(line) for line in lines],
+        metrics=read_metrics(folder),
+        history=read_json_lines(history, "run") if history.is_file() else [],
         kept_epoch=record.kept_epoch,
         ranked=_ranked(folder, now, record.fingerprint, kept),
         features={} if store is None else {modality: store.tables[modality] for modality in record.modalities},

@@ -1,6 +1,5 @@
 """Verification that the finished steps of an experiment were made from their present inputs."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from ptmrec_dist.config import ExperimentConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import Plan, Step
+from ptmrec_dist.files import read_json
 from ptmrec_dist.lineage import read_inputs
 
 
@@ -73,5 +73,4 @@ def _made_from(step: Step) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    content: dict[str, str] = json.loads(path.read_text())
-    return content
+    return read_json(path, "out")

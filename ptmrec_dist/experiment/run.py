@@ -27,6 +27,7 @@ from ptmrec_dist.experiment.executors import Executor, open_executor
 from ptmrec_dist.experiment.grid import Plan, Step, lay_out
 from ptmrec_dist.experiment.inputs import check_finished, inputs_of
 from ptmrec_dist.experiment.results import write_results
+from ptmrec_dist.files import read_json, read_yaml
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
@@ -61,7 +62,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     for folder in ("settings", "logs"):
         (out / folder).mkdir(exist_ok=True)
     parent = out / "tracking.json"
-    known = json.loads(parent.read_text())["mlflow_run"] if parent.is_file() else None
+    known = read_json(parent, "out").get("mlflow_run") if parent.is_file() else None
     with Tracker.start(
         config.tracking,
         name=out.name,
@@ -94,7 +95,7 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])
     for name, step in plan.steps.items():
         before = config.out / "settings" / f"{_file(name)}.yaml"
-        if before.is_file() and _without_paths(yaml.safe_load(before.read_text())) != _without_paths(
+        if before.is_file() and _without_paths(read_yaml(before, "out")) != _without_paths(
             _settings(config, step, None)
         ):
             raise UserError(f"out: {name} was started with other settings ({before}); choose another --out")

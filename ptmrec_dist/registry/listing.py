@@ -87,7 +87,8 @@ def _print(rows: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    # Names are the user's: they are printed as they are, never as markup.
+    console = Console(markup=False, highlight=False, emoji=False)
     table = Table(box=None, pad_edge=False)
     for heading in rows[0] if rows else ():
         table.add_column(heading.replace(" ", "\n").replace("cold_", "cold\n"), no_wrap=True)

@@ -1,5 +1,6 @@
 """Recommendations of a registered model: printed for given users, or written for all (`ptmrec recommend`)."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ptmrec_dist.serving.params import Params
 
 if TYPE_CHECKING:
     from ptmrec_dist.serving import ServedModel
+
+_ANY_WIDTH = 100_000  # characters
 
 
 @exclusive_out
@@ -72,4 +75,6 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
             table.add_section()
         user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
         table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
-    Console().print(table)
+    # Ids and titles come from the data: they are printed as they are, never as markup, and in a pipe on one line each.
+    width = None if sys.stdout.isatty() else _ANY_WIDTH
+    Console(markup=False, highlight=False, emoji=False, width=width).print(table)

@@ -1,6 +1,5 @@
 """Registration of a finished run as a version of a model (`ptmrec register`)."""
 
-import json
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig, TrackingConfig
+from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import PER_USER_TAG
@@ -88,7 +88,7 @@ def _lineage(run: LoadedRun) -> dict[str, str]:
     record = run.record
     made_from = {"data": record.data, "features": record.features, "stage1": record.stage1, "encoder": record.encoder}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
-    metrics = flatten(json.loads((run.folder / "metrics.json").read_text()))
+    metrics = flatten(read_metrics(run.folder))
     commit = _git_commit()
     return {
         "run": record.fingerprint,

@@ -4,6 +4,7 @@ The files are verified against the registered digest; the server starts to liste
 warmed up; the size of a request is bounded; errors are one line without a traceback; responses name the model version.
 """
 
+import io
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # tells workers which model to serve
+_PARQUET = "application/vnd.apache.parquet"
 _LONGEST_MESSAGE = 1000  # characters
 
 
@@ -87,13 +89,13 @@ def build_app(uri: str) -> "FastAPI":
     """
     from mlflow.pyfunc import scoring_server
 
-    limit = Limits.from_environment().request_bytes
+    limits = Limits.from_environment()
     model = load_model(uri)
     served: ServedModel = model.unwrap_python_model().model
     served.warm_up()
     app: FastAPI = scoring_server.init(model)
-    app.add_middleware(_BodyLimit, limit=limit)
-    _add_version(app, _described(uri, served))
+    app.add_middleware(_BodyLimit, limit=limits.request_bytes)
+    _add_version(app, _described(uri, served), limits)
     return app
 
 
@@ -105,7 +107,7 @@ def _described(uri: str, served: "ServedModel") -> dict[str, str]:
     return {"name": name, "version": version, "run": served.lineage.get("run", ""), **packages}
 
 
-def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
+def _add_version(app: "FastAPI", described: dict[str, str], limits: Limits) -> None:
     """Add the model version to `/version`, which otherwise gives MLflow's, and to the headers of every response."""
     from fastapi.responses import JSONResponse
     from fastapi.routing import APIRoute
@@ -116,7 +118,7 @@ def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
     headers = {"X-Model-Name": quote(described["name"]), "X-Model-Version": quote(described["version"])}
 
     async def finish(request: "Request", call_next: Any) -> "Response":
-        response = await _with_short_errors(request, call_next)
+        response = await _with_short_errors(request, call_next, limits)
         response.headers.update(headers)
         return response
 
@@ -124,22 +126,40 @@ def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
     app.middleware("http")(finish)
 
 
-async def _with_short_errors(request: "Request", call_next: Any) -> "Response":
+async def _with_short_errors(request: "Request", call_next: Any, limits: Limits) -> "Response":
     """Call MLflow's handler and reduce its errors to one line."""
     from fastapi.responses import JSONResponse
 
     if request.method == "POST" and "content-type" not in request.headers:
         return JSONResponse(_one_line(b"got no Content-Type, expected application/json or text/csv", 415), 415)
     try:
+        if request.method == "POST" and _PARQUET in request.headers["content-type"].lower():
+            _check_unpacked(await request.body(), limits)
         response: Response = await call_next(request)
         status = response.status_code
         if status < 400:
             return response
         body = b"".join([chunk async for chunk in response.body_iterator])  # type: ignore[attr-defined]
+    except UserError as error:
+        status, body = 400, str(error).encode()
     except Exception as error:  # Errors of the model are MlflowExceptions: this one comes from reading the request.
         log.exception("a request failed")
         status, body = (400 if isinstance(error, ValueError | RecursionError) else 500), b"the request cannot be read"
     return JSONResponse(_one_line(body, status), status)
+
+
+def _check_unpacked(body: bytes, limits: Limits) -> None:
+    """Refuse a Parquet file by what it unpacks to: a few kilobytes may hold a million times the same row."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        described = read_metadata(io.BytesIO(body))
+    except ArrowException:
+        return  # MLflow says why it cannot be read
+    limits.check("rows", described.num_rows, "rows")
+    unpacked = sum(described.row_group(group).total_byte_size for group in range(described.num_row_groups))
+    limits.check("request_bytes", unpacked, "request: bytes of its columns, unpacked")
 
 
 def _one_line(body: bytes, status: int) -> dict[str, str]:

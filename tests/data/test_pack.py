@@ -18,7 +18,8 @@ from PIL import Image
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.data.workers import open_workers
+from ptmrec_dist.errors import Fault, UserError
 from tests.data.shop import append, folder_bytes, read_report, write_shop
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
@@ -319,3 +320,9 @@ def test_settings_that_cannot_be_met_are_refused_and_nothing_is_written(
         pack(dataclasses.replace(config, **change))
     assert folder_bytes(tmp_path) == before
     assert not config.out.exists()
+
+
+def test_a_worker_that_is_killed_ends_packing_with_one_line() -> None:
+    killed = pytest.raises(Fault, match=r"a worker process was killed.*fewer --workers")
+    with killed, open_workers(1, 60, os.getpid) as pool:
+        list(pool.map(os._exit, [9]))

@@ -166,6 +166,14 @@ def test_recommend_prints_titles_for_each_user(catalogue, registered, capsys):
     assert all(title in printed for title in answer["title"])
 
 
+def test_recommend_prints_ids_as_they_are_on_one_line_each(registered, capsys):
+    odd = ["[bold]a[/bold]", "[/b]", ":smile:", "x" * 200]
+    assert main(["recommend", "--model", "models:/films@champion", "--users", ",".join(odd), "--top_k", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for user in odd:
+        assert any(f" {user} (unknown) " in line for line in printed)
+
+
 def test_recommend_answers_users_whom_it_does_not_know_and_marks_them(registered, capsys):
     arguments = ["recommend", "--model", "models:/films@champion", "--users", "nobody,1", "--top_k", "2"]
     assert main(arguments) == 0

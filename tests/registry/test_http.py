@@ -207,3 +207,17 @@ def test_address_that_is_taken_is_one_line(served, sqlite_registry, tmp_path):
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(served.port))
     assert process.wait(timeout=300) == 2
     assert "cannot listen at 127.0.0.1:" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+def test_parquet_is_bounded_by_what_it_unpacks_to(served):
+    table = io.BytesIO()
+    pd.DataFrame({"user_id": ["1"] * 1_000_000}).to_parquet(table)
+    assert len(table.getvalue()) < 100_000
+    status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
+    assert (status, answer["message"].split(";")[0]) == (400, "rows: got 1000000, expected at most 10000")
+    table = io.BytesIO()
+    pd.DataFrame({"user_id": [f"{user:03}" + "0" * 10_000 for user in range(900)]}).to_parquet(table)
+    assert len(table.getvalue()) < LIMIT
+    status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
+    assert status == 400
+    assert f"expected at most {LIMIT}" in answer["message"]
