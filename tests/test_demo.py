@@ -7,7 +7,8 @@ import pytest
 
 from ptmrec_dist.config import DemoConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.demo import RUNS, _summary, demo
+from ptmrec_dist.demo import demo
+from ptmrec_dist.demo_page import RUNS, _summary
 from ptmrec_dist.errors import UserError
 from tests.conftest import Shop
 

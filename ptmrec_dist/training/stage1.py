@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.distributed import barrier, join_world, require_same_draws
+from ptmrec_dist.distributed import barrier, join_world, require_same_random_numbers
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
@@ -54,7 +54,7 @@ def train_stage1(config: Stage1Config) -> None:
         print(f"{config.out} is complete; nothing to do")
         return
     world = join_world(config.device, config.timeout)
-    require_same_draws(len(dataset.interactions("train").items), world)
+    require_same_random_numbers(len(dataset.interactions("train").items), world)
     stage = prepare(config, dataset, store, world)
     if stage.world.is_first:
         run.start()

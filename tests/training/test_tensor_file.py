@@ -59,7 +59,7 @@ def test_a_rank_that_cannot_write_or_only_helps_puts_every_tensor_together(tmp_p
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told_after_the_last_tensor() -> None:
+def test_a_full_disk_is_reported_after_the_last_tensor() -> None:
     tried: list[str] = []
     large = {str(number): torch.zeros(10_000) for number in range(3)}
     with pytest.raises(OSError, match="No space left"):
