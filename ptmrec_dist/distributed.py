@@ -182,7 +182,7 @@ def require_same_random_numbers(count: int, world: World) -> None:
 
     Args:
         count: Most numbers that are generated at once.
-        world: This rank's place.
+        world: This process's rank, the number of ranks and the device.
 
     Raises:
         UserError: Ranks disagree.

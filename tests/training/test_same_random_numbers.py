@@ -1,4 +1,4 @@
-"""Ranks that generate different numbers from one seed would train on different batches as if they were one: they are refused."""
+"""Ranks that generate different numbers from one seed would train on different batches unnoticed: they are refused."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.ranks import command_on_rank, exit_codes_on_ranks
 
 
 def _stage1(arguments: list[str], logs: Path, differs: str) -> None:
-    """Stage 1 on a rank; the device of rank 1 is one of another model."""
+    """Stage 1 on a rank; rank 1 behaves as a GPU of another model would."""
     if os.environ["RANK"] == "1" and differs == "order":
         own = torch.randperm
         torch.randperm = lambda *inputs, **named: own(*inputs, **named).flip(0)  # type: ignore[assignment]
