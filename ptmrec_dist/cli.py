@@ -79,6 +79,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     words = _with_lists(_with_switches([_underscored(word) for word in argv], settings), settings)
     words = [word for word in words if not word.startswith("--local_rank=")]
     recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
+    words = _with_files(words, settings)
     parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings))
     try:
         return config.build(settings, parser, parser.parse_args(words))
@@ -200,6 +201,34 @@ def _as_list(value: str, element: type) -> str:
     return f"[{','.join(values)}]" if element in (int, float, bool) else json.dumps(values)
 
 
+def _with_files(words: list[str], settings: type) -> list[str]:
+    """Put the content of each `--config` file in its place, in the types that the settings declare."""
+    written, option = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if option == "--config":
+            word = _content_of(word, settings)
+        elif name == "--config" and equals:
+            word = f"{name}={_content_of(value, settings)}"
+        written.append(word)
+        option = word
+    return written
+
+
+def _content_of(path: str, settings: type) -> str:
+    found = _yaml_in(Path(path)) if Path(path).is_file() else None
+    if not isinstance(found, dict):
+        return path  # the parser says what is wrong with it
+    return json.dumps(config.as_declared(settings, found), default=str)
+
+
+def _yaml_in(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return None
+
+
 def _recommender_of(words: list[str]) -> str | None:
     """The recommender that a command line chooses, by itself or in a file: its hyper-parameters are options, too."""
     chosen = None
@@ -218,10 +247,7 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _recommender_in(path: Path) -> str | None:
-    try:
-        named = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return None  # the parser says what is wrong with the file
+    named = _yaml_in(path)
     found = named.get("recommender") if isinstance(named, dict) else None
     return found if isinstance(found, str) else None
 

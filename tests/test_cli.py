@@ -163,3 +163,36 @@ def test_documented_commands_are_understood(line: str) -> None:
     else:
         command, start = words[words.index("ptmrec") + 1], words.index("ptmrec") + 2
     assert isinstance(_parse(command, *words[start:]), cli.COMMANDS[command].settings)
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "item"),
+    [
+        ("columns: {text: title, item: 1}", ("title",), "1"),
+        ("columns: {text: 'title, text'}", ("title", "text"), "item_id"),
+        ("columns: {text: 2}", ("2",), "item_id"),
+        ("columns.text: title", ("title",), "item_id"),
+        ("columns: {text: [title, 2]}", ("title", "2"), "item_id"),
+    ],
+)
+def test_yaml_takes_names_and_numbers_as_the_command_line_does(
+    written: str, text: tuple[str, ...], item: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(written)
+    columns = _parse("pack", "--interactions", "a.csv", "--out", "x", "--config", tmp_path / "c.yaml").columns
+    assert (columns.text, columns.item) == (text, item)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("columns: {text: null}", "columns.text: got null, expected a list"),
+        ("columns: [a]", "columns: got .*, expected settings by name"),
+        ("columns: {itm: a}", "itm"),
+    ],
+)
+def test_yaml_of_another_shape_is_refused_in_one_line(written: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(written)
+    with pytest.raises(UserError, match=message) as error:
+        _parse("pack", "--interactions", "a.csv", "--out", "x", "--config", tmp_path / "c.yaml")
+    assert "\n" not in str(error.value)

@@ -11,7 +11,8 @@ import pytest
 
 from ptmrec_dist.config import DemoConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.demo import BASELINE, CANDIDATE, MODEL_NAME, RUNS, _summary, demo
+from ptmrec_dist.demo import BASELINE, CANDIDATE, demo
+from ptmrec_dist.demo_page import MODEL_NAME, RUNS, _summary
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from tests.conftest import Shop

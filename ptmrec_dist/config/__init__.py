@@ -37,6 +37,7 @@ from ptmrec_dist.config.use import (
     RollbackConfig,
     ServeConfig,
 )
+from ptmrec_dist.config.written import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",
@@ -83,6 +84,7 @@ __all__ = [
     "TunesEncoder",
     "TuningConfig",
     "ZeroConfig",
+    "as_declared",
     "build",
     "chooses_recommender",
     "from_plain",

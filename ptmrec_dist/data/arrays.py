@@ -8,11 +8,14 @@ Shape suffixes: R rows of the array, I items, D width.
 
 import logging
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
 
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.ids import without_fraction
+from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
     Raises:
         UserError: A file that cannot be read, numbers that are not finite, items without a row, or several rows of one.
     """
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         ids, rows_RD = _read_parquet(path, name, item_column)
         matched = BY_ID
     else:
@@ -77,8 +80,10 @@ def unit_rows(table_ID: np.ndarray) -> np.ndarray:
 def _read_npy(path: Path, name: str) -> np.ndarray:
     try:
         rows_RD: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{name}: cannot read {path} ({error}); expected a .npy array or a .parquet table") from error
+    except (OSError, ValueError, EOFError, OverflowError, BadZipFile) as error:
+        # What is no array NumPy takes for a pickle, and its message says how to load one, which is unsafe.
+        reason = "it is no array of numbers" if "pickle" in str(error) else " ".join(str(error).split())
+        raise UserError(f"{name}: cannot read {path} ({reason}); expected a .npy array or a .parquet table") from error
     if (
         not isinstance(rows_RD, np.ndarray)
         or rows_RD.ndim != 2
@@ -114,14 +119,22 @@ def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], n
             f"{name}: {path} has no column {item_column!r} ({', '.join(table.columns[:8])}); name that of the item ids by "
             "--item_column"
         )
-    ids = table[item_column].cast(pl.String).to_list()
+    try:
+        ids = without_fraction(as_text(table[item_column])).to_list()
+    except ValueError as error:
+        raise UserError(f"{name}: {path}: {error}; name the column of the item ids by --item_column") from error
     values = table.drop(item_column)
     kinds = values.dtypes
     if len(kinds) == 1 and isinstance(kinds[0], pl.List | pl.Array):
         lists = values.to_series()
         widths = (lists.list if isinstance(kinds[0], pl.List) else lists.arr).len().unique().to_list()
-        if len(widths) != 1 or widths[0] is None:
-            raise UserError(f"{name}: lists of {path} have lengths {sorted(map(str, widths))[:4]}, expected one length")
+        element = kinds[0].inner
+        if not isinstance(element, pl.DataType) or not element.is_numeric():
+            raise UserError(f"{name}: lists of {path} hold {element}, expected numbers")
+        if len(widths) != 1 or not widths[0]:
+            raise UserError(
+                f"{name}: lists of {path} have lengths {sorted(map(str, widths))[:4]}, expected one length, 1 or more"
+            )
         return ids, np.array(lists.to_list(), dtype=np.float64)
     if not kinds or not all(kind.is_numeric() for kind in kinds):
         odd = [column for column, kind in values.schema.items() if not kind.is_numeric()]

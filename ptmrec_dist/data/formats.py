@@ -78,7 +78,7 @@ def scan(path: Path, form: Format) -> pl.LazyFrame:
         return pl.scan_parquet(path, glob=False)
     if form.kind == "json":
         return _scan_json(path)
-    return _scan_text(path, form) if len(form.separator) == 1 else _split_lines(path, form)
+    return _scan_text(path, form) if len(form.separator.encode()) == 1 else _split_lines(path, form)
 
 
 @contextmanager
@@ -110,9 +110,9 @@ def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
 
 
 def _split_lines(path: Path, form: Format) -> pl.LazyFrame:
-    """Read columns that are separated by several characters, which polars' own reader does not support."""
+    """Read columns that are separated by several bytes, which polars' own reader does not support."""
     line = pl.col("line").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
-    lines = pl.scan_lines(path, glob=False).select(line).collect()
+    lines = pl.scan_lines(path, glob=False).select(line).filter(pl.col("line") != "").collect()
     separators = lines["line"].str.count_matches(form.separator, literal=True)
     if (separators > separators[0]).any():
         raise pl.exceptions.ComputeError("a line with more columns than the first")

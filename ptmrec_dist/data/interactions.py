@@ -37,6 +37,8 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
     table = Table(config.interactions, "interactions", config.separator, config.header)
     columns = config.columns
     user, item = _present(table, columns.user, "userID"), _present(table, columns.item, "itemID")
+    if user == item:
+        raise UserError(f"columns.user: got {user!r}, which is columns.item too; expected two columns")
     extras = {"rating": columns.rating, "timestamp": columns.time, "label": _LABEL}
     needed = {
         "rating": config.min_rating is not None or columns.names("rating"),

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from ptmrec_dist.data.formats import Format, open_bytes
@@ -41,7 +42,14 @@ def explain(path: Path, form: Format) -> str | None:
 
 
 def _not_json(lines: Iterator[str]) -> str | None:
-    for number, line in enumerate(lines, start=1):
+    first = next(lines, "")
+    if first.lstrip().startswith("[") and not _is_json(first):  # one array over many lines
+        try:
+            json.loads(first + "".join(lines))
+        except (ValueError, RecursionError) as error:
+            return f"it is not a JSON array: {error}; mend it, or write one object a line"
+        return None
+    for number, line in enumerate(chain([first], lines), start=1):
         try:
             value = json.loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
@@ -50,6 +58,14 @@ def _not_json(lines: Iterator[str]) -> str | None:
         if not isinstance(value, dict):
             return f"line {number} is not a JSON object: {_shown(line)}; expected one object per line"
     return None
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _too_wide(lines: Iterator[str], form: Format) -> str | None:

@@ -1,17 +1,20 @@
 """Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import polars as pl
 from polars.exceptions import PolarsError
 
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
+from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
+T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
 _MOST_NAMES = 30
 
@@ -44,11 +47,14 @@ class Table:
         if path.stat().st_size == 0:
             raise UserError(f"{setting}: {path} is empty; expected a header and at least one row")
         self.format = form
+        self._frame: pl.LazyFrame | None = None
         try:
             self._frame = scan(path, form)
             self.columns = self._frame.collect_schema().names()
         except (PolarsError, OSError, EOFError) as error:
-            raise self._unreadable(error) from error
+            self._frame, self.columns = None, self._by_rows(error, lambda: json_columns(path))
+        if not self.columns:
+            raise UserError(f"{setting}: {path} has no rows; expected at least one")
         self._refuse_one_column()
 
     def read(self, required: Iterable[str], optional: Iterable[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
@@ -69,21 +75,41 @@ class Table:
         missing = [name for name in required if name not in self.columns]
         if missing:
             raise self._without(missing)
+        twice = [name for name in required if f"{name}_duplicated_0" in self.columns]
+        if twice and self.format.kind == "text":
+            raise UserError(
+                f"{self._setting}: {self.path} has several columns {twice[0]!r}; expected one: rename the others"
+            )
         names = required + [name for name in optional if name in self.columns and name not in required]
+        columns = self._collect(names, lists)
         try:
             decode = self.format.kind == "json"
-            columns = self._frame.select(names).collect()
             table = pl.DataFrame([as_text(column, lists=column.name in lists, decode=decode) for column in columns])
-        except (PolarsError, OSError, EOFError) as error:
-            raise self._unreadable(error) from error
         except ValueError as error:
             raise UserError(f"{self._setting}: {self.path}: {error}") from error
         if table.is_empty():
             raise UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
         return table.with_row_index("row", offset=1)
 
+    def _collect(self, names: list[str], lists: set[str]) -> pl.DataFrame:
+        if self._frame is None:
+            return read_json_columns(self.path, names, lists)
+        try:
+            return self._frame.select(names).collect()
+        except (PolarsError, OSError, EOFError) as error:
+            return self._by_rows(error, lambda: read_json_columns(self.path, names, lists))
+
+    def _by_rows(self, error: Exception, read: Callable[[], T]) -> T:
+        """Read JSON once more where polars refused it, as it does if a column holds values of several types."""
+        if self.format.kind != "json":
+            raise self._unreadable(error) from error
+        try:
+            return read()
+        except (ValueError, RecursionError, OSError, EOFError):
+            raise self._unreadable(error) from error
+
     def _refuse_one_column(self) -> None:
-        if self.format.kind != "text" or len(self.columns) > 1:
+        if self._frame is None or self.format.kind != "text" or len(self.columns) > 1:
             return
         line = self.columns[0] if self.format.header else str(self._frame.head(1).collect().item())
         guess = next((separator for separator in _OTHER_SEPARATORS if separator in line), None)

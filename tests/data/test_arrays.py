@@ -9,6 +9,7 @@ import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import FeaturesConfig, PackConfig
+from ptmrec_dist.data.arrays import read_array
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.features import extract_features
@@ -141,3 +142,44 @@ def test_a_run_on_arrays_trains_and_evaluates_and_its_encoder_cannot_be_tuned(
     assert "came from arrays, which no encoder gives" in capsys.readouterr().err
     assert cli.main(["features", "--shards", str(numbered), "--out", str(tmp_path / "none")]) == 2
     assert "--encoder.model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npy", b"garbage", "it is no array of numbers"),
+        ("a.npy", b"PK\x03\x04garbage", "cannot read"),
+        ("a.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (-2, 4), }", "cannot read"),
+    ],
+)
+def test_what_is_no_array_is_refused_in_one_line(
+    name: str, content: bytes, message: str, named: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content.ljust(127) + b"\n")
+    with pytest.raises(UserError, match=message) as error:
+        read_array(tmp_path / name, "image_npy", Dataset(named))
+    assert "pickle" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("v", [["x", "y"]], "hold String, expected numbers"),
+        ("v", [[[1.0, 2.0]]], r"hold List\(Float64\), expected numbers"),
+        ("item_id", [["a"]], r"column 'item_id' has type List\(String\); .*--item_column"),
+    ],
+)
+def test_a_table_of_other_values_is_refused_in_one_line(
+    column: str, values: list, message: str, named: Path, tmp_path: Path
+) -> None:
+    table = {"item_id": [f"i{item:02d}" for item in range(ITEMS)], "v": [[1.0, 2.0]] * ITEMS} | {column: values * ITEMS}
+    pl.DataFrame(table).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message):
+        read_array(tmp_path / "a.parquet", "image_npy", Dataset(named))
+
+
+def test_item_ids_that_became_floats_find_their_items(numbered: Path, rows: np.ndarray, tmp_path: Path) -> None:
+    table = {"item_id": [float(item) for item in range(ITEMS)], "v": rows.tolist()}
+    pl.DataFrame(table).write_parquet(tmp_path / "a.PARQUET")
+    found, _ = read_array(tmp_path / "a.PARQUET", "image_npy", Dataset(numbered))
+    np.testing.assert_allclose(found, rows[[int(item) for item in Dataset(numbered).item_ids]], rtol=1e-6)

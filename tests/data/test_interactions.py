@@ -173,3 +173,10 @@ def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Pat
     indexed = rows.with_columns(user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64))
     assert keep_core(indexed, tally, 0)["rating"].to_list() == [5.0]
     assert tally.kept == 1
+
+
+def test_one_column_cannot_be_user_and_item(tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_text("user_id,item_id\nu,i\n")
+    columns = ColumnsConfig(user="item_id")
+    with pytest.raises(UserError, match=r"columns.user: got 'item_id', which is columns.item too"):
+        read_interactions(PackConfig(interactions=tmp_path / "i.csv", out=tmp_path / "o", columns=columns))

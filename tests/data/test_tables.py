@@ -1,5 +1,6 @@
 """Files that cannot be read end in one line that names the file and what is wrong with it."""
 
+import gzip
 import json
 from datetime import datetime
 from decimal import Decimal
@@ -105,3 +106,46 @@ def test_an_object_in_a_text_is_refused_with_column_row_and_value(values: list[o
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"a": 1, "b": value}) + "\n" for value in values))
     with pytest.raises(UserError, match=r"t\.jsonl: column 'b' \(type .*\) holds an object in row 2: \{\"x\": 1\}"):
         Table(tmp_path / "t.jsonl", "items").read(["b"], lists=["b"])
+
+
+_MIXED = [
+    {"a": "x", "b": ["one", ["two", ["three"]], None], "c": 3.0},
+    {"a": 7, "b": "four", "c": float("nan")},
+    {"a": None, "b": [], "c": "2"},
+]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.json"])
+def test_json_columns_may_hold_values_of_several_types(name: str, tmp_path: Path) -> None:
+    lines = "\n".join(map(json.dumps, _MIXED))
+    content = (json.dumps(_MIXED, indent=1) if name == "t.json" else lines).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    table = Table(tmp_path / name, "items").read(required=["a", "b", "c"], lists=["b"])
+    assert table.rows() == [(1, "x", "one two three", "3"), (2, "7", "four", ""), (3, "", "", "2")]
+    with pytest.raises(UserError, match=r"column 'b' holds .* in row 1; expected one text, number or time per row"):
+        Table(tmp_path / name, "items").read(required=["a", "b", "c"])
+
+
+def test_a_broken_json_array_and_one_without_rows_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps(_MIXED, indent=1)[:-10])
+    with pytest.raises(UserError, match=r"it is not a JSON array: .* line \d+ column \d+"):
+        Table(tmp_path / "t.json", "items")
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(UserError, match=r"t.json has no rows; expected at least one"):
+        Table(tmp_path / "t.json", "items")
+
+
+def test_blank_lines_between_rows_count_as_little_with_a_long_separator(tmp_path: Path) -> None:
+    (tmp_path / "t.dat").write_text("a::b\n1::2\n\n3::4\n\n")
+    assert Table(tmp_path / "t.dat", "items", "::").read(required=["a", "b"]).height == 2
+
+
+def test_a_separator_may_be_any_character(tmp_path: Path) -> None:
+    (tmp_path / "t.dat").write_text("aéb\n1é2\n")
+    assert Table(tmp_path / "t.dat", "items", "é").read(required=["a", "b"]).rows() == [(1, "1", "2")]
+
+
+def test_a_required_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(UserError, match="has several columns 'a'; expected one"):
+        Table(tmp_path / "t.csv", "items").read(required=["a", "b"])

@@ -71,3 +71,16 @@ def test_a_long_name_takes_nothing_of_the_width_of_its_bar() -> None:
         return float(edges[2]) - float(edges[1])
 
     assert width("a-long-run-name_" * 6) == pytest.approx(width("a"), rel=0.05)
+
+
+def test_every_line_of_a_long_name_has_room_above_its_bar() -> None:
+    def height(name: str) -> float:
+        svg = bars({"warm items": {name: [0.1]}}, styles=styles_of([name]))
+        box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)
+        assert box is not None
+        return float(box[1])
+
+    name = "a-long-run-name_" * 6
+    more = len(wrapped(name).splitlines()) - 1
+    assert more >= 1
+    assert height(name) - height("a") >= more * 9.5  # points of a line of this font
