@@ -1,9 +1,9 @@
-"""Do items that look or read alike share audiences? Ask before choosing a recommender with an item graph.
+"""Do items with similar images or texts have users in common? Measure this before choosing a recommender with an item graph.
 
 python benchmarks/audience_lift.py --shards DIR --features DIR
 
-Prints the lift of each modality's nearest neighbours: common users of neighbours, divided by what the popularity of both
-predicts. Compare it with the lift of random pairs.
+Prints the lift of each modality's nearest neighbours: common users of neighbours, divided by the number expected from the
+popularity of both. Compare it with the lift of random pairs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ptmrec_dist.recommenders.neighbours import nearest_neighbours
 
 
 def main() -> None:
-    """Print one line a modality."""
+    """Print one line per modality."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--features", type=Path, required=True)

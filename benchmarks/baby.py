@@ -2,9 +2,9 @@
 
     python benchmarks/baby.py --interactions baby.inter --out runs/baby
 
-Hyper-parameters were chosen on validation Recall@20 with seed 0; the best epoch of each run is chosen on validation, and
-test is looked at once, at its end. Published figures are Recall@20 in Table 1 of PTMRec, whose hyper-parameters, as those of
-the framework behind it, were chosen on test. Each run is one command with one thread; they are printed.
+Hyper-parameters were chosen on validation Recall@20 with seed 0; the best epoch of each run is selected on validation, and
+test is evaluated once, at its end. Published figures are Recall@20 in Table 1 of PTMRec, whose hyper-parameters, like those of
+the underlying framework, were chosen on test. Each run is one command with one thread; the commands are printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 PUBLISHED = {"bpr": 0.0575, "lightgcn": 0.0754, "buir": 0.0788}
-# LightGCN and BPR still rise slowly where they are stopped; BUIR is at its plateau.
+# LightGCN and BPR are still improving slowly when they are stopped; BUIR has converged.
 CHOSEN = {
     "bpr": ["--model.reg_weight", "0.1", "--epochs", "100", "--eval_every", "5"],
     "lightgcn": [
@@ -58,7 +58,7 @@ def main() -> None:
             _run("stage1", "--shards", shards, "--out", run, *arguments)
             print(f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before:.0f} s of CPU", flush=True)
         lines.append(_line(model, runs))
-    print("\nmodel     published  test Recall@20 (mean ± sd)  against it  validation  by seed")
+    print("\nmodel     published  test Recall@20 (mean ± sd)  difference  validation  by seed")
     print("\n".join(lines))
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.batch_rows [--items 80000] [--steps 20]
 
-`before` lets VBPR say that it propagates features, as if every recommender did: the same step then copies whole tables and its
-live teacher projects all items. Both forms take turns in one process.
+`before` declares that VBPR propagates features, as if every recommender did: the same step then copies whole tables and its
+live teacher projects all items. Both forms alternate in one process.
 """
 
 import argparse

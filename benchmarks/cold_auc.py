@@ -1,11 +1,11 @@
-"""What is known of new items: which of them are taken often, or who takes them?
+"""What a model predicts about new items: their popularity, or who takes them?
 
 python benchmarks/cold_auc.py --out FOLDER --ways stage1 frozen prompts        # FOLDER is that of cold_items.py
 
-Prints for every way, on the cold validation items, means over draws of two areas under the ROC curve. By user: the chance
-that an item which the user took scores above one that the user did not take; knowing what is popular helps. By item: the
-chance that a user who took it ranks it higher, among that user's scores, than one who did not; what is popular with
-everybody does not help, only taste does.
+Prints for every way (a run folder of cold_items.py), on the cold validation items, the mean over splits of two areas under the
+ROC curve. By user: the probability that an item of the user scores above one that is not; predicting popularity helps. By item:
+the probability that one of its users ranks it higher, within that user's scores, than another user does; popularity does not
+help, only personal taste does.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from ptmrec_dist.training.loaded import load_run
 
 
 def main() -> None:
-    """Print a line a way."""
+    """Print a line for each way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", required=True, help="names of run folders within each draw's folder")
+    parser.add_argument("--ways", nargs="+", required=True, help="names of run folders within each split's folder")
     options = parser.parse_args()
-    print("| | draws | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
+    print("| | splits | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
     for way in options.ways:
         folders = sorted(path.parent for path in options.out.glob(f"draw*/{way}/metrics.json"))
         if not folders:
@@ -43,12 +43,12 @@ def _areas(folder: Path) -> tuple[float, float]:
     scores_UC = (users_UD @ items_CD.T).detach().numpy()
     taken_UC = np.zeros(scores_UC.shape, dtype=bool)
     taken_UC[part.cold_positives.users, np.searchsorted(part.cold_items, part.cold_positives.items)] = True
-    places_UC = rankdata(scores_UC, axis=1)  # scores of different users are on different scales
-    return _mean_auc(scores_UC, taken_UC), _mean_auc(places_UC.T, taken_UC.T)
+    ranks_UC = rankdata(scores_UC, axis=1)  # scores of different users are on different scales
+    return _mean_auc(scores_UC, taken_UC), _mean_auc(ranks_UC.T, taken_UC.T)
 
 
 def _mean_auc(scores: np.ndarray, taken: np.ndarray) -> float:
-    """Mean over the rows that have both kinds, by Mann and Whitney's statistic."""
+    """Mean over the rows with both classes, by the Mann-Whitney statistic."""
     yes = taken.sum(axis=1)
     no = taken.shape[1] - yes
     both = (yes > 0) & (no > 0)

@@ -1,10 +1,10 @@
-"""Bytes that ranks exchange in a step of stage 2: by formula, and counted at torch.distributed while real steps run.
+"""Bytes exchanged between ranks in a step of stage 2: by formula, and counted at torch.distributed in real steps.
 
 python -m benchmarks.communication                       # count on 2 and 3 ranks, ZeRO 0 to 3
 python -m benchmarks.communication --predict             # step times for 1 to 1,024 ranks from stated speeds
 
-Payload is the size of what a collective is about (an all-gather's output, a reduce-scatter's input, an all-reduce's
-tensor). On a ring each rank sends (W - 1) / W of it, and twice that for an all-reduce.
+Payload is the size of an all-gather's output, a reduce-scatter's input or an all-reduce's tensor. On a ring each rank sends
+(W - 1) / W of it, and twice that for an all-reduce.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from tests.training.tuner_world import Case, make_tuner
 
 
 def objective_bytes(world: int, rows: int, widths: list[int], terms: int) -> dict[str, int]:
-    """Payload of the objective in a step, by collective; every rank brings `rows` items.
+    """Payload of the objective in a step, by collective; every rank contributes `rows` items.
 
-    Items (int64) and features (float32) are gathered, gradients of features reduced and scattered, the weight of every
-    term added up, and the losses read with the flag that asks to stop.
+    Items (int64) and features (float32) are gathered, gradients of features reduced and scattered, the weights of the terms
+    summed, and the losses reduced together with the stop flag.
     """
     if world == 1:
         return {"gather": 0, "scatter": 0, "reduce": 0}
@@ -52,9 +52,9 @@ def objective_bytes(world: int, rows: int, widths: list[int], terms: int) -> dic
 def gradient_bytes(world: int, trained: int, frozen: int, zero: int) -> dict[str, int]:
     """Payload of gradients and parameters in a step, float32: `trained` and `frozen` are numbers of values.
 
-    Gradients are added up over the ranks under ZeRO 0 to 2; ZeRO 1 and 2 then gather what each rank updated. ZeRO 3 gathers
-    every parameter, also of the backbone, once a step (twice beyond DeepSpeed's reuse distance of 1e9 values), and scatters
-    gradients.
+    Gradients are summed over the ranks under ZeRO 0 to 2; ZeRO 1 and 2 then gather the parameters updated by each rank. ZeRO 3
+    gathers every parameter, also of the backbone, once per step (twice beyond DeepSpeed's reuse distance of 1e9 values), and
+    reduces and scatters gradients.
     """
     if world == 1:
         return {"gather": 0, "scatter": 0, "reduce": 0}
@@ -83,7 +83,7 @@ class Counted(TorchDispatchMode):
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Print counts or predictions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--predict", action="store_true")
     parser.add_argument("--compute", type=float, default=0.1, help="seconds of a step on one rank, measured")
@@ -145,19 +145,19 @@ def _counted_step(shop: Shop, zero: int) -> tuple[dict[str, int], dict[str, Any]
 
 def _predict(options: argparse.Namespace) -> None:
     trained = int(options.prompts + (options.users + options.items) * options.dim)
-    headings = f"{'ranks':>5} {'batch':>8} {'objective MB':>13} {'gradients MB':>13} {'talk ms':>8} {'step ms':>8}"
+    headings = f"{'ranks':>5} {'batch':>8} {'objective MB':>13} {'gradients MB':>13} {'comm ms':>8} {'step ms':>8}"
     print(f"{headings} {'efficiency':>10}")
     for power in range(11):
         world = 2**power
         first = objective_bytes(world, options.rows, options.widths, 3)
         second = gradient_bytes(world, trained, int(options.backbone), 1)
-        sent = [_ring(part, world) for part in (first, second)]
+        sent = [_ring(payload, world) for payload in (first, second)]
         speed = options.within if world <= options.per_machine else options.between
         calls = 16 * options.latency * power
-        talk = sum(sent) / speed + calls
-        step = options.compute + talk
+        communication = sum(sent) / speed + calls
+        step = options.compute + communication
         print(
-            f"{world:>5} {world * options.rows:>8} {sent[0] / 1e6:>13.2f} {sent[1] / 1e6:>13.2f} {talk * 1e3:>8.2f} "
+            f"{world:>5} {world * options.rows:>8} {sent[0] / 1e6:>13.2f} {sent[1] / 1e6:>13.2f} {communication * 1e3:>8.2f} "
             f"{step * 1e3:>8.2f} {options.compute / step:>10.1%}"
         )
 

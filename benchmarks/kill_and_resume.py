@@ -1,9 +1,9 @@
-"""Runs of stage 2 that are killed at random and started again, against undisturbed ones: metrics and weights to the last bit.
+"""Runs of stage 2 killed at random and restarted, compared bit by bit with uninterrupted ones: metrics and weights.
 
 python -m benchmarks.kill_and_resume [--kills 20] [--ranks 2] [--seed 0]
 
-Each trial draws a ZeRO stage, a step, a victim (one rank, or all) and a moment (before the forward pass, before the update,
-halfway into a checkpoint), sends SIGKILL there, and starts the same command again.
+Each trial chooses a step, a victim (one rank, or all) and a moment (before the forward pass, before the update, halfway into a
+checkpoint) at random, for each ZeRO stage in turn, sends SIGKILL there, and restarts the same command.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         shop = make_shop(_made(Path(folder) / "shop"), write_tiny_clip(Path(folder) / "clip"))
-        undisturbed = {zero: _run(shop, Path(folder) / f"whole{zero}", zero, options.ranks) for zero in range(4)}
+        uninterrupted = {zero: _run(shop, Path(folder) / f"whole{zero}", zero, options.ranks) for zero in range(4)}
         print(
             f"{'ZeRO':>4} {'step':>4}  {'victim':<7} {'moment':<26} {'exit codes':<14} {'seconds to end':>14}  result"
         )
@@ -50,16 +50,16 @@ def main() -> None:
             config = _config(shop, out, zero)
             codes = exit_codes_on_ranks(options.ranks, _killed, config, step, victim, moment)
             seconds = time.monotonic() - start
-            same = _run(shop, out, zero, options.ranks) == undisturbed[zero]
+            same = _run(shop, out, zero, options.ranks) == uninterrupted[zero]
             equal += same
             name = "all" if victim is None else f"rank {victim}"
             result = "equal to the last bit" if same else "DIFFERENT"
             print(f"{zero:>4} {step:>4}  {name:<7} {moment:<26} {codes!s:<14} {seconds:>14.1f}  {result}", flush=True)
-    print(f"{equal} of {options.kills} restarted runs end like the undisturbed one")
+    print(f"{equal} of {options.kills} restarted runs are equal to the uninterrupted one")
 
 
 def _killed(config: Stage2Config, step: int, victim: int | None, moment: str) -> None:
-    """Train on a rank; the victim kills itself when its moment comes."""
+    """Train on a rank; the victim kills itself at the given moment."""
     _hush()
     rank = int(os.environ["RANK"])
     whole_step, save = stage2.train_step, Checkpoints.save
@@ -93,19 +93,19 @@ def _killed(config: Stage2Config, step: int, victim: int | None, moment: str) ->
     stage2.train_stage2(config)
 
 
-def _undisturbed(config: Stage2Config) -> None:
+def _uninterrupted(config: Stage2Config) -> None:
     _hush()
     stage2.train_stage2(config)
 
 
 def _hush() -> None:
-    """Runs speak for themselves elsewhere; here only the table counts."""
+    """Discard the output of a run; only the table is printed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run(shop: Shop, out: Path, zero: int, ranks: int) -> tuple[Any, ...]:
-    """Train to the end; everything that must be the same."""
-    codes = exit_codes_on_ranks(ranks, _undisturbed, _config(shop, out, zero))
+    """Train to the end; return everything that must be equal."""
+    codes = exit_codes_on_ranks(ranks, _uninterrupted, _config(shop, out, zero))
     if any(codes):
         return (codes,)
     metrics = json.loads((out / "metrics.json").read_text())

@@ -1,11 +1,11 @@
-"""Peak memory of what once held a vector for each interaction, a logit for each pair of rows, or a row for each tie.
+"""Peak memory of computations whose straightforward form holds a vector per interaction, a logit per pair, or a row per tie.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --cases contrast_60000 contrast_141000    # minutes
 
-Every case runs in processes of its own with one thread: as the project does it (`after`), and as it is defined or once was
-done (`before`, kept here). Peak memory is what the process held at most beyond its inputs, warmed up by a small call. Where the
-reference would not fit into any memory, only the other is run.
+Every case runs in separate processes with one thread: as in the project (`after`), and in its straightforward form (`before`,
+kept here). Peak memory is measured beyond the inputs, after a small warm-up call. Where the straightforward form would not fit
+into memory, only the other is run.
 """
 
 import argparse
@@ -46,7 +46,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(_measure(CASES[options.cases[0]][1], options.one == "before")))
         return
-    print("| what | bytes each | before | after | seconds before | after |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| computation | bytes per | before | after | seconds before | after |\n| --- | --- | --- | --- | --- | --- |"
+    )
     for name in options.cases:
         words, _, unit, count, has_before = CASES[name]
         found = [_child(name, side) if side == "after" or has_before else None for side in ("before", "after")]
@@ -67,7 +69,7 @@ def _measure(make: Callable[[bool, float], Call], before: bool) -> dict[str, flo
     make(before, 0.01)()
     call = make(before, 1.0)
     with open("/proc/self/clear_refs", "w") as marks:
-        marks.write("5")  # the peak starts anew
+        marks.write("5")  # resets the peak
     held, started = _status("VmRSS"), time.perf_counter()
     call()
     return {"seconds": time.perf_counter() - started, "bytes": _status("VmHWM") - held}
@@ -91,14 +93,14 @@ def _fold_in(before: bool, scale: float) -> Call:
         _interactions(int(2e6 * scale), 10_000, 5_000),
     )
     if before:
-        fold_in._looks = _looks_of_gathered_vectors
+        fold_in._history_features = _features_of_gathered_vectors
         return lambda: (items[torch.from_numpy(train.items)].mean(dim=0), fit_fold_in(users, items, train))
     return partial(fit_fold_in, users, items, train)
 
 
-def _looks_of_gathered_vectors(items_ID: Tensor, histories: Interactions, number: int, centre_D: Tensor) -> Tensor:
+def _features_of_gathered_vectors(items_ID: Tensor, histories: Interactions, number: int, centre_D: Tensor) -> Tensor:
     pairs_E = np.unique(histories.users * len(items_ID) + histories.items)
-    rows_E, items_E = (torch.from_numpy(part) for part in np.divmod(pairs_E, len(items_ID)))
+    rows_E, items_E = (torch.from_numpy(indices) for indices in np.divmod(pairs_E, len(items_ID)))
     counts_B1 = torch.bincount(rows_E, minlength=number)[:, None]
     sums_BD = items_ID.new_zeros(number, items_ID.shape[1]).index_add_(0, rows_E, items_ID[items_E] - centre_D)
     return sums_BD / (counts_B1 + PRIOR)
@@ -161,7 +163,7 @@ def _ranks_of_all_at_once(scores_BC: Tensor, rows_P: Tensor, columns_P: Tensor, 
 
 
 def _evaluations(before: bool, scale: float) -> Call:
-    """Ten evaluations of some users: what they have seen is sorted for each, or once."""
+    """Ten evaluations of some users: their seen items are sorted for each, or once."""
     users, items, seen = torch.randn(100_000, 8), torch.randn(1_000, 8), _interactions(int(5e6 * scale), 100_000, 1_000)
     once, some = Histories(seen, len(users), len(items)), np.arange(1000)
 
@@ -179,8 +181,8 @@ _ROWS = {
     "contrast_141000": (141_000, 141_000, False),
 }
 CASES: dict[str, tuple[str, Callable[[bool, float], Call], str, float, bool]] = {
-    "fold_in": ("`register`: fold-in of 64 numbers, 2,000,000 interactions", _fold_in, "interaction", 2e6, True),
-    "taste": ("`report`: alignment with taste of 512 numbers, 400,000 interactions", _taste, "interaction", 4e5, True),
+    "fold_in": ("`register`: fold-in of width 64, 2,000,000 interactions", _fold_in, "interaction", 2e6, True),
+    "taste": ("`report`: alignment with taste of width 512, 400,000 interactions", _taste, "interaction", 4e5, True),
     **{
         name: (
             f"contrast of MGCN and SMORE, {rows:,} rows of {distinct:,} nodes, forward and backward",
@@ -206,7 +208,7 @@ CASES: dict[str, tuple[str, Callable[[bool, float], Call], str, float, bool]] = 
         True,
     ),
 }
-"""Words, how to make it at a scale, what bytes are counted by and how many of these, whether the reference fits."""
+"""Description, maker of the call at a scale, unit of bytes and their number, whether the straightforward form fits."""
 _SLOW = ("contrast_60000", "contrast_141000")
 
 

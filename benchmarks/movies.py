@@ -1,10 +1,9 @@
-"""Every recommender on two real sets of films with frozen features: three seeds, one table a set.
+"""Every recommender on two real movie data sets with frozen features: three seeds, one table per set.
 
 python benchmarks/movies.py --data ../shared/data --out FOLDER
 
-Each run is one `ptmrec stage1` with one thread. Hyper-parameters on movies-sparse were chosen on validation Recall@20 (seed 0);
-FREEDOM's there and, but for BPR's, those on movies-small are defaults that no search has confirmed. A run that is
-complete in FOLDER is not run again.
+Each run is one `ptmrec stage1` with one thread. Hyper-parameters on movies-sparse were chosen on validation Recall@20 (seed 0),
+except FREEDOM's; those on movies-small, except BPR's, are untuned defaults. Complete runs in FOLDER are not repeated.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).parents[1]
 TRAINING = {"lr": 0.002, "eval_every": 3, "patience": 8, "epochs": 400}
-# Recommender to its hyper-parameters, by set; what is not named is the recommender's default.
+# Recommender to its hyper-parameters, by set; others are the recommender's defaults.
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     "movies-sparse": {
         "bpr": {"reg_weight": 0.1},
@@ -57,9 +56,9 @@ def main() -> None:
 
 
 def _prepare(data: Path, name: str, folder: Path) -> None:
-    shards, features, films = folder / "shards", folder / "features", data / "movies-small"
+    shards, features, movies = folder / "shards", folder / "features", data / "movies-small"
     if not (shards / "manifest.json").exists():
-        tables = ("--items", films / "items.csv", "--images", films)
+        tables = ("--items", movies / "items.csv", "--images", movies)
         _ptmrec("pack", *tables, "--interactions", data / name / "interactions.csv", "--out", shards)
     if not (features / "manifest.json").exists():
         _ptmrec("features", "--shards", shards, "--encoder.model", data / "clip-xs", "--out", features)
@@ -71,7 +70,7 @@ def _train(folder: Path, recommender: str, hyper: dict[str, float], seed: int) -
         settings = [(f"--{name}", value) for name, value in TRAINING.items()]
         settings += [(f"--model.{name}", value) for name, value in hyper.items()]
         inputs = ("--shards", folder / "shards", "--features", folder / "features", "--recommender", recommender)
-        flat = [part for setting in settings for part in setting]
+        flat = [argument for setting in settings for argument in setting]
         _ptmrec("stage1", *inputs, *flat, "--seed", seed, "--tracking.enabled", "false", "--out", run)
     metrics: dict[str, dict[str, float]] = json.loads((run / "metrics.json").read_text())
     return metrics

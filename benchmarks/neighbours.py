@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of a large catalogue: seconds and memory, beside the matrix products that they cannot do without.
+"""Exact nearest neighbours of a large catalogue: seconds and memory, compared with the matrix products alone.
 
 python -m benchmarks.neighbours --items 100000 --width 512 --threads 2
 """
@@ -25,14 +25,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     features = torch.randn(options.items, options.width, generator=torch.Generator().manual_seed(0))
-    products, processor = _timed(lambda: _some_products(features))
+    products, cpu = _timed(lambda: _some_products(features))
     blocks = options.items / _BLOCK / 20
     before = _peak_gb()
-    seconds, own_processor = _timed(lambda: nearest_neighbours(features, options.k))
+    seconds, own_cpu = _timed(lambda: nearest_neighbours(features, options.k))
     print(
-        f"{options.items:,} x {options.width}, {options.threads} threads: {seconds:.1f} s ({own_processor:.0f} s of CPU), "
-        f"products alone {products * blocks:.1f} s ({processor * blocks:.0f} s of CPU, scaled up from 20 blocks), "
-        f"{_peak_gb() - before:.2f} GB over the features' own"
+        f"{options.items:,} x {options.width}, {options.threads} threads: {seconds:.1f} s ({own_cpu:.0f} s of CPU), "
+        f"products alone {products * blocks:.1f} s ({cpu * blocks:.0f} s of CPU, extrapolated from 20 blocks), "
+        f"{_peak_gb() - before:.2f} GB beyond the features"
     )
 
 
@@ -43,9 +43,9 @@ def _some_products(features: torch.Tensor) -> None:
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    start, processor = time.perf_counter(), time.process_time()
+    start, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start, time.process_time() - processor
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def _peak_gb() -> float:

@@ -1,13 +1,13 @@
-"""What serving costs: lists for everyone at once, single requests over real HTTP, and FAISS beside the exact search.
+"""Cost of serving: lists for all users at once, single requests over HTTP, and FAISS compared with the exact search.
 
     python -m benchmarks.serving                          # 19,445 users x 7,050 items, 2,000 requests, 1M items
     python -m benchmarks.serving --parts batch,http
     python -m benchmarks.serving --parts index --items 300000
 
-Vectors are drawn: 64 numbers each, items in clusters around 500 centres as trained ones lie, users near one of them, and
-norms that differ. `batch` opens a model's folder and ranks all users, all but what they have seen, and writes the file.
-`http` starts `mlflow models serve` on it and asks from several threads, each of which waits for its answer, a user or a
-visitor with 20 items at a time. `index` compares FAISS with the exact search of the same machine in the same run.
+Vectors are synthetic, of width 64: items in clusters around 500 centres, as trained ones are, users near one of these centres,
+and varying norms. `batch` opens a model's folder, ranks all unseen items of all users, and writes the file. `http` starts
+`mlflow models serve` on it and sends requests from several threads in a closed loop, each for one user or one visitor with 20
+items. `index` compares FAISS with the exact search on the same machine in the same run.
 """
 
 import argparse
@@ -40,29 +40,29 @@ WIDTH, CENTRES, TAKEN, K = 64, 500, 6, 20
 
 
 def main() -> None:
-    """Print what was measured, a JSON object a part."""
+    """Print the measurements, one JSON object for each of `--parts`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="batch,http,index")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--items", type=int, default=1_000_000)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    parts = asked.parts.split(",")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    selected = options.parts.split(",")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if {"batch", "http"} & set(parts):
+        if {"batch", "http"} & set(selected):
             write_model(folder / "served", num_users=19_445, num_items=7_050)
-        if "batch" in parts:
+        if "batch" in selected:
             print(json.dumps({"batch": measure_batch(folder)}), flush=True)
-        if "http" in parts:
-            print(json.dumps({"http": measure_http(folder, asked.requests, asked.clients)}), flush=True)
-        if "index" in parts:
-            print(json.dumps({"index": measure_index(folder, asked.items)}), flush=True)
+        if "http" in selected:
+            print(json.dumps({"http": measure_http(folder, options.requests, options.clients)}), flush=True)
+        if "index" in selected:
+            print(json.dumps({"index": measure_index(folder, options.items)}), flush=True)
 
 
-def draw(num_users: int, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_vectors(num_users: int, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors of users [U, WIDTH] and items [I, WIDTH]."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(CENTRES, WIDTH, generator=generator)
@@ -76,14 +76,14 @@ def draw(num_users: int, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_model(folder: Path, num_users: int, num_items: int) -> None:
-    """Write an ID-only model of drawn vectors as registering would."""
+    """Write an ID-only model of random vectors in the format of registered models."""
     folder.mkdir()
-    users, items = draw(num_users, num_items)
+    users, items = random_vectors(num_users, num_items)
     rng = np.random.default_rng(0)
     train = Interactions(np.arange(num_users).repeat(TAKEN), rng.integers(0, num_items, num_users * TAKEN))
     fitted = fit_fold_in(users, items, train)
-    parts = {"centre": fitted.centre_D, "weight": fitted.weight_DT, "bias": fitted.bias_T}
-    tables = {"users": users, "items": items} | {f"fold_in.{name}": value for name, value in parts.items()}
+    fold_in = {"centre": fitted.centre_D, "weight": fitted.weight_DT, "bias": fitted.bias_T}
+    tables = {"users": users, "items": items} | {f"fold_in.{name}": value for name, value in fold_in.items()}
     save_tensors(folder / "tables.safetensors", tables)
     pl.DataFrame({"user_id": [f"u{user}" for user in range(num_users)]}).write_parquet(folder / "users.parquet")
     names = [f"i{item}" for item in range(num_items)]
@@ -97,12 +97,12 @@ def write_model(folder: Path, num_users: int, num_items: int) -> None:
 def measure_batch(folder: Path) -> dict[str, float]:
     """Seconds to rank all users, and to rank them and write the file; best and all of five."""
     model = ServedModel(folder / "served")
-    everyone = model.people.known(np.arange(len(model.people.user_ids)))
+    everyone = model.users.known(np.arange(len(model.users.user_ids)))
     world = World(0, 1, torch.device("cpu"))
     ranking = [seconds(lambda: model.rank(everyone, Params(top_k=K))) for _ in range(5)]
     writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, K, True)) for _ in range(5)]
     return {
-        "users": len(model.people.user_ids),
+        "users": len(model.users.user_ids),
         "items": len(model.item_ids),
         "rank_s": min(ranking),
         "rank_median_s": statistics.median(ranking),
@@ -112,26 +112,26 @@ def measure_batch(folder: Path) -> dict[str, float]:
 
 
 def measure_http(folder: Path, requests: int, clients: int) -> dict[str, float]:
-    """Latency of single requests while several clients ask at once."""
+    """Latency of single requests with several concurrent clients."""
     save_pyfunc(folder / "served", folder / "package", "u1")
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", str(folder / "package"), "--env-manager", "local", "-p", str(port)]
     found: dict[str, float] = {"clients": clients}
     with running(command, f"http://127.0.0.1:{port}/ping", folder / "serve.log"):
         for kind in ("user", "visitor"):
-            ask(port, kind, 0, 50)  # what is loaded with the first requests
+            send(port, kind, 0, 50)  # warm-up
             start = time.perf_counter()
             with ThreadPoolExecutor(clients) as pool:
-                asked = [pool.submit(ask, port, kind, number, requests // clients) for number in range(clients)]
-            latencies = [latency for one in asked for latency in one.result()]
+                sent = [pool.submit(send, port, kind, number, requests // clients) for number in range(clients)]
+            latencies = [latency for client in sent for latency in client.result()]
             found[f"{kind}_requests_a_second"] = len(latencies) / (time.perf_counter() - start)
             for percent in (50, 99):
                 found[f"{kind}_p{percent}_ms"] = 1000 * float(np.percentile(latencies, percent))
     return found
 
 
-def ask(port: int, kind: str, seed: int, number: int) -> list[float]:
-    """Ask one after the other over one connection; gives the seconds of each."""
+def send(port: int, kind: str, seed: int, number: int) -> list[float]:
+    """Send requests one after the other over one connection; return the seconds of each."""
     rng = np.random.default_rng(seed)
     connection = http.client.HTTPConnection("127.0.0.1", port)
     latencies = []
@@ -151,17 +151,17 @@ def ask(port: int, kind: str, seed: int, number: int) -> list[float]:
 
 def measure_index(folder: Path, num_items: int) -> dict[str, float]:
     """Recall and speed of FAISS against the exact search: 200 users at once, and 50 one by one."""
-    users, items = draw(200, num_items)
+    users, items = random_vectors(200, num_items)
     built = seconds(lambda: write_faiss(folder / "index.faiss", items))
     exact = ExactIndex(items, np.arange(num_items))
     faiss = FaissIndex(folder / "index.faiss", items, np.arange(num_items))
     nothing = Interactions(np.zeros(0, np.int64), np.zeros(0, np.int64))
     found = {name: index.search(users, nothing, K)[0].tolist() for name, index in (("exact", exact), ("faiss", faiss))}
-    shared = [len(set(ours) & set(theirs)) / K for ours, theirs in zip(found["faiss"], found["exact"])]
+    recalls = [len(set(ours) & set(theirs)) / K for ours, theirs in zip(found["faiss"], found["exact"])]
     times = {name: time_searches(index, users) for name, index in (("exact", exact), ("faiss", faiss))}
     return {
         "items": num_items,
-        "recall_of_exact_top_20": statistics.mean(shared),
+        "recall_of_exact_top_20": statistics.mean(recalls),
         "build_s": built,
         "exact_200_users_s": times["exact"][0],
         "faiss_200_users_s": times["faiss"][0],

@@ -1,12 +1,12 @@
-"""Stage 1 side by side: seconds of CPU an epoch and an evaluation, peak memory, and time to an accuracy.
+"""Cost of stage 1: CPU seconds per epoch and per evaluation, peak memory, and time to an accuracy.
 
     python benchmarks/stage1.py --interactions baby.inter
     python benchmarks/stage1.py --interactions baby.inter --to_accuracy 0.0754
 
-One thread, a process a model, random features of the widths that the field's Amazon sets have (4,096 for images, 384 for
-texts): what they hold is no matter for time. `reference` is the field's reference framework on the same set with features
-of the same widths, as published with these figures: seconds of CPU, training epoch / one evaluation pass. PyG's own LightGCN
-module is measured in the same run; `implicit`'s ALS too, where it is installed.
+One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
+texts), whose values do not affect the time. `reference` is the field's reference framework on the same set with features of the
+same widths, as published: CPU seconds of a training epoch / an evaluation pass. PyG's LightGCN module is measured in the same
+run, and `implicit`'s ALS if it is installed.
 """
 
 import argparse
@@ -36,12 +36,12 @@ FAST = {"lr": 5e-3, "batch_size": 1024, "model": {"reg_weight": 0.03, "layers": 
 
 
 def main() -> None:
-    """Measure every model in a process of its own and print the table."""
+    """Measure every model in a separate process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--interactions", type=Path, required=True, help="an .inter file with x_label")
     parser.add_argument("--models", nargs="+", default=[*REFERENCE, *YARDSTICKS])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--to_accuracy", type=float, help="time LightGCN until test Recall@20 stands here")
+    parser.add_argument("--to_accuracy", type=float, help="time LightGCN until it reaches this test Recall@20")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -137,7 +137,7 @@ def _stage(name: str, folder: Path, **settings: Any) -> Any:
 
 
 def _time_to(target: float, folder: Path) -> dict[str, Any]:
-    """Seconds until the best epoch on validation has the test Recall@20 asked for; test passes are outside the clock."""
+    """Seconds until the best epoch on validation has the target test Recall@20; test evaluations are not timed."""
     from ptmrec_dist.training.evaluate import Evaluator
     from ptmrec_dist.training.stage1 import train_epoch
 
@@ -160,7 +160,7 @@ def _time_to(target: float, folder: Path) -> dict[str, Any]:
 
 
 def _pyg_lightgcn(folder: Path) -> dict[str, Any]:
-    """Some steps of PyG's LightGCN module as its documentation uses it: 64 wide, 2 layers, 2,048 interactions a step."""
+    """Some steps of PyG's LightGCN module as in its documentation: width 64, 2 layers, 2,048 interactions per step."""
     import torch
     from torch_geometric.nn.models import LightGCN
 
@@ -185,7 +185,7 @@ def _pyg_lightgcn(folder: Path) -> dict[str, Any]:
 
 
 def _implicit_als(folder: Path) -> dict[str, Any]:
-    """`implicit`'s ALS with 64 factors: its whole training, and ranking all users."""
+    """`implicit`'s ALS with 64 factors: complete training, and ranking for all users."""
     try:
         from implicit.als import AlternatingLeastSquares
     except ImportError:
@@ -215,11 +215,11 @@ def _print_table(results: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for result in results:
         cells = [result["model"]]
-        for place, kind in enumerate(("epoch", "evaluation")):
+        for column, kind in enumerate(("epoch", "evaluation")):
             seconds, reference = result.get(kind), REFERENCE.get(result["model"])
             known = reference is not None and seconds is not None
             cells += [f"{seconds:.2f}" if seconds is not None else ""]
-            cells += [f"{reference[place]:.1f}", f"{reference[place] / seconds:.1f}"] if known else ["", ""]
+            cells += [f"{reference[column]:.1f}", f"{reference[column] / seconds:.1f}"] if known else ["", ""]
         cells += [f"{result['build']:.1f}" if "build" in result else "", f"{result['memory']:.2f}"]
         table.add_row(*cells)
     Console().print(table)

@@ -1,10 +1,10 @@
-"""Speed and memory of a step of stage 2, against a matrix product measured in the same run. Random weights, no data needed.
+"""Speed and memory of a step of stage 2, relative to a matrix product measured in the same run. Needs no data or weights.
 
 python -m benchmarks.stage2                                                 # ViT-B-32 and -16, batch 128, prompts 4 x 9
 python -m benchmarks.stage2 --models FOLDER --batch 8 --depth 2 --steps 2   # a small model, also on a CPU
 
-FLOPs are counted by torch over a whole step, forward and backward as they are computed (a frozen backbone has no weight
-gradients), so the share of the matrix product's rate is what the step makes of the device.
+FLOPs are counted by torch over a complete step, forward and backward as computed (a frozen backbone has no weight gradients);
+their rate divided by that of the matrix product is the utilization of the device.
 """
 
 import argparse
@@ -58,15 +58,16 @@ def main() -> None:
         for precision in options.precisions:
             stage = make_stage(model, precision, options, world)
             seconds, flops = measure(stage, options)
-            rate, share = flops / seconds, flops / seconds / rates[precision]
+            rate = flops / seconds
+            utilization = rate / rates[precision]
             items = options.batch / seconds
             name = Path(model).name
-            used = f"{rate / 1e12:>9.3g} {100 * share:>8.3g}% {peak_memory(world):>8.2f}"
+            used = f"{rate / 1e12:>9.3g} {100 * utilization:>8.3g}% {peak_memory(world):>8.2f}"
             print(f"{name:<24} {precision:<9} {items:>9.1f} {used}")
 
 
 def matmul_rate(precision: str, device: torch.device) -> float:
-    """Best of a few square products, FLOP/s; fp32 as the backbone computes it, without TF32."""
+    """Best FLOP/s of a few square products; fp32 without TF32, as in the backbone."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -81,7 +82,7 @@ def matmul_rate(precision: str, device: torch.device) -> float:
 
 
 def make_stage(model: str, precision: str, options: argparse.Namespace, world: World) -> Stage2:
-    """Stage 2 on drawn interactions, with VBPR, under ZeRO 1."""
+    """Stage 2 on random interactions, with VBPR, under ZeRO 1."""
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
@@ -109,7 +110,7 @@ def make_stage(model: str, precision: str, options: argparse.Namespace, world: W
 
 
 def measure(stage: Stage2, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds and FLOPs of a step; batches wait in host memory, as the loader leaves them."""
+    """Seconds and FLOPs of a step; batches are in host memory, as from the loader."""
     batches = [_batch(stage, options.batch, seed) for seed in range(4)]
     train_step(stage, [batches[0]], 0)
     with FlopCounterMode(display=False) as counter:
@@ -123,7 +124,7 @@ def measure(stage: Stage2, options: argparse.Namespace) -> tuple[float, float]:
 
 
 def peak_memory(world: World) -> float:
-    """Gigabytes: of the device, or of the whole process so far on a CPU."""
+    """Peak memory in gigabytes: of the device, or on a CPU of the whole process."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -135,7 +136,7 @@ def _batch(stage: Stage2, size: int, seed: int) -> TrainBatch:
     height, width = encoder.backbone.image_config.size, encoder.backbone.image_config.size
     height, width = (height, width) if isinstance(height, int) else height
     images = torch.randint(0, 256, (size, 3, height, width), generator=generator, dtype=torch.uint8)
-    texts = encoder.tokenize([f"thing number {number}, of a kind that people like, {seed}" for number in range(size)])
+    texts = encoder.tokenize([f"product number {number} of a popular category, {seed}" for number in range(size)])
     items = torch.randperm(ITEMS, generator=generator)[:size]
     rows = size * ROWS_PER_ITEM
     return TrainBatch.of(ItemBatch(items, images, texts), rng.integers(0, USERS, rows), np.arange(rows) % size)

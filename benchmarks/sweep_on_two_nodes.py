@@ -1,10 +1,10 @@
-"""A sweep on a Ray cluster of two nodes made of this machine, while the driver, a worker and a whole node are killed.
+"""A sweep on a Ray cluster of two nodes on this machine, while a rank, the driver and a whole node are killed.
 
 python -m benchmarks.sweep_on_two_nodes [--trials 8] [--ranks 2] [--out FOLDER]
 
-The trials' ranks are spread over both nodes. One trial in: SIGKILL to a rank. Two in: SIGKILL to the driver, and the same
-command with --resume. Four in: one node goes away. It prints what was killed when, where ranks ran, how all trials ended,
-and whether each trial's history is that of the same stage 2 undisturbed on this machine, to the last digit.
+The trials' ranks are spread over both nodes. After one trial: SIGKILL to a rank. After two: SIGKILL to the driver, and the same
+command with --resume. After four: one node is removed. Prints what was killed when, where ranks ran, how all trials ended, and
+whether each trial's history equals that of the same stage 2 without interruption, to the last digit.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from tests.tiny_clip import write_tiny_clip
 
 
 def main() -> None:
-    """Run the sweep and print what became of it."""
+    """Run the sweep and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--ranks", type=int, default=2)
@@ -42,7 +42,7 @@ def main() -> None:
     folder = options.out or Path(tempfile.mkdtemp())
     (folder / "shop").mkdir(parents=True)
     shop = make_shop(folder / "shop", write_tiny_clip(folder / "clip"))
-    # Twice what two trials need: a driver killed while Ray makes room for a trial can leave that room taken.
+    # Twice what two trials need: a driver killed while Ray reserves resources for a trial can leave them reserved.
     node = {"num_cpus": 2 * options.ranks, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     second = cluster.add_node(**node)
@@ -67,17 +67,17 @@ def main() -> None:
     driver.wait_for(lambda: driver.ended >= 1 and _ranks())
     victim = _ranks()[0]
     os.kill(victim, signal.SIGKILL)
-    driver.say(f"killed a rank (process {victim})")
+    driver.log(f"killed a rank (process {victim})")
     driver.wait_for(lambda: driver.ended >= 2 and _ranks())
     driver.process.kill()
     driver.process.wait()
-    driver.say("killed the driver; the same command goes on")
+    driver.log("killed the driver; resuming by the same command")
     driver.begin("--resume", "true")
     driver.wait_for(lambda: driver.ended >= 4 and _ranks())
     cluster.remove_node(second, allow_graceful=False)
-    driver.say("killed a node")
+    driver.log("killed a node")
     code = driver.process.wait()
-    driver.say(f"ended with exit code {code}")
+    driver.log(f"ended with exit code {code}")
     _report(folder / "sweep", options.ranks)
     cluster.shutdown()
 
@@ -103,15 +103,15 @@ class _Driver:
     def wait_for(self, ready: Callable[[], Any]) -> None:
         while not ready():
             if self.process.poll() is not None:
-                raise SystemExit(f"the driver ended with {self.process.returncode} before its time")
+                raise SystemExit(f"the driver ended early with exit code {self.process.returncode}")
             time.sleep(0.2)
 
-    def say(self, what: str) -> None:
+    def log(self, what: str) -> None:
         print(f"{time.monotonic() - self.start:7.1f} s: {what}, {self.ended} trials ended", flush=True)
 
 
 def _ranks() -> list[int]:
-    """Processes that train, of this machine: Ray names them."""
+    """Process ids of training workers on this machine, by Ray's process titles."""
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "ray::RayTrainWorker" in line]
 
@@ -121,19 +121,19 @@ def _report(sweep: Path, ranks: int) -> None:
     print(Counter(trial["state"] for trial in trials))
     for trial in trials:
         name = f"{trial['number']:04d}"
-        said = "\n".join(path.read_text() for path in sorted((sweep / "logs").glob(f"{name}-*.log"))).splitlines()
-        places = [line.split(" on node ")[1] for line in said if " on node " in line]
-        resumed = sum(line.startswith("going on at step") for line in said)
+        lines = "\n".join(path.read_text() for path in sorted((sweep / "logs").glob(f"{name}-*.log"))).splitlines()
+        nodes = [line.split(" on node ")[1] for line in lines if " on node " in line]
+        resumed = sum(line.startswith(("resuming at step", "going on at step")) for line in lines)
         history = (sweep / "trials" / name / "history.jsonl").read_text().splitlines()
-        same = history == _undisturbed(sweep / "trials" / name, ranks)[: len(history)]
+        same = history == _uninterrupted(sweep / "trials" / name, ranks)[: len(history)]
         print(
-            f"trial {name}: {trial['state']}, {len(history) - 1} epochs, {len(places) // ranks} starts on "
-            f"{len(set(places))} nodes, {resumed} resumed, history {'equal' if same else 'DIFFERENT'}"
+            f"trial {name}: {trial['state']}, {len(history) - 1} epochs, {len(nodes) // ranks} starts on "
+            f"{len(set(nodes))} nodes, {resumed} resumed, history {'equal' if same else 'DIFFERENT'}"
         )
 
 
-def _undisturbed(run: Path, ranks: int) -> list[str]:
-    """History of the same stage 2, alone."""
+def _uninterrupted(run: Path, ranks: int) -> list[str]:
+    """History of the same stage 2 without interruption."""
     out = run.with_name(f"alone-{run.name}")
     plain = yaml.safe_load((run / "config.yaml").read_text())
     config = from_plain(Stage2Config, merged(plain, {"out": str(out), "tracking": {"enabled": False}}))

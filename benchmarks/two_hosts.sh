@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Stage 2 over two hosts: two network namespaces of this machine with an address each, joined by a virtual cable. Needs root.
+# Stage 2 over two hosts: two network namespaces of this machine with an address each, joined by a veth pair. Needs root.
 #
 #   bash benchmarks/two_hosts.sh STAGE1_RUN OUT
 #
 # 1. torchrun with one rank a host, to the end.   2. deepspeed --hostfile … --no_ssh --node_rank, to the end.
 # 3. two ranks on one host.  All three must end with the same metrics.
-# 4. the cable is cut while training: both hosts must stop by themselves; then the same commands go on to the same metrics.
+# 4. the link is cut while training: both hosts must stop by themselves; then the same commands resume to the same metrics.
 set -euo pipefail
 stage1=$(realpath "$1") out=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
@@ -59,7 +59,7 @@ compare() {
 on_both with_torchrun "$out/torchrun"; compare torchrun
 on_both with_deepspeed "$out/deepspeed"; compare deepspeed
 
-echo "cut: the cable is pulled after the first checkpoint"
+echo "cut: the link is taken down after the first checkpoint"
 on_both with_torchrun "$out/cut" & both=$!
 until compgen -G "$out/cut/checkpoints/step-*" >/dev/null; do sleep 0.05; done
 ip -n ptmrec1 link set veth0 down

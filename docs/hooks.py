@@ -1,4 +1,4 @@
-"""What mkdocs cannot do by itself: `.. math::` blocks of docstrings become MathML, which browsers draw without a script."""
+"""Hooks of mkdocs: convert `.. math::` blocks of docstrings to MathML, which browsers render without a script."""
 
 import re
 from typing import Any
@@ -13,13 +13,13 @@ _BLOCK = re.compile(r"^( *)\.\. math::\n((?:\1    .*\n|\s*\n)+)", re.MULTILINE)
 
 class _Math(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
-        """Replace every block; a blank line in it begins another equation."""
+        """Replace every block; a blank line in it starts another equation."""
         return _BLOCK.sub(_equations, "\n".join(lines) + "\n").splitlines()
 
 
 class _MathExtension(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
-        """Put the blocks in place before anything else reads the text."""
+        """Register the preprocessor, to run before all others."""
         md.preprocessors.register(_Math(md), "rst_math", 100)
 
 
@@ -37,6 +37,6 @@ def on_config(config: Any) -> Any:
 
 
 def _equations(block: re.Match[str]) -> str:
-    parts = re.split(r"\n\s*\n|\\qquad", block.group(2).strip())
-    drawn = [convert(" ".join(part.split()), display="block") for part in parts]
-    return "\n\n" + "\n\n".join(f'<div class="arithmatex">{equation}</div>' for equation in drawn) + "\n\n"
+    equations = re.split(r"\n\s*\n|\\qquad", block.group(2).strip())
+    rendered = [convert(" ".join(equation.split()), display="block") for equation in equations]
+    return "\n\n" + "\n\n".join(f'<div class="arithmatex">{equation}</div>' for equation in rendered) + "\n\n"

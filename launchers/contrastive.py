@@ -1,4 +1,4 @@
-"""Contrastive fine-tuning as a script, for launchers that start one process a rank.
+"""Contrastive fine-tuning as a script, for launchers that start one process per rank.
 
 deepspeed --num_gpus 2 launchers/contrastive.py --shards shards/movies --encoder.model clip --out encoders/movies
 """

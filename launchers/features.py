@@ -1,4 +1,4 @@
-"""Feature extraction as a script, for launchers that start one process a rank.
+"""Feature extraction as a script, for launchers that start one process per rank.
 
 torchrun --nproc_per_node 8 launchers/features.py --shards shards/movies --encoder.model ViT-B-32 …
 """

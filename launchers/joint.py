@@ -1,4 +1,4 @@
-"""Joint training as a script, for launchers that start one process a rank.
+"""Joint training as a script, for launchers that start one process per rank.
 
 deepspeed --num_gpus 2 launchers/joint.py --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 """

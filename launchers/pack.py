@@ -1,4 +1,4 @@
-"""Packing as a script, for launchers that start one process a rank.
+"""Packing as a script, for launchers that start one process per rank.
 
 torchrun --nproc_per_node 2 launchers/pack.py --items items.csv --images DIR --interactions interactions.csv --out shards/movies
 """

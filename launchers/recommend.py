@@ -1,4 +1,4 @@
-"""Batch recommendation as a script, for launchers that start one process a rank.
+"""Batch recommendation as a script, for launchers that start one process per rank.
 
 torchrun --nproc_per_node 2 launchers/recommend.py --model models:/movies@champion --all true --out recs.parquet
 """

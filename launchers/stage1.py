@@ -1,4 +1,4 @@
-"""Stage 1 as a script, for schedulers that want a path: `python launchers/stage1.py --shards … --out …`."""
+"""Stage 1 as a script, for schedulers that need a path: `python launchers/stage1.py --shards … --out …`."""
 
 import sys
 

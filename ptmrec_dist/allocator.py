@@ -1,4 +1,4 @@
-"""How the C library deals with memory that a step frees."""
+"""Settings of the C library's allocator."""
 
 import ctypes
 
@@ -8,11 +8,10 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> None:
-    """Keep large blocks that a step frees for the next one, instead of giving them back to the system.
+    """Keep large freed blocks for reuse by the next step instead of returning them to the system.
 
-    Every step of a large model allocates the same tables; fresh pages from the system cost it more than the arithmetic
-    (VBPR with 4,480 numbers an item trains in half the time without them). Where the C library is not glibc nothing
-    happens.
+    Every step of a large model allocates the same tables, and page faults on fresh memory cost more than the arithmetic (VBPR
+    with 4,480 features per item trains in half the time without them). Has no effect where the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""`ptmrec COMMAND …`: the only place that knows argv, `--config` and `--local_rank`. Imports nothing heavy."""
+"""`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
 import importlib
 import json
@@ -88,7 +88,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
 
 
 def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
-    """Run one command: the user's mistakes become one line and exit code 2, faults from outside one line and 3.
+    """Run one command: a `UserError` becomes one line and exit code 2, a `Fault` one line and exit code 3.
 
     Args:
         command: A key of `COMMANDS`.
@@ -104,7 +104,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         settings = parse(COMMANDS[command].settings, argv, prog)
         _function(COMMANDS[command].function)(settings)
     except UserError as error:
-        # All ranks read the same input: the first one speaks for them.
+        # All ranks read the same input, so the first one reports for all.
         if os.environ.get("RANK", "0") == "0":
             print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
@@ -145,8 +145,8 @@ def _summary(settings: type) -> str:
 
 
 def _prepare_process() -> None:
-    """Set what libraries read when they load; it holds for the processes that this one starts, too."""
-    # Threads that wait by spinning slow everything down five times over where another process wants a core.
+    """Set the environment variables that libraries read on import; child processes inherit them."""
+    # Spinning threads slow everything down fivefold if another process needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
@@ -155,7 +155,7 @@ def _prepare_process() -> None:
 
 
 def _underscored(word: str) -> str:
-    """`--on-error` is `--on_error`: people type both."""
+    """`--on-error` is accepted for `--on_error`."""
     option, equals, value = word.partition("=")
     return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else word
 
@@ -218,7 +218,7 @@ def _with_files(words: list[str], settings: type) -> list[str]:
 def _content_of(path: str, settings: type) -> str:
     found = _yaml_in(Path(path)) if Path(path).is_file() else None
     if not isinstance(found, dict):
-        return path  # the parser says what is wrong with it
+        return path  # the parser reports what is wrong with it
     return json.dumps(config.as_declared(settings, found), default=str)
 
 

@@ -1,4 +1,4 @@
-"""The one place that knows how to reach a Ray cluster, and how much of it there is."""
+"""Connection to a Ray cluster and its resources. No other module deals with Ray's addresses and nodes."""
 
 import logging
 import math
@@ -16,22 +16,22 @@ from ptmrec_dist.mlflow_store import tracking_uri
 
 Result = TypeVar("Result")
 
-# What is passed around are settings and metrics, never tables: a store of this many bytes is plenty.
+# Bytes; enough, since only settings and metrics are passed, never tables.
 _OBJECT_STORE = 100_000_000
 
 
 @contextmanager
 def connected(config: RayConfig) -> Iterator[None]:
-    """Connect to Ray, or start it on this machine, for as long as the block runs.
+    """Connect to Ray, or start it on this machine, while the block runs.
 
     Args:
         config: Settings.
 
     Yields:
-        Nothing; a connection that was there before is used, and stays.
+        Nothing; an existing connection is used, and kept.
 
     Raises:
-        UserError: No cluster answers at the address.
+        UserError: No cluster responds at the address.
     """
     import ray
 
@@ -45,8 +45,8 @@ def connected(config: RayConfig) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"ray.address: no cluster answers at {address} ({reason}); start one by `ray start --head`, set "
-            "RAY_AUTH_MODE=token where it asks for a token, or leave the address out"
+            f"ray.address: no cluster responds at {address} ({reason}); start one by `ray start --head`, set "
+            "RAY_AUTH_MODE=token if it requires a token, or leave the address out"
         ) from error
     try:
         yield
@@ -55,17 +55,17 @@ def connected(config: RayConfig) -> Iterator[None]:
 
 
 def room_for(ranks: int, config: RayConfig) -> int:
-    """Say how many groups of ranks the connected cluster has room for at a time.
+    """Compute how many groups of ranks fit on the connected cluster at a time.
 
     Args:
         ranks: Ranks of a group.
-        config: What a rank takes, and how ranks are placed.
+        config: Resources of a rank, and placement strategy.
 
     Returns:
         Groups, 1 or more.
 
     Raises:
-        UserError: Not even one fits, and the cluster does not grow.
+        UserError: Not even one fits, and the cluster does not autoscale.
     """
     import ray
 
@@ -83,7 +83,7 @@ def room_for(ranks: int, config: RayConfig) -> int:
 
 
 def resources_of_rank(config: RayConfig) -> dict[str, float]:
-    """Say what a rank takes, as Ray spells it.
+    """Get the resources of a rank, by Ray's names.
 
     Args:
         config: Settings.
@@ -94,11 +94,11 @@ def resources_of_rank(config: RayConfig) -> dict[str, float]:
     return {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus else {})
 
 
-def note_places(note: Path) -> None:
-    """Write down which places on the cluster this process and its group have taken; for one of the group.
+def record_group(note: Path) -> None:
+    """Record the placement group of this process; called by one process of the group.
 
     Args:
-        note: File for `free_places`.
+        note: File for `remove_group`.
     """
     from ray.util.placement_group import get_current_placement_group
 
@@ -107,14 +107,14 @@ def note_places(note: Path) -> None:
         write_atomically(note, group.id.hex())
 
 
-def free_places(note: Path) -> None:
-    """Free the places that a group took which has ended, or is lost, and end what is still in them.
+def remove_group(note: Path) -> None:
+    """Remove the placement group of a trial that has ended or is lost, and with it processes that still run in it.
 
-    Ray Train does this itself unless its controller was killed, as it is with every trial that is stopped early; then
-    only Ray's dashboard would, where there is one, and the places would stay taken for as long as the driver runs.
+    Ray Train does this itself unless its controller was killed, as in every trial that is stopped early; then only Ray's
+    dashboard would, if there is one, and the resources would stay reserved as long as the driver runs.
 
     Args:
-        note: What `note_places` wrote; removed. Nothing happens where there is none.
+        note: File written by `record_group`; deleted. Nothing happens if it does not exist.
     """
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -127,22 +127,23 @@ def free_places(note: Path) -> None:
 def as_task(
     function: Callable[[list[str], int, Path], Result], ranks: int, config: RayConfig, environment: dict[str, str]
 ) -> Callable[..., Result]:
-    """Turn a function that starts processes into one that does so on a node of the connected cluster, and waits.
+    """Wrap a function that starts processes so that it runs, blocking, on a node of the connected cluster.
 
-    The node that it runs on has room for all ranks, the folder and the MLflow of this process, and its code as installed there.
+    The node has room for all ranks. The function runs with the working directory and the MLflow of this process, and with the
+    code installed on that node.
 
     Args:
-        function: Takes words, ranks and a log file.
-        ranks: Most ranks that it is called with.
-        config: What a rank takes.
-        environment: Environment variables that it is called with.
+        function: Takes command-line arguments, ranks and a log file.
+        ranks: Maximum number of ranks that it is called with.
+        config: Resources of a rank.
+        environment: Environment variables for the call.
 
     Returns:
-        The function, to be called from any thread.
+        The wrapped function; may be called from any thread.
 
     Raises:
         UserError: No node has room for so many ranks.
-        Fault: From a call: the node or the process went away, more often than Ray tries again.
+        Fault: From a call: the node or the process was lost more often than Ray retries.
     """
     import ray
 
@@ -150,22 +151,22 @@ def as_task(
     folder = os.getcwd()
     environment = environment | {"MLFLOW_TRACKING_URI": tracking_uri()}
 
-    def there(words: list[str], number: int, log: Path) -> Result:
+    def on_node(arguments: list[str], number: int, log: Path) -> Result:
         os.environ.update(environment)
         os.chdir(folder)
-        return function(words, number, log)
+        return function(arguments, number, log)
 
-    def call(words: list[str], number: int, log: Path) -> Result:
+    def call(arguments: list[str], number: int, log: Path) -> Result:
         each = resources_of_rank(config)
-        task = ray.remote(there).options(
+        task = ray.remote(on_node).options(
             num_cpus=each["CPU"] * number, num_gpus=each.get("GPU", 0.0) * number, max_retries=3
         )
         try:
-            found: Result = ray.get(task.remote(words, number, log))
+            found: Result = ray.get(task.remote(arguments, number, log))
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             raise Fault(
-                f"{words[0]}: its node or its process went away ({reason}); the same command goes on"
+                f"{arguments[0]}: its node or its process was lost ({reason}); run the same command to resume"
             ) from error
         return found
 

@@ -1,8 +1,8 @@
-"""Ranks: world, device, the gather with gradient, the mean over the global batch. All of it works with one process.
+"""Ranks: world, device, gather with gradient, mean over the global batch. Everything works with one process too.
 
 One rule holds for every loss: a rank computes the rows of its own users against the items of all ranks, and the result
-is a mean over the rows of all ranks. `gather_rows` and `mean_over_ranks` keep its gradient exact (design: Global batch),
-so that nothing else in the project ever multiplies by a world size.
+is a mean over the rows of all ranks. `gather_rows` and `mean_over_ranks` keep its gradient exact, so that nothing else in the
+project multiplies by the world size.
 
 Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks.
 """
@@ -22,10 +22,10 @@ from ptmrec_dist.errors import Fault, UserError
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among its peers."""
+    """Rank of this process, world size and device."""
 
     rank: int
-    """This process, 0 to size - 1."""
+    """Rank of this process, 0 to size - 1."""
     size: int
     """Number of processes."""
     device: torch.device
@@ -33,12 +33,12 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes, logs and speaks for all."""
+        """Whether this is rank 0, which writes and logs for all."""
         return self.rank == 0
 
 
 def join_world(device: str = "auto", timeout: float = 600.0) -> World:
-    """Join the ranks that a launcher (deepspeed, torchrun, Ray Train) started; alone, be a world of one.
+    """Join the ranks started by a launcher (deepspeed, torchrun, Ray Train); without one, return a world of size 1.
 
     Collective: every rank must call this, once or more.
 
@@ -48,11 +48,11 @@ def join_world(device: str = "auto", timeout: float = 600.0) -> World:
         timeout: Seconds that a collective waits for the other ranks before it fails.
 
     Returns:
-        This process's place.
+        Rank, world size and device of this process.
 
     Raises:
-        UserError: A GPU that this process does not see, or one GPU for several ranks.
-        Fault: The ranks cannot meet, or this machine has fewer GPUs than ranks.
+        UserError: A GPU that is not visible to this process, or one GPU for several ranks.
+        Fault: The rendezvous failed, or this machine has fewer GPUs than ranks.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     where = _device_of_rank(device, size)
@@ -63,17 +63,17 @@ def join_world(device: str = "auto", timeout: float = 600.0) -> World:
             backend = "nccl" if where.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except dist.DistError as error:
-            place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = " ".join(str(error).split())
-            raise Fault(f"cannot meet the other ranks at {place} ({reason}); try another --master_port") from error
+            raise Fault(f"rendezvous at {address} failed ({reason}); try another --master_port") from error
     if not dist.is_initialized():
         return World(0, 1, where)
-    _share_processors()
+    _limit_threads()
     return World(dist.get_rank(), dist.get_world_size(), where)
 
 
 def _device_of_rank(device: str, size: int) -> torch.device:
-    """The device that this process uses of those that its machine has."""
+    """Select the device of this process."""
     require_device(device)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -109,16 +109,16 @@ def barrier() -> None:
 def gather_rows(rows_BD: Tensor, size: int | None = None, filler: int = 0) -> Tensor:
     """Gather every rank's rows, in rank order, with gradient.
 
-    Ranks may bring different numbers of rows, also none. With `size` each rank's rows are filled up to it: shapes are
-    known beforehand, and nobody waits for the others' counts; without it counts are exchanged first and nothing is
-    filled. The backward pass sums over the ranks what each of them made of this rank's rows.
+    Ranks may have different numbers of rows, also none. With `size` each rank's rows are padded to it: shapes are known
+    beforehand, and no counts are exchanged; without it counts are exchanged first and nothing is padded. The backward pass
+    sums the gradients of this rank's rows over all ranks.
 
     Collective: every rank must call this, with the same size, trailing shape and dtype.
 
     Args:
         rows_BD: This rank's rows [B, ...].
         size: Rows that each rank contributes S, at least B; by default as many as it has.
-        filler: Value of the rows that fill up.
+        filler: Value of the padding rows.
 
     Returns:
         [W * S, ...], or [G, ...] without `size`; the same on every rank.
@@ -130,15 +130,15 @@ def gather_rows(rows_BD: Tensor, size: int | None = None, filler: int = 0) -> Te
     if alone:
         return rows_BD
     counts = _gather_equal(torch.tensor([len(rows_BD)], device=rows_BD.device)).tolist()
-    parts = gather_rows(rows_BD, max(counts)).split(max(counts) or 1)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    padded = gather_rows(rows_BD, max(counts)).split(max(counts) or 1)
+    return torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)])
 
 
 def mean_over_ranks(rows_R: Tensor, weights_R: Tensor | None = None) -> Tensor:
     """Average over the rows of all ranks, such that averaged gradients (as DDP and ZeRO make them) are exact.
 
     Each rank returns W / N times the sum of its own rows, N the weight of all rows and W the world size: the mean over
-    ranks of these values, and of their gradients, is the mean over all rows, however unevenly they lie.
+    ranks of these values, and of their gradients, is the mean over all rows, however unevenly they are distributed.
 
     Collective: every rank must call this.
 
@@ -176,7 +176,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def import_deepspeed() -> object:
-    """Import DeepSpeed without what it drags in and does not need here.
+    """Import DeepSpeed without dependencies that are not needed here.
 
     Its autotuner imports MLflow (seconds), and its first use on a CPU compiles a shared-memory extension (a minute).
 
@@ -185,7 +185,7 @@ def import_deepspeed() -> object:
     """
     if "deepspeed" not in sys.modules:
         if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would guess the same, with a warning
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's own default, without its warning
         mlflow = sys.modules.get("mlflow")
         sys.modules["mlflow"] = None  # type: ignore[assignment]
         try:
@@ -199,11 +199,11 @@ def import_deepspeed() -> object:
     return sys.modules["deepspeed"]
 
 
-def _share_processors() -> None:
-    """Ranks of one machine that each used all of its processors would mostly wait for each other."""
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", dist.get_world_size())))
-    if "OMP_NUM_THREADS" not in os.environ and neighbours > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+def _limit_threads() -> None:
+    """Divide the machine's processors among its ranks: oversubscribed, they would mostly wait for each other."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", dist.get_world_size())))
+    if "OMP_NUM_THREADS" not in os.environ and local_size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
 
 
 def _gather_equal(rows_SD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What something was made from: content is compared by fingerprints; paths are hints, for folders may be moved."""
+"""Lineage of outputs: inputs are compared by fingerprints of their content; paths are hints, since folders may be moved."""
 
 import json
 import os
@@ -13,7 +13,7 @@ INPUTS_FILE = "inputs.json"
 
 
 def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
-    """Note what an output is made from; to be called before anything else is written.
+    """Record the inputs of an output; call this before anything else is written.
 
     Args:
         folder: Output folder.
@@ -23,13 +23,13 @@ def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
 
 
 def read_inputs(folder: Path) -> dict[str, str] | None:
-    """Read what an output is made from.
+    """Read the recorded inputs of an output.
 
     Args:
         folder: Output folder.
 
     Returns:
-        Name of each input to its fingerprint, or None where that was not noted.
+        Name of each input to its fingerprint; None if they were not recorded.
     """
     try:
         inputs: dict[str, str] = json.loads((folder / INPUTS_FILE).read_text())
@@ -42,15 +42,15 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     """Compare the inputs of an output with those that it was started with.
 
     Args:
-        folder: Output folder in which something was started.
-        inputs: Name of each input to its fingerprint as it is now.
+        folder: Output folder of a started command.
+        inputs: Name of each input to its current fingerprint.
 
     Raises:
-        UserError: One of them is another, or what it was started with is not known.
+        UserError: An input differs, or the recorded ones cannot be read.
     """
     before = read_inputs(folder)
     if before is None:
-        raise UserError(f"out: {folder} does not say what it was made from (no {INPUTS_FILE}); choose another --out")
+        raise UserError(f"out: {folder} does not record what it was made from (no {INPUTS_FILE}); choose another --out")
     for name in [*inputs, *(before.keys() - inputs.keys())]:
         old, new = before.get(name, "none"), inputs.get(name, "none")
         if old != new:
@@ -60,11 +60,11 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
 
 
 def relative_to(path: str, folder: Path) -> str:
-    """Say where a file lies as seen from a folder that may be moved together with it.
+    """Make a path relative to a folder that may be moved together with it.
 
     Args:
         path: Absolute path.
-        folder: Folder of the record that will name it.
+        folder: Folder of the record that contains the path.
 
     Returns:
         Relative path.
@@ -73,15 +73,15 @@ def relative_to(path: str, folder: Path) -> str:
 
 
 def find(relative: str | None, absolute: str, folder: Path) -> str:
-    """Find what a record names: as seen from the record's folder, or else where it was.
+    """Find a recorded path: relative to the record's folder, or else at its original location.
 
     Args:
-        relative: What `relative_to` gave, where the record has it.
+        relative: Result of `relative_to`, if the record has it.
         absolute: Path at the time of writing.
         folder: Folder of the record.
 
     Returns:
-        The first of both that exists, else the absolute one.
+        The relative one if it exists, else the absolute one.
     """
     beside = None if relative is None else Path(os.path.normpath(folder.resolve() / relative))
     return str(beside) if beside is not None and beside.exists() else absolute

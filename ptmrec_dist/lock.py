@@ -1,8 +1,8 @@
-"""One command at a time writes an output: a lock file beside it names the host and the process that hold it.
+"""Exclusive access to an output: a lock file beside it names the host and the process that hold it.
 
-Ownership is what the file says, not a lock of the kernel: workers that a killed process has forked inherit the latter and
-would keep it, and network file systems implement it in different ways. A process of this host that has ended, killed or not,
-owns nothing any more. Whether a process of another host still runs cannot be known from here.
+Ownership is determined by the content of the file, not by a kernel lock: child processes forked by a killed process would
+inherit and keep the latter, and network file systems implement it in different ways. A lock of a process of this host that has
+ended is stale. Whether a process of another host still runs cannot be determined.
 """
 
 import fcntl
@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from ptmrec_dist.errors import UserError
 
 COVERED_BY = "PTMREC_LOCKED"
-"""Environment variable: an output folder that the process which started this one has locked. What lies inside needs no lock
-of its own, which another node could not take over if this one is lost."""
+"""Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
+node could not take over if this one is lost."""
 
 _Settings = TypeVar("_Settings")
 
@@ -35,7 +35,7 @@ class Owner:
     pid: int
     """Process id there."""
     started: str | None
-    """Boot and clock tick at which that process started: process ids are used again. None where the system does not say."""
+    """Boot id and clock tick at which that process started, since process ids are reused. None if unavailable."""
     since: str
     """Local time at which the lock was taken."""
 
@@ -51,7 +51,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether this is known to have ended: only of a process of this host."""
+        """Whether the process is known to have ended; always False for a process of another host."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -67,13 +67,13 @@ class Owner:
 def exclusive_out(command: Callable[[_Settings], None]) -> Callable[[_Settings], None]:
     """Keep other commands out of the command's `--out` while it runs.
 
-    The first rank holds the lock for all. Settings without an `out` need none.
+    Rank 0 holds the lock for all ranks. Settings without an `out` need none.
 
     Args:
         command: Takes settings, of which `out` is the file or folder that is written.
 
     Returns:
-        The command, which raises a `UserError` where another one is writing there.
+        The command, which raises a `UserError` if another process is writing there.
     """
 
     @functools.wraps(command)
@@ -116,12 +116,12 @@ def locked(out: Path) -> Iterator[None]:
         with suppress(OSError):
             if _owner_of(path) == owner:
                 path.unlink()
-            for folder in missing:  # a refused command leaves nothing; a folder with something in it stays
+            for folder in missing:  # a refused command leaves nothing; non-empty folders stay
                 folder.rmdir()
 
 
 def lock_file(out: Path) -> Path:
-    """Say where the lock of an output is.
+    """Get the lock file of an output.
 
     Args:
         out: File or folder that is written.
@@ -151,7 +151,7 @@ def _remove_stale(path: Path, out: Path) -> None:
 
 
 def _create(path: Path, owner: Owner, out: Path) -> None:
-    """Write the lock whole or not at all, and only if there is none."""
+    """Write the lock atomically, and only if there is none."""
     fresh = path.with_name(f"{path.name}.{owner.host}.{owner.pid}")
     try:
         with fresh.open("w", encoding="utf-8") as file:
@@ -161,7 +161,7 @@ def _create(path: Path, owner: Owner, out: Path) -> None:
         try:
             os.link(fresh, path)  # fails if the file exists, also where several hosts share the folder
         except FileExistsError:
-            _remove_stale(path, out)  # another host was faster: this refuses
+            _remove_stale(path, out)  # another host was faster: this raises
             raise
         except OSError:
             os.replace(fresh, path)  # a file system without hard links
@@ -186,7 +186,7 @@ def _owner_of(path: Path) -> Owner | None:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two processes that find the same stale lock must not both take it over; both are on this host."""
+    """Prevent two processes of this host from taking over the same stale lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without it: what remains is a race of milliseconds over a stale lock

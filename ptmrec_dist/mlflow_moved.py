@@ -1,7 +1,7 @@
-"""A local MLflow store that was moved or copied: MLflow records files by absolute URIs, which are brought up to date.
+"""Updates a local MLflow store that was moved or copied: MLflow records files by absolute URIs.
 
-The files of a store in SQLite lie in `mlartifacts` beside the database. A record that names a folder of this name elsewhere is
-one of before the move if that folder is gone, or if it belongs to another database: the one that this is a copy of.
+The files of a store in SQLite lie in `mlartifacts` beside the database. A record that names a folder of this name elsewhere
+predates the move if that folder no longer exists, or if it belongs to another database: the one that this is a copy of.
 """
 
 import logging
@@ -23,7 +23,7 @@ _COLUMNS = {
 
 
 def files_beside(database: Path) -> Path:
-    """Say where a store keeps its files.
+    """Get the folder of a store's files.
 
     Args:
         database: SQLite file.
@@ -35,10 +35,10 @@ def files_beside(database: Path) -> Path:
 
 
 def follow_move(database: Path) -> None:
-    """Let the records of a store that was moved or copied name the files beside it.
+    """Update the records of a store that was moved or copied to the files beside it.
 
     Args:
-        database: SQLite file; nothing happens where there is none, or no files beside it.
+        database: SQLite file; nothing happens if it does not exist or has no files beside it.
 
     Raises:
         sqlite3.Error: The database cannot be read or written.
@@ -51,8 +51,8 @@ def follow_move(database: Path) -> None:
         if not _COLUMNS.keys() <= tables:  # MLflow has not created them yet
             return
         locations = [uri for (uri,) in connection.execute("SELECT artifact_location FROM experiments")]
-        for before in sorted({uri for uri in locations if uri and _is_of_before(uri, database)}):
-            with connection:  # one transaction: all of them or none
+        for before in sorted({uri for uri in locations if uri and _is_outdated(uri, database)}):
+            with connection:  # one transaction
                 for table, column in _COLUMNS.items():
                     connection.execute(
                         f"UPDATE {table} SET {column} = :now || substr({column}, length(:before) + 1) "
@@ -62,9 +62,9 @@ def follow_move(database: Path) -> None:
             log.warning("MLflow: the store was moved; its records now name the files in %s, not %s", folder, before)
 
 
-def _is_of_before(uri: str, database: Path) -> bool:
-    parts = urlparse(uri)
-    folder = Path(unquote(parts.path))
-    if parts.scheme not in ("", "file") or folder.name != _FOLDER or folder == files_beside(database):
+def _is_outdated(uri: str, database: Path) -> bool:
+    parsed = urlparse(uri)
+    folder = Path(unquote(parsed.path))
+    if parsed.scheme not in ("", "file") or folder.name != _FOLDER or folder == files_beside(database):
         return False
     return not folder.exists() or (folder.parent / database.name).is_file()

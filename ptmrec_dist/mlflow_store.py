@@ -1,6 +1,6 @@
-"""The MLflow that runs are logged to and models are registered in: where it is, reaching it, its names and its errors.
+"""Access to the MLflow store of runs and registered models: its location, connection, names and errors.
 
-MLflow is imported only here and in what asks this module for a client, and never at import: training runs without it.
+MLflow is imported only here and by modules that use a client from here, and never at import time: training runs without it.
 """
 
 import logging
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-# Left alone where the user has set them. MLflow would by itself try again for minutes, while training waits.
+# Defaults, unless the user has set them. MLflow's own would retry for minutes, while training waits.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -30,7 +30,7 @@ _ENVIRONMENT = {
 
 
 def connect(must_exist: bool = False) -> "MlflowClient":
-    """Connect to the MLflow that `tracking_uri` names, which is created where it is a new SQLite file.
+    """Connect to MLflow at `tracking_uri`; a SQLite file is created if it does not exist.
 
     Args:
         must_exist: Refuse to create one.
@@ -56,7 +56,7 @@ def connect(must_exist: bool = False) -> "MlflowClient":
 
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        with asking_mlflow():
+        with mlflow_errors():
             if database is not None:
                 follow_move(database)
             client = MlflowClient(uri)
@@ -65,17 +65,17 @@ def connect(must_exist: bool = False) -> "MlflowClient":
 
 
 def tracking_uri() -> str:
-    """Say where MLflow is.
+    """Get the URI of the MLflow store.
 
     Returns:
-        `MLFLOW_TRACKING_URI`, by default `mlflow.db` in the working directory (as an absolute path, for MLflow keeps
+        `MLFLOW_TRACKING_URI`, by default `mlflow.db` in the working directory (as an absolute path, since MLflow caches
         connections by this name).
     """
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path('mlflow.db').resolve()}"
 
 
 def find_experiment(client: "MlflowClient", name: str) -> str:
-    """Look an experiment up, and create it where it is new; with SQLite its files lie in `mlartifacts` beside the file.
+    """Look up an experiment, or create it; with SQLite its files lie in `mlartifacts` beside the database.
 
     Args:
         client: Client of the store.
@@ -100,7 +100,7 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 
 
 def has_run(client: "MlflowClient", run_id: str) -> bool:
-    """Look whether the store holds a run, not deleted.
+    """Check whether the store holds a run that is not deleted.
 
     Args:
         client: Client of the store.
@@ -120,7 +120,7 @@ def has_run(client: "MlflowClient", run_id: str) -> bool:
 
 
 def metric_name(name: str) -> str:
-    """Turn our name of a metric into one that MLflow allows and groups by part.
+    """Convert the name of a metric to one that MLflow allows and groups by part.
 
     Args:
         name: As in `metrics.json`, flattened: `validation.recall@20`.
@@ -132,14 +132,14 @@ def metric_name(name: str) -> str:
 
 
 @contextmanager
-def asking_mlflow() -> Iterator[None]:
-    """Turn whatever MLflow, its database or its HTTP client raises into one line.
+def mlflow_errors() -> Iterator[None]:
+    """Turn any error of MLflow, its database or its HTTP client into a one-line `UserError`.
 
     Yields:
         Nothing.
 
     Raises:
-        UserError: Any of them failed.
+        UserError: The block raised an error.
     """
     try:
         yield
@@ -148,19 +148,19 @@ def asking_mlflow() -> Iterator[None]:
     except Exception as error:
         where = _without_password(tracking_uri())
         raise UserError(
-            f"MLflow at {where}: {reason(error)}; look at the server and at MLFLOW_TRACKING_URI (training runs without "
+            f"MLflow at {where}: {reason(error)}; check the server and MLFLOW_TRACKING_URI (training runs without "
             "it by --tracking.enabled false)"
         ) from error
 
 
 def reason(error: Exception) -> str:
-    """Say in one line what went wrong.
+    """Summarize an error in one line.
 
     Args:
         error: Any error.
 
     Returns:
-        The first line of its message, or its kind where it has none; without the password of an address.
+        The first line of its message, or its type if it has none; passwords in URLs are masked.
     """
     return _without_password((str(error).strip() or type(error).__name__).splitlines()[0])
 

@@ -1,8 +1,8 @@
-"""MLflow runs: the settings, metrics, files and lineage of a training run, logged by the first rank.
+"""MLflow tracking: the settings, metrics, files and lineage of a training run, logged by rank 0.
 
-Training talks to a `Tracker` and never to MLflow: where tracking is off, or MLflow is not installed, or the process is
-not the first rank, the tracker does nothing. It uses MLflow's client, which keeps no global state: several trackers may
-be open in one process.
+Training uses a `Tracker` and never MLflow directly: where tracking is off, MLflow is not installed, or the process is not
+rank 0, the tracker does nothing. It uses MLflow's client, which has no global state: several trackers may be open in one
+process.
 """
 
 import logging
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.config import TrackingConfig
-from ptmrec_dist.mlflow_store import asking_mlflow, connect, find_experiment, has_run, metric_name, reason
+from ptmrec_dist.mlflow_store import connect, find_experiment, has_run, metric_name, mlflow_errors, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PARENT_TAG = "mlflow.parentRunId"
-_BATCH = 100  # MLflow takes no more parameters or tags in one request
+_BATCH = 100  # MLflow's limit of parameters or tags per request
 
 
 class Tracker:
-    """Does nothing, in the shape of a tracker that does; `start` chooses. A context manager."""
+    """A tracker that does nothing, and the interface of the one that logs; `start` chooses. A context manager."""
 
     run_id: str | None = None
-    """MLflow run id; None where nothing is logged."""
+    """MLflow run id; None if nothing is logged."""
 
     @staticmethod
     def start(
@@ -43,22 +43,22 @@ class Tracker:
         run_id: str | None = None,
         active: bool | None = None,
     ) -> "Tracker":
-        """Open an MLflow run, or go on with one.
+        """Open an MLflow run, or resume one.
 
         Args:
             config: Settings.
             name: Name of the run.
             params: Dotted key to value.
             tags: Lineage, as fingerprints.
-            parent: MLflow run that this one belongs under, unless the settings name another.
-            run_id: MLflow run to go on with after an interruption: nothing that it holds is logged a second time.
-            active: Whether this process logs; by default only the first rank does.
+            parent: Parent MLflow run, unless the settings name another.
+            run_id: MLflow run to resume after an interruption: what it already holds is not logged again.
+            active: Whether this process logs; by default only rank 0 does.
 
         Returns:
             A tracker, to be used as a context manager: the run ends as FINISHED, FAILED or KILLED.
 
         Raises:
-            UserError: MLflow's store cannot be reached.
+            UserError: The MLflow store cannot be reached.
         """
         first = os.environ.get("RANK", "0") == "0"
         if not (first if active is None else active):
@@ -71,7 +71,7 @@ class Tracker:
         except ImportError as error:
             print(f"tracking: off, MLflow cannot be imported ({error})")
             return Tracker()
-        with asking_mlflow():
+        with mlflow_errors():
             tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, run_id))
             tracker._log_params(params)
         above = config.parent or parent
@@ -82,8 +82,8 @@ class Tracker:
         """Log metrics of one step.
 
         Args:
-            values: Metric (`validation.recall@20`) to value; MLflow gets them under `metric_name`.
-            step: Epoch or step that they belong to. A metric is logged once a step: the first value stays.
+            values: Metric (`validation.recall@20`) to value; logged to MLflow under `metric_name`.
+            step: Epoch or step of the values. A metric is logged once per step: the first value is kept.
         """
 
     def tags(self, tags: Mapping[str, str]) -> None:
@@ -101,7 +101,7 @@ class Tracker:
         """
 
     def interrupted(self) -> None:
-        """Note that the run was stopped on its way: it will end as KILLED, to be gone on with."""
+        """Mark the run as interrupted: it ends as KILLED and can be resumed."""
 
     def __enter__(self) -> "Tracker":
         return self
@@ -113,7 +113,7 @@ class Tracker:
 
 
 class _MlflowTracker(Tracker):
-    """Logs to MLflow. What cannot be sent is sent with the next call: a server may come and go while we train."""
+    """Logs to MLflow. What cannot be sent is sent with the next call: the server may be unavailable at times."""
 
     run_id: str
 
@@ -146,7 +146,7 @@ class _MlflowTracker(Tracker):
 
     def artifacts(self, paths: Sequence[Path]) -> None:
         for path in paths:
-            with self._going_on(f"{path.name} is not copied to MLflow; it stays in the run folder"):
+            with self._warning(f"{path.name} is not copied to MLflow; it stays in the run folder"):
                 self._client.log_artifact(self.run_id, str(path))
 
     def interrupted(self) -> None:
@@ -158,7 +158,7 @@ class _MlflowTracker(Tracker):
         if kind is not None:
             self._status = "FAILED" if issubclass(kind, Exception) else "KILLED"
         self._send("are not in MLflow; the run folder has them")
-        with self._going_on(f"the run is not marked as {self._status}"):
+        with self._warning(f"the run is not marked as {self._status}"):
             self._client.set_terminated(self.run_id, self._status)
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
@@ -171,17 +171,17 @@ class _MlflowTracker(Tracker):
 
     def _send(self, otherwise: str = "wait for the next call") -> None:
         waiting = sum(map(len, self._unsent.values()))
-        with self._going_on(f"{waiting} metrics and tags {otherwise}"):
+        with self._warning(f"{waiting} metrics and tags {otherwise}"):
             for kind, entities in self._unsent.items():
                 while entities:
                     self._client.log_batch(self.run_id, **{kind: entities[:_BATCH]})
                     del entities[:_BATCH]
 
     @contextmanager
-    def _going_on(self, consequence: str) -> Iterator[None]:
+    def _warning(self, consequence: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of whatever kind: tracking must never end a training run
+        except Exception as error:  # of any kind: tracking must never end a training run
             log.warning("tracking: %s (%s)", consequence, reason(error))
 
 
@@ -190,5 +190,5 @@ def _open_run(client: "MlflowClient", experiment: str, name: str, run_id: str | 
         if has_run(client, run_id):
             client.update_run(run_id, status="RUNNING")
             return run_id
-        log.warning("tracking: MLflow run %s is gone; a new one takes its place", run_id)
+        log.warning("tracking: MLflow run %s is gone; a new one replaces it", run_id)
     return str(client.create_run(find_experiment(client, experiment), run_name=name).info.run_id)

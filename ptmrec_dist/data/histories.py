@@ -9,7 +9,7 @@ from ptmrec_dist.data.dataset import Interactions
 
 
 class Histories:
-    """The distinct items of each user, as a sparse matrix in compressed rows (CSR): 8 bytes a pair and 8 a user.
+    """The distinct items of each user, as a sparse matrix in compressed rows (CSR): 8 bytes per pair and per user.
 
     Args:
         interactions: User-item pairs, in any order; a pair that occurs twice counts once.

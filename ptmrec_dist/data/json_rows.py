@@ -21,7 +21,7 @@ def json_columns(path: Path) -> list[str]:
         path: JSON lines or one JSON array; may be compressed.
 
     Returns:
-        The keys of all objects, in the order in which they come.
+        The keys of all objects, in order of appearance.
 
     Raises:
         ValueError: A row is not a JSON object, or not UTF-8.

@@ -47,7 +47,7 @@ def _not_json(lines: Iterator[str]) -> str | None:
         try:
             json.loads(first + "".join(lines))
         except (ValueError, RecursionError) as error:
-            return f"it is not a JSON array: {error}; mend it, or write one object a line"
+            return f"it is not a JSON array: {error}; fix it, or write one object per line"
         return None
     for number, line in enumerate(chain([first], lines), start=1):
         try:

@@ -119,11 +119,11 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
         rows = match_items(rows, catalogue["item_id"])
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
         items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
-    _judge(report, config)
+    _check_report(report, config)
     return items, rows, report
 
 
-def _judge(report: Report, config: PackConfig) -> None:
+def _check_report(report: Report, config: PackConfig) -> None:
     if config.on_error == "fail":
         report.stop_on_faults()
     report.stop_if_nothing_left()
@@ -144,7 +144,7 @@ def _read_images(
         looked = items.filter(bad)["path"].head(2).to_list()
         hint = f"looked for {' and '.join(looked)}" if problem == MISSING else ""
         items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
-    _judge(report, config)
+    _check_report(report, config)
     return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
 
 

@@ -35,7 +35,7 @@ def seconds_of(texts: pl.Series) -> pl.Series:
         Seconds since 1970, float64; null where a text is neither number nor date.
 
     Raises:
-        ValueError: Numbers of two units in one column.
+        ValueError: Numbers of two units in one column, or dates and numbers of none.
     """
     numbers = texts.cast(pl.Float64, strict=False)
     numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
@@ -45,7 +45,19 @@ def seconds_of(texts: pl.Series) -> pl.Series:
     parsed = [dates.str.to_datetime(_FORMAT, time_unit="us", strict=False)]
     parsed.append(texts.str.to_datetime(_CTIME, time_unit="us", strict=False))
     from_dates = pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()
+    _refuse_other_numbers(texts, numbers, from_dates)
     return pl.select(pl.coalesce(numbers / _units_a_second(texts, numbers), from_dates)).to_series().rename(texts.name)
+
+
+def _refuse_other_numbers(texts: pl.Series, numbers: pl.Series, from_dates: pl.Series) -> None:
+    """Refuse positions and years among dates: beside those they would all lie in 1970."""
+    low, _ = _UNITS["seconds"]
+    dates, others = from_dates.is_not_null().arg_true(), (numbers.abs() < low).arg_true()
+    if len(dates) and len(others):
+        raise ValueError(
+            f"holds dates ({texts[dates[0]]} in row {dates[0] + 1}) and numbers that are no times ({texts[others[0]]} in row "
+            f"{others[0] + 1}); expected one kind: convert the others, or leave them empty"
+        )
 
 
 def _units_a_second(texts: pl.Series, numbers: pl.Series) -> float:

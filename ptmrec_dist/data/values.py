@@ -59,7 +59,7 @@ def _joined(column: pl.Series, decode: bool) -> pl.Series:
     texts = []
     for row, value in enumerate(column.to_list(), start=1):
         try:
-            texts.append(" ".join(_parts(value, decode)))
+            texts.append(" ".join(_flattened(value, decode)))
         except TypeError as error:
             raise ValueError(
                 f"column {column.name!r} (type {str(column.dtype)[:100]}) holds an object in row {row}: "
@@ -69,14 +69,14 @@ def _joined(column: pl.Series, decode: bool) -> pl.Series:
     return pl.Series(column.name, texts, dtype=pl.String)
 
 
-def _parts(value: object, decode: bool) -> list[str]:
+def _flattened(value: object, decode: bool) -> list[str]:
     """The texts in a value, with nested lists flattened."""
     if decode and isinstance(value, str):
         value = _decoded(value)
     if isinstance(value, dict) and value:
         raise TypeError(json.dumps(value, default=str, ensure_ascii=False))
     if isinstance(value, list):
-        return [part for element in value for part in _parts(element, decode)]
+        return [text for element in value for text in _flattened(element, decode)]
     return [str(value)] if value not in (None, "", {}) else []
 
 

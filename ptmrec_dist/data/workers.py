@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -52,6 +53,9 @@ def open_workers(
 
     Yields:
         The pool; a `RankPool` where there are several ranks.
+
+    Raises:
+        Fault: One of this rank's processes was killed.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", ranks)))
@@ -65,6 +69,10 @@ def open_workers(
     try:
         with RankPool(own, processes, timeout) if ranks > 1 else nullcontext(own) as pool:
             yield pool
+    except BrokenProcessPool as error:
+        raise Fault(
+            "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+        ) from error
     finally:
         own.shutdown(cancel_futures=True)
 
@@ -144,7 +152,7 @@ class RankPool:
     def _scatter(self, tasks: list[Any] | None) -> Any:
         """Send each rank its tasks, or None when there are no more."""
         received: list[Any] = [None]
-        self._talk(lambda: self._dist.scatter_object_list(received, tasks))
+        self._run_collective(lambda: self._dist.scatter_object_list(received, tasks))
         return received[0]
 
     def _answer(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[tuple[list[Any], str]]:
@@ -154,10 +162,10 @@ class RankPool:
         except Exception as error:  # sent to the first rank, which stops all
             answer = ([], f"{type(error).__name__}: {error}")
         answers: list[Any] = [None] * self._world.size
-        self._talk(lambda: self._dist.gather_object(answer, None if self.serves else answers))
+        self._run_collective(lambda: self._dist.gather_object(answer, None if self.serves else answers))
         return answers
 
-    def _talk(self, collective: Callable[[], None]) -> None:
+    def _run_collective(self, collective: Callable[[], None]) -> None:
         try:
             collective()
         except RuntimeError as error:

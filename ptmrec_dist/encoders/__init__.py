@@ -1,1 +1,1 @@
-"""Image-text encoders: loading them, tuning prompts inside them, reading features from them."""
+"""Image-text encoders: loading, tuning, and feature extraction."""

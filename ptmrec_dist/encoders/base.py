@@ -1,7 +1,7 @@
-"""What every encoder offers: towers, one for each modality, each run by its own model's forward.
+"""Interface of encoders: towers, one per modality, each run by its model's own forward.
 
-Reading features needs `encode` alone. Tuning reaches for the tower's blocks, where they are known: methods hook into them
-or wrap modules inside them, and the model's own forward stays the only way from inputs to features.
+Feature extraction needs `encode` alone. Tuning needs the tower's blocks, where they are known: methods hook into them or
+wrap modules inside them, and inputs still pass through the model's own forward.
 
 Legend: B batch, N tokens, D width.
 """
@@ -19,7 +19,7 @@ from ptmrec_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a stack of transformer blocks keeps what tuning needs; a path is relative to a block."""
+    """Structure of a stack of transformer blocks, as tuning needs it; paths are relative to a block."""
 
     width: int
     """Width D of the tokens."""
@@ -41,13 +41,13 @@ class Tower(Protocol):
     """One modality of an encoder."""
 
     kind: str
-    """What the model calls it, for messages."""
+    """The model's name for it, for messages."""
     out_width: int
     """Width of its features."""
     blocks: Sequence[nn.Module]
     """Its blocks or stages from first to last; none where they are not known."""
     layout: Layout | None
-    """How its blocks are made; None where they take no sequence of tokens, or are not known."""
+    """Structure of its blocks; None where they take no sequence of tokens, or are not known."""
     example: Tensor
     """One valid input, [1, ...]."""
 
@@ -62,17 +62,17 @@ class Tower(Protocol):
         """
 
     def trimmed(self, inputs: Tensor) -> Tensor:
-        """Cut trailing columns of padding, where that changes no feature.
+        """Cut trailing columns of padding, if that does not change features.
 
         Args:
             inputs: What `encode` takes.
 
         Returns:
-            Token ids int64 [B, N'] with N' at most N; anything but token ids as it is.
+            Token ids int64 [B, N'] with N' at most N; other inputs unchanged.
         """
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        """Its own weights.
+        """Return its weights.
 
         Returns:
             All parameters that its features depend on.
@@ -80,12 +80,12 @@ class Tower(Protocol):
 
 
 def require_layout(method: str, towers: Mapping[str, Tower], promptable: bool = False) -> dict[str, Layout]:
-    """Refuse a method that works inside transformer blocks where a tower has none that are known.
+    """Refuse a method that works inside transformer blocks if a tower has no known ones.
 
     Args:
         method: Name of the method.
         towers: Modality to tower.
-        promptable: Whether the sequence must also take further tokens.
+        promptable: Whether blocks must also accept longer sequences.
 
     Returns:
         Modality to layout.
@@ -119,7 +119,7 @@ def at_most_layers(name: str, got: int, towers: Mapping[str, Tower], or_else: st
         name: Name of the setting.
         got: Its value.
         towers: Modality to tower.
-        or_else: What else the setting takes, for the message.
+        or_else: Other values of the setting, for the message.
 
     Raises:
         UserError: It is more than the layers of a tower.
@@ -131,7 +131,7 @@ def at_most_layers(name: str, got: int, towers: Mapping[str, Tower], or_else: st
 
 
 def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
-    """Let every block be computed anew in the backward pass instead of keeping its activations.
+    """Recompute every block in the backward pass instead of keeping its activations.
 
     Args:
         towers: Modality to tower.
@@ -142,7 +142,7 @@ def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
     for modality, tower in towers.items():
         if not len(tower.blocks):
             raise UserError(
-                f"tuning.gradient_checkpointing: the blocks of the {modality} tower ({tower.kind}) are not known; go without"
+                f"tuning.gradient_checkpointing: the blocks of the {modality} tower ({tower.kind}) are not known; turn it off"
             )
     for tower in towers.values():
         for block in tower.blocks:

@@ -1,4 +1,4 @@
-"""The encoder as the trainer sees it: images and texts in, a row per modality out, whatever is tuned inside.
+"""The encoder as the trainer sees it: images and texts in, one row per modality out, with any tuning method.
 
 Legend: B batch, D width.
 """
@@ -21,13 +21,13 @@ from ptmrec_dist.errors import UserError
 
 
 class Encoder(nn.Module):
-    """A frozen backbone, and inside it whatever a method of tuning put there.
+    """A frozen backbone, with the modules that a tuning method has added.
 
     Args:
         backbone: The frozen encoder; tuning changes it in place.
         modalities: Towers to run, among `image` and `text`.
-        precision: `bf16` runs the towers under autocast; features come out as float32 all the same.
-        gradient_checkpointing: Compute each block anew in the backward pass instead of keeping its activations.
+        precision: `bf16` runs the towers under autocast; features are float32 in any case.
+        gradient_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
         UserError: Gradient checkpointing of a tower whose blocks are not known.
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         self.tune("none", None, torch.Generator())
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Set the mode, but never the frozen backbone's: features must not depend on its dropout.
+        """Set the mode, except for the frozen backbone: features must not depend on its dropout.
 
         Args:
             mode: As in `nn.Module.train`.
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         return {modality: tower.out_width for modality, tower in self.towers.items()}
 
     def tune(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
-        """Put a method of tuning into the towers; from then on what it trains, and nothing else, requires gradients.
+        """Attach a tuning method to the towers; afterwards exactly the weights that it trains require gradients.
 
         Args:
             method: Name of the method.
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             generator: Source of the initial values.
 
         Raises:
-            UserError: A method that a tower cannot take, or that would tune nothing.
+            UserError: A method that a tower does not support, or that would tune nothing.
         """
         self._attach(method, settings, generator)
         if settings is not None and not self.num_tuned:
@@ -92,9 +92,7 @@ class Encoder(nn.Module):
 
     def _attach(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
         if method == "prompt" and self.prompts:
-            raise UserError(
-                "tuning.method: got prompt, but this encoder carries prompts from before; choose another method"
-            )
+            raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
         self.prompts.update(attach(self.towers, method, settings, generator))
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._tuned, self.num_tuned = frozenset(tuned), sum(tuned.values())
@@ -104,8 +102,8 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
         """Encode a batch of items.
 
-        Features have length 1: CLIP was trained on cosines, so the length of its outputs means nothing, and on raw ones
-        (of length 14 or so) the recommenders' projections learn worse.
+        Features have length 1: CLIP was trained on cosines, so the length of its outputs carries no information, and on raw
+        outputs (of length about 14) the recommenders' projections learn worse.
 
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
@@ -121,7 +119,7 @@ class Encoder(nn.Module):
             if given is None:
                 raise ValueError(f"the encoder has a tower for {modality}, but the batch has no such input")
             count = len(given)
-            if not count:  # a rank that has run out still takes part: one row in, none out
+            if not count:  # a rank without items still runs the model: one row in, none out
                 given = tower.example.to(given.device)
             with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 encoded_BD = tower.encode(given)
@@ -129,7 +127,7 @@ class Encoder(nn.Module):
         return features
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Texts to token ids, without columns of padding only.
+        """Convert texts to token ids, without columns that contain only padding.
 
         Args:
             texts: B texts.
@@ -141,7 +139,7 @@ class Encoder(nn.Module):
         return self.towers["text"].trimmed(tokens) if "text" in self.towers else tokens
 
     def tuned_state(self) -> dict[str, Tensor]:
-        """Everything that tuning may have changed, and nothing else.
+        """Return exactly the tensors that tuning may have changed.
 
         Returns:
             Name to tensor; empty for the frozen encoder.
@@ -149,7 +147,7 @@ class Encoder(nn.Module):
         return {name: parameter.detach() for name, parameter in self.named_parameters() if name in self._tuned}
 
     def load_tuned(self, path: Path) -> None:
-        """Put in what a file of tuned weights holds: the method that it names, with the weights that it reached.
+        """Load a file of tuned weights: attach the method that it names, and set its weights.
 
         Args:
             path: `encoder.safetensors`: `tuned_state` with `description` as its metadata.
@@ -167,11 +165,11 @@ class Encoder(nn.Module):
         self._attach(method, method_settings(method, values), torch.Generator())
         fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
-        # An encoder that runs one tower takes that tower's share.
+        # An encoder that runs one tower takes that tower's weights.
         odd = sorted(fresh.items() - found.items() if len(self.towers) == 1 else fresh.items() ^ found.items())
         if odd:
             raise UserError(
-                f"encoder: {path} was tuned in another encoder ({odd[0][0]} {odd[0][1]} is on one side only)"
+                f"encoder: {path} was tuned in another encoder ({odd[0][0]} {odd[0][1]} is in one of them only)"
             )
         for name, value in self.tuned_state().items():
             value.copy_(state[name])
@@ -180,7 +178,7 @@ class Encoder(nn.Module):
 def load_encoder(
     backbone_folder: Path, weights: Path | None, modalities: tuple[str, ...] = ("image", "text")
 ) -> Encoder:
-    """Load a backbone and what was tuned inside it, ready to encode.
+    """Load a backbone with its tuned weights, ready to encode.
 
     Args:
         backbone_folder: Folder that `save_backbone` wrote.
@@ -188,7 +186,7 @@ def load_encoder(
         modalities: Towers to run.
 
     Returns:
-        The encoder in eval mode, nothing of it trainable; low-rank updates are merged into the weights.
+        The encoder in eval mode, without trainable weights; low-rank updates are merged into the weights.
 
     Raises:
         UserError: Weights that cannot be read, or that belong to another encoder.

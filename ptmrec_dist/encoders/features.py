@@ -1,6 +1,6 @@
-"""Reading features of all items from an encoder: every rank its shards, once.
+"""Extraction of the features of all items: every rank encodes its shards, once.
 
-An item that lacks a modality gets the mean of the other items' rows, which says nothing about it.
+An item that lacks a modality gets the mean of the other items' rows, which carries no information about it.
 
 Legend: B local batch, I items, D width.
 """
@@ -40,13 +40,13 @@ def extract_features(config: FeaturesConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: Shards without content, an encoder that cannot be loaded, a folder that holds something else.
+        UserError: Shards without content, an encoder that cannot be loaded, an output folder with other content.
         Fault: A rank was lost, or items cannot be read.
     """
     dataset = Dataset(config.shards)
     check_replaceable(config.out)
     if config.encoder is None:
-        _take_arrays(config, dataset)
+        _import_arrays(config, dataset)
         return
     require_content(dataset)
     backbone = load_backbone(config.encoder)
@@ -63,7 +63,7 @@ def extract_features(config: FeaturesConfig) -> None:
             {modality: table.numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
             encoder=backbone.fingerprint,
-            model=_where(config.encoder.model),
+            model=_absolute(config.encoder.model),
             pretrained=config.encoder.pretrained,
             filled=count_absent(dataset),
         )
@@ -73,8 +73,8 @@ def extract_features(config: FeaturesConfig) -> None:
     barrier()
 
 
-def _take_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
-    """Write the user's own arrays as features; ranks have nothing to divide."""
+def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
+    """Write arrays supplied by the user as features; there is nothing to divide among ranks."""
     if os.environ.get("RANK", "0") != "0":
         return
     files = {"image": config.image_npy, "text": config.text_npy}
@@ -100,17 +100,17 @@ def encode_all(
     label: str | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Tensor]:
-    """Encode every item of a stream and give all ranks the whole table.
+    """Encode every item of a stream and return the whole table on all ranks.
 
     Collective: every rank must call this.
 
     Args:
-        encoder: The encoder, as it stands.
+        encoder: The encoder, in its current state.
         stream: The items, in the order of the shards.
         num_items: I.
-        world: This rank's place.
+        world: This rank and the number of ranks.
         label: Name of the progress bar; None shows none.
-        watch: Told of every batch, a step each; None where someone else watches.
+        watch: Notified of every batch, as one step; None if the caller watches.
 
     Returns:
         Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
@@ -135,13 +135,13 @@ def encode_all(
 
 
 def reader_of(encoder: Encoder) -> Reader:
-    """How the loader makes inputs for an encoder.
+    """Return the preprocessing of an encoder's inputs.
 
     Args:
         encoder: The encoder.
 
     Returns:
-        A reader for its towers.
+        The reader of its towers.
     """
     return Reader(
         load_image=encoder.backbone.load_image if "image" in encoder.towers else None,
@@ -150,11 +150,11 @@ def reader_of(encoder: Encoder) -> Reader:
 
 
 def require_content(dataset: Dataset, *modalities: str) -> None:
-    """Refuse a data set that lacks what an encoder is to read.
+    """Refuse a data set that lacks the inputs of an encoder.
 
     Args:
         dataset: The packed data set.
-        *modalities: What is needed; by default any.
+        *modalities: Required modalities; by default any.
 
     Raises:
         UserError: It has neither images nor texts, or lacks one that is needed.
@@ -176,7 +176,7 @@ def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
     Args:
         dataset: The packed data set.
         encoder: The encoder.
-        strict: Refuse them instead.
+        strict: Refuse them instead of warning.
 
     Raises:
         UserError: There are such images, and `strict`.
@@ -202,14 +202,14 @@ def count_absent(dataset: Dataset) -> dict[str, int]:
         dataset: The packed data set.
 
     Returns:
-        Modality to number of items, where there are any.
+        Modality to number of items; without modalities that no item lacks.
     """
     counts = {modality: int((~dataset.has(modality)).sum()) for modality in dataset.manifest.modalities}
     return {modality: count for modality, count in counts.items() if count}
 
 
 def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
-    """The table with the mean of the rows that were read in place of those that do not exist."""
+    """Fill missing rows with the mean of the others."""
     if has_I.all():
         return table_ID
     read_I = has_I & table_ID.any(dim=1)
@@ -217,8 +217,8 @@ def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
     return table_ID.where(has_I[:, None], mean_D)
 
 
-def _where(model: str) -> str:
-    """A folder is recorded whole, so that later stages find it from wherever they are started."""
+def _absolute(model: str) -> str:
+    """Folders are recorded as absolute paths, so that later stages find them from any working directory."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 

@@ -1,8 +1,8 @@
-"""Recall by how popular an item is, and by how much is known of a user: where a method gains and where it loses.
+"""Recall by item popularity and by length of user history, to show where a method gains and where it loses.
 
-Every user counts the same, as in the metric itself: a positive of a user with n of them weighs 1 / n. The Recall of a bucket
-is the weight of what was found of it over its weight, so the buckets' Recall, weighted with their shares, adds up to the
-metric.
+Every user has equal weight, as in the metric itself: a positive of a user with n of them has weight 1 / n. The Recall of a
+bucket is the weight of its hits divided by its total weight, so that the mean of the buckets' Recall, weighted by their
+fractions of the total weight, is the metric.
 
 Shape suffixes: P positives, N users with positives.
 """
@@ -17,7 +17,7 @@ from ptmrec_dist.evaluation.ranking import Ranked
 
 @dataclass(frozen=True)
 class Bucket:
-    """Positives that have something in common."""
+    """Positives whose items or users have similar counts."""
 
     label: str
     """Range of the count, such as `3-7`."""
@@ -27,20 +27,20 @@ class Bucket:
     """Positives in it."""
     hits: int
     """Those of them that are ranked among the first K."""
-    share: float
-    """Its weight; those of all buckets add up to 1."""
+    fraction: float
+    """Its fraction of the total weight; the fractions of all buckets add up to 1."""
     recall: float
     """Recall@K within it."""
 
 
 def by_popularity(ranked: Ranked, popularity_I: np.ndarray, cutoff: int, count: int = 5) -> list[Bucket]:
-    """Split Recall@K by how many training interactions the item has.
+    """Split Recall@K by the item's number of training interactions.
 
     Args:
         ranked: Ranked positives.
         popularity_I: Training interactions of each item, int64 [I].
         cutoff: K.
-        count: Most buckets; each has about as many positives.
+        count: Maximum number of buckets, of about equal numbers of positives.
 
     Returns:
         Buckets, least popular first.
@@ -51,13 +51,13 @@ def by_popularity(ranked: Ranked, popularity_I: np.ndarray, cutoff: int, count: 
 
 
 def by_history(ranked: Ranked, history_U: np.ndarray, cutoff: int, count: int = 5) -> list[Bucket]:
-    """Split Recall@K by how many training interactions the user has.
+    """Split Recall@K by the user's number of training interactions.
 
     Args:
         ranked: Ranked positives.
         history_U: Training interactions of each user, int64 [U].
         cutoff: K.
-        count: Most buckets; each has about as many users.
+        count: Maximum number of buckets, of about equal numbers of users.
 
     Returns:
         Buckets, shortest history first.
@@ -80,7 +80,7 @@ def _buckets(
                 members=len(np.unique(members_P[inside_P])),
                 positives=int(inside_P.sum()),
                 hits=int((inside_P & found_P).sum()),
-                share=weight / total,
+                fraction=weight / total,
                 recall=float(weights_P[inside_P & found_P].sum()) / weight,
             )
         )
@@ -88,19 +88,19 @@ def _buckets(
 
 
 def _weights(ranked: Ranked) -> np.ndarray:
-    """1 over the number of positives that the user has, float64 [P]."""
+    """1 / number of the user's positives, float64 [P]."""
     _, user_P, counts_N = np.unique(ranked.users, return_inverse=True, return_counts=True)
     return np.asarray(1.0 / counts_N[user_P])
 
 
 def _cut(values_P: np.ndarray, weights_P: np.ndarray, count: int) -> tuple[np.ndarray, Sequence[str]]:
-    """Cut counts into ranges of about equal weight; equal counts stay together."""
-    distinct, place_P = np.unique(values_P, return_inverse=True)
-    weights = np.bincount(place_P, weights_P)
+    """Cut counts into ranges of about equal weight; equal counts are in one range."""
+    distinct, index_P = np.unique(values_P, return_inverse=True)
+    weights = np.bincount(index_P, weights_P)
     middles = (np.cumsum(weights) - weights / 2) / weights.sum()
     _, bucket = np.unique(np.minimum((middles * count).astype(int), count - 1), return_inverse=True)
     labels = []
     for number in range(bucket.max(initial=-1) + 1):
         inside = distinct[bucket == number]
         labels.append(f"{inside[0]}" if inside[0] == inside[-1] else f"{inside[0]}-{inside[-1]}")
-    return bucket[place_P], labels
+    return bucket[index_P], labels

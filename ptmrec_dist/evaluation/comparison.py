@@ -195,6 +195,6 @@ def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split, sty
             svg = bucket_lines(series, styles=styles, label="Recall@20", of=of)
             figures.append(Figure(f"{heading}, {PARTS[part]}", svg, reading))
             for one in next(iter(series.values()))[0]:
-                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.share:.1%}"]
+                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.fraction:.1%}"]
                 table.rows.append([Entry(cell) for cell in cells])
     return Section(heading, figures=figures, folded=[table])

@@ -1,6 +1,6 @@
-"""What features look like as points on a sphere: alignment, uniformity, and a map of them in the plane.
+"""Geometry of features on the unit sphere: alignment, uniformity, and a two-dimensional embedding.
 
-Shape suffixes: E interactions, U users, I items, N items looked at, D width, G points of a curve.
+Shape suffixes: E interactions, U users, I items, N sampled items, D width, G points of a curve.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from ptmrec_dist.data.dataset import Interactions
 
 SAMPLE, MAPPED = 2000, 1000
-"""Most items that a uniformity is made of, and a map; of more some are drawn, with a fixed seed."""
+"""Maximum number of items for the uniformity and for an embedding; of more, a sample with a fixed seed is used."""
 _SEED = 0
 _TEMPERATURE = 2.0  # t of Wang and Isola's uniformity
 _ANGLES = 180
@@ -20,27 +20,27 @@ _BLOCK_SUMS = 2**20
 
 @dataclass(frozen=True)
 class Cloud:
-    """Features of a modality as a map in the plane, with Gaussian kernel densities."""
+    """Two-dimensional embedding of a modality's features, with Gaussian kernel densities."""
 
     points: np.ndarray
     """t-SNE coordinates, centred, float64 [N, 2]."""
     densities: np.ndarray
-    """Density at each point, as a share of the largest, float64 [N]."""
+    """Density at each point relative to the largest, float64 [N]."""
     angles: np.ndarray
     """Directions from the centre in radians, float64 [G]."""
     angle_densities: np.ndarray
-    """Density of the points' directions there, float64 [G]."""
+    """Density of the points' directions at these angles, float64 [G]."""
 
 
 def pair_alignment(images_ID: np.ndarray, texts_ID: np.ndarray) -> float:
-    """Compute how far an item's image lies from its text: mean squared distance of unit vectors, 0 to 4, lower is closer.
+    """Compute the alignment of image and text: mean squared distance of an item's unit vectors, 0 to 4, lower is closer.
 
     Args:
-        images_ID: Image features, float32 [I, D]; rows of zeros (an image that could not be read) take no part.
+        images_ID: Image features, float32 [I, D]; rows of zeros (unreadable images) are ignored.
         texts_ID: Text features of the same items in the same space, float32 [I, D].
 
     Returns:
-        The alignment; NaN where the widths differ, for then the modalities share no space.
+        The alignment; NaN if the widths differ, since the modalities are then not in one space.
 
     Source: Wang and Isola 2020, arXiv 2005.10242, with alpha = 2; positive pairs are the image and the text of one item.
     """
@@ -52,14 +52,14 @@ def pair_alignment(images_ID: np.ndarray, texts_ID: np.ndarray) -> float:
 
 
 def taste_alignment(features_ID: np.ndarray, train: Interactions) -> float:
-    """Compute how close together the items lie that one user took: mean squared distance, 0 to 4, lower is closer.
+    """Compute the alignment of a user's items: mean squared distance between their unit vectors, 0 to 4, lower is closer.
 
     Args:
-        features_ID: Features of a modality, float32 [I, D]; rows of zeros take no part.
+        features_ID: Features of a modality, float32 [I, D]; rows of zeros are ignored.
         train: Training interactions.
 
     Returns:
-        Mean over the users with two items or more of the mean over the pairs of their items; NaN where there is none.
+        Mean over the users with two items or more of the mean over the pairs of their items; NaN if there is no such user.
 
     Source: Wang and Isola 2020 with alpha = 2; positive pairs are two items that one user took.
     """
@@ -73,26 +73,25 @@ def taste_alignment(features_ID: np.ndarray, train: Interactions) -> float:
     taken = csr_array((np.ones(len(users_E)), (users_E, items_E)), shape=(len(counts_U), len(unit_ID)))
     lengths_U = np.zeros(len(counts_U))
     block = max(1, _BLOCK_SUMS // unit_ID.shape[1])
-    for start in range(
-        0, len(counts_U), block
-    ):  # all users' sums at once would be another table of the features' width
+    # In blocks: the sums of all users at once would take as much memory as another table of features.
+    for start in range(0, len(counts_U), block):
         rows = slice(start, start + block)
         lengths_U[rows] = ((taken[rows] @ unit_ID) ** 2).sum(axis=1)
     several = counts_U >= 2
     counts_N = counts_U[several]
-    # Over ordered pairs of different items: |sum|^2 counts every pair, and each item with itself.
+    # Over ordered pairs of different items: |sum|^2 contains every pair, and each item paired with itself.
     cosines_N = (lengths_U[several] - counts_N) / (counts_N * (counts_N - 1))
     return float(np.mean(2 - 2 * cosines_N)) if len(cosines_N) else float("nan")
 
 
 def uniformity(features_ID: np.ndarray) -> float:
-    """Compute how evenly features fill the sphere: log of the mean of exp(-2 d^2) over pairs of items, at most 0.
+    """Compute the uniformity of features on the sphere: log of the mean of exp(-2 d^2) over pairs of items, at most 0.
 
     Args:
-        features_ID: Features of a modality, float32 [I, D]; rows of zeros take no part.
+        features_ID: Features of a modality, float32 [I, D]; rows of zeros are ignored.
 
     Returns:
-        The uniformity; lower is more even. NaN where there are fewer than two items.
+        The uniformity; lower is more uniform. NaN if there are fewer than two items.
 
     Source: Wang and Isola 2020, with t = 2, over all pairs of at most `SAMPLE` items.
     """
@@ -105,11 +104,11 @@ def uniformity(features_ID: np.ndarray) -> float:
 
 
 def sample(features_ID: np.ndarray, most: int = SAMPLE) -> np.ndarray:
-    """Choose items to look at: all that have features, or `most` of them drawn with a fixed seed.
+    """Sample items with a fixed seed, or take all that have features if they are few.
 
     Args:
         features_ID: Features of a modality, float32 [I, D].
-        most: How many at most.
+        most: Maximum number of items.
 
     Returns:
         Item indices, ascending, int64 [N].
@@ -121,17 +120,17 @@ def sample(features_ID: np.ndarray, most: int = SAMPLE) -> np.ndarray:
 
 
 def cloud(features_ND: np.ndarray) -> Cloud | None:
-    """Lay features out in the plane by t-SNE, and estimate how dense they lie, there and by direction.
+    """Embed features in the plane by t-SNE, and estimate their density by position and by direction.
 
-    The direction is the angle around the centre. Its density is taken around the circle, so that it has no ends.
+    The direction is the angle around the centre. Its density is estimated on the circle, without a boundary at +-pi.
 
     Args:
-        features_ND: Features of the items looked at, float32 [N, D].
+        features_ND: Features of the sampled items, float32 [N, D].
 
     Returns:
-        The map; None where there are too few different items to make one.
+        The embedding; None if there are too few distinct items.
 
-    Source: van der Maaten and Hinton 2008; started from the first principal components, with a fixed seed.
+    Source: van der Maaten and Hinton 2008; initialized with the first principal components, with a fixed seed.
     """
     from scipy.stats import gaussian_kde
     from sklearn.manifold import TSNE
@@ -143,21 +142,21 @@ def cloud(features_ND: np.ndarray) -> Cloud | None:
     points -= points.mean(axis=0)
     densities = gaussian_kde(points.T)(points.T)
     around = np.arctan2(points[:, 1], points[:, 0])
-    # The same points a turn before and after: what lies beside -pi lies beside pi, too.
+    # Repeated one turn before and after, so that the density is periodic.
     turns = np.concatenate([around - 2 * np.pi, around, around + 2 * np.pi])
     angles = np.linspace(-np.pi, np.pi, _ANGLES)
     return Cloud(points, densities / densities.max(), angles, 3 * gaussian_kde(turns, _bandwidth(len(around)))(angles))
 
 
 def qualities(features: Mapping[str, np.ndarray], train: Interactions) -> dict[str, float]:
-    """Compute what can be said of a run's features: alignment and uniformity.
+    """Compute alignment and uniformity of a run's features.
 
     Args:
         features: Modality to float32 [I, d_m].
         train: Training interactions.
 
     Returns:
-        Name of each measure to its value.
+        Name of each defined measure to its value.
     """
     found = {}
     if {"image", "text"} <= features.keys():
@@ -170,7 +169,7 @@ def qualities(features: Mapping[str, np.ndarray], train: Interactions) -> dict[s
 
 
 def _bandwidth(count: int) -> float:
-    """Scott's factor for `count` points, of a spread that the turns beside them do not widen."""
+    """Scott's factor for `count` points, corrected for the spread that the repeated turns add."""
     return float(count ** (-1 / 5) / 3)
 
 

@@ -1,23 +1,25 @@
-"""The table of metrics, and the one that selects.
+"""Table of ranking metrics, and the one used for selection.
 
-A metric says of each user how high the ranking has put the user's positives, and more of it is better. Adding one is a
-function and a row of `METRICS`: it is then computed wherever models are evaluated, kept of each user with registered
-versions, and can select.
+A metric measures for each user how high the user's positives are ranked; higher is better. To add one, write a function and a
+row of `METRICS`: it is then computed wherever models are evaluated, stored per user with registered versions, and available
+for selection.
 
 Shape suffixes: P positives, N users with positives, K cut-off.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_json
 
 
 @dataclass(frozen=True)
 class UserRanks:
-    """Ranks of the positives of some users; those of a user follow each other."""
+    """Ranks of the positives of some users; those of one user are contiguous."""
 
     ranks: np.ndarray
     """Rank of each positive, from 1, int64 [P]."""
@@ -25,10 +27,10 @@ class UserRanks:
     """Positives of each user, at least 1, int64 [N]."""
 
     def sum(self, values_P: np.ndarray) -> np.ndarray:
-        """Add up over the positives of each user.
+        """Sum over the positives of each user.
 
         Args:
-            values_P: A value of each positive, [P].
+            values_P: Value of each positive, [P].
 
         Returns:
             Sums, float64 [N].
@@ -52,7 +54,7 @@ def recall(found: UserRanks, k: int) -> np.ndarray:
 
 
 def ndcg(found: UserRanks, k: int) -> np.ndarray:
-    """Sum over the hits of 1 / log2(rank + 1), divided by what a perfect ranking of as many positives would get.
+    """Sum over the hits of 1 / log2(rank + 1), divided by that of an ideal ranking.
 
     Args:
         found: Ranks.
@@ -67,7 +69,7 @@ def ndcg(found: UserRanks, k: int) -> np.ndarray:
 
 
 def hit_rate(found: UserRanks, k: int) -> np.ndarray:
-    """1 where the first K hold a positive.
+    """1 if the first K contain a positive, else 0.
 
     Args:
         found: Ranks.
@@ -80,7 +82,7 @@ def hit_rate(found: UserRanks, k: int) -> np.ndarray:
 
 
 def reciprocal_rank(found: UserRanks, k: int) -> np.ndarray:
-    """1 / rank of the user's best positive, 0 where it lies beyond K.
+    """1 / rank of the user's best positive, 0 if it is beyond K.
 
     Args:
         found: Ranks.
@@ -99,7 +101,7 @@ class Metric:
     """A row of the table."""
 
     title: str
-    """What pages call it."""
+    """Its name on pages."""
     compute: Callable[[UserRanks, int], np.ndarray]
     """Ranks and K to the value of each user, float64 [N]."""
 
@@ -114,24 +116,24 @@ METRICS = {
 CUTOFFS = (10, 20)
 """Values of K."""
 SELECT = "recall@20"
-"""The metric that selects: epochs, trials and seeds of a sweep, and the champion."""
+"""The metric by which epochs, trials and seeds of a sweep, and the champion are selected."""
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
-"""What tables show."""
+"""Metrics shown in tables."""
 
 
-def selecting_part(parts: Collection[str], asked: str = "auto", phase: str = "validation") -> str:
-    """Say on which part `SELECT` decides: on items that nobody has touched yet, where some are held out.
+def selecting_part(parts: Collection[str], requested: str = "auto", phase: str = "validation") -> str:
+    """Choose the part on which `SELECT` decides: that of the cold items, if the split holds some out.
 
     Args:
         parts: Parts that are evaluated.
-        asked: The part that the user wants, or `auto`.
-        phase: Phase that decides.
+        requested: The requested part, or `auto`.
+        phase: Deciding phase.
 
     Returns:
         `cold_validation` or `validation`, and so for other phases.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return f"cold_{phase}" if f"cold_{phase}" in parts else phase
 
 
@@ -162,7 +164,7 @@ def check_metric(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """Say what pages call a metric.
+    """Format the name of a metric for pages.
 
     Args:
         name: `recall@20`.
@@ -172,3 +174,24 @@ def title_of(name: str) -> str:
     """
     metric, _, cutoff = name.partition("@")
     return f"{METRICS[metric].title}@{cutoff}"
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, float]]:
+    """Read the metrics of a finished run.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        Part to metric to value.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / "metrics.json"
+    metrics = read_json(path, "run")
+    if not all(
+        isinstance(values, dict) and SELECT in values for values in [metrics.get("validation"), *metrics.values()]
+    ):
+        raise UserError(f"run: {path} is not one that this version writes; run `ptmrec evaluate` to write it anew")
+    return metrics

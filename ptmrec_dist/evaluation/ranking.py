@@ -1,7 +1,7 @@
-"""Full ranking: every item is ranked for every user; what counts is where the items land that the user took.
+"""Full ranking: all items are ranked for every user, without sampled negatives.
 
-Metrics (metrics.py) are averaged over the users that have positives and never rounded. Equal scores are ranked by item
-index.
+Metrics (metrics.py) are functions of the ranks of a user's positives, averaged over the users with positives and never rounded.
+Ties are broken by item index.
 
 Shape suffixes: U users, I items, C candidates, B users of a block, G groups of candidates, P positives, S some of them, N users
 with positives, K cut-off, D width.
@@ -23,14 +23,14 @@ from ptmrec_dist.topk import group_maxima
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where the items landed that users took; all else that is said of a ranking follows from it."""
+    """Ranks of the users' positives, from which all metrics are computed."""
 
     users: np.ndarray
     """User of each positive, ascending, int64 [P]."""
     items: np.ndarray
     """Item of each positive, ascending within a user, int64 [P]."""
     ranks: np.ndarray
-    """Its rank, from 1, int64 [P]; one that lies beyond the largest cut-off is only known to be beyond."""
+    """Rank of each positive, from 1, int64 [P]; any rank beyond the largest cut-off is stored as cut-off + 1."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ def rank_positives(
     candidates: np.ndarray | None = None,
     user_range: tuple[int, int] | None = None,
 ) -> Ranked:
-    """Rank for every user with positives.
+    """Rank the positives of every user.
 
     Args:
         users_UD: User vectors, float32 [U, D].
         items_ID: Item vectors, float32 [I, D].
-        positives: What the ranking should find.
-        seen: What to leave out of the ranking, normally the training part.
-        cutoff: Largest K of interest.
+        positives: Relevant items of each user.
+        seen: Items to leave out of the ranking, normally those of the training part.
+        cutoff: Largest K.
         candidates: Item indices to rank, int64 [C]; by default all. The cold protocol ranks among the held-out items.
-        user_range: First user and one past the last: ranks of a process group share the users out. By default all.
+        user_range: First user and one past the last, to split users over ranks. By default all.
 
     Returns:
-        Every positive of the range, once, with its rank.
+        Each positive of the range with its rank.
 
     Raises:
         UserError: A vector or a score is not finite, or positives lie outside the candidates.
@@ -85,7 +85,7 @@ def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
 
     Args:
         ranked: All positives of these users.
-        cutoffs: Values of K, none beyond the one that was ranked with.
+        cutoffs: Values of K, at most the cut-off of the ranking.
 
     Returns:
         Every metric of the table, at each K, of every user.
@@ -105,7 +105,7 @@ def per_user_metrics(
     candidates: np.ndarray | None = None,
     user_range: tuple[int, int] | None = None,
 ) -> UserMetrics:
-    """Rank for every user with positives and keep each user's metrics.
+    """Rank the positives of every user and compute the metrics of each user.
 
     Args:
         users_UD: As in `rank_positives`.
@@ -178,7 +178,7 @@ def rank_metrics(
         Metric (`recall@10`, ...) to its mean.
 
     Raises:
-        UserError: As in `per_user_metrics`, or nobody has positives.
+        UserError: As in `per_user_metrics`, or no user has positives.
     """
     sums, count = rank_sums(users_UD, items_ID, positives, seen, cutoffs, candidates)
     if count == 0:
@@ -197,9 +197,9 @@ def _ranks(
     cutoff: int,
     candidates: np.ndarray | None,
 ) -> np.ndarray:
-    """Rank of every positive, from 1; beyond the cut-off, and where it is left out, it is only known to be beyond.
+    """Rank of every positive, from 1; cut-off + 1 for those beyond the cut-off or left out of the ranking.
 
-    The positives of a user follow each other in `items_P`, in the users' order.
+    The positives of a user are contiguous in `items_P`, in the order of the users.
     """
     chosen, columns = choose(len(items_ID), candidates)
     items_CD = items_ID if candidates is None else items_ID[torch.from_numpy(chosen).to(items_ID.device)]
@@ -215,20 +215,20 @@ def _ranks(
 
 
 def _ranks_of_block(scores_BC: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
-    """Rank the positives of a block, eight times as many at once as it has users: memory follows from its size."""
+    """Rank the positives of a block in chunks of eight times its users, so that memory is bounded by the block."""
     maxima_BG, size = group_maxima(scores_BC), 8 * len(scores_BC)
-    parts = zip(rows_P.split(size), columns_P.split(size), strict=True)
-    return torch.cat([_ranks_of_some(scores_BC, maxima_BG, rows, columns, cutoff) for rows, columns in parts])
+    chunks = zip(rows_P.split(size), columns_P.split(size), strict=True)
+    return torch.cat([_ranks_of_some(scores_BC, maxima_BG, rows, columns, cutoff) for rows, columns in chunks])
 
 
 def _ranks_of_some(scores_BC: Tensor, maxima_BG: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
-    """Count what is ranked before a positive, but only where fewer groups than `cutoff` hold something better."""
+    """Count the items ranked before a positive, but only if fewer than `cutoff` groups have a larger maximum."""
     own_P1 = scores_BC[rows_P, columns_P][:, None]
     better_P = (maxima_BG[rows_P] > own_P1).sum(dim=1)
     (near,) = torch.nonzero((better_P < cutoff) & (own_P1[:, 0] > -torch.inf), as_tuple=True)
     every_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
     ranks_P = torch.full_like(rows_P, cutoff + 1)
-    # A quarter of a block at a time: comparing and counting takes 16 bytes a score on a CPU.
+    # A quarter of a block at a time: comparing and counting takes 16 bytes per score on a CPU.
     for some in near.split(-(-len(scores_BC) // 4)):
         scores_SC, own_S1 = scores_BC[rows_P[some]], own_P1[some]
         before_SC = (scores_SC > own_S1) | ((scores_SC == own_S1) & (every_C < columns_P[some][:, None]))

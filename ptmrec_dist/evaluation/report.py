@@ -5,7 +5,6 @@ It reads run folders and the packed data set and nothing else: it needs neither 
 
 import base64
 import io
-import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +17,11 @@ from PIL import Image
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.figures import styles_of
-from ptmrec_dist.evaluation.metrics import SELECT, title_of
+from ptmrec_dist.evaluation.metrics import SELECT, read_metrics, title_of
 from ptmrec_dist.evaluation.outcomes import PARTS, SeedRun, Setting, accuracy, chance_levels, curves
 from ptmrec_dist.evaluation.page import Change, Item, ItemRow, Page, Section, UserRows, gain, write_page
 from ptmrec_dist.evaluation.tables import Entry, Table
+from ptmrec_dist.files import read_json, read_json_lines
 
 _THUMBNAIL = 160  # pixels
 _RESULTS = (
@@ -127,19 +127,18 @@ def write_report(path: Path, dataset: Dataset, report: Report) -> None:
 def _read_run(name: str, folder: Path, dataset: Dataset) -> _Run:
     if not (folder / "metrics.json").is_file():
         raise UserError(f"run: {folder} is not a finished run (no metrics.json); train it to its end first")
-    record = json.loads((folder / "run.json").read_text())
+    record = read_json(folder / "run.json", "run")
     if record["data"]["fingerprint"] != dataset.fingerprint:
         raise UserError(
             f"run: {folder} was made from data {record['data']['fingerprint'][:12]}, but {dataset.folder} is "
             f"{dataset.fingerprint[:12]}; give the data set that it was made from"
         )
-    lines = (folder / "history.jsonl").read_text().splitlines()
     return _Run(
         name,
         record,
         (folder / "config.yaml").read_text(),
-        json.loads((folder / "metrics.json").read_text()),
-        [json.loads(line) for line in lines],
+        read_metrics(folder),
+        read_json_lines(folder / "history.jsonl", "run"),
     )
 
 

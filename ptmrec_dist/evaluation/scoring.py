@@ -1,4 +1,4 @@
-"""Scores of every item for users, block by block, and the best of them.
+"""Scores of all items for users, block by block, and top-k selection.
 
 Shape suffixes: B users to score for, C candidates, E entries, I items, K items wanted, D width.
 """
@@ -15,7 +15,7 @@ from ptmrec_dist.topk import largest
 
 NO_ITEM = -1
 
-# Scores of a block: what fits a processor's cache is faster there, a GPU wants larger blocks.
+# Scores per block: on a CPU a block should fit into the cache, a GPU needs larger ones.
 _BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**27}
 
 
@@ -23,14 +23,14 @@ _BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**27}
 def score_blocks(
     users_BD: Tensor, items_CD: Tensor, users: np.ndarray, seen: Histories | None, columns: np.ndarray
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Score candidates for users, a block of users at a time, in memory that is used again.
+    """Score candidates for users, one block of users at a time, in a reused buffer.
 
     Args:
         users_BD: Vectors of the users, float32 [B, D].
         items_CD: Vectors of the candidates, float32 [C, D].
         users: Their user indices, int64 [B]; only `seen` is looked up by them.
         seen: Items to leave out: their scores are -inf.
-        columns: Column of each item among the candidates, `NO_ITEM` where it is none, int64 [I].
+        columns: Column of each item among the candidates, `NO_ITEM` if it is not one, int64 [I].
 
     Yields:
         Rows of a block, and their scores, float32 [rows, C], which the next block overwrites.
@@ -52,14 +52,14 @@ def score_blocks(
 
 
 def choose(num_items: int, candidates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Number the items to choose from.
+    """Map between candidates and columns of scores.
 
     Args:
         num_items: Number of items I.
         candidates: Item indices, int64; by default all.
 
     Returns:
-        Item of each column, ascending, int64 [C], and column of each item, `NO_ITEM` where it has none, int64 [I].
+        Item of each column, ascending, int64 [C], and column of each item, `NO_ITEM` if it has none, int64 [I].
     """
     is_chosen = np.full(num_items, candidates is None)
     if candidates is not None:
@@ -85,12 +85,12 @@ def top_items(
         items_ID: Vectors of all items, float32 [I, D].
         users: Their user indices, int64 [B]; only `seen` is looked up by them.
         seen: Items to leave out.
-        k: Items a user.
+        k: Items per user.
         candidates: Item indices to choose from, int64 [C]; by default all.
 
     Returns:
-        Item indices int64 [B, k] and scores float32 [B, k], best first, equal scores by item index. Where fewer than k
-        items are left for a user the rest is `NO_ITEM` with the score -inf.
+        Item indices int64 [B, k] and scores float32 [B, k], best first, ties by item index. If fewer than k items are left
+        for a user, the rest is `NO_ITEM` with score -inf.
 
     Raises:
         UserError: A vector or a score is not finite.
@@ -111,13 +111,13 @@ def top_items(
 def _hide(scores_BC: Tensor, seen: Histories, users: np.ndarray, columns: np.ndarray) -> None:
     entries = seen.of(users)
     shown = columns[entries.items] != NO_ITEM
-    place = np.stack([entries.users[shown], columns[entries.items[shown]]])
-    row_indices, column_indices = torch.from_numpy(place).to(scores_BC.device)
+    indices = np.stack([entries.users[shown], columns[entries.items[shown]]])
+    row_indices, column_indices = torch.from_numpy(indices).to(scores_BC.device)
     scores_BC[row_indices, column_indices] = -torch.inf
 
 
 def _top(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    # topk leaves open which of several equal scores it takes: the score after the k-th shows where that matters.
+    # topk breaks ties arbitrarily: the (k+1)-th score shows in which rows that matters.
     scores, columns = largest(scores_BC, min(k + 1, scores_BC.shape[1]))
     columns, order = columns.sort(dim=1)
     scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -125,7 +125,7 @@ def _top(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if scores.shape[1] > k:
         last = scores[:, k - 1]
         (tied,) = torch.nonzero((last == scores[:, k]) & (last > -torch.inf), as_tuple=True)
-        # A sixteenth of the rows at a time: sorting takes 28 bytes a score, and where a model is constant all rows tie.
+        # A sixteenth of the rows at a time: sorting takes 28 bytes per score, and all rows of a constant model tie.
         for some in tied.split(-(-len(scores_BC) // 16)):
             ranked = scores_BC[some].sort(dim=1, descending=True, stable=True)
             scores[some, :k], columns[some, :k] = ranked.values[:, :k], ranked.indices[:, :k]
@@ -133,10 +133,10 @@ def _top(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_finite(name: str, values: Tensor) -> None:
-    # The extremes tell, in one pass that writes nothing: NaN is among them wherever it stands.
+    # Minimum and maximum suffice, in one pass without a temporary: both propagate NaN.
     if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
         bad = int((~torch.isfinite(values)).sum())
         raise UserError(
             f"{name}: {bad} of the model's {values.numel()} values are NaN or infinite, expected finite ones; "
-            "lower the learning rate and look for bad features"
+            "lower the learning rate and check the features"
         )

@@ -1,4 +1,4 @@
-"""Is a difference more than luck: paired tests, corrected for how many were made.
+"""Paired significance tests, with correction for multiple testing.
 
 Legend: N pairs.
 """
@@ -11,37 +11,37 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Paired:
-    """What two paired tests say of a difference."""
+    """Results of two paired tests of a difference."""
 
     difference: float
     """Mean of the differences."""
     t_test: float
-    """p of Student's paired t-test, two-sided; NaN where it cannot be made."""
+    """p of Student's paired t-test, two-sided; NaN if undefined."""
     wilcoxon: float
-    """p of Wilcoxon's signed-rank test, two-sided; NaN where it cannot be made."""
+    """p of Wilcoxon's signed-rank test, two-sided; NaN if undefined."""
 
     @property
     def p(self) -> float:
-        """P of the t-test, or where all pairs differ by the same, so that it cannot be made, of Wilcoxon's."""
+        """P of the t-test; of Wilcoxon's test if all pairs differ by the same amount, where the t-test is undefined."""
         return self.wilcoxon if np.isnan(self.t_test) else self.t_test
 
     @property
     def p_of_loss(self) -> float:
-        """The same, one-sided: how likely at least such a loss would be if there were none."""
+        """One-sided `p` of a loss: the probability of at least this loss under the null hypothesis of no loss."""
         return self.p / 2 if self.difference < 0 else 1 - self.p / 2
 
 
 def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
     """Test whether paired values differ.
 
-    With few pairs Wilcoxon's test has a smallest p that it can give, 2 ** (1 - N): with five seeds .0625.
+    With N pairs, the smallest p of Wilcoxon's test is 2 ** (1 - N): .0625 with five seeds.
 
     Args:
         ours_N: Values [N].
         theirs_N: Values of the same users or seeds, in the same order, [N].
 
     Returns:
-        Mean difference and the p of both tests; 1 where no pair differs.
+        Mean difference and the p of both tests; 1 if no pair differs.
 
     Raises:
         ValueError: Different numbers of values.
@@ -56,27 +56,27 @@ def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
         return Paired(mean, float("nan"), float("nan"))
     if not gaps_N.any():
         return Paired(mean, 1.0, 1.0)
-    if np.ptp(gaps_N) <= 1e-12 * np.abs(gaps_N).max():  # all alike but for rounding: a spread of zero divides by zero
+    if np.ptp(gaps_N) <= 1e-12 * np.abs(gaps_N).max():  # equal up to rounding: the t-test would divide by zero
         return Paired(mean, float("nan"), float(stats.wilcoxon(gaps_N).pvalue))
     return Paired(mean, float(stats.ttest_1samp(gaps_N, 0.0).pvalue), float(stats.wilcoxon(gaps_N).pvalue))
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Correct the p of several tests by Holm and Bonferroni's way, so that one false alarm among all stays rare.
+    """Correct the p values of several tests by the Holm-Bonferroni method, which controls the family-wise error rate.
 
     Args:
-        values: p of each test; NaN for one that could not be made, which does not count.
+        values: p of each test; NaN for an undefined one, which is not counted.
 
     Returns:
-        Corrected p in the same order, NaN where it was.
+        Corrected p in the same order, NaN for undefined ones.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
     from statsmodels.stats.multitest import multipletests
 
     given = np.array(values, dtype=np.float64)
-    made = ~np.isnan(given)
-    if made.any():
-        given[made] = multipletests(given[made], method="holm")[1]
+    defined = ~np.isnan(given)
+    if defined.any():
+        given[defined] = multipletests(given[defined], method="holm")[1]
     corrected: list[float] = given.tolist()
     return corrected

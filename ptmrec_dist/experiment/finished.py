@@ -1,15 +1,15 @@
 """Finished runs, read for the page that compares them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ptmrec_dist.config import ReadsRun
+from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
-from ptmrec_dist.files import staged
+from ptmrec_dist.files import read_json_lines, staged
 from ptmrec_dist.lineage import read_inputs, write_inputs
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import load_run, open_data_of, open_features_of
@@ -23,16 +23,16 @@ def read_setting(
 
     Args:
         name: What to call it.
-        group: The settings that it is drawn beside.
-        folders: Run folders, one a seed.
-        now: Where their inputs are now; by default beside them as before, or else where they were.
-        kept: Folder where the ranks of test positives are kept, so that they are computed once; None keeps nothing.
+        group: Name of the settings that it is plotted with.
+        folders: Run folders, one per seed.
+        now: Present paths of their inputs; by default found relative to the run, or else at their original paths.
+        kept: Folder in which the ranks of test positives are cached; None caches nothing.
 
     Returns:
         The setting.
 
     Raises:
-        UserError: No finished run, or data or features that are not those it was made from.
+        UserError: No finished run, or data or features other than those it was made from.
     """
     return Setting(name, group, tuple(_read(folder, now, kept and kept / folder.name) for folder in folders))
 
@@ -41,11 +41,11 @@ def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
     record = read_record(folder, now)
     dataset = open_data_of(folder, record)
     store = open_features_of(folder, record, dataset)
-    lines = (folder / "history.jsonl").read_text().splitlines() if (folder / "history.jsonl").is_file() else []
+    history = folder / "history.jsonl"
     return SeedRun(
         stage=record.stage,
-        metrics=json.loads((folder / "metrics.json").read_text()),
-        history=[json.loads(line) for line in lines],
+        metrics=read_metrics(folder),
+        history=read_json_lines(history, "run") if history.is_file() else [],
         kept_epoch=record.kept_epoch,
         ranked=_ranked(folder, now, record.fingerprint, kept),
         features={} if store is None else {modality: store.tables[modality] for modality in record.modalities},
@@ -54,7 +54,7 @@ def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
 
 
 def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None) -> dict[str, Ranked]:
-    """Ranks of the test positives by part; kept ones are those of the run of this fingerprint, which covers its data."""
+    """Ranks of the test positives by part; cached under the fingerprint of the run, which covers its data."""
     if kept is None or not _is_of(kept, fingerprint):
         run = load_run(folder, now)
         evaluate = Evaluator(run.dataset, "test", run.record.mask_validation_at_test)

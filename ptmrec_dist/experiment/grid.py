@@ -1,4 +1,4 @@
-"""What an experiment has to run: the cells of its grid, and the commands that lead to them, shared where they can be."""
+"""Plan of an experiment: the cells of its grid and the steps that produce them; cells have steps in common where possible."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ class Cell:
     recommender: str
     """Recommender."""
     modalities: str
-    """`both`, `image`, `text`; `none` for recommenders that know IDs only."""
+    """`both`, `image`, `text`; `none` for ID-only recommenders."""
     paradigm: str
     """Paradigm."""
     method: str
-    """Method of tuning; `none` where the encoder stays frozen."""
+    """Tuning method; `none` if the encoder stays frozen."""
     seed: int
     """Seed."""
 
     @property
     def row(self) -> "Cell":
-        """The same without its seed: a row of the tables."""
+        """The same cell for all seeds: a row of the tables."""
         return replace(self, seed=-1)
 
     @property
@@ -47,31 +47,31 @@ class Cell:
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and those that must have ended before it."""
+    """One command and its dependencies."""
 
     command: str
     """`ptmrec` command."""
     folder: Path
-    """What it writes."""
+    """Its output folder."""
     settings: dict[str, Any]
     """Its settings, as in its YAML file."""
     needs: tuple[str, ...] = ()
-    """Names of steps."""
+    """Names of the steps that must be complete before it starts."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has ended."""
+        """Whether its output is complete."""
         return (self.folder / _COMPLETE[self.command]).is_file()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment laid out."""
+    """Cells and steps of an experiment."""
 
     cells: list[Cell]
-    """What is compared."""
+    """Runs that are compared."""
     steps: dict[str, Step]
-    """Name to step; a step stands behind those that it needs, and a cell's step has the cell's name."""
+    """Name to step in topological order; a cell's step has the cell's name."""
 
 
 def lay_out(config: ExperimentConfig) -> Plan:
@@ -98,7 +98,7 @@ def encoder_step(method: str, seed: int) -> str:
     """Name the step that fine-tunes the encoder for the paradigm `contrastive`.
 
     Args:
-        method: Method of tuning.
+        method: Tuning method.
         seed: Seed.
 
     Returns:
@@ -121,7 +121,7 @@ def _cells(config: ExperimentConfig) -> Iterator[Cell]:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps of one cell; cells that need the same step name it the same."""
+    """The steps of one cell; a step of several cells has the same name in each."""
 
     config: ExperimentConfig
     cell: Cell
@@ -157,7 +157,7 @@ class _Steps:
         yield name, Step("stage1", self._path(f"runs/{name}"), settings, needs)
 
     def _features(self, encoder: str) -> tuple[str, Step]:
-        """Features of the encoder as it came (`plain`), or of a fine-tuned one."""
+        """Features of the pretrained encoder (`plain`), or of a fine-tuned one."""
         given = {"model": self.config.encoder.model, "pretrained": self.config.encoder.pretrained}
         tuned = {"model": str(self._path(f"encoders/{encoder}"))}
         settings = {
@@ -184,7 +184,7 @@ class _Steps:
         }
 
     def _tuned(self, command: str) -> dict[str, Any]:
-        """Settings of a command that tunes the encoder; the more special ones win."""
+        """Settings of a command that tunes the encoder; the more specific ones take precedence."""
         settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
         return merged(settings, {"tuning": {"method": self.cell.method}})
 

@@ -1,6 +1,5 @@
-"""Whether the finished steps of an experiment were made from what lies there now."""
+"""Verification that the finished steps of an experiment were made from their present inputs."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,11 +7,12 @@ from ptmrec_dist.config import ExperimentConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import Plan, Step
+from ptmrec_dist.files import read_json
 from ptmrec_dist.lineage import read_inputs
 
 
 def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[str, str]:
-    """Compute the fingerprints of what an experiment starts from.
+    """Compute the fingerprints of an experiment's inputs.
 
     Args:
         config: Settings.
@@ -20,7 +20,7 @@ def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[st
         dataset: Its packed data set.
 
     Returns:
-        `shards` and, where some step reads it, `encoder`.
+        `shards` and, if some step reads it, `encoder`.
 
     Raises:
         UserError: The encoder cannot be loaded.
@@ -34,14 +34,14 @@ def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[st
 
 
 def check_finished(plan: Plan, inputs: Mapping[str, str]) -> None:
-    """Refuse a finished step that was made from something else than what the steps before it have left.
+    """Refuse a finished step whose inputs are not the present outputs of the steps before it.
 
     Args:
         plan: Cells and steps.
-        inputs: What the experiment starts from.
+        inputs: Fingerprints of the experiment's inputs.
 
     Raises:
-        UserError: There is one.
+        UserError: There is such a step.
     """
     for name, step in plan.steps.items():
         if step.is_complete:
@@ -55,7 +55,7 @@ def check_finished(plan: Plan, inputs: Mapping[str, str]) -> None:
 
 
 def _sources(plan: Plan, step: Step, inputs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Name and present fingerprint of each input of a step, of those that are there."""
+    """Name and present fingerprint of each existing input of a step."""
     yield "shards", inputs["shards"]
     if step.command in ("features", "contrastive") and not step.needs:
         yield "encoder", inputs["encoder"]
@@ -73,5 +73,4 @@ def _made_from(step: Step) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, str]:
-    content: dict[str, str] = json.loads(path.read_text())
-    return content
+    return read_json(path, "out")

@@ -1,4 +1,4 @@
-"""What takes seconds to import, imported once in the process that an experiment's runs are forked from."""
+"""Slow imports, done once in the fork server of an experiment's runs."""
 
 from ptmrec_dist.distributed import import_deepspeed
 from ptmrec_dist.training import joint, stage1, stage2  # noqa: F401

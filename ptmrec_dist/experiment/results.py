@@ -3,7 +3,6 @@
 Shape suffixes: N users with positives, S seeds.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from ptmrec_dist.evaluation.significance import compare, holm
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
+from ptmrec_dist.files import read_json
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
 from ptmrec_dist.training.runs import EFFICIENCY_FILE, plain_settings
 
@@ -233,7 +233,7 @@ def _costs(config: ExperimentConfig, plan: Plan) -> Table:
     for row, cells in rows.items():
         counts = _parameters(plan, cells[0])
         files = [_encoder_folder(plan, cell) / EFFICIENCY_FILE for cell in cells]
-        costs = [json.loads(path.read_text()) for path in files if path.is_file()]
+        costs = [read_json(path, "out") for path in files if path.is_file()]
         shown = [f"{counts.get('encoder', 0):,}", f"{counts['trainable']:,}"]
         for name in ("seconds_per_epoch", "items_per_second", "peak_memory_mb"):
             values = [cost[name] for cost in costs if name in cost]
@@ -249,10 +249,10 @@ def _encoder_folder(plan: Plan, cell: Cell) -> Path:
 
 
 def _parameters(plan: Plan, cell: Cell) -> dict[str, int]:
-    counts: dict[str, int] = json.loads((plan.steps[cell.name].folder / "run.json").read_text())["parameters"]
+    counts: dict[str, int] = read_json(plan.steps[cell.name].folder / "run.json", "out")["parameters"]
     if cell.paradigm != "contrastive":
         return counts
-    lineage = json.loads((_encoder_folder(plan, cell) / LINEAGE_FILE).read_text())
+    lineage = read_json(_encoder_folder(plan, cell) / LINEAGE_FILE, "out")
     before = lineage["parameters"]["encoder"]
     return counts | {"encoder": before, "trainable": before + counts["trainable"]}
 

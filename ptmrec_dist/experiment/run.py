@@ -1,4 +1,4 @@
-"""`ptmrec experiment`: run what is not finished yet, each command in a process of its own, then write the tables.
+"""`ptmrec experiment`: run the unfinished steps, each command in its own process, then write the tables.
 
 ptmrec experiment --config EXPERIMENT.yaml
 """
@@ -23,10 +23,11 @@ from ptmrec_dist.config import (
     from_plain,
 )
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.experiment.executors import Executor, open_executor
 from ptmrec_dist.experiment.grid import Plan, Step, lay_out
 from ptmrec_dist.experiment.inputs import check_finished, inputs_of
-from ptmrec_dist.experiment.places import Place, place_of
 from ptmrec_dist.experiment.results import write_results
+from ptmrec_dist.files import read_json, read_yaml
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
@@ -49,9 +50,9 @@ def run_experiment(config: ExperimentConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: A setting, a name or a method that some run would refuse, before any of them begins; a finished step
-            of other settings; a run that failed.
-        KeyboardInterrupt: The user stopped it; the same command goes on.
+        UserError: A setting, a name or a method that some run would refuse, before any of them starts; a finished step
+            with other settings; a run that failed.
+        KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
     plan = lay_out(config)
     inputs = _check(config, plan)
@@ -61,7 +62,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     for folder in ("settings", "logs"):
         (out / folder).mkdir(exist_ok=True)
     parent = out / "tracking.json"
-    known = json.loads(parent.read_text())["mlflow_run"] if parent.is_file() else None
+    known = read_json(parent, "out").get("mlflow_run") if parent.is_file() else None
     with Tracker.start(
         config.tracking,
         name=out.name,
@@ -76,7 +77,7 @@ def run_experiment(config: ExperimentConfig) -> None:
 
 
 def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
-    """Refuse now what a run would refuse hours later; gives the fingerprints of what the experiment starts from."""
+    """Refuse up front what a run would refuse hours later; returns the fingerprints of the experiment's inputs."""
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.encoders.features import require_content
 
@@ -87,17 +88,17 @@ def _check(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
     dataset = Dataset(config.shards)
     dataset.require("validation", "test")
     if any(step.command != "stage1" for step in plan.steps.values()):
-        asked = [
+        modalities = [
             {"both": ("image", "text"), "none": ()}.get(cell.modalities, (cell.modalities,)) for cell in plan.cells
         ]
-        require_content(dataset, *sorted(set().union(*asked)))
+        require_content(dataset, *sorted(set().union(*modalities)))
         _check_methods(config, [settings for settings in parsed.values() if isinstance(settings, TunesEncoder)])
     for name, step in plan.steps.items():
         before = config.out / "settings" / f"{_file(name)}.yaml"
-        if before.is_file() and _without_paths(yaml.safe_load(before.read_text())) != _without_paths(
+        if before.is_file() and _without_paths(read_yaml(before, "out")) != _without_paths(
             _settings(config, step, None)
         ):
-            raise UserError(f"out: {name} was begun with other settings ({before}); choose another --out")
+            raise UserError(f"out: {name} was started with other settings ({before}); choose another --out")
     inputs = inputs_of(config, plan, dataset)
     if begun:
         check_inputs(config.out, inputs)
@@ -111,13 +112,13 @@ def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.encoders.sources.open_clip import load_backbone
 
-    asked = {(settings.tuning.method, settings.method_settings) for settings in tuned}
-    for method, settings in sorted(asked, key=str):
+    methods = {(settings.tuning.method, settings.method_settings) for settings in tuned}
+    for method, settings in sorted(methods, key=str):
         Encoder(load_backbone(config.encoder), ("image", "text")).tune(method, settings, torch.Generator())
 
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:
-    """The settings of a step as its command will read them."""
+    """The settings of a step, parsed as its command will parse them."""
     try:
         return from_plain(_SETTINGS[step.command], _settings(config, step, None))
     except UserError as error:
@@ -130,20 +131,20 @@ def _settings(config: ExperimentConfig, step: Step, parent: str | None) -> dict[
 
 
 def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
-    """Start every step once those that it needs have ended, a few at a time."""
+    """Run the steps in topological order, up to `processes` at a time."""
     waiting = {name: step for name, step in plan.steps.items() if not step.is_complete}
     order = TopologicalSorter({name: waiting.keys() & step.needs for name, step in waiting.items()})
     order.prepare()
     running: dict[Future[None], str] = {}
     with (
-        place_of(config) as place,
+        open_executor(config) as execute,
         ThreadPoolExecutor(config.processes) as pool,
         tqdm(total=len(plan.steps), initial=len(plan.steps) - len(waiting), desc="experiment", unit="step") as bar,
     ):
         try:
             while order.is_active():
                 for name in order.get_ready():
-                    running[pool.submit(_run, config, place, name, waiting[name], parent)] = name
+                    running[pool.submit(_run, config, execute, name, waiting[name], parent)] = name
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
@@ -152,26 +153,26 @@ def _run_all(config: ExperimentConfig, plan: Plan, parent: str | None) -> None:
                     bar.update()
                     bar.write(f"{name}: done")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run end; the same command resumes the rest
+            pool.shutdown(wait=False, cancel_futures=True)  # running steps finish; the same command resumes the rest
             raise
 
 
-def _run(config: ExperimentConfig, place: Place, name: str, step: Step, parent: str | None) -> None:
+def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, parent: str | None) -> None:
     settings = config.out / "settings" / f"{_file(name)}.yaml"
     settings.write_text(yaml.safe_dump(_settings(config, step, parent), sort_keys=False))
-    words = [step.command, "--config", str(settings)]
+    arguments = [step.command, "--config", str(settings)]
     log = config.out / "logs" / f"{_file(name)}.log"
     ranks = config.ranks if step.command in ("stage2", "joint", "contrastive") else 1
-    code = place(words, ranks, log)
+    code = execute(arguments, ranks, log)
     if code == 130 or (code == 0 and not step.is_complete):
         raise KeyboardInterrupt
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        raise UserError(f"{name} failed ({' '.join(last).strip()}); {log} has the rest, the same command goes on")
+        raise UserError(f"{name} failed ({' '.join(last).strip()}); see {log}, and run the same command to resume")
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without where they run and where inputs lie: what these are is compared by fingerprints."""
+    """Settings without paths and device: inputs are compared by fingerprints instead."""
     return {name: value for name, value in settings.items() if name not in PATHS | {"out", "tracking", "device"}}
 
 

@@ -35,22 +35,21 @@ def build_recommender(
         name: A key of `config.recommenders.RECOMMENDERS`.
         num_users: Number of users U.
         num_items: Number of items I.
-        train: Training interactions, of which graphs are made.
+        train: Training interactions, from which graphs are built.
         features: Modality to its table, float32 [I, d_m]; may be empty for ID-only recommenders. Item graphs are built
             from these tables once and do not follow later changes of them.
-        modalities: Modalities to use; ID-only recommenders use none whatever is asked for.
-        cache: Folder where neighbours of items are kept, under keys of the features' content; by default none.
+        modalities: Modalities to use; ignored by ID-only recommenders.
+        cache: Folder that caches neighbours of items, under keys of the features' content; by default none.
         config: Its hyper-parameters; by default its own defaults.
-        world: Ranks that compute neighbours together and must all call this; by default each process does for itself.
+        world: Ranks that compute neighbours together and must all call this; by default each process computes all.
 
     Returns:
         The recommender, on the CPU.
 
     Raises:
-        UserError: An unknown name, or features that are missing, of another number of items, or not
-            finite.
+        UserError: An unknown name, or features that are missing, not finite, or of another number of items.
     """
-    recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its own row
+    recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its row
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
     inputs = Inputs(num_users, num_items, train, used, cache, world)
     built: Recommender = recommender(inputs, config or recommender_entry(name).config())
@@ -80,7 +79,7 @@ def _checked(name: str, features: Features, modalities: tuple[str, ...], num_ite
     for modality in modalities:
         if modality not in features:
             raise UserError(
-                f"features: {name} shall use {modality!r}, got features of {', '.join(features) or 'nothing'}; extract "
+                f"features: {name} uses {modality!r}, got features of {', '.join(features) or 'nothing'}; extract "
                 "them with `ptmrec features` or choose other modalities"
             )
         table = features[modality]

@@ -1,4 +1,4 @@
-"""The contract between a recommender and whoever trains, tunes, evaluates or serves it.
+"""The interface between recommenders and the code that trains, tunes, evaluates or serves them.
 
 Shape suffixes: B batch rows, C chosen items, U users, I items, E interactions, D width of scores, d and d' widths that
 a model chooses for its ID-only and modal vectors, d_m width of a modality's features.
@@ -23,33 +23,33 @@ Features = Mapping[str, Tensor]
 
 
 class BatchRows:
-    """The rows of a feature table that a batch reads, looked up as in the table; the table itself is nowhere.
+    """The rows of a feature table that a batch reads, indexed like the table, which is not needed.
 
     Args:
-        items_G: Items of the batch, int64 [G]; an item may come several times.
-        counted_G: Whether each is looked up, bool [G]. Of an item that comes several times the first counted row is.
+        items_G: Items of the batch, int64 [G]; items may repeat.
+        counted_G: Whether each row may be looked up, bool [G]; of an item's rows, the first counted one is used.
         rows_GD: Their features, float32 [G, d_m].
     """
 
     def __init__(self, items_G: Tensor, counted_G: Tensor, rows_GD: Tensor) -> None:
         self.rows_GD = rows_GD
-        # Of an item's rows, those that count come first.
+        # Of an item's rows, the counted ones come first.
         self._keys_G, self._order_G = (2 * items_G + ~counted_G).sort(stable=True)
 
     def positions(self, items: Tensor) -> Tensor:
-        """Find the rows of items, without waiting for the device.
+        """Find the rows of items, without device synchronisation.
 
         Args:
             items: Item indices, int64, any shape.
 
         Returns:
-            Row of each in `rows_GD`, the same shape; G, which no look-up accepts, for an item that is not in the batch.
+            Row of each in `rows_GD`, the same shape; G, an invalid index, for an item that is not in the batch.
         """
         found = torch.searchsorted(self._keys_G, 2 * items).clamp(max=len(self._keys_G) - 1)
         return self._order_G[found].where(self._keys_G[found] // 2 == items, len(self._keys_G))
 
     def __getitem__(self, items: Tensor) -> Tensor:
-        """Look items up.
+        """Look up items.
 
         Args:
             items: Items of the batch, int64 [*].
@@ -64,51 +64,51 @@ class BatchRows:
 
 
 FeatureRows = Mapping[str, Tensor | BatchRows]
-"""Modality name to what `[items]` gives its features of, float32 [*, d_m]: its table, or the rows of a batch's items."""
+"""Modality name to an object that `[items]` indexes, giving float32 [*, d_m]: its table, or the rows of a batch's items."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recommender is built for; it fixes the shapes of the tables and the graphs."""
+    """What a recommender is built from; determines the shapes of its tables and graphs."""
 
     num_users: int
     """Number of users U."""
     num_items: int
     """Number of items I, those without a training interaction included."""
     train: Interactions
-    """Training interactions, the only ones that a graph may contain."""
+    """Training interactions, the only ones that graphs may contain."""
     features: Features
-    """Features of the modalities that the recommender shall use; empty for ID-only recommenders."""
+    """Features of the modalities to use; empty for ID-only recommenders."""
     cache: Path | None = None
-    """Folder where what is costly to compute from features is kept, under keys of their content; by default none."""
+    """Folder that caches costly results computed from features, under keys of their content; by default none."""
     world: World | None = None
-    """Ranks that compute it together, which must all build the recommender; by default each process does for itself."""
+    """Ranks that compute these together and must all build the recommender; by default each process computes all."""
 
 
 class Recommender(nn.Module, ABC):
     """A model that scores an item for a user by a dot product.
 
     A subclass takes `Inputs` and the hyper-parameters of its row in `config/recommenders.py`. Graphs are rebuilt from
-    the inputs and are no part of the state dict. Feature tables are never normalised or trained in here: they come in through
-    `features`, and whoever owns them decides both.
+    the inputs and are not part of the state dict. Feature tables are never normalised or trained here: they are passed as
+    `features`, and their owner decides both.
     """
 
     propagates: ClassVar[bool]
-    """Whether the loss reads propagated tables; where not, only its batch's rows, and `representations` may be None."""
+    """Whether the loss reads propagated tables; if not, it reads its batch's rows only and `representations` may be None."""
     multimodal: ClassVar[bool]
     """Whether the recommender reads features."""
     propagates_features: ClassVar[bool] = True
-    """Whether `propagate` or `modal_users` reads features: stage 2 then has to copy whole tables, the batch's new rows in
-    place, and propagate them in every step. Where not, nothing in a step reads features of items outside the batch."""
+    """Whether `propagate` or `modal_users` reads features: stage 2 then has to copy whole tables, with the batch's new
+    rows, and propagate them in every step. If not, nothing in a step reads features of items outside the batch."""
 
     def __init__(self, inputs: Inputs) -> None:
-        """Note the modalities in use."""
+        """Store the modalities in use."""
         super().__init__()
         self.modalities: tuple[str, ...] = tuple(inputs.features)
 
     @abstractmethod
     def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Compute what scores are made of.
+        """Compute the vectors whose dot products are the scores.
 
         Args:
             features: Tables of the modalities in use; ID-only recommenders ignore it.
@@ -133,7 +133,7 @@ class Recommender(nn.Module, ABC):
         return users_UD, items_ID[items]
 
     def propagate(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Compute what `loss` reads: the representations, unless it needs other tables than scores do.
+        """Compute the tables that `loss` reads: by default the representations.
 
         Args:
             features: Tables of the modalities in use; ID-only recommenders ignore it.
@@ -156,8 +156,8 @@ class Recommender(nn.Module, ABC):
 
         Args:
             users_B: User indices, int64 [B].
-            positives_B: An item that the user took, int64 [B].
-            negatives_B: An item that the user did not take, int64 [B].
+            positives_B: An item that the user interacted with, int64 [B].
+            negatives_B: An item that the user did not interact with, int64 [B].
             representations: What `propagate` returned for the current weights; None only where `propagates` is False.
             features: Features of the batch's items by modality in use, as `row_gaps` and `[items]` read them.
 
@@ -167,7 +167,7 @@ class Recommender(nn.Module, ABC):
 
     @abstractmethod
     def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Compute the representations that come from IDs alone (eq. 11 of PTMRec), propagated where the model does so.
+        """Compute the representations that come from IDs alone (eq. 11 of PTMRec), propagated if the model does so.
 
         Returns:
             Users [U, d] and items [I, d].
@@ -202,16 +202,16 @@ class Recommender(nn.Module, ABC):
         raise self._id_only()
 
     def fit_projections(self, features: Features) -> None:
-        """Fit what scores cold items where the objective does not train it; nothing by default.
+        """Fit the maps that score cold items, if the objective does not train them; does nothing by default.
 
-        To be called with the weights that are to be evaluated or kept.
+        Call it with the weights that are to be evaluated or kept.
 
         Args:
             features: Tables of the modalities in use, [I, d_m].
         """
 
     def cold_items(self, features: Features, items: Tensor) -> Tensor:
-        """Compute the vectors of items that nobody has taken yet, so that their ID says nothing.
+        """Compute the vectors of items without interactions, whose ID embeddings are untrained.
 
         Args:
             features: Tables of the modalities in use, [*, d_m]; they may hold other items than those of the training
@@ -230,7 +230,7 @@ class Recommender(nn.Module, ABC):
         return torch.stack(projected).mean(dim=0)
 
     def cold_representations(self, features: Features, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what items are scored with that nobody has taken yet.
+        """Compute the vectors that score items without interactions.
 
         Args:
             features: Tables of the modalities in use, [I, d_m].
@@ -245,14 +245,14 @@ class Recommender(nn.Module, ABC):
         return self.modal_users(features), self.cold_items(features, items)
 
     def start_epoch(self, generator: Generator) -> None:
-        """Draw anew what the model samples once an epoch; nothing by default.
+        """Resample what the model samples once per epoch; does nothing by default.
 
         Args:
             generator: Source of randomness, on any device.
         """
 
     def finish_step(self) -> None:
-        """Follow the weights after a step of the optimiser; nothing by default."""
+        """Update state that follows the weights, after an optimiser step; does nothing by default."""
 
     def _id_only(self) -> UserError:
         return UserError(
@@ -262,7 +262,7 @@ class Recommender(nn.Module, ABC):
 
 
 def embedding_table(rows: int, dim: int) -> nn.Embedding:
-    """Make an ID table with Xavier's uniform initialisation.
+    """Create an ID table with Xavier's uniform initialisation.
 
     Args:
         rows: Number of users or items.
@@ -277,10 +277,10 @@ def embedding_table(rows: int, dim: int) -> nn.Embedding:
 
 
 def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDict:
-    """Make the linear maps W_m, with Xavier's uniform initialisation.
+    """Create the linear maps W_m, with Xavier's uniform initialisation.
 
-    Where projected features are scores' own vectors, a bias would add the same to every item's score for a user, so no
-    ranking, no difference of scores and no softmax over items could ever show it.
+    Where scores are dot products with projected features, a bias would add the same constant to all of a user's scores, which
+    changes no ranking, no difference of scores and no softmax over items.
 
     Args:
         features: Tables of the modalities, [I, d_m].
@@ -301,7 +301,7 @@ def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDic
 
 
 def look_up(table_ND: Tensor, *rows_B: Tensor) -> tuple[Tensor, ...]:
-    """Look several lists of rows up at once, so that the table gets one gradient and not one for each list.
+    """Look up several lists of rows at once, so that the table gets one gradient instead of one per list.
 
     Args:
         table_ND: Any float32 table [N, D].
@@ -314,7 +314,7 @@ def look_up(table_ND: Tensor, *rows_B: Tensor) -> tuple[Tensor, ...]:
 
 
 def row_gaps(table_ID: Tensor | BatchRows, positives_B: Tensor, negatives_B: Tensor) -> Tensor:
-    """Subtract rows of a wide table without holding either of them.
+    """Subtract rows of a wide table without materialising either of them.
 
     Args:
         table_ID: float32 [I, D], or the rows of a batch.
@@ -336,7 +336,7 @@ def bpr_term(users_BD: Tensor, gaps_BD: Tensor) -> Tensor:
 
     Args:
         users_BD: User vectors, float32 [B, D].
-        gaps_BD: Vector of the item taken minus that of the item not taken, float32 [B, D].
+        gaps_BD: Vector of the positive item minus that of the negative one, float32 [B, D].
 
     Returns:
         The loss of each row, float32 [B].
@@ -345,7 +345,7 @@ def bpr_term(users_BD: Tensor, gaps_BD: Tensor) -> Tensor:
 
 
 def l2_term(*tables_BD: Tensor) -> Tensor:
-    """Compute half the squared norm of all that belongs to a row, 1/2 (|u|^2 + |p|^2 + |n|^2).
+    """Compute half the squared norm of all vectors of a row, 1/2 (|u|^2 + |p|^2 + |n|^2).
 
     Args:
         *tables_BD: Vectors, float32 [B, *]; their widths may differ.

@@ -1,4 +1,4 @@
-"""BPR: matrix factorisation trained on pairs of items, one that the user took and one that the user did not take.
+"""BPR: matrix factorisation trained on pairs of a positive and a negative item.
 
 Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 """
@@ -32,8 +32,8 @@ class BPR(Recommender):
 
     Users [U, dim] and items [I, dim]; the loss is averaged over the rows (u, p, n) of a batch.
 
-    Common code adds the norms of the batch's tables without squaring them, so that values of lambda found there mean
-    something else. Here the norms are squared, as in the paper. Neither has biases.
+    Common implementations add the norms of the batch's tables without squaring them, so that their values of lambda are
+    not comparable. Here the norms are squared, as in the paper. Neither has biases.
 
     Args:
         inputs: Numbers of users and items.

@@ -1,4 +1,4 @@
-"""BUIR: users and items that predict each other, without items that a user did not take.
+"""BUIR: users and items that predict each other, without negatives.
 
 Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 """
@@ -29,12 +29,12 @@ class BUIR(Recommender):
     Users [U, 2 dim] as [q(f(u)) ; f(u)], items [I, 2 dim] as [f(i) ; q(f(i))]. f is LightGCN's encoder; theta are the
     online embeddings e, xi the target ones, which start equal and follow after every step. A bar is a vector of unit
     length; q is linear. In training each of the two encoders drops edges of the graph at random, each edge with the
-    same probability, uniform in [0, edge_dropout) and drawn at every step, and weights the others up; evaluation sees
-    the whole graph. Negatives are not read, so that items nobody takes are never pushed away.
+    same probability, uniform in [0, edge_dropout) and sampled at every step, and scales the others up; evaluation uses
+    the whole graph. Negatives are not read, so that items without interactions are never pushed away.
 
-    Where code of the field differs: some score with the target's vectors, some leave the predictor out, some drop the
-    two directions of an edge apart (here an interaction is there for both or for neither). The penalty lambda stands for
-    the weight decay of the published settings, on the rows of the batch.
+    Where common implementations differ: some score with the target's vectors, some omit the predictor, some drop the two
+    directions of an edge independently (here both or neither). The penalty lambda, on the rows of the batch, replaces the
+    weight decay of the published settings.
 
     Args:
         inputs: Numbers of users and items, and the training interactions.
@@ -64,7 +64,7 @@ class BUIR(Recommender):
         self.generator: Generator | None = None
 
     def start_epoch(self, generator: Generator) -> None:
-        """Take the source of the epoch's dropped edges, on the model's device."""
+        """Store the generator of the epoch's dropped edges, on the model's device."""
         self.generator = generator
 
     def finish_step(self) -> None:
@@ -112,9 +112,9 @@ class BUIR(Recommender):
         return self._graph().propagate(self.users.weight, self.items.weight, self.layers)
 
     def _graph(self) -> InteractionGraph:
-        """The whole graph, or in training what a new draw leaves of it."""
+        """The whole graph; in training, with edges dropped at random."""
         if not self.training or self.generator is None or not self.edge_dropout or not self.layers:
             return self.graph
         device = self.graph.items_to_users.values.device
-        share = torch.rand((), generator=self.generator, device=device) * self.edge_dropout
-        return self.graph.drop(share, self.generator)
+        fraction = torch.rand((), generator=self.generator, device=device) * self.edge_dropout
+        return self.graph.drop(fraction, self.generator)

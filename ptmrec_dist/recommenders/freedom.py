@@ -1,4 +1,4 @@
-"""FREEDOM: a frozen graph of items that look or read alike, and a denoised graph of interactions.
+"""FREEDOM: a frozen graph of items with similar features, and a denoised graph of interactions.
 
 Shape suffixes: B batch rows, C chosen items, N training items, U users, I items, D width of the embeddings.
 """
@@ -39,17 +39,17 @@ class FREEDOM(Recommender):
         L = -\ln \sigma(\hat y_{up} - \hat y_{un}) -
         \lambda \sum_m \ln \sigma(\hat e_u \cdot W_m x_{pm} - \hat e_u \cdot W_m x_{nm})
 
-    Users [U, dim] and items [I, dim]. S_m is the mean over the k items of the highest cosine similarity. A_rho is what
-    is left of the training graph after `start_epoch` has dropped the share rho of its edges, busy ends first; until
-    then, and in evaluation, it is the whole graph. Nothing else is regularised.
+    Users [U, dim] and items [I, dim]. S_m is the mean over the k items of the highest cosine similarity. A_rho is the
+    training graph after `start_epoch` has dropped the fraction rho of its edges, with higher probability between nodes of
+    high degree; until then, and in evaluation, it is the whole graph. Nothing else is regularised.
 
     A cold item is scored by its features alone: e_u . mean_m W_m x_im against the propagated users. Items without
-    training interactions stay outside S, so that their untrained embeddings reach nobody; `representations` gives them
-    nothing but the share of LightGCN's layer 0.
+    training interactions stay outside S, so that their untrained embeddings affect no other node; `representations`
+    contains only their layer 0 of LightGCN, times 1 / (L + 1).
 
-    Where common code differs: it counts an item as the first of its own k neighbours (here k others), gives the maps a
-    bias (which no difference of scores can show), lets Adam train the feature tables although S stays frozen (here
-    whoever owns the tables decides), and keeps the int of (1 - rho) E edges (here the nearest whole number).
+    Where common implementations differ: they count an item as the first of its own k neighbours (here k others), give the
+    maps a bias (which cancels in differences of scores), let Adam train the feature tables although S stays frozen (here
+    the owner of the tables decides), and keep the int of (1 - rho) E edges (here the nearest whole number).
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
@@ -85,11 +85,11 @@ class FREEDOM(Recommender):
         )
 
     def start_epoch(self, generator: Generator) -> None:
-        """Draw the edges that this epoch's training sees."""
+        """Sample the edges used in this epoch's training."""
         self.pruned_graph = self.graph.prune(self.edge_dropout, generator)
 
     def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Propagate the embeddings, users [U, dim] and items [I, dim]; of features only the frozen graph remains."""
+        """Propagate the embeddings, users [U, dim] and items [I, dim]; features enter through the frozen graph alone."""
         return self.collaborative()
 
     def loss(
@@ -111,7 +111,7 @@ class FREEDOM(Recommender):
         return terms
 
     def fit_projections(self, features: Features) -> None:
-        """Fit each W_m, by itself, to the items' vectors, where a weight lambda of 0 leaves it untrained."""
+        """Fit each W_m separately to the items' vectors, if a weight lambda of 0 leaves it untrained."""
         if not self.reg_weight:
             _, items_ID = self.graph.propagate(self.users.weight, self.items.weight, self.layers)
             targets_ID = (items_ID + self.similar_items(self.items.weight)).detach()

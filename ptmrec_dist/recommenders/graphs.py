@@ -1,6 +1,6 @@
-"""The graphs that recommenders propagate over: users and items, and items that look alike.
+"""The graphs that recommenders propagate over: users and items, and items with similar features.
 
-Shape suffixes: U users, I items, N items that take part, E edges, D width.
+Shape suffixes: U users, I items, N participating items, E edges, D width.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from ptmrec_dist.recommenders.neighbours import nearest_neighbours
 class SparseMatrix(nn.Module):
     """A sparse matrix A that node tables are multiplied with.
 
-    A and its transpose are kept in compressed rows, sorted by PyG's `EdgeIndex`, so that gradients go back as fast as
-    tables go forth. They are no part of the state dict: whoever owns the matrix rebuilds it.
+    A and its transpose are kept in compressed rows, sorted by PyG's `EdgeIndex`, so that the backward pass is as fast as
+    the forward pass. They are not part of the state dict: the owner of the matrix rebuilds it.
 
     Args:
         rows_E: Row of each entry, int64 [E].
-        columns_E: Column of each entry, int64 [E]; entries at one place are added.
+        columns_E: Column of each entry, int64 [E]; entries at the same position are added.
         values_E: Value of each entry, float32 [E].
         shape: Number of rows and of columns.
     """
@@ -69,13 +69,13 @@ class SparseMatrix(nn.Module):
         return rows_E, self.matrix.col_indices().long()
 
     def with_values(self, values_E: Tensor) -> "SparseMatrix":
-        """Make a matrix with entries at the same places.
+        """Create a matrix with entries at the same positions.
 
         Args:
             values_E: Value of each entry, row by row, float32 [E].
 
         Returns:
-            The matrix; it shares the places.
+            The matrix; it shares the index tensors.
         """
         same = SparseMatrix.__new__(SparseMatrix)
         nn.Module.__init__(same)
@@ -93,7 +93,7 @@ class InteractionGraph(nn.Module):
 
     Args:
         users_E: User of each edge, int64 [E].
-        items_E: Item of each edge, int64 [E]; a pair that occurs twice is one edge.
+        items_E: Item of each edge, int64 [E]; duplicate pairs are one edge.
         num_users: Number of users U.
         num_items: Number of items I.
     """
@@ -121,51 +121,51 @@ class InteractionGraph(nn.Module):
             layers: Number of layers L.
 
         Returns:
-            Users [U, D] and items [I, D]. What has no edge keeps its share 1 / (L + 1) of layer 0.
+            Users [U, D] and items [I, D]. Nodes without edges keep 1 / (L + 1) of layer 0.
         """
         if not layers:
             return users_UD, items_ID
         users, items = _SelfAdjoint.apply(self._mean_of_layers, layers, users_UD, items_ID)
         return users, items
 
-    def prune(self, share: float, generator: Generator) -> "InteractionGraph":
-        """Drop edges at random, those between busy users and popular items first, and weight the rest anew.
+    def prune(self, fraction: float, generator: Generator) -> "InteractionGraph":
+        """Drop edges at random, preferably between nodes of high degree, and recompute the weights.
 
-        The edges kept are drawn one after the other without replacement with probabilities in proportion to their
-        weights 1 / sqrt(d_u d_i). That is what the smallest of independent exponential times with these rates do, for
-        any number of edges (torch.multinomial ends at 2^24).
+        The kept edges are sampled without replacement with probabilities proportional to their weights
+        1 / sqrt(d_u d_i): those with the smallest of independent exponential times with these rates, which works for any
+        number of edges (torch.multinomial is limited to 2^24).
 
         Args:
-            share: Share of the edges to drop, in [0, 1).
+            fraction: Fraction of the edges to drop, in [0, 1).
             generator: Source of randomness; its device need not be the graph's.
 
         Returns:
-            A graph with round((1 - share) E) edges, at least one where there is one.
+            A graph with round((1 - fraction) E) edges, at least one if there is any.
         """
         weights_E = self.items_to_users.values
         users_E, items_E = self.edges
-        count = min(len(weights_E), max(1, round((1 - share) * len(weights_E))))
+        count = min(len(weights_E), max(1, round((1 - fraction) * len(weights_E))))
         times_E = torch.empty(len(weights_E), device=generator.device).exponential_(generator=generator)
         kept_E = (times_E.to(weights_E.device) / weights_E).topk(count, largest=False, sorted=False).indices
         return InteractionGraph(users_E[kept_E], items_E[kept_E], *self.items_to_users.matrix.shape)
 
-    def drop(self, share: Tensor, generator: Generator) -> "InteractionGraph":
-        """Drop edges at random, each with the same probability, and weight the others 1 / (1 - share) times as much.
+    def drop(self, probability: Tensor, generator: Generator) -> "InteractionGraph":
+        """Drop edges at random, each with the same probability, and scale the others by 1 / (1 - probability).
 
-        Nothing waits for the device: the places of the edges stay, their weights change.
+        Needs no device synchronisation: the edges keep their positions, only weights change.
 
         Args:
-            share: Probability of being dropped, float32 scalar in [0, 1).
+            probability: Probability of being dropped, float32 scalar in [0, 1).
             generator: Source of randomness, on the graph's device.
 
         Returns:
-            A graph whose propagation equals this one's on average over one layer.
+            A graph whose propagation equals this one's in expectation, for one layer.
         """
         weights_E = self.items_to_users.values
-        kept_E = torch.rand(weights_E.shape, generator=generator, device=weights_E.device) >= share
+        kept_E = torch.rand(weights_E.shape, generator=generator, device=weights_E.device) >= probability
         graph = InteractionGraph.__new__(InteractionGraph)
         nn.Module.__init__(graph)
-        graph.items_to_users = self.items_to_users.with_values(weights_E * kept_E / (1 - share))
+        graph.items_to_users = self.items_to_users.with_values(weights_E * kept_E / (1 - probability))
         return graph
 
     def _mean_of_layers(self, users_UD: Tensor, items_ID: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class InteractionGraph(nn.Module):
 
 
 class _SelfAdjoint(torch.autograd.Function):
-    """Propagation is a symmetric operator: gradients go back through it as tables go forth."""
+    """Propagation is a symmetric operator: its backward pass is the same propagation."""
 
     @staticmethod
     def forward(
@@ -209,11 +209,11 @@ class _Product(torch.autograd.Function):
         return None, ctx.transpose @ product_ND
 
 
-def _compressed(starts: Tensor, places_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows in compressed form; 32-bit places, where they are enough, are faster to read."""
+def _compressed(starts: Tensor, positions_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows in compressed form; 32-bit indices, where they suffice, are faster to read."""
     small = max(*shape, len(values_E)) < 2**31
-    starts, places_E = (indices.int() if small else indices.long() for indices in (starts, places_E))
-    return torch.sparse_csr_tensor(starts, places_E, values_E, shape, check_invariants=False)
+    starts, positions_E = (indices.int() if small else indices.long() for indices in (starts, positions_E))
+    return torch.sparse_csr_tensor(starts, positions_E, values_E, shape, check_invariants=False)
 
 
 def _with_values(matrix: Tensor, values_E: Tensor) -> Tensor:
@@ -222,36 +222,36 @@ def _with_values(matrix: Tensor, values_E: Tensor) -> Tensor:
 
 def item_graph(
     tables: list[Tensor],
-    shares: list[float],
+    weights: list[float],
     items_N: Tensor,
     k: int,
     cache: Path | None = None,
     world: World | None = None,
 ) -> SparseMatrix:
-    """Mix the items' nearest-neighbour graphs of several modalities: S = sum_m share_m S_m.
+    """Mix the items' nearest-neighbour graphs of several modalities: S = sum_m weight_m S_m.
 
-    Every row of S_m is the mean over an item's neighbours, which is D^-1/2 A D^-1/2 with the number of neighbours on
-    both sides' diagonals where every item has k of them.
+    Every row of S_m is the mean over an item's neighbours, which equals D^-1/2 A D^-1/2, with D the number of
+    neighbours on both sides, where every item has k of them.
 
     Args:
         tables: Features of each modality, float32 [I, d_m].
-        shares: Share of each modality.
-        items_N: Items that take part, int64 [N]; the others have no edge in either direction.
+        weights: Weight of each modality.
+        items_N: Participating items, int64 [N]; the others have no edge in either direction.
         k: Neighbours of an item in each modality.
-        cache: Folder where neighbours are kept; by default none.
-        world: Ranks that find them together, as in `nearest_neighbours`; by default each process does for itself.
+        cache: Folder that caches neighbours; by default none.
+        world: Ranks that compute them together, as in `nearest_neighbours`; by default each process computes all.
 
     Returns:
         S, [I, I].
     """
     num_items = len(tables[0])
     rows, columns, values = [], [], []
-    for table_ID, share in zip(tables, shares, strict=True):
+    for table_ID, weight in zip(tables, weights, strict=True):
         found = nearest_neighbours(table_ID[items_N], k, cache, world=world)
         counts_N = torch.bincount(found.nodes, minlength=len(items_N))
         rows.append(items_N[found.nodes])
         columns.append(items_N[found.neighbours])
-        values.append(share / counts_N[found.nodes].float())
+        values.append(weight / counts_N[found.nodes].float())
     return SparseMatrix(torch.cat(rows), torch.cat(columns), torch.cat(values), (num_items, num_items))
 
 
@@ -260,14 +260,14 @@ def cosine_graph(
 ) -> SparseMatrix:
     """Join every item to the k others of the highest cosine, weighted by it and normalised: D^-1/2 W D^-1/2.
 
-    D holds the sums of W's rows, and 1 for an empty one. A cosine that is not above zero makes no edge.
+    D holds the sums of W's rows, and 1 for an empty one. Cosines of zero or below are no edges.
 
     Args:
         table_ID: Features, float32 [I, d_m].
         items_N: Items that may be neighbours, int64 [N]; the others have rows, but no columns.
         k: Neighbours of an item.
-        cache: Folder where neighbours are kept; by default none.
-        world: Ranks that find them together, as in `nearest_neighbours`; by default each process does for itself.
+        cache: Folder that caches neighbours; by default none.
+        world: Ranks that compute them together, as in `nearest_neighbours`; by default each process computes all.
 
     Returns:
         The graph, [I, I].
@@ -284,7 +284,7 @@ def cosine_graph(
 
 
 def strongest_edges(first: SparseMatrix, second: SparseMatrix) -> SparseMatrix:
-    """Take the element-wise maximum of two graphs: every edge of either, at the heavier weight where both have it.
+    """Take the element-wise maximum of two graphs: every edge of either, with the larger weight where both have it.
 
     Args:
         first: Edges with positive weights, [I, I].
@@ -294,8 +294,8 @@ def strongest_edges(first: SparseMatrix, second: SparseMatrix) -> SparseMatrix:
         The union, [I, I].
     """
     num_items = first.matrix.shape[0]
-    places = [graph.edges[0] * num_items + graph.edges[1] for graph in (first, second)]
-    places_E, order = torch.cat(places).unique(return_inverse=True)
+    positions = [graph.edges[0] * num_items + graph.edges[1] for graph in (first, second)]
+    positions_E, order = torch.cat(positions).unique(return_inverse=True)
     weights = torch.cat([first.values, second.values])
-    weights_E = weights.new_zeros(len(places_E)).scatter_reduce_(0, order, weights, "amax")
-    return SparseMatrix(places_E // num_items, places_E % num_items, weights_E, (num_items, num_items))
+    weights_E = weights.new_zeros(len(positions_E)).scatter_reduce_(0, order, weights, "amax")
+    return SparseMatrix(positions_E // num_items, positions_E % num_items, weights_E, (num_items, num_items))

@@ -37,11 +37,11 @@ class LightGCN(Recommender):
         L = -\ln \sigma(\hat y_{up} - \hat y_{un}) +
         \frac{\lambda}{2} (|e_u^{(0)}|^2 + |e_p^{(0)}|^2 + |e_n^{(0)}|^2)
 
-    Users [U, dim] and items [I, dim]. A has no self-loops and holds each training pair once; who has no training
-    interaction keeps the share 1 / (L + 1) of an untrained embedding.
+    Users [U, dim] and items [I, dim]. A has no self-loops and contains each training pair once; nodes without
+    training interactions keep 1 / (L + 1) of an untrained embedding.
 
-    Common code adds the norms of the batch's tables without squaring them (see BPR) and adds 1e-7 to degrees against
-    division by zero. Here the norms are squared, as in the paper, and nodes without edges simply get zeros.
+    Common implementations add the norms of the batch's tables without squaring them (see BPR) and 1e-7 to degrees against
+    division by zero. Here the norms are squared, as in the paper, and nodes without edges get zeros.
 
     Args:
         inputs: Numbers of users and items, and the training interactions.

@@ -1,4 +1,4 @@
-"""MGCN: images and texts purified by behaviour, spread over graphs of similar items, fused by what a node prefers.
+"""MGCN: image and text features purified by behaviour, propagated over graphs of similar items, fused by preference.
 
 Shape suffixes: N nodes, M modalities, U users, I items, D width of a view.
 """
@@ -18,8 +18,8 @@ class MGCN(MultiViewRecommender):
     r"""MGCN, for images and texts.
 
     Yu et al., Multi-View Graph Convolutional Network for Multimedia Recommendation, MM 2023,
-    https://arxiv.org/abs/2308.03588. `MultiViewRecommender` has what it shares with SMORE; its own are what the views
-    see and how they are fused:
+    https://arxiv.org/abs/2308.03588. `MultiViewRecommender` contains what it has in common with SMORE; specific to MGCN
+    are the inputs of the views and their fusion:
 
     .. math::
         y_m = W_m x_m, \quad a_m = \mathrm{softmax}_m\, q \cdot \tanh(W_a V_m + b_a), \quad \bar V = \sum_m a_m V_m
@@ -28,9 +28,9 @@ class MGCN(MultiViewRecommender):
 
     Users [U, dim] and items [I, dim]. The maps W_m need no bias: the gate G_m that follows adds its own.
 
-    Where common code differs: it divides the common part by |M| + 1 with the others, counts an item as the first of its
-    own k neighbours (here k others), lets Adam train the feature tables although the graphs stay frozen (here whoever
-    owns the tables decides), divides norms by the configured batch size also where a batch is shorter, and lowers the
+    Where common implementations differ: they divide the common part by |M| + 1 with the others, count an item as the first
+    of its own k neighbours (here k others), let Adam train the feature tables although the graphs stay frozen (here the
+    owner of the tables decides), divide norms by the configured batch size even if a batch is shorter, and lower the
     learning rate by 4 % every 50 epochs.
 
     Args:
@@ -46,11 +46,11 @@ class MGCN(MultiViewRecommender):
         self.attention = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
 
     def see(self, projected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the projected features as they are."""
+        """Return the projected features unchanged."""
         return projected
 
     def fuse(self, views: Mapping[str, Tensor], preferences: Mapping[str, Tensor]) -> Tensor:
-        """Join what modalities have in common, [N, D], and what of the rest each node prefers."""
+        """Add what modalities have in common, [N, D], and the rest weighted by the node's preferences."""
         views_MND = torch.stack(list(views.values()))
         common_ND = (torch.softmax(self.attention(views_MND), dim=0) * views_MND).sum(dim=0)
         own_MND = torch.stack(list(preferences.values())) * (views_MND - common_ND)

@@ -1,4 +1,4 @@
-"""What MGCN and SMORE share: items seen through several views beside that of IDs, and what users make of them.
+"""Common base of MGCN and SMORE: several views of items beside that of IDs, and users' preferences among them.
 
 Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K distinct nodes of all ranks' batches, U users,
 I items, D width of a view, V all views of contents side by side, W the view of IDs before them.
@@ -45,16 +45,16 @@ class MultiViewRecommender(Recommender):
         L = -\ln \sigma(\hat y_{up} - \hat y_{un}) + \frac{\lambda}{2} (|f_u|^2 + |f_p|^2 + |f_n|^2) +
         \mu (\mathrm{NCE}(f_u - C_u, C) + \mathrm{NCE}(f_p - C_p, C))
 
-    R is the user rows of D^-1/2 A D^-1/2, S_v a graph of similar items. What a view sees of an item, y_v, and how views
-    are fused is each model's own. The contrastive terms (`info_nce`) run over the users, and over the items taken, of the
-    batches of all ranks, those that occur twice included.
+    R is the user rows of D^-1/2 A D^-1/2, S_v a graph of similar items. The input of a view, y_v, and the fusion of views
+    are specific to each model. The contrastive terms (`info_nce`) run over the users, and over the positive items, of the
+    batches of all ranks, repetitions included.
 
-    Nothing in this objective compares features with users, so eq. 12 of PTMRec gets projections of its own. They are
+    Nothing in this objective compares features with users, so eq. 12 of PTMRec gets separate projections. They are
     zero until `fit_projections` fits them: ridge regression from features to the vectors f of items with training
     interactions. A cold item is scored by f_u . mean_m P_m x_im.
 
-    Items without training interactions have rows in S_v, but no columns: they learn from items that look alike, and their
-    untrained embeddings reach nobody.
+    Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
+    untrained embeddings affect no other node.
 
     Args:
         inputs: Numbers of users and items, the training interactions, and features of images and texts.
@@ -107,7 +107,7 @@ class MultiViewRecommender(Recommender):
 
     @abstractmethod
     def see(self, projected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Compute what each view sees of the items, y_v.
+        """Compute the input of each view, y_v.
 
         Args:
             projected: Modality to W_m x_m, [I, D].
@@ -118,27 +118,27 @@ class MultiViewRecommender(Recommender):
 
     @abstractmethod
     def fuse(self, views: Mapping[str, Tensor], preferences: Mapping[str, Tensor]) -> Tensor:
-        """Fuse the views of some nodes, each by itself.
+        """Fuse the views of each of some nodes.
 
         Args:
             views: View to V_v, [N, D].
             preferences: View to sigmoid(P_v(C)), [N, D].
 
         Returns:
-            What joins C, [N, D].
+            The term added to C, [N, D].
         """
 
     def start_epoch(self, generator: Generator) -> None:
-        """Draw what dropout keeps, once for the epoch: ranks agree, and an interrupted epoch can go on."""
+        """Sample the dropout masks once per epoch, so that ranks agree and an interrupted epoch can be resumed."""
         if not self.dropout:
             return
         width = len(self.views) * self.users.embedding_dim
 
-        def draw(rows: int) -> Tensor:
+        def mask(rows: int) -> Tensor:
             uniform_NV = torch.rand(rows, width, generator=generator, device=generator.device)
             return ((uniform_NV >= self.dropout) / (1 - self.dropout)).to(self.users.weight.device)
 
-        self._kept = draw(self.users.num_embeddings), draw(self.items.num_embeddings)
+        self._kept = mask(self.users.num_embeddings), mask(self.items.num_embeddings)
 
     def propagate(self, features: Features) -> tuple[Tensor, Tensor]:
         """Compute all views before they are fused, users [U, W] and items [I, W], C in the first D columns."""
@@ -169,18 +169,18 @@ class MultiViewRecommender(Recommender):
         representations: tuple[Tensor, Tensor] | None,
         features: FeatureRows,
     ) -> dict[str, Tensor]:
-        """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each, from what `propagate` gave.
+        """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each, from the result of `propagate`.
 
         Collective: every rank must call this.
         """
         assert representations is not None
         kept = self._dropout() or (None, None)
-        # A node is fused once however many of the batch's rows name it, and nodes that none names are not.
+        # Only nodes in the batch are fused, each once however often it occurs.
         users_N, users_B = users_B.unique(return_inverse=True)
         items_N, items_2B = torch.cat([positives_B, negatives_B]).unique(return_inverse=True)
         users, items = (
-            _Fused(nodes_N, *self._fused(F.embedding(nodes_N, table_NW), None if drawn is None else drawn[nodes_N]))
-            for nodes_N, table_NW, drawn in zip((users_N, items_N), representations, kept, strict=True)
+            _Fused(nodes_N, *self._fused(F.embedding(nodes_N, table_NW), None if mask is None else mask[nodes_N]))
+            for nodes_N, table_NW, mask in zip((users_N, items_N), representations, kept, strict=True)
         )
         users_BD = F.embedding(users_B, users.ids_ND + users.sides_ND)
         positives_BD, negatives_BD = F.embedding(items_2B, items.ids_ND + items.sides_ND).chunk(2)
@@ -206,7 +206,7 @@ class MultiViewRecommender(Recommender):
 
     @torch.no_grad()
     def fit_projections(self, features: Features) -> None:
-        """Fit each P_m, by itself, to the vectors f of items with training interactions."""
+        """Fit each P_m separately to the vectors f of items with training interactions."""
         training = self.training
         targets_ND = self.eval().representations(features)[1][self.warm_items]
         self.train(training)
@@ -214,18 +214,18 @@ class MultiViewRecommender(Recommender):
 
     def _contrast(self, fused: "_Fused", rows_B: Tensor, table_NW: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
-        asked_Q, answers_B = rows_B.unique(return_inverse=True)
+        nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
         keys_K, counts_K = gather_rows(fused.nodes_N[rows_B]).unique(return_counts=True)
         keys_KD = F.embedding(keys_K, table_NW[:, : self.users.embedding_dim])
-        queries_QD, own_QD = (F.embedding(asked_Q, part_ND) for part_ND in (fused.sides_ND, fused.ids_ND))
+        queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
         losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
-        return self.cl_weight * losses_Q[answers_B]
+        return self.cl_weight * losses_Q[inverse_B]
 
     def _dropout(self) -> tuple[Tensor, Tensor] | None:
         return self._kept if self.training else None
 
     def _fused(self, table_NW: Tensor, kept_NV: Tensor | None) -> tuple[Tensor, Tensor]:
-        """C and what joins it, [N, D] each."""
+        """C and the term added to it, [N, D] each."""
         ids_ND, *views = table_NW.split(self.users.embedding_dim, dim=1)
         preferences = [torch.sigmoid(self.preferences[view](ids_ND)) for view in self.views]
         if kept_NV is not None:
@@ -239,35 +239,35 @@ class _Fused(NamedTuple):
     """Distinct nodes of a batch."""
 
     nodes_N: Tensor
-    """Which they are, int64 [N]."""
+    """Their indices, int64 [N]."""
     ids_ND: Tensor
     """Their C."""
     sides_ND: Tensor
-    """What joins it."""
+    """The term added to it."""
 
 
 def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
-    r"""Compute the contrastive loss of each query against its own key among all keys that a batch holds.
+    r"""Compute the contrastive loss of each query against its own key among all keys of a batch.
 
     .. math::
         -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
 
     with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
     gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
-    whose logits are computed again for the backward pass: memory stays at three blocks, whatever Q and K are.
+    whose logits are recomputed in the backward pass: memory stays at three blocks, whatever Q and K are.
 
     Args:
         queries_QD: Queries q, floating [Q, D].
         own_QD: The key k_q of each query, [Q, D].
         keys_KD: All distinct keys, those of the queries included, [K, D].
         counts_K: How often each key occurs n_k, int64 [K].
-        temperature: Temperature t, 0.025 or more: below that, float32 cannot hold the exponentials.
+        temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
 
     Returns:
         The loss of each query, [Q].
     """
     queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
-    # A cosine is at most 1: less 1 / t, no exponential overflows, and no pass over [Q, K] looks for a maximum.
+    # A cosine is at most 1: with 1 / t subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
     offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
     blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
     if len(blocks) == 1:

@@ -1,4 +1,4 @@
-"""Which items look alike: exact nearest neighbours by cosine similarity, in blocks, computed once.
+"""Items with similar features: exact nearest neighbours by cosine similarity, in blocks, computed once.
 
 Shape suffixes: N nodes, B nodes of a block, K neighbours, E edges, D width.
 """
@@ -21,8 +21,8 @@ from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.topk import largest
 
 _log = logging.getLogger(__name__)
-_BLOCK_SIMILARITIES = 2**25  # a product of few rows with a large table would mostly rearrange the table
-_METHOD = "cosine, exact, without self; 1"  # part of every key: change it with what is computed
+_BLOCK_SIMILARITIES = 2**25  # with few rows, a product mostly rearranges the large table
+_METHOD = "cosine, exact, without self; 1"  # part of every key: change it when the result changes
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ def nearest_neighbours(
     candidates_N: Tensor | None = None,
     world: World | None = None,
 ) -> Neighbours:
-    """Join each row to the k other rows of the highest cosine similarity, never holding N x N numbers.
+    """Find the k other rows of the highest cosine similarity for each row, without materialising N x N numbers.
 
-    A row is not its own neighbour (common code counts it as the first of its k). A row of zeros says nothing: it gets
-    no neighbours and is nobody's. A node has fewer than k neighbours where there are fewer other nodes.
+    A row is not its own neighbour (common implementations count it as the first of its k). A row of zeros has no
+    neighbours and is a neighbour of none. A node has fewer than k neighbours where there are fewer other nodes.
 
     Collective where `world` is given: every rank must call this, with the same features.
 
     Args:
-        features_ND: One row a node, float32 [N, D].
+        features_ND: One row per node, float32 [N, D].
         k: Neighbours K.
-        cache: Folder where results are kept under a key of the features' content and k, and looked up; by default none.
+        cache: Folder that caches results under a key of the features' content and k; by default none.
         candidates_N: Rows that may be neighbours, bool [N]; by default all.
-        world: Ranks that divide the blocks among them and compute them on their devices; the first one writes to the
-            cache. By default this process computes all of them on the device of the features.
+        world: Ranks that divide the blocks and compute them on their devices; the first one writes to the cache. By
+            default this process computes all of them on the device of the features.
 
     Returns:
         The graph, on the device of the features.
@@ -74,7 +74,7 @@ def nearest_neighbours(
 
 
 def _is_missing_somewhere(found: Neighbours | None, world: World) -> bool:
-    """Whether a rank has to compute: then all of them do, for hosts need not see the same folder."""
+    """Whether any rank has to compute; then all do, because hosts need not see the same folder."""
     if world.size == 1:
         return found is None
     return bool(sum_over_ranks(torch.tensor([int(found is None)], device=world.device)))
@@ -86,19 +86,19 @@ def _read(file: Path) -> Neighbours | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, TypeError) as error:
-        _log.warning("%s cannot be read (%s) and is computed anew", file, error)
+        _log.warning("%s cannot be read (%s) and is computed again", file, error)
         return None
 
 
 def _write(found: Neighbours, file: Path) -> None:
-    # Several jobs may write at once: each its own file, then one move.
+    # Several jobs may write at once: each writes its own file, then renames it.
     fresh = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: column.cpu() for name, column in vars(found).items()}, fresh)
         os.replace(fresh, file)
     except (OSError, SafetensorError) as error:
-        _log.warning("neighbours are not kept for the next time: %s", error)
+        _log.warning("neighbours are not cached: %s", error)
         with contextlib.suppress(OSError):
             fresh.unlink()
 
@@ -119,7 +119,7 @@ def _compute(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: Wo
 
 
 def _nearest(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: World) -> tuple[Tensor, Tensor]:
-    """Find the k nearest of each node and their similarities, [N, K] each; -inf where there are no more."""
+    """Find the k nearest of each node and their similarities, [N, K] each; -inf where there are fewer."""
     directions_ND = F.normalize(features_ND.detach().to(world.device))
     empty_N = ~directions_ND.any(dim=1)
     barred_N = empty_N if candidates_N is None else empty_N | ~candidates_N.to(world.device)
@@ -130,7 +130,7 @@ def _nearest(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: Wo
     similarities_NK = torch.zeros(num_nodes, kept, device=world.device)
     block = max(1, _BLOCK_SIMILARITIES // max(1, num_nodes))
     memory_BN = directions_ND.new_empty(min(block, num_nodes), num_nodes)
-    # Ranks take whole blocks, so that no number depends on how many they are.
+    # Ranks take whole blocks, so that results do not depend on their number.
     for block_B in nodes_N.split(block)[world.rank :: world.size]:
         scores_BN = torch.mm(directions_ND[block_B], directions_ND.T, out=memory_BN[: len(block_B)])
         scores_BN.masked_fill_(barred_N, -torch.inf)
@@ -139,6 +139,4 @@ def _nearest(features_ND: Tensor, k: int, candidates_N: Tensor | None, world: Wo
         similarities_NK[block_B], neighbours_NK[block_B] = largest(scores_BN, kept)
     if world.size == 1:
         return neighbours_NK, similarities_NK
-    return sum_over_ranks(neighbours_NK), sum_over_ranks(
-        similarities_NK
-    )  # of each row one rank's, the others' are zero
+    return sum_over_ranks(neighbours_NK), sum_over_ranks(similarities_NK)  # each row is one rank's, zero on the others

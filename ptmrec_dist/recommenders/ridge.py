@@ -1,4 +1,4 @@
-"""Linear maps from features to vectors that something else has learned.
+"""Linear maps from features to learned vectors.
 
 Shape suffixes: I items, N items to learn from, D width of the vectors, X width of a modality's features.
 """
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ptmrec_dist.recommenders.base import Features
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Strengths of the penalty to choose from, as shares of the mean eigenvalue of the inputs' covariance."""
+"""Candidate strengths of the penalty, as fractions of the mean eigenvalue of the inputs' covariance."""
 
 
 @torch.no_grad()
 def fit_maps(maps: nn.ModuleDict, features: Features, items_N: Tensor, targets_ND: Tensor) -> None:
-    """Fit each modality's map, by itself, to predict items' vectors from features: ridge regression, in closed form.
+    """Fit each modality's map separately to predict items' vectors from features: ridge regression, in closed form.
 
-    An intercept is fitted and dropped: it would add the same to every item's score for a user. How strong the penalty is
-    depends on how much the features say, so each map's own is chosen by `best_strength`.
+    An intercept is fitted and dropped: it would add the same constant to all of a user's scores. The best penalty depends
+    on how informative the features are, so `best_strength` chooses one for each map.
 
     Args:
         maps: Modality to a linear map without bias, d_m -> D; overwritten.
@@ -33,11 +33,11 @@ def fit_maps(maps: nn.ModuleDict, features: Features, items_N: Tensor, targets_N
 
 
 def best_strength(inputs_NX: Tensor, targets_ND: Tensor) -> float:
-    """Choose the strength whose maps point best to the vector of an item that they were not fitted to.
+    """Choose the strength by leave-one-out cross-validation of the cosine between prediction and vector.
 
-    Every item is left out once, which for a ridge regression takes no fitting anew: with the leverage h_n of an item its
-    residual is 1 / (1 - h_n) times that of the regression with it. The cosine of prediction and vector is averaged, so that
-    an item counts the same however long its vector, which grows with how often the item was taken.
+    For a ridge regression this needs no refitting: with the leverage h_n of an item, its left-out residual is 1 / (1 - h_n)
+    times its residual in the regression with it. The cosine is averaged, so that items count equally whatever the length
+    of their vectors, which grows with their popularity.
 
     Args:
         inputs_NX: float32 [N, X].
@@ -64,13 +64,13 @@ def best_strength(inputs_NX: Tensor, targets_ND: Tensor) -> float:
 
 
 def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, strength: float) -> Tensor:
-    """Solve a ridge regression with an intercept, which is left out: it is what maps the inputs' mean to the targets'.
+    """Solve a ridge regression with an intercept, which is not returned: it maps the inputs' mean to the targets' mean.
 
     Args:
         inputs_NX: float32 [N, X].
         targets_ND: float32 [N, D].
-        strength: The penalty, as a share of the mean eigenvalue of the inputs' covariance, so that one strength suits inputs of
-            any scale and width.
+        strength: The penalty, as a fraction of the mean eigenvalue of the inputs' covariance, so that one strength suits
+            inputs of any scale and width.
 
     Returns:
         Weights, float64 [X, D].
@@ -85,5 +85,5 @@ def ridge_weights(inputs_NX: Tensor, targets_ND: Tensor, strength: float) -> Ten
 
 
 def _damping(variances_X: Tensor, strength: float) -> Tensor:
-    """What is added to every variance; the same for eigenvalues as for the diagonal, whose means are equal."""
+    """Value added to every variance; the same for eigenvalues and the diagonal, whose means are equal."""
     return strength * variances_X.mean().clamp(min=1e-12)

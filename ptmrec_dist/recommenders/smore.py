@@ -1,4 +1,4 @@
-"""SMORE: images and texts filtered and multiplied in the spectrum of their projections, fused by what a node prefers.
+"""SMORE: image and text features filtered and multiplied in the spectrum of their projections, fused by preference.
 
 Shape suffixes: N nodes, M modalities, U users, I items, D width of a view, S bins of its spectrum.
 """
@@ -21,8 +21,8 @@ class SMORE(MultiViewRecommender):
     r"""SMORE, for images and texts.
 
     Ong and Khong, Spectrum-based Modality Representation Fusion Graph Convolutional Network for Multimodal
-    Recommendation, WSDM 2025, https://arxiv.org/abs/2412.14978. `MultiViewRecommender` has what it shares with MGCN; its
-    own are a third view of both modalities at once, and how views are fused:
+    Recommendation, WSDM 2025, https://arxiv.org/abs/2412.14978. `MultiViewRecommender` contains what it has in common
+    with MGCN; specific to SMORE are a third view of both modalities together, and the fusion of views:
 
     .. math::
         h_m = \mathcal{F}(W_m x_m + b_m), \quad y_m = \mathcal{F}^{-1}(c_m \odot h_m), \quad
@@ -34,10 +34,10 @@ class SMORE(MultiViewRecommender):
     Users [U, dim] and items [I, dim]. F is the orthonormal real Fourier transform along the dim values of an item, and the
     c are complex filters. W_m keeps its bias, which the product of two spectra carries into every bin.
 
-    Where common code differs: its softmax runs over the dim values of a view, which leaves each modality about 1 / dim of
-    its length, not over modalities; it counts an item as the first of its own neighbours (here k others), trains the
-    feature tables unasked, draws what dropout keeps anew for every step (here for every epoch, so that ranks agree and
-    an interrupted epoch can go on), and lowers the learning rate by 4 % every 50 epochs.
+    Where common implementations differ: their softmax runs over the dim values of a view, which scales each modality by
+    about 1 / dim, not over modalities; they count an item as the first of its own neighbours (here k others), always train
+    the feature tables, sample dropout masks anew for every step (here for every epoch, so that ranks agree and an
+    interrupted epoch can be resumed), and lower the learning rate by 4 % every 50 epochs.
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
@@ -51,7 +51,7 @@ class SMORE(MultiViewRecommender):
         self.dropout, dim = config.dropout, config.dim
         image, text = (cast(SparseMatrix, self.item_graphs[modality]) for modality in MODALITIES)
         self.item_graphs[FUSED] = strongest_edges(image, text)
-        # Real and imaginary parts: optimisers and files need know nothing of complex numbers.
+        # Real and imaginary parts, so that optimisers and files need no support for complex numbers.
         self.filters = nn.ParameterDict({view: nn.Parameter(torch.randn(dim // 2 + 1, 2)) for view in self.views})
         self.attention = nn.ModuleDict(
             {

@@ -37,20 +37,20 @@ class VBPR(Recommender):
         \frac{\lambda}{2} (|\gamma_u|^2 + |\theta_u|^2 + |\gamma_p|^2 + |\gamma_n|^2 +
         |\sum_m W_m (x_{pm} - x_{nm})|^2)
 
-    Users [U, 2 dim], items [I, 2 dim]: the first half comes from IDs, the second from features. One map a modality,
-    added up, is the same function as one map of the concatenated features, and gives eq. 12 its Linear for each
+    Users [U, 2 dim], items [I, 2 dim]: the first half comes from IDs, the second from features. The sum of one map per
+    modality is the same function as one map of the concatenated features, and provides the Linear of eq. 12 for each
     modality.
 
-    In stage 2 a modality's projection (eq. 12) reaches both halves, [P_m ; M W_m] with M modalities: P_m predicts from
+    In stage 2 a modality's projection (eq. 12) covers both halves, [P_m ; M W_m] with M modalities: P_m predicts from
     features what an item's ID half would be. It is zero until `fit_projections` fits it, by ridge regression to the ID
     halves of items with training interactions. A cold item, which has no gamma_i, is scored by the mean over its
-    modalities, [gamma_u ; theta_u] . [mean_m P_m x_im ; sum_m W_m x_im]. The ID half alone teaches badly here: it is what
-    features left unexplained, so teach with whole scores.
+    modalities, [gamma_u ; theta_u] . [mean_m P_m x_im ; sum_m W_m x_im]. The ID half alone is a poor teacher here: it is what
+    features left unexplained, so use whole scores as the teacher.
 
-    Features are taken as they come, unit vectors or not: whoever makes them decides. The paper's biases (an item's own
-    and one linear in its features) are left out, as in common code, so that a score is a dot product. Common code
-    regularises the projected features of both items, the paper W itself. Here it is the projected gap between the two,
-    all of them that a score can show. With W free, users shrink, W grows, and the second half overfits.
+    Features are used unchanged, normalised or not. The paper's biases (an item's own
+    and one linear in its features) are left out, as in common implementations, so that a score is a dot product. Those
+    regularise the projected features of both items, the paper W itself. Here the projected difference of the two is
+    regularised, which is all that the loss depends on. With W free, users shrink, W grows, and the second half overfits.
 
     Args:
         inputs: Numbers of users and items, and features whose widths set those of the maps.
@@ -120,7 +120,7 @@ class VBPR(Recommender):
         return project
 
     def fit_projections(self, features: Features) -> None:
-        """Fit each P_m, by itself, to the ID halves of items with training interactions."""
+        """Fit each P_m separately to the ID halves of items with training interactions."""
         fit_maps(self.id_maps, features, self.warm_items, self.items.weight[self.warm_items])
 
     def _item_vectors(self, ids_CD: Tensor, rows: Features) -> Tensor:

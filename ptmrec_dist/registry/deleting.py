@@ -1,10 +1,10 @@
-"""A version is taken out of the registry (`ptmrec delete`)."""
+"""Deletion of a version from the registry (`ptmrec delete`)."""
 
 import json
 
 from ptmrec_dist.config import DeleteConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.mlflow_store import asking_mlflow
+from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.loading import client_of_registry
 from ptmrec_dist.registry.versions import (
     CHAMPION,
@@ -17,7 +17,7 @@ from ptmrec_dist.registry.versions import (
 
 
 def delete(config: DeleteConfig) -> None:
-    """Delete a version of a registered model, and with its last version the model's name (`ptmrec delete`).
+    """Delete a version of a registered model, and with the last version the model itself (`ptmrec delete`).
 
     The files of the version are marked as deleted, unless another version is a copy of it; `mlflow gc` frees their space.
 
@@ -29,21 +29,21 @@ def delete(config: DeleteConfig) -> None:
     """
     client = client_of_registry(must_exist=True)
     name, version = config.name, str(config.version)
-    with asking_mlflow():
+    with mlflow_errors():
         found = find_version(client, name, version)
         aliases = sorted(alias for alias, number in aliases_of(client, name).items() if number == version)
         if CHAMPION in aliases and not config.force:
             raise UserError(
                 f"version: {version} is the champion of {name}; `ptmrec rollback` or `ptmrec promote` another version "
-                "first, or delete it all the same by --force"
+                "first, or delete it anyway by --force"
             )
-        rest = [one for one in champions_of(client, name) if one != version]
+        rest = [number for number in champions_of(client, name) if number != version]
         client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(rest))
         client.delete_model_version(name, version)
         others = all_versions(client)
-        if found.model_id and all(one.model_id != found.model_id for one in others):
+        if found.model_id and all(other.model_id != found.model_id for other in others):
             client.delete_logged_model(found.model_id)
-        is_last = all(one.name != name for one in others)
+        is_last = all(other.name != name for other in others)
         if is_last:
             client.delete_registered_model(name)
     removed = [f"version {version} of {name}", *(f"its alias {alias}" for alias in aliases)]

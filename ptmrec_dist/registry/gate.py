@@ -1,9 +1,9 @@
-"""The gate between a candidate and the champion: a gain on the part that decides, no large loss on the other one.
+"""The promotion gate: a candidate must gain on the deciding part of the data and lose little on the other one.
 
-What is compared is each user's own metric under both versions. The part that decides is the one that epochs and trials are
-selected on (new items where the split holds some out, else known ones). The other part is guarded: a shop that wins on new
-items must not pay for it with the known ones, which are most of what it sells. Early stopping and search have looked at
-validation, too, so it flatters a candidate that came out of many trials; `--margin` guards against that.
+Each user's metric is compared between both versions. The deciding part is the one that epochs and trials are selected on (new
+items where the split holds some out, else known ones). The other part is guarded: a gain on new items must not come at the cost
+of the known ones, which are most of a catalogue. Early stopping and search also use validation, so its metrics are
+optimistic for a candidate selected among many trials; `--margin` compensates for that.
 
 Legend: N users.
 """
@@ -25,14 +25,14 @@ class NotPromoted(UserError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found."""
+    """Result of the gate."""
 
     passed: bool
     """Whether the candidate may become the champion."""
     finding: str
-    """The figures of both parts, in one line."""
+    """Metrics of both parts, in one line."""
     expected: str
-    """What would have passed."""
+    """Condition to pass."""
 
 
 def judge(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig, phase: str = "validation") -> Verdict:
@@ -42,13 +42,13 @@ def judge(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig, phase
         ours: `part`, `user_id` and metrics of each user under the candidate.
         theirs: The same under the champion.
         config: Metric, part, margin, largest loss and significance.
-        phase: Phase whose parts decide where `config.part` leaves that open.
+        phase: Phase whose parts decide if `config.part` is `auto`.
 
     Returns:
         The verdict on both parts.
 
     Raises:
-        UserError: A part or a metric that a version does not have, or users that are not the same.
+        UserError: A version lacks the part or the metric, or the users differ.
     """
     metric = config.metric or SELECT
     both = set(ours["part"].unique()) & set(theirs["part"].unique())
@@ -61,7 +61,7 @@ def judge(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig, phase
 
 
 def _judge_gain(ours_N: np.ndarray, theirs_N: np.ndarray, config: PromoteConfig) -> tuple[bool, str, str]:
-    """Student's paired t-test over users of the difference less the margin."""
+    """Student's paired t-test over users of the difference minus the margin."""
     found = compare(ours_N - config.margin, theirs_N)
     passed = found.difference > 0 and found.p <= config.significance
     finding = (
@@ -74,7 +74,7 @@ def _judge_gain(ours_N: np.ndarray, theirs_N: np.ndarray, config: PromoteConfig)
 def _judge_loss(
     ours: pl.DataFrame, theirs: pl.DataFrame, part: str, metric: str, config: PromoteConfig
 ) -> tuple[bool, str, str]:
-    """One-sided paired t-test over users of a loss, where the loss is larger than what is accepted."""
+    """One-sided paired t-test over users, of a loss larger than the accepted one."""
     limit = f"on {part} a loss of at most {config.max_loss:.0%}, or one that is not significant (--max_loss)"
     if part not in theirs["part"]:
         return True, "", limit

@@ -1,15 +1,15 @@
-"""Two versions on one held-out set that neither was trained on (`ptmrec promote --on SHARDS`).
+"""Comparison of two versions on held-out interactions that neither was trained on (`ptmrec promote --on SHARDS`).
 
-Versions that were trained on different data have no held-out part in common. So both are scored on another packed data set,
-usually of newer interactions; users and items are matched by their ids. Of all its interactions, whatever part `ptmrec pack`
-has put them into, those count that neither version was trained on, with items that both versions know:
+Versions trained on different data have no held-out part in common. Both are therefore scored on another packed data set,
+usually of newer interactions; users and items are matched by id. Of all its interactions, in whichever part of the data set,
+those count that neither version was trained on, with items known to both versions:
 
-- `held_out`: items that both were trained on, ranked by the full score among all such items, less what either version has
-  seen the user take;
+- `held_out`: items that both were trained on, ranked by the full score among all such items, except the user's training items
+  of either version;
 - `cold_held_out`: items that both know and neither was trained on, ranked by the cold score among themselves.
 
-A user whom a version was trained on has the vector of that version; another one is a visitor, whose history is what the
-other version has seen of the user, or nothing. So both versions answer as they would in a shop.
+A user whom a version was trained on has the vector of that version; any other one is a visitor, whose history is the user's
+training items of the other version, or empty. Both versions thus score as they would in production.
 
 Legend: U users of the set, I items of a version, K items ranked, D width of item vectors, T width of both scores' vectors.
 """
@@ -42,11 +42,11 @@ class HeldOut:
     theirs: pl.DataFrame
     """The same under the second version."""
     account: str
-    """What became of the set's interactions, in numbers that add up, and who the users are."""
+    """Counts of the set's interactions by use, which add up, and of users by which versions know them."""
 
 
 class _Version:
-    """The tables of a registered version, as serving/tables.py describes them."""
+    """The tables of a registered version; see serving/tables.py."""
 
     def __init__(self, folder: Path) -> None:
         self.tables = load_file(folder / "tables.safetensors")
@@ -66,7 +66,7 @@ class _Version:
         return "modal_users" in self.tables
 
     def user_vectors(self, users: pl.DataFrame, seen: pl.DataFrame) -> tuple[Tensor, Tensor]:
-        """Make the vectors of users for the full score, [U, D], and for the cold score, [U, d']."""
+        """Compute the vectors of users for the full score, [U, D], and for the cold score, [U, d']."""
         full_D = self.tables["users"].shape[1]
         own_T = [self.tables[name] for name in ("users", "modal_users") if name in self.tables]
         rows = users.join(self.users, on="user_id", how="left", maintain_order="left")["row"]
@@ -76,7 +76,7 @@ class _Version:
         return vectors_UT[:, :full_D], vectors_UT[:, full_D:]
 
     def _visitors(self, users: pl.DataFrame, seen: pl.DataFrame) -> Tensor:
-        """Vectors that users would have as visitors with what was seen of them and is warm here, [U, T]."""
+        """Fold-in vectors of users from their seen items that are warm in this version, [U, T]."""
         warm = self.items.filter("warm")
         taken = seen.join(_numbered(users), on="user_id").join(warm, on="item_id", suffix="_item")
         fold_in = FoldIn(*(self.tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
@@ -96,7 +96,7 @@ def compare_on(dataset: Dataset, ours: Path, theirs: Path) -> HeldOut:
         Metrics of the same users under both.
 
     Raises:
-        UserError: No interaction is left that both can be measured on.
+        UserError: No interaction is left to compare both on.
     """
     versions = [_Version(ours), _Version(theirs)]
     seen = pl.concat([version.seen for version in versions]).unique()
@@ -106,12 +106,12 @@ def compare_on(dataset: Dataset, ours: Path, theirs: Path) -> HeldOut:
     our_table, their_table = (_score(version, users, items, held, seen) for version in versions)
     known = [users["user_id"].is_in(version.users["user_id"].implode()).to_numpy() for version in versions]
     both, one, neither = (int((known[0].astype(int) + known[1] == number).sum()) for number in (2, 1, 0))
-    who = f"{len(users)} users, {both} known to both versions, {one} to one, {neither} to neither"
-    return HeldOut(our_table, their_table, f"{account} ({who})")
+    counts = f"{len(users)} users, {both} known to both versions, {one} to one, {neither} to neither"
+    return HeldOut(our_table, their_table, f"{account} ({counts})")
 
 
 def _common_items(ours: _Version, theirs: _Version) -> pl.DataFrame:
-    """`item_id` of what both versions know, and the `part` that it belongs to; null where they cannot be compared on it."""
+    """`item_id` of items known to both versions, and their `part`; null where the versions cannot be compared on an item."""
     both = ours.items.join(theirs.items, on="item_id", suffix="_theirs", maintain_order="left")
     can_rank_new = ours.scores_new_items and theirs.scores_new_items
     part = (
@@ -124,7 +124,7 @@ def _common_items(ours: _Version, theirs: _Version) -> pl.DataFrame:
 
 
 def _held_out(dataset: Dataset, items: pl.DataFrame, seen: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """Interactions that count, as `user_id`, `item_id` and `part`, and an account of all."""
+    """Interactions to compare on, as `user_id`, `item_id` and `part`, and counts of all."""
     everything = pl.concat([_by_ids(dataset, part) for part in dataset.parts]).unique(maintain_order=True)
     fresh = everything.join(seen, on=_PAIR, how="anti", maintain_order="left")
     known = fresh.join(items, on="item_id", maintain_order="left")
@@ -160,7 +160,7 @@ def _score(
 
 
 def _pairs(pairs: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> Histories:
-    """Pairs of ids as indices into lists of users and items; those with others are none of the ranking's."""
+    """Pairs of ids as indices into lists of users and items; pairs with other ids are dropped, being outside the ranking."""
     rows = pairs.join(_numbered(users), on="user_id").join(_numbered(items), on="item_id", suffix="_item")
     found = Interactions(rows["row"].to_numpy(), rows["row_item"].to_numpy())
     return Histories(found, len(users), len(items))

@@ -1,4 +1,4 @@
-"""What is registered (`ptmrec models`): for a terminal, for a pipe (tab-separated), or as JSON; no value is ever cut."""
+"""List of registered models (`ptmrec models`): for a terminal, for a pipe (tab-separated), or as JSON; never truncated."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 from ptmrec_dist.config import ModelsConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric, metric_names
-from ptmrec_dist.mlflow_store import asking_mlflow, metric_name
+from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import client_of_registry
 from ptmrec_dist.registry.versions import all_models, all_versions
 
@@ -28,7 +28,7 @@ def models(config: ModelsConfig) -> None:
     """
     metric = check_metric(config.metric or SELECT)
     client = client_of_registry(must_exist=True)
-    with asking_mlflow():
+    with mlflow_errors():
         found = all_models(client)
         shown = [model for model in found if config.name in (None, model.name)]
         if config.name is not None and not shown:
@@ -45,7 +45,7 @@ def models(config: ModelsConfig) -> None:
 
 
 def _described(version: Any, aliases: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the registry knows of a version, as JSON."""
+    """Everything that the registry records of a version, as JSON."""
     metrics = {
         part: {
             name: float(version.tags[metric_name(f"{part}.{name}")])
@@ -87,7 +87,8 @@ def _print(rows: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    # Names are the user's: they are printed as they are, never as markup.
+    console = Console(markup=False, highlight=False, emoji=False)
     table = Table(box=None, pad_edge=False)
     for heading in rows[0] if rows else ():
         table.add_column(heading.replace(" ", "\n").replace("cold_", "cold\n"), no_wrap=True)
@@ -96,5 +97,5 @@ def _print(rows: list[dict[str, str]]) -> None:
     if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum <= console.width:
         console.print(table)
         return
-    for row in rows:  # a narrow terminal: a line a value
+    for row in rows:  # a narrow terminal: one value per line
         print("\n".join(f"{name:<26}{value}" for name, value in row.items() if value), end="\n\n")

@@ -1,6 +1,6 @@
-"""Loading a registered model, once its files are those that were registered.
+"""Loading of a registered model, after verifying that its files are those that were registered.
 
-What is loaded lies in memory as a whole: the files that it came from are gone when `load_model` returns.
+A model is read into memory completely: the downloaded files are gone when `load_model` returns.
 """
 
 import shutil
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 DIGEST_TAG = "digest"
 """Tag of a version: one digest over all of its files, its code included."""
 ADDED_BY_MLFLOW = "registered_model_meta"
-"""File that MLflow puts beside what it downloads."""
+"""File that MLflow adds to a download."""
 _SCHEME = "models:/"
 
 
 def load_model(uri: str) -> Any:
-    """Load a registered model, its encoder included.
+    """Load a registered model, including its encoder.
 
-    Its files are compared with the digest that the version was registered with before any of its code runs. A model that
-    `mlflow models serve` loads by itself is compared with the digests in its own folder, which do not cover its code.
+    Its files are compared with the digest recorded at registration before any of its code runs. A model that
+    `mlflow models serve` loads directly is compared with the digests in its own folder, which do not cover its code.
 
     Args:
         uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or the folder of a model.
@@ -41,7 +41,7 @@ def load_model(uri: str) -> Any:
         MLflow's pyfunc model, whose `predict` takes a table with the column `user_id`; see `RegisteredModel`.
 
     Raises:
-        UserError: There is no such model, no registry, or files that were changed.
+        UserError: No such model, no registry, or changed files.
     """
     with verified_files(uri) as folder:
         import mlflow.pyfunc
@@ -57,10 +57,10 @@ def verified_files(uri: str) -> Iterator[Path]:
     """Get the files of a registered model, for as long as the context is open.
 
     Args:
-        uri: As `load_model` takes it.
+        uri: As in `load_model`.
 
     Yields:
-        A private copy that equals what was registered; the folder itself where `uri` is one.
+        A private copy, equal to what was registered; the folder itself if `uri` is one.
 
     Raises:
         UserError: As in `load_model`.
@@ -82,14 +82,14 @@ def verified_files(uri: str) -> Iterator[Path]:
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=fixed, dst_path=files))
             if not (folder / "MLmodel").is_file():
                 raise absent_files(client, version)
-        # A server that reads the store itself leaves compiled code there; it is no part of the model and must not run.
+        # A server that reads the store directly leaves compiled code there; it is not part of the model and must not run.
         for compiled in list(folder.rglob("__pycache__")):
             shutil.rmtree(compiled)
-        said = version.tags.get(DIGEST_TAG)
+        recorded = version.tags.get(DIGEST_TAG)
         found = tree_digest(folder, but=ADDED_BY_MLFLOW)
-        if said != found:
+        if recorded != found:
             raise UserError(
-                f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(said)[:12]}: they "
+                f"model: the files of {uri} are {found[:12]}, but its version was registered as {str(recorded)[:12]}: they "
                 "were changed; register the run again"
             )
         yield folder
@@ -99,10 +99,10 @@ def pinned(uri: str) -> str:
     """Replace the alias of a model by the version that it points at now.
 
     Args:
-        uri: As `load_model` takes it.
+        uri: As in `load_model`.
 
     Returns:
-        `models:/NAME/VERSION`; a folder as it is.
+        `models:/NAME/VERSION`; a folder unchanged.
 
     Raises:
         UserError: There is no such model, or no registry.
@@ -116,7 +116,7 @@ def pinned(uri: str) -> str:
 
 
 def absent_files(client: "MlflowClient", version: Any) -> UserError:
-    """Say that a version's files are not where the store records them.
+    """Make the error for a version whose files are not where the store records them.
 
     Args:
         client: Client of the registry.
@@ -135,7 +135,7 @@ def absent_files(client: "MlflowClient", version: Any) -> UserError:
 
 
 def client_of_registry(must_exist: bool = False) -> "MlflowClient":
-    """Connect to MLflow, which the registry cannot do without, and make its `models:/` names those of this store.
+    """Connect to MLflow, which the registry requires, and resolve `models:/` names in this store.
 
     Args:
         must_exist: Refuse to create a store.
@@ -166,7 +166,7 @@ def _version_of(client: "MlflowClient", uri: str) -> Any:
 
 @contextmanager
 def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
-    """Say which models there are where one cannot be loaded."""
+    """Turn a failure to load a model into a message that lists the registered ones."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -181,7 +181,7 @@ def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
 
 @contextmanager
 def _ending_orderly() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, where nothing else handles it: by itself it would leave temporary files behind."""
+    """Make SIGTERM raise SystemExit, where nothing else handles it: its default would leave temporary files behind."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return

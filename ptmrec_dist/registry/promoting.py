@@ -1,4 +1,4 @@
-"""A version becomes the champion if the gate lets it pass, and a champion can be taken back."""
+"""Promotion of a version to champion through the gate, and rollback to the previous champion."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from ptmrec_dist.config import PromoteConfig, RollbackConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
-from ptmrec_dist.mlflow_store import asking_mlflow
+from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.gate import NotPromoted, judge
 from ptmrec_dist.registry.held_out import PHASE, compare_on
 from ptmrec_dist.registry.loading import absent_files, client_of_registry, verified_files
@@ -22,8 +22,8 @@ from ptmrec_dist.registry.versions import (
     aliases_of,
     all_versions,
     champions_of,
-    crown,
     find_version,
+    set_champion,
 )
 from ptmrec_dist.serving.digests import file_digest
 from ptmrec_dist.serving.tables import PER_USER_FILE
@@ -36,22 +36,22 @@ SERVED = "artifacts/model"
 PER_USER_TAG = "per_user_digest"
 """Tag of a version: digest of the file with each user's metrics."""
 GATE_TAG, ROLLBACK_TAG = "promoted", "rolled_back_to"
-"""Tags of a version: what the gate found, and which version took its place."""
+"""Tags of a version: the gate's finding, and the version that it was rolled back to."""
 
 
 def promote(config: PromoteConfig) -> None:
-    """Make a version the champion if the gate lets it pass (`ptmrec promote`).
+    """Make a version the champion if it passes the gate (`ptmrec promote`).
 
     Args:
         config: Settings.
 
     Raises:
-        UserError: No such version, or one of other data than the champion.
+        UserError: No such version, or one trained on other data than the champion.
         NotPromoted: The gate refused it.
     """
     check_metric(config.metric or SELECT)
     client = client_of_registry(must_exist=True)
-    with asking_mlflow():
+    with mlflow_errors():
         aliases = aliases_of(client, config.name)
         ours = find_version(client, config.name, _chosen(config, aliases))
         finding = "no champion to beat"
@@ -60,14 +60,14 @@ def promote(config: PromoteConfig) -> None:
         client.set_model_version_tag(config.name, ours.version, GATE_TAG, finding)
         if ROLLBACK_TAG in ours.tags:
             client.delete_model_version_tag(config.name, ours.version, ROLLBACK_TAG)
-        crown(client, config.name, str(ours.version))
+        set_champion(client, config.name, str(ours.version))
         if aliases.get(CANDIDATE) == str(ours.version):
             client.delete_registered_model_alias(config.name, CANDIDATE)
     print(f"promoted version {ours.version} of {config.name} to models:/{config.name}@{CHAMPION}: {finding}")
 
 
 def rollback(config: RollbackConfig) -> None:
-    """Make the champion before the present one the champion again (`ptmrec rollback`).
+    """Make the previous champion the champion again (`ptmrec rollback`).
 
     Args:
         config: Settings.
@@ -76,7 +76,7 @@ def rollback(config: RollbackConfig) -> None:
         UserError: There was no champion before.
     """
     client = client_of_registry(must_exist=True)
-    with asking_mlflow():
+    with mlflow_errors():
         present = aliases_of(client, config.name).get(CHAMPION)
         kept = {str(version.version) for version in all_versions(client, config.name)}
         before = [version for version in champions_of(client, config.name) if version != present and version in kept]
@@ -95,7 +95,7 @@ def rollback(config: RollbackConfig) -> None:
 
 
 def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
-    """Number of the version that is to be promoted."""
+    """Number of the version to promote."""
     chosen = aliases.get(CANDIDATE) if config.version is None else str(config.version)
     if chosen is None:
         raise UserError(
@@ -108,7 +108,7 @@ def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
 
 
 def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs: Any) -> str:
-    """Return what the gate found, or refuse in one line."""
+    """Return the gate's finding, or raise `NotPromoted`."""
     if config.on is None:
         _require_same_data(config, ours, theirs)
         verdict, account = judge(_per_user(client, ours), _per_user(client, theirs), config), ""
@@ -137,7 +137,7 @@ def _require_same_data(config: PromoteConfig, ours: Any, theirs: Any) -> None:
 
 
 def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
-    """Each user's metrics of a version, as they were when it was registered."""
+    """Each user's metrics of a version, recorded at registration."""
     import mlflow.artifacts
 
     with TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What MLflow runs to load a registered model ("models from code"): it is copied into the model, the package is not."""
+"""Entry point that MLflow runs to load a registered model ("models from code"). This file is copied into the model."""
 
 import logging
 from pathlib import Path
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class PyfuncModel(PythonModel):
-    """Hands MLflow's tables to `ServedModel`."""
+    """Adapter from MLflow's data frames to `ServedModel`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the model's folder, which is not needed afterwards."""
+        """Read the model's folder, which is not needed afterwards."""
         self.model = ServedModel(Path(context.artifacts["model"]))
 
     def predict(
@@ -27,7 +27,7 @@ class PyfuncModel(PythonModel):
     ) -> pd.DataFrame:
         """Answer a request; see `ServedModel.answer`.
 
-        MLflow's server answers its own exceptions by their message, and any other by a traceback.
+        MLflow's server answers an MlflowException with its message, and any other exception with a traceback.
         """
         try:
             columns = self.model.answer(model_input.to_dict("list"), **(params or {}))
@@ -36,7 +36,7 @@ class PyfuncModel(PythonModel):
         except Exception as error:
             log.exception("a request failed")
             raise MlflowException("the model failed; the server's log says why", error_code=INTERNAL_ERROR) from error
-        # As objects: a column of strings would turn a visitor's None into NaN, which is no JSON.
+        # As objects: a column of strings would turn a visitor's None into NaN, which is not valid JSON.
         return pd.DataFrame(
             {
                 name: pd.Series(values, dtype=None if name in ("row", "rank", "score", "known_user") else object)

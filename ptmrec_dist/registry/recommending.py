@@ -1,5 +1,6 @@
-"""Recommendations of a registered model: printed for some users, or written for all of them (`ptmrec recommend`)."""
+"""Recommendations of a registered model: printed for given users, or written for all (`ptmrec recommend`)."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from ptmrec_dist.serving.params import Params
 if TYPE_CHECKING:
     from ptmrec_dist.serving import ServedModel
 
+_ANY_WIDTH = 100_000  # characters
+
 
 @exclusive_out
 def recommend(config: RecommendConfig) -> None:
-    """Print recommendations for some users, or write those for all (`ptmrec recommend`).
+    """Print recommendations for given users, or write those for all (`ptmrec recommend`).
 
     Collective: every rank must call this.
 
@@ -38,12 +41,12 @@ def recommend(config: RecommendConfig) -> None:
     if config.out is not None:
         write_all(model, config.out, join_world("cpu"), top_k=config.top_k, exclude_seen=config.exclude_seen)
         return
-    askers = model.people.ask(users, [None] * len(users), config.unknown)
-    _print_table(model.recommend(askers, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
+    requesters = model.users.resolve(users, [None] * len(users), config.unknown)
+    _print_table(model.recommend(requesters, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
 
 
 def _served(folder: Path) -> "ServedModel":
-    from ptmrec_dist.serving import ServedModel  # seconds, which a mistake in the options need not wait for
+    from ptmrec_dist.serving import ServedModel  # takes seconds; wrong options are refused before
 
     served = folder / "artifacts" / "model"
     if not (served / "model.json").is_file():
@@ -72,4 +75,6 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
             table.add_section()
         user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
         table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
-    Console().print(table)
+    # Ids and titles come from the data: they are printed as they are, never as markup, and in a pipe on one line each.
+    width = None if sys.stdout.isatty() else _ANY_WIDTH
+    Console(markup=False, highlight=False, emoji=False, width=width).print(table)

@@ -1,4 +1,4 @@
-"""The model that `load_model` returns: MLflow's, which refuses in one line what MLflow would drop or misread."""
+"""The model that `load_model` returns: MLflow's, with one-line errors for input that MLflow would drop or misread."""
 
 from copy import copy
 from typing import Any
@@ -16,16 +16,16 @@ from ptmrec_dist.serving.params import Params, refuse_others
 class RegisteredModel(PyFuncModel):
     """MLflow's pyfunc model of a version.
 
-    MLflow ignores columns and parameters that a model does not have, so that `topk` would pass for `top_k`; here they are
-    refused. Columns are declared as strings, so that ids in CSV stay what they are; numbers are accepted all the same.
+    MLflow ignores unknown columns and parameters, so that a misspelt `topk` would have no effect; here they are refused.
+    Columns are declared as strings, so that ids in CSV are read unchanged; numbers are accepted too.
     """
 
     @classmethod
     def of(cls, loaded: PyFuncModel) -> "RegisteredModel":
-        """Take over a loaded model.
+        """Wrap a model loaded by MLflow.
 
         Args:
-            loaded: As MLflow loaded it.
+            loaded: MLflow's model.
 
         Returns:
             The same model.
@@ -42,14 +42,14 @@ class RegisteredModel(PyFuncModel):
         """Answer a request; see `ServedModel.answer`.
 
         Args:
-            data: A table, or what makes one: a mapping of columns, a list of rows.
+            data: A data frame, a mapping of columns, or a list of rows.
             params: Those of `serving.params.Params`.
 
         Returns:
-            The answer, a row for each recommendation or new item.
+            One row per recommendation or new item.
 
         Raises:
-            MlflowException: A request that the model refuses (INVALID_PARAMETER_VALUE), or one on which it fails.
+            MlflowException: The request is invalid (INVALID_PARAMETER_VALUE), or the model failed (INTERNAL_ERROR).
         """
         try:
             Params.parse(params)
@@ -70,4 +70,6 @@ def _table(data: Any) -> pd.DataFrame:
             return pd.DataFrame([data]) if single else pd.DataFrame({name: list(cells) for name, cells in data.items()})
         return pd.DataFrame(data)
     except (TypeError, ValueError) as error:
-        raise UserError(f"request: got no table ({error}); expected rows with a user_id or a history") from error
+        raise UserError(
+            f"request: cannot be read as a table ({error}); expected rows with a user_id or a history"
+        ) from error

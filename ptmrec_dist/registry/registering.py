@@ -1,6 +1,5 @@
-"""A finished run becomes a version of a registered model (`ptmrec register`)."""
+"""Registration of a finished run as a version of a model (`ptmrec register`)."""
 
-import json
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig, TrackingConfig
-from ptmrec_dist.mlflow_store import asking_mlflow, find_experiment, has_run, metric_name
+from ptmrec_dist.evaluation.metrics import read_metrics
+from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import PER_USER_TAG
-from ptmrec_dist.registry.versions import CHAMPION, crown
+from ptmrec_dist.registry.versions import CHAMPION, set_champion
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
@@ -38,8 +38,8 @@ def register(config: RegisterConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No finished run; data, features or an encoder that are not those it was made from; a name or an alias
-            that MLflow does not allow; an MLflow that cannot be reached.
+        UserError: No finished run; data, features or an encoder other than those it was made from; a name or an alias that
+            MLflow does not allow; an unreachable MLflow.
     """
     with TemporaryDirectory() as scratch, tqdm(total=4, desc="register", bar_format="{desc}", leave=False) as bar:
         bar.set_description_str("reading the run")
@@ -53,17 +53,17 @@ def register(config: RegisterConfig) -> None:
         save_pyfunc(served, package, run.dataset.user_ids[0])
         digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: file_digest(served / PER_USER_FILE)}
         bar.set_description_str("registering the model")
-        with asking_mlflow():
+        with mlflow_errors():
             version = _publish(client, package, run, config, lineage | digests)
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
 
 
 def _backbone_of(run: LoadedRun) -> "Backbone | None":
-    """Load the encoder that new items need; None where no encoder gives the features that the run was trained on."""
+    """Load the encoder for new items; None if the run's features do not come from an encoder."""
     made = run.record.encoder
     if made is None or run.record.train_features:
         return None
-    from ptmrec_dist.encoders.sources.open_clip import load_backbone_of  # seconds, which `recommend` need not wait for
+    from ptmrec_dist.encoders.sources.open_clip import load_backbone_of  # takes seconds
 
     require_encoder(run.record, run.folder)
     return load_backbone_of(made)
@@ -88,7 +88,7 @@ def _lineage(run: LoadedRun) -> dict[str, str]:
     record = run.record
     made_from = {"data": record.data, "features": record.features, "stage1": record.stage1, "encoder": record.encoder}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
-    metrics = flatten(json.loads((run.folder / "metrics.json").read_text()))
+    metrics = flatten(read_metrics(run.folder))
     commit = _git_commit()
     return {
         "run": record.fingerprint,
@@ -103,12 +103,12 @@ def _lineage(run: LoadedRun) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the working tree that this package runs from; None where it was installed without one."""
+    """Git commit of this package's working tree; None if it was installed without one."""
     try:
         known = ["git", "-C", str(ENTRY.parent), "ls-files", "--error-unmatch", ENTRY.name]
         subprocess.run(
             known, check=True, capture_output=True
-        )  # a package installed inside another project's tree is none
+        )  # fails if the package is installed inside another project's tree
         described = ["git", "-C", str(ENTRY.parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
         return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -116,7 +116,7 @@ def _git_commit() -> str | None:
 
 
 def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
-    """Wrap a served model's folder as a pyfunc "from code", with signature and input example.
+    """Wrap a served model's folder as a pyfunc "models from code", with signature and input example.
 
     Args:
         served: Folder of the model.
@@ -143,7 +143,7 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
         artifacts={"model": str(served)},
         signature=ModelSignature(Schema(wanted), Schema(found), ParamSchema(params)),
         input_example=(pd.DataFrame({"user_id": [some_user]}), {"top_k": 3}),
-        # Named, for MLflow would load the model once more in a process of its own to find out.
+        # Given explicitly: to infer them, MLflow would load the model again in a separate process.
         pip_requirements=[f"ptmrec-dist=={installed_version('ptmrec-dist')}"],
     )
 
@@ -151,7 +151,7 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
 def _publish(
     client: "MlflowClient", package: Path, run: LoadedRun, config: RegisterConfig, tags: dict[str, str]
 ) -> str:
-    """Upload first, name last: whatever fails on the way, the alias goes on pointing at a whole model."""
+    """Upload first, set the alias last: after any failure the alias still points at a complete model."""
     from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
@@ -172,7 +172,7 @@ def _publish(
         config.name, f"models:/{logged.model_id}", source_run, tags=tags, model_id=logged.model_id
     ).version
     if config.alias == CHAMPION:
-        crown(client, config.name, str(version))
+        set_champion(client, config.name, str(version))
     else:
         client.set_registered_model_alias(config.name, config.alias, version)
     return str(version)

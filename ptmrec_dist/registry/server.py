@@ -1,9 +1,10 @@
-"""A registered model over HTTP (`ptmrec serve`): MLflow's own scoring server, behind what it lacks.
+"""Serving a registered model over HTTP (`ptmrec serve`): MLflow's scoring server, with additions.
 
-The files are those that were registered; nothing is answered before the model, its encoder included, has answered once; a
-request's size is bounded; errors are one line without a traceback; every answer names the version that gave it.
+The files are verified against the registered digest; the server starts to listen once the model, including its encoder, is
+warmed up; the size of a request is bounded; errors are one line without a traceback; responses name the model version.
 """
 
+import io
 import json
 import logging
 import os
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # how workers learn which model they serve
+_MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # tells workers which model to serve
+_PARQUET = "application/vnd.apache.parquet"
 _LONGEST_MESSAGE = 1000  # characters
 
 
@@ -41,12 +43,12 @@ def serve(config: ServeConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: There is no such model, its files were changed, or the address is taken.
+        UserError: There is no such model, its files were changed, or the address is in use.
     """
     import uvicorn
 
     signal.signal(signal.SIGTERM, _end)
-    Limits.from_environment()  # A wrong one is refused here, not by each worker.
+    Limits.from_environment()  # Invalid limits are refused here, not by each worker.
     _check_address(config.host, config.port)
     uri = pinned(config.model)
     address: dict[str, Any] = {"host": config.host, "port": config.port}
@@ -58,7 +60,7 @@ def serve(config: ServeConfig) -> None:
             server.run()
         return
     with verified_files(uri):
-        pass  # Once here: a worker that fails would be started again and again.
+        pass  # Verified here: a worker that fails would be restarted again and again.
     os.environ[_MODEL_VARIABLE] = uri
     _print_start(config, uri)
     uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **address)
@@ -68,13 +70,13 @@ def worker_app() -> "FastAPI":
     """Build the application in one of several worker processes.
 
     Returns:
-        The application, as `build_app` makes it.
+        The application; see `build_app`.
     """
     return build_app(os.environ[_MODEL_VARIABLE])
 
 
 def build_app(uri: str) -> "FastAPI":
-    """Load a model, let it answer once, and put it behind MLflow's scoring server.
+    """Load a model, warm it up, and wrap it in MLflow's scoring server.
 
     Args:
         uri: `models:/NAME/VERSION`, or the folder of a model.
@@ -87,13 +89,13 @@ def build_app(uri: str) -> "FastAPI":
     """
     from mlflow.pyfunc import scoring_server
 
-    limit = Limits.from_environment().request_bytes
+    limits = Limits.from_environment()
     model = load_model(uri)
     served: ServedModel = model.unwrap_python_model().model
     served.warm_up()
     app: FastAPI = scoring_server.init(model)
-    app.add_middleware(_BodyLimit, limit=limit)
-    _add_version(app, _described(uri, served))
+    app.add_middleware(_BodyLimit, limit=limits.request_bytes)
+    _add_version(app, _described(uri, served), limits)
     return app
 
 
@@ -105,8 +107,8 @@ def _described(uri: str, served: "ServedModel") -> dict[str, str]:
     return {"name": name, "version": version, "run": served.lineage.get("run", ""), **packages}
 
 
-def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
-    """Name the version in `/version`, where MLflow says its own, and in the headers of every answer."""
+def _add_version(app: "FastAPI", described: dict[str, str], limits: Limits) -> None:
+    """Add the model version to `/version`, which otherwise gives MLflow's, and to the headers of every response."""
     from fastapi.responses import JSONResponse
     from fastapi.routing import APIRoute
 
@@ -116,7 +118,7 @@ def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
     headers = {"X-Model-Name": quote(described["name"]), "X-Model-Version": quote(described["version"])}
 
     async def finish(request: "Request", call_next: Any) -> "Response":
-        response = await _refused_or(request, call_next)
+        response = await _with_short_errors(request, call_next, limits)
         response.headers.update(headers)
         return response
 
@@ -124,26 +126,44 @@ def _add_version(app: "FastAPI", described: dict[str, str]) -> None:
     app.middleware("http")(finish)
 
 
-async def _refused_or(request: "Request", call_next: Any) -> "Response":
-    """Let MLflow answer, and reduce its errors to one line."""
+async def _with_short_errors(request: "Request", call_next: Any, limits: Limits) -> "Response":
+    """Call MLflow's handler and reduce its errors to one line."""
     from fastapi.responses import JSONResponse
 
     if request.method == "POST" and "content-type" not in request.headers:
         return JSONResponse(_one_line(b"got no Content-Type, expected application/json or text/csv", 415), 415)
     try:
+        if request.method == "POST" and _PARQUET in request.headers["content-type"].lower():
+            _check_unpacked(await request.body(), limits)
         response: Response = await call_next(request)
         status = response.status_code
         if status < 400:
             return response
         body = b"".join([chunk async for chunk in response.body_iterator])  # type: ignore[attr-defined]
-    except Exception as error:  # The model's own errors are MLflow's exceptions: this one is of reading the request.
+    except UserError as error:
+        status, body = 400, str(error).encode()
+    except Exception as error:  # Errors of the model are MlflowExceptions: this one comes from reading the request.
         log.exception("a request failed")
         status, body = (400 if isinstance(error, ValueError | RecursionError) else 500), b"the request cannot be read"
     return JSONResponse(_one_line(body, status), status)
 
 
+def _check_unpacked(body: bytes, limits: Limits) -> None:
+    """Refuse a Parquet file by what it unpacks to: a few kilobytes may hold a million times the same row."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        described = read_metadata(io.BytesIO(body))
+    except ArrowException:
+        return  # MLflow says why it cannot be read
+    limits.check("rows", described.num_rows, "rows")
+    unpacked = sum(described.row_group(group).total_byte_size for group in range(described.num_row_groups))
+    limits.check("request_bytes", unpacked, "request: bytes of its columns, unpacked")
+
+
 def _one_line(body: bytes, status: int) -> dict[str, str]:
-    """Keep what a client can use of an error of MLflow: its code, and its message without the request and the traceback."""
+    """Reduce an error of MLflow to its code and its message, without the request and the traceback."""
     try:
         error = json.loads(body)
         code, message = str(error["error_code"]), str(error["message"])
@@ -159,7 +179,7 @@ def _one_line(body: bytes, status: int) -> dict[str, str]:
 
 
 class _BodyLimit:
-    """Refuses a body beyond the limit while it arrives: MLflow's server would hold any in memory."""
+    """Refuses a body beyond the limit while it arrives: MLflow's server would hold any body in memory."""
 
     def __init__(self, app: "ASGIApp", limit: int) -> None:
         self._app, self._limit = app, limit
@@ -186,12 +206,12 @@ class _BodyLimit:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """End orderly, also while the model is loaded: temporary files go, and the exit code is 0."""
+    """Exit in order, also while the model is being loaded: temporary files are removed, and the exit code is 0."""
     raise SystemExit(0)
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened at before the model is loaded."""
+    """Refuse, before the model is loaded, an address that cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,4 +1,4 @@
-"""What the registry holds: models, their versions, aliases and champions; unknown ones are refused in one line."""
+"""Queries of the registry: models, their versions, aliases and champions; unknown ones raise a `UserError`."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 HISTORY_TAG = "champions"
-"""Tag of a registered model: its champions so far, the present one last, as a JSON list of versions."""
+"""Tag of a registered model: its champions so far, the current one last, as a JSON list of versions."""
 
 
 def all_models(client: "MlflowClient") -> list[Any]:
-    """List the registered models, however many there are.
+    """List all registered models, over all pages.
 
     Args:
         client: Client of the registry.
@@ -27,7 +27,7 @@ def all_models(client: "MlflowClient") -> list[Any]:
 
 
 def find_model(client: "MlflowClient", name: str) -> Any:
-    """Look a registered model up.
+    """Look up a registered model.
 
     Args:
         client: Client of the registry.
@@ -37,7 +37,7 @@ def find_model(client: "MlflowClient", name: str) -> Any:
         MLflow's registered model.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no model of that name.
     """
     from mlflow.exceptions import MlflowException
 
@@ -55,20 +55,22 @@ def all_versions(client: "MlflowClient", name: str | None = None) -> list[Any]:
 
     Args:
         client: Client of the registry.
-        name: Its name, with any quotes in it; by default those of all are listed.
+        name: Its name, which may contain quotes; by default the versions of all models are listed.
 
     Returns:
         MLflow's versions, newest first.
     """
-    # MLflow's filters know no escapes: a name is put into quotes that it does not hold; one with both kinds is not asked for.
+    # MLflow's filters have no escapes: a name is quoted by the kind of quote that it lacks; one with both is filtered below.
     quotes = [quote for quote in "'\"" if name is not None and quote not in name]
-    asked = f"name = {quotes[0]}{name}{quotes[0]}" if quotes else None
-    found = _pages(lambda page_token: client.search_model_versions(asked, page_token=page_token))
-    return sorted((one for one in found if name in (None, one.name)), key=lambda one: -int(one.version))
+    query = f"name = {quotes[0]}{name}{quotes[0]}" if quotes else None
+    found = _pages(lambda page_token: client.search_model_versions(query, page_token=page_token))
+    return sorted(
+        (version for version in found if name in (None, version.name)), key=lambda version: -int(version.version)
+    )
 
 
 def find_version(client: "MlflowClient", name: str, version: str) -> Any:
-    """Look a version up.
+    """Look up a version.
 
     Args:
         client: Client of the registry.
@@ -83,10 +85,10 @@ def find_version(client: "MlflowClient", name: str, version: str) -> Any:
     """
     find_model(client, name)
     versions = all_versions(client, name)
-    for one in versions:
-        if str(one.version) == version:
-            return one
-    numbers = ", ".join(str(one.version) for one in versions)
+    for found in versions:
+        if str(found.version) == version:
+            return found
+    numbers = ", ".join(str(found.version) for found in versions)
     raise UserError(f"version: got {version!r}, expected one of {name}'s: {numbers or 'none is left'}")
 
 
@@ -101,7 +103,7 @@ def aliases_of(client: "MlflowClient", name: str) -> dict[str, str]:
         Alias to version.
 
     Raises:
-        UserError: There is none of that name.
+        UserError: There is no model of that name.
     """
     return {alias: str(version) for alias, version in find_model(client, name).aliases.items()}
 
@@ -114,12 +116,12 @@ def champions_of(client: "MlflowClient", name: str) -> list[str]:
         name: Name of a registered model.
 
     Returns:
-        Versions, the present one last.
+        Versions, the current one last.
     """
     return [str(version) for version in json.loads(find_model(client, name).tags.get(HISTORY_TAG, "[]"))]
 
 
-def crown(client: "MlflowClient", name: str, version: str) -> None:
+def set_champion(client: "MlflowClient", name: str, version: str) -> None:
     """Make a version the champion and append it to the list of champions.
 
     Args:
@@ -127,10 +129,10 @@ def crown(client: "MlflowClient", name: str, version: str) -> None:
         name: Name of the registered model.
         version: Its version.
     """
-    present = aliases_of(client, name).get(CHAMPION)
-    line = [one for one in champions_of(client, name) if one not in (present, version)]
-    line += [one for one in (present, version) if one is not None]
-    client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(list(dict.fromkeys(line))))
+    current = aliases_of(client, name).get(CHAMPION)
+    history = [number for number in champions_of(client, name) if number not in (current, version)]
+    history += [number for number in (current, version) if number is not None]
+    client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(list(dict.fromkeys(history))))
     client.set_registered_model_alias(name, CHAMPION, version)
 
 

@@ -1,4 +1,4 @@
-"""A registered model at work: it recommends to users and visitors, and scores new items. Knows nothing of MLflow."""
+"""Inference with a registered model: lists for users and visitors, scores of new items. Does not depend on MLflow."""
 
 from ptmrec_dist.serving.model import ServedModel
 

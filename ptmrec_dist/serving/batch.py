@@ -1,7 +1,7 @@
 """Recommendations for all users at once, over ranks, as one Parquet file.
 
-Each rank writes the users of its share to a file of its own, a block at a time, and the first one joins these in order:
-no rank ever holds more than a block, and however many ranks there were, the rows are the same.
+Each rank writes a contiguous range of users to its own file, one block at a time, and rank 0 concatenates the files in order:
+no rank holds more than one block, and the rows do not depend on the number of ranks.
 
 Legend: B users of a block, K list length.
 """
@@ -28,7 +28,7 @@ _SCHEMA = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id",
 
 
 def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_seen: bool) -> None:
-    """Write the lists of all users; what was at `out` stays until the new file is whole.
+    """Write the lists of all users; an existing `out` is kept until the new file is complete.
 
     Collective: every rank must call this.
 
@@ -36,59 +36,59 @@ def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_s
         model: The model.
         out: Parquet file, on a file system that all ranks see: `user_id`, `rank` (from 1), `item_id`, `score`, users in
             the model's order, best first.
-        world: This rank's place.
-        top_k: Items a user K; fewer where a user has no more left.
-        exclude_seen: Leave out what the user took in training.
+        world: Rank and world size of this process.
+        top_k: Items per user K; fewer where a user has no more left.
+        exclude_seen: Leave out the user's training items.
 
     Raises:
         Fault: A file cannot be written.
     """
-    parts = out.with_name(f".{out.name}.parts")
+    files = out.with_name(f".{out.name}.parts")
     fresh = out.with_name(f".{out.name}.new")
-    number = len(model.people.user_ids)
-    share = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
+    number = len(model.users.user_ids)
+    own = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
     try:
-        parts.mkdir(exist_ok=True)
-        with pq.ParquetWriter(parts / f"{world.rank}.parquet", _SCHEMA) as writer:
-            for table in _tables(model, share, world, top_k=top_k, exclude_seen=exclude_seen):
+        files.mkdir(exist_ok=True)
+        with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
+            for table in _tables(model, own, world, top_k=top_k, exclude_seen=exclude_seen):
                 writer.write_table(table)
         barrier()
         if world.is_first:
-            rows = _join([parts / f"{rank}.parquet" for rank in range(world.size)], fresh)
+            rows = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
             os.replace(fresh, out)
             print(f"wrote {rows} recommendations for {number} users to {out}")
     except OSError as error:
-        raise Fault(f"cannot write {out} ({error.strerror}); give the same command again once it can be") from error
+        raise Fault(f"cannot write {out} ({error.strerror}); run the same command again once it is writable") from error
     finally:
         if world.is_first:
             fresh.unlink(missing_ok=True)
-            shutil.rmtree(parts, ignore_errors=True)
+            shutil.rmtree(files, ignore_errors=True)
 
 
-def _tables(model: ServedModel, share: range, world: World, top_k: int, exclude_seen: bool) -> Iterator[pa.Table]:
-    users, items = pa.array(model.people.user_ids), pa.array(model.item_ids.to_list())
-    with tqdm(total=len(share), desc="recommend", unit="user", disable=not world.is_first) as bar:
-        for start in range(share.start, share.stop, _BLOCK):
-            rows_B = np.arange(start, min(start + _BLOCK, share.stop))
-            askers = model.people.known(rows_B)
-            items_BK, scores_BK = model.rank(askers, Params(top_k=top_k, exclude_seen=exclude_seen))
-            who, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
+def _tables(model: ServedModel, own: range, world: World, top_k: int, exclude_seen: bool) -> Iterator[pa.Table]:
+    users, items = pa.array(model.users.user_ids), pa.array(model.item_ids.to_list())
+    with tqdm(total=len(own), desc="recommend", unit="user", disable=not world.is_first) as bar:
+        for start in range(own.start, own.stop, _BLOCK):
+            rows_B = np.arange(start, min(start + _BLOCK, own.stop))
+            requesters = model.users.known(rows_B)
+            items_BK, scores_BK = model.rank(requesters, Params(top_k=top_k, exclude_seen=exclude_seen))
+            rows, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
             columns = [
-                users.take(pa.array(rows_B[who.numpy()])),
+                users.take(pa.array(rows_B[rows.numpy()])),
                 pa.array(ranks.numpy() + 1, pa.int32()),
-                items.take(pa.array(items_BK[who, ranks].numpy())),
-                pa.array(scores_BK[who, ranks].numpy()),
+                items.take(pa.array(items_BK[rows, ranks].numpy())),
+                pa.array(scores_BK[rows, ranks].numpy()),
             ]
             yield pa.Table.from_arrays(columns, schema=_SCHEMA)
             bar.update(len(rows_B))
 
 
-def _join(parts: list[Path], out: Path) -> int:
+def _concatenate(files: list[Path], out: Path) -> int:
     rows = 0
     with pq.ParquetWriter(out, _SCHEMA) as writer:
-        for path in parts:
-            with pq.ParquetFile(path) as part:
-                for block in part.iter_batches(batch_size=2**20):
+        for path in files:
+            with pq.ParquetFile(path) as file:
+                for block in file.iter_batches(batch_size=2**20):
                     writer.write_batch(block)
                     rows += len(block)
     return rows

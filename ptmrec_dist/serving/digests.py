@@ -1,4 +1,4 @@
-"""Digests of a folder's files: what was registered is what is loaded."""
+"""Digests of a folder's files: verify that a model is loaded as it was registered."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ FILE_NAME = "digests.json"
 
 
 def write_digests(folder: Path) -> None:
-    """Write `digests.json` beside the files that it covers; to be called when they are complete.
+    """Write `digests.json` beside the files that it covers; call this when they are complete.
 
     Args:
         folder: Folder of a served model.
@@ -19,22 +19,22 @@ def write_digests(folder: Path) -> None:
 
 
 def check_digests(folder: Path) -> None:
-    """Compare every file with what `digests.json` says of it.
+    """Compare every file with its entry in `digests.json`.
 
     Args:
         folder: Folder of a served model.
 
     Raises:
-        UserError: A file was changed, added or taken away since the model was written.
+        UserError: A file was changed, added or removed since the model was written.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"model: {folder} has no {FILE_NAME}; register the run again")
-    said, found = json.loads(path.read_text()), _digests_of(folder)
-    for name in sorted(said.keys() | found.keys()):
-        if said.get(name) != found.get(name):
+    recorded, found = json.loads(path.read_text()), _digests_of(folder)
+    for name in sorted(recorded.keys() | found.keys()):
+        if recorded.get(name) != found.get(name):
             raise UserError(
-                f"model: {name} is {found.get(name, 'absent')[:12]}, expected {said.get(name, 'no such file')[:12]}: "
+                f"model: {name} is {found.get(name, 'absent')[:12]}, expected {recorded.get(name, 'no such file')[:12]}: "
                 f"{folder} was changed after it was written; register the run again"
             )
 
@@ -44,7 +44,7 @@ def tree_digest(folder: Path, but: str = "") -> str:
 
     Args:
         folder: Any folder.
-        but: Name of a file that does not count.
+        but: Name of a file to ignore.
 
     Returns:
         sha256 in hexadecimal.

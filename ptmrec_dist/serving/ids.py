@@ -1,4 +1,4 @@
-"""Ids in requests: strings, or the numbers that JSON, CSV and tables make of them."""
+"""Ids in requests: strings, or the numbers that JSON, CSV and data frames turn them into."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,14 +14,14 @@ _EXACT = 2**53  # floats from here on skip whole numbers
 
 
 def parse_id(value: Any, where: str) -> Id:
-    """Read an id.
+    """Parse an id.
 
     Args:
-        value: A string or a whole number; numbers beside missing values have become floats on their way through a table.
+        value: A string or a whole number; a data frame turns numbers into floats where values are missing.
         where: Part of the request, for the message: `row 3: user_id`.
 
     Returns:
-        The string as it is, or the number.
+        The string unchanged, or the number.
 
     Raises:
         UserError: Anything else.
@@ -46,14 +46,14 @@ def is_absent(value: Any) -> bool:
     Returns:
         True for None, NaN, and pandas' NA and NaT.
     """
-    # Each but None differs from itself, or refuses to say so; lists and arrays are no empty cells, whatever they hold.
+    # pandas' NA refuses comparison, so types are compared by name; lists and arrays are not missing, whatever they hold.
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
 def shown(value: Any) -> str:
-    """Show a value of a wrong type in a message.
+    """Format a value of a wrong type for a message.
 
     Args:
         value: Anything.
@@ -68,11 +68,11 @@ def shown(value: Any) -> str:
 
 
 class IdIndex:
-    """Finds the row of an id. Strings must be equal; a number stands for the one id that has its value, as `0017` has 17.
+    """Finds the row of an id. Strings must be equal; a number matches the one id with its value, as 17 matches `0017`.
 
     Args:
         ids: Ids by row.
-        kind: What they are ids of, for messages: `user_id`.
+        kind: Name of the column, for messages: `user_id`.
     """
 
     def __init__(self, ids: Sequence[str], kind: str) -> None:
@@ -90,14 +90,14 @@ class IdIndex:
             Its row; None where there is no such id.
 
         Raises:
-            UserError: A number that is the value of several ids.
+            UserError: A number that matches several ids.
         """
         if isinstance(name, str):
             return self._rows.get(name)
         rows = self._rows_of_numbers.get(name, [])
         if len(rows) > 1:
             some = " and ".join(repr(self.ids[row]) for row in rows[:2])
-            raise UserError(f"{self._kind}: got the number {name}, which both {some} may be; send ids as strings")
+            raise UserError(f"{self._kind}: got the number {name}, which matches both {some}; send ids as strings")
         return rows[0] if rows else None
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Bytes of the images that come with a request: sent in base64, or fetched from a URL at an allowed host."""
+"""Bytes of the images in a request: sent in base64, or fetched from a URL at an allowed host."""
 
 import asyncio
 import base64
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 HOSTS_VARIABLE = "PTMREC_IMAGE_HOSTS"
 """Environment variable of the server: hosts (`img.example.org`, `cdn.example.org:8080`) that it may fetch images from,
-separated by commas; by default none, for a server that fetches any address opens its own network to everyone."""
+separated by commas; none by default, since a server that fetches any address exposes its own network."""
 
 _CHUNK = 65536  # bytes
 
 
 class ImageSource:
-    """Reads the images of one request, which share its limits on bytes and on seconds.
+    """Reads the images of one request under its common limits on bytes and seconds.
 
     Args:
         limits: Limits of the request.
@@ -38,13 +38,13 @@ class ImageSource:
         """Read one image file.
 
         Args:
-            given: The file in base64, or its URL at a host that `PTMREC_IMAGE_HOSTS` of the server names.
+            given: The file in base64, or its URL at a host listed in the server's `PTMREC_IMAGE_HOSTS`.
 
         Returns:
-            The file, not yet decoded.
+            The encoded file.
 
         Raises:
-            UserError: Neither of them, a file beyond the limits, or a URL that is not allowed or does not answer in time.
+            UserError: Neither of them, a file beyond the limits, or a URL that is not allowed or does not respond in time.
         """
         if not isinstance(given, str):
             raise UserError(f"image: got {type(given).__name__}, expected the file in base64")
@@ -66,7 +66,7 @@ class ImageSource:
         try:
             if self._seconds <= 0:
                 raise TimeoutError
-            # A thread of its own: the caller's may already run an event loop, as in a notebook.
+            # In a separate thread: the caller's may already run an event loop, as in a notebook.
             with ThreadPoolExecutor(1) as pool:
                 work = pool.submit(asyncio.run, _download(url, self._seconds, self._limits.image_bytes))
                 data = work.result()
@@ -84,7 +84,7 @@ class ImageSource:
 
 
 def _allowed(given: str) -> "URL":
-    """Parse a URL by the parser that fetches it, so that both see the same host, and refuse hosts that are not named."""
+    """Parse a URL with the client's own parser, so that both see the same host, and refuse hosts that are not listed."""
     from yarl import URL
 
     try:
@@ -102,16 +102,16 @@ def _allowed(given: str) -> "URL":
 
 
 async def _download(url: "URL", seconds: float, most: int) -> bytes:
-    """Fetch a file of at most `most` bytes; one that is larger comes back one chunk too long."""
+    """Fetch a file of at most `most` bytes; of a larger one, return up to one chunk more."""
     from aiohttp import ClientError, ClientSession, ClientTimeout
 
-    # The total covers the look-up of the host, the handshake, the headers and the body, however slowly they trickle in.
+    # The total covers host lookup, handshake, headers and body, however slowly they arrive.
     timeout = ClientTimeout(total=seconds)
     proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
     try:
         async with (
             ClientSession(timeout=timeout, auto_decompress=False, headers={"Accept-Encoding": "identity"}) as session,
-            # A host that is allowed must not send the server to one that is not.
+            # An allowed host must not redirect the server to one that is not.
             session.get(url, allow_redirects=False, proxy=proxy) as response,
         ):
             if response.status != 200:

@@ -1,4 +1,4 @@
-"""Images that come with requests, from people who are not to be trusted."""
+"""Decoding of untrusted images in requests."""
 
 import io
 

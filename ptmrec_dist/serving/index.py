@@ -1,10 +1,10 @@
-"""Which items have the largest dot products with a user's vector: exactly, or from an index beyond a million of items.
+"""Maximum inner product search: exact, or approximate with a FAISS index for a million items and more.
 
-The exact search reads every item's vector once for a block of users: milliseconds for some ten thousand items. Beyond a
-million a FAISS index (`pip install ptmrec-dist[faiss]`) reads only the lists whose centres are nearest, and finds most of
-the same items; `benchmarks/serving.py` measures how many and how much faster.
+The exact search reads every item vector once per block of users: milliseconds for some ten thousand items. For more than a
+million, a FAISS inverted file (`pip install ptmrec-dist[faiss]`) reads only the lists with the nearest centroids and finds most
+of the same items; `benchmarks/serving.py` measures recall and speed.
 
-Legend: B users, C candidates, I items, K items wanted, W items to ask for, D width.
+Legend: B users, C candidates, I items, K items wanted, W items to search for, D width.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM, top_items
 
 FILE_NAME = "index.faiss"
-_PROBED = 1 / 32  # share of the lists that is looked through
-_SAMPLE = 64  # vectors a list that the centres are learned from
+_PROBED = 1 / 32  # fraction of the lists that is searched
+_SAMPLE = 64  # training vectors per list for the centroids
 
 
 class Index(Protocol):
@@ -32,8 +32,8 @@ class Index(Protocol):
 
         Args:
             users_BD: float32 [B, D].
-            seen: Row and item of what is to be left out.
-            k: Items a user K.
+            seen: Row and item of each entry to leave out.
+            k: Items per user K.
 
         Returns:
             Item indices int64 [B, K] and scores float32 [B, K], best first; where fewer are left, `NO_ITEM` and -inf.
@@ -49,7 +49,7 @@ class ExactIndex:
     """
 
     def __init__(self, items_ID: Tensor, candidates: np.ndarray) -> None:
-        # Choosing from all is cheaper said so: the vectors need not be gathered for every request.
+        # With all items as candidates, pass none: the vectors then need not be gathered for every request.
         self._items_ID, self._candidates = items_ID, None if len(candidates) == len(items_ID) else candidates
 
     def search(self, users_BD: Tensor, seen: Interactions, k: int) -> tuple[Tensor, Tensor]:
@@ -60,12 +60,12 @@ class ExactIndex:
 
 
 class FaissIndex:
-    """Looks through a share of the lists of a FAISS inverted file; falls back on the exact search where that finds too few.
+    """Searches a fraction of the lists of a FAISS inverted file; falls back to the exact search where that finds too few.
 
     Args:
-        path: File that `write_faiss` wrote.
+        path: File written by `write_faiss`.
         items_ID: Vectors of all items, float32 [I, D].
-        candidates: The items that it holds, ascending, int64 [C].
+        candidates: The indexed items, ascending, int64 [C].
     """
 
     def __init__(self, path: Path, items_ID: Tensor, candidates: np.ndarray) -> None:
@@ -76,11 +76,11 @@ class FaissIndex:
         self._exact = ExactIndex(items_ID, candidates)
 
     def search(self, users_BD: Tensor, seen: Interactions, k: int) -> tuple[Tensor, Tensor]:
-        """Find most of the best items; see `Index`."""
+        """Find the best items approximately; see `Index`."""
         seen_B = np.bincount(seen.users, minlength=len(users_BD))
         wanted = min(k + int(seen_B.max(initial=0)), len(self._candidates))
-        scores_BW, places_BW = map(torch.from_numpy, self._index.search(users_BD.numpy(), wanted))
-        items_BW = self._candidates[places_BW].where(places_BW >= 0, NO_ITEM)
+        scores_BW, positions_BW = map(torch.from_numpy, self._index.search(users_BD.numpy(), wanted))
+        items_BW = self._candidates[positions_BW].where(positions_BW >= 0, NO_ITEM)
         num_items = self._num_items
         keys_BW = torch.arange(len(users_BD))[:, None] * num_items + items_BW
         known = (items_BW == NO_ITEM) | torch.isin(keys_BW, torch.from_numpy(seen.users * num_items + seen.items))
@@ -92,13 +92,13 @@ class FaissIndex:
     def _completed(
         self, items_BK: Tensor, scores_BK: Tensor, short: Tensor, users_BD: Tensor, seen: Interactions, k: int
     ) -> tuple[Tensor, Tensor]:
-        """Ask the exact search where the lists held fewer than `k` items that the user has not seen."""
+        """Run the exact search for users whose lists held fewer than `k` unseen items."""
         if len(short) == 0:
             return items_BK, scores_BK
-        place = np.full(len(users_BD), -1)
-        place[short.numpy()] = np.arange(len(short))
-        own = place[seen.users] >= 0
-        theirs = Interactions(place[seen.users[own]], seen.items[own])
+        row_of = np.full(len(users_BD), -1)
+        row_of[short.numpy()] = np.arange(len(short))
+        own = row_of[seen.users] >= 0
+        theirs = Interactions(row_of[seen.users[own]], seen.items[own])
         items, scores = self._exact.search(users_BD[short], theirs, k)
         if len(short) == len(users_BD):
             return items, scores
@@ -106,7 +106,7 @@ class FaissIndex:
 
 
 def write_faiss(path: Path, items_CD: Tensor) -> None:
-    """Build an inverted file over items, about 4 sqrt(C) lists of whole vectors, and write it.
+    """Build an inverted file over items, about 4 sqrt(C) lists of uncompressed vectors, and write it.
 
     Args:
         path: File to write.

@@ -1,4 +1,4 @@
-"""How much one request may ask for, so that no single one can occupy or exhaust a server."""
+"""Limits of a request, so that no single one can occupy or exhaust a server."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ PREFIX = "PTMREC_MAX_"
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request. The server's environment sets each by `PTMREC_MAX_` and its name: `PTMREC_MAX_ROWS`."""
+    """Limits of one request. Each is set by an environment variable of the server, `PTMREC_MAX_` and its name."""
 
     rows: int = 10_000
     """Rows of a request."""
@@ -19,7 +19,7 @@ class Limits:
     history: int = 10_000
     """Items of one history."""
     new_items: int = 256
-    """Distinct new items, each of which the encoder must read."""
+    """Distinct new items, each of which is encoded."""
     text_characters: int = 20_000
     """Characters of one text."""
     image_bytes: int = 10_000_000
@@ -45,11 +45,11 @@ class Limits:
         return cls(**{name: _positive(variable(name)) for name in names})
 
     def check(self, name: str, got: int, where: str) -> None:
-        """Refuse what is beyond a limit.
+        """Refuse a request beyond a limit.
 
         Args:
             name: Name of the limit.
-            got: What the request asks for.
+            got: Requested amount.
             where: Part of the request, and its unit, for the message: `rows`.
 
         Raises:
@@ -58,7 +58,7 @@ class Limits:
         limit = getattr(self, name)
         if got > limit:
             raise UserError(
-                f"{where}: got {got}, expected at most {limit}; ask for less at a time, or set {variable(name)} in the "
+                f"{where}: got {got}, expected at most {limit}; request less at a time, or set {variable(name)} in the "
                 "server's environment"
             )
 

@@ -1,9 +1,9 @@
-"""How a registered model answers: lists for users and visitors, scores of new items. tables.py says what its folder holds.
+"""Inference with a registered model: lists for users and visitors, scores of new items. See tables.py for its folder.
 
-The full and the cold score share no scale, so a list never mixes them: it ranks the warm items by the full score, or
+The full and the cold score are on different scales, so a list never mixes them: it ranks the warm items by the full score, or
 (`include_cold`) all items by the cold score.
 
-Legend: B rows asked for, K list length, N new items, D and d' widths of the scores.
+Legend: B rows of a request, K list length, N new items, D and d' widths of the scores.
 """
 
 import json
@@ -28,24 +28,24 @@ from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
-from ptmrec_dist.serving.people import Askers, People
+from ptmrec_dist.serving.users import Requesters, UserIndex
 
 if TYPE_CHECKING:
     from ptmrec_dist.serving.new_items import NewItems
 
 COLUMNS = ["user_id", "history", "image", "text"]
-"""What a request's rows may hold."""
+"""Columns that a request may have."""
 
 
 class ServedModel:
-    """A model that recommends, opened from its folder, which it does not need afterwards.
+    """A registered model, read into memory: its folder is not needed afterwards.
 
     Args:
-        folder: Folder that `registry.registering` filled.
-        new_items: Whether to load the encoder, where the model has one: seconds, which only new items need.
+        folder: Folder written by `registry.registering`.
+        new_items: Whether to load the encoder, where the model has one; takes seconds and is needed for new items only.
 
     Raises:
-        UserError: A file is not what was written, or the environment sets a limit that is none.
+        UserError: A file was changed since it was written, or the environment sets an invalid limit.
     """
 
     def __init__(self, folder: Path, new_items: bool = True) -> None:
@@ -63,12 +63,12 @@ class ServedModel:
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
-        self.people = People(self._tables, user_ids, self.item_ids.to_list(), warm, taken, self._limits)
+        self.users = UserIndex(self._tables, user_ids, self.item_ids.to_list(), warm, taken, self._limits)
         modalities = tuple(described["modalities"]) if new_items else ()
         self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
-        """Recommend to users and visitors, or score new items for them where the request brings images or texts.
+        """Recommend to users and visitors, or score new items for them where the request contains images or texts.
 
         Args:
             columns: `user_id` or `history` (item ids) in each row; for new items also `image` and `text`, as
@@ -79,86 +79,89 @@ class ServedModel:
             Columns, as `recommend` or `score_new` returns them.
 
         Raises:
-            UserError: As in `People.ask`, `rank` and `score_new`; other columns or parameters; a request beyond the limits.
+            UserError: As in `UserIndex.resolve`, `rank` and `score_new`; unknown columns or parameters; a request beyond
+                the limits.
         """
-        asked = Params.parse(params)
+        parsed = Params.parse(params)
         refuse_others("columns", columns, COLUMNS)
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"columns: got {lengths} rows, expected as many in each")
+            raise UserError(f"columns: got {lengths} rows, expected the same number in each")
         rows = max(lengths.values(), default=0)
         items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
         self._limits.check("rows", rows, "rows")
         if not items:
-            self._limits.check("recommendations", rows * int(asked.top_k), "rows times top_k")
+            self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
-        askers = self.people.ask(columns.get("user_id", absent), columns.get("history", absent), asked.unknown)
-        return self.score_new(askers, items) if items else self.recommend(askers, asked)
+        requesters = self.users.resolve(columns.get("user_id", absent), columns.get("history", absent), parsed.unknown)
+        return self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
 
     def warm_up(self) -> None:
-        """Answer a request of each kind, so that no client waits for what the first one prepares."""
-        nobody = self.people.ask([None], [[]])
-        self.recommend(nobody, Params())
+        """Answer a request of each kind, so that no client waits for lazy initialization."""
+        visitor = self.users.resolve([None], [[]])
+        self.recommend(visitor, Params())
         if self._new_items is not None:
             self._new_items.warm_up()
 
-    def recommend(self, askers: Askers, params: Params) -> dict[str, list[Any]]:
-        """Recommend, in words.
+    def recommend(self, requesters: Requesters, params: Params) -> dict[str, list[Any]]:
+        """Recommend, with ids and titles.
 
         Args:
-            askers: Who asks, [B].
-            params: How.
+            requesters: Users and visitors of the request, [B].
+            params: Parameters of the request.
 
         Returns:
-            `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users who are answered
-            as such), `rank` (from 1), `item_id`, `title`, `score`, and `unknown_items`, the items of the row's history that
-            were skipped, at rank 1, None below; best first, rows in the order asked for.
+            `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
+            `rank` (from 1), `item_id`, `title`, `score`, and `unknown_items`, the skipped items of the row's history (at
+            rank 1, None below); best first, rows in the order of the request.
 
         Raises:
             UserError: As in `rank`.
         """
-        items_BK, scores_BK = self.rank(askers, params)
-        who, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
-        items, rows = items_BK[who, ranks].numpy(), who.tolist()
+        items_BK, scores_BK = self.rank(requesters, params)
+        found, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
+        items, rows = items_BK[found, ranks].numpy(), found.tolist()
         return {
             "row": rows,
-            "user_id": [askers.names[row] for row in rows],
-            "known_user": [askers.known[row] for row in rows],
+            "user_id": [requesters.names[row] for row in rows],
+            "known_user": [requesters.known[row] for row in rows],
             "rank": (ranks + 1).tolist(),
             "item_id": self.item_ids[items].to_list(),
             "title": self.titles[items].to_list(),
-            "score": scores_BK[who, ranks].tolist(),
-            # Once a row: a long history times a long list would make an answer of any size.
-            "unknown_items": [None if rank else askers.unknown_items[row] for row, rank in zip(rows, ranks.tolist())],
+            "score": scores_BK[found, ranks].tolist(),
+            # Once per row: a long history repeated along a long list would make an answer of any size.
+            "unknown_items": [
+                None if rank else requesters.unknown_items[row] for row, rank in zip(rows, ranks.tolist())
+            ],
         }
 
-    def rank(self, askers: Askers, params: Params) -> tuple[Tensor, Tensor]:
+    def rank(self, requesters: Requesters, params: Params) -> tuple[Tensor, Tensor]:
         """Find the items with the highest scores.
 
         Args:
-            askers: Who asks, [B].
-            params: How; K items a row.
+            requesters: Users and visitors of the request, [B].
+            params: Parameters of the request; K items per row.
 
         Returns:
             Item indices int64 [B, K] and scores float32 [B, K], best first; `NO_ITEM` and -inf where no more are left.
 
         Raises:
-            UserError: `include_cold` of an ID-only recommender.
+            UserError: `include_cold` with an ID-only recommender.
         """
         vectors_BD, index = (
-            (askers.modal_users_BD, self._cold_index) if params.include_cold else (askers.users_BD, self._index)
+            (requesters.modal_users_BD, self._cold_index) if params.include_cold else (requesters.users_BD, self._index)
         )
         if vectors_BD is None:
-            raise UserError("include_cold: this model knows items by their IDs only; ask without it")
+            raise UserError("include_cold: this model knows items by their IDs only; request without it")
         nothing = np.zeros(0, np.int64)
-        seen = askers.seen if params.exclude_seen else Interactions(nothing, nothing)
+        seen = requesters.seen if params.exclude_seen else Interactions(nothing, nothing)
         return index.search(vectors_BD, seen, min(params.top_k, len(self.item_ids)))
 
-    def score_new(self, askers: Askers, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def score_new(self, requesters: Requesters, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Score items that the model has never seen, by the cold score.
 
         Args:
-            askers: Who asks, [B], one for each row.
+            requesters: Users and visitors of the request, [B], one for each row.
             columns: `image` and `text` of each row's item, as `NewItems.encode` takes them.
 
         Returns:
@@ -167,19 +170,19 @@ class ServedModel:
         Raises:
             UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
-        if self._new_items is None or askers.modal_users_BD is None:
+        if self._new_items is None or requesters.modal_users_BD is None:
             raise UserError(
                 "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
                 "the user's or from tables that were trained"
             )
         vectors_BD = self._new_items.encode(columns)
-        scores_B = (askers.modal_users_BD * vectors_BD).sum(dim=1)
+        scores_B = (requesters.modal_users_BD * vectors_BD).sum(dim=1)
         return {
             "row": list(range(len(scores_B))),
-            "user_id": list(askers.names),
-            "known_user": list(askers.known),
+            "user_id": list(requesters.names),
+            "known_user": list(requesters.known),
             "score": scores_B.tolist(),
-            "unknown_items": list(askers.unknown_items),
+            "unknown_items": list(requesters.unknown_items),
         }
 
     def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
@@ -188,7 +191,7 @@ class ServedModel:
         return ExactIndex(self._tables["items"], warm)
 
     def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
-        from ptmrec_dist.serving.new_items import NewItems  # seconds, which only new items need to wait for
+        from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
         return NewItems(folder, modalities, self._tables, self._limits)
 

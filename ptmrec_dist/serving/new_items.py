@@ -1,4 +1,4 @@
-"""New items of a request: their images and texts to what stands for them in the cold score.
+"""New items of a request: from images and texts to item vectors of the cold score.
 
 Legend: B rows, N distinct new items, d' width of the cold score.
 """
@@ -23,7 +23,7 @@ from ptmrec_dist.training.records import ENCODER_FILE
 _ENCODER_BATCH = 32
 
 Item = tuple[str, ...]
-"""What a row gives of its item, in the order of the modalities."""
+"""Contents of a row's item, in the order of the modalities."""
 
 
 class NewItems:
@@ -31,7 +31,7 @@ class NewItems:
 
     Args:
         folder: Folder of the encoder.
-        modalities: What it reads of an item: `image`, `text`.
+        modalities: Modalities that it reads: `image`, `text`.
         tables: Tables of the served model.
         limits: Limits of a request.
     """
@@ -45,7 +45,7 @@ class NewItems:
         self._lock = Lock()
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
-        """Encode the item of each row; rows with the same item share the work.
+        """Encode the item of each row; an item of several rows is encoded once.
 
         Args:
             columns: `image` (as `ImageSource.read` takes it) and `text` of each row's item, those that the model reads.
@@ -54,25 +54,25 @@ class NewItems:
             float32 [B, d'].
 
         Raises:
-            UserError: A column that is missing, cells that are no strings, an image that is refused, more than the limits.
+            UserError: A missing column, cells that are no strings, an image that is refused, more than the limits.
         """
         missing = [modality for modality in self._modalities if modality not in columns]
         if missing:
             raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self._modalities)}")
-        asked = list(zip(*(columns[modality] for modality in self._modalities), strict=True))
-        for row, item in enumerate(asked):
+        items_B = list(zip(*(columns[modality] for modality in self._modalities), strict=True))
+        for row, item in enumerate(items_B):
             self._check(item, row)
-        distinct = list(dict.fromkeys(asked))
+        distinct = list(dict.fromkeys(items_B))
         self._limits.check("new_items", len(distinct), "new items")
         row_of = {item: row for row, item in enumerate(distinct)}
         source = ImageSource(self._limits)
         batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
-        # Decoded as they are needed: many large pictures at once would not fit into memory.
+        # Decoded batch by batch: many large images at once would not fit into memory.
         vectors_ND = torch.cat([self._encode(self._images(batch, source), self._texts(batch)) for batch in batches])
-        return vectors_ND[[row_of[item] for item in asked]]
+        return vectors_ND[[row_of[item] for item in items_B]]
 
     def warm_up(self) -> None:
-        """Encode an item that nobody sees."""
+        """Encode a dummy item."""
         image = [Image.new("RGB", (32, 32))] if "image" in self._modalities else []
         self._encode(image, ["an item"] if "text" in self._modalities else [])
 
@@ -98,7 +98,7 @@ class NewItems:
     def _encode(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
         pixels = [self._encoder.backbone.load_image(image) for image in images]
         tokens = self._encoder.tokenize(texts) if texts else None
-        with self._lock:  # hooks of a tuned tower may keep state between its blocks; torch uses all cores anyway
+        with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
         joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
         vectors_ND: Tensor = joined_ND @ self._projection + self._bias

@@ -1,4 +1,4 @@
-"""Versions of the packages that a model's answers depend on: those that it was registered with, and those that serve it."""
+"""Versions of the packages that a model's output depends on: at registration, and where it is served."""
 
 import logging
 from collections.abc import Mapping
@@ -33,10 +33,10 @@ def installed_packages() -> dict[str, str]:
 
 
 def compare_packages(recorded: Mapping[str, str]) -> None:
-    """Warn, once a process, where a model was registered with other versions than are installed.
+    """Warn, once per process, if a model was registered with other versions than are installed.
 
     Args:
-        recorded: Package to version, as `installed_packages` returned them then.
+        recorded: Package to version, as `installed_packages` returned them at registration.
     """
     others = [
         f"{name} {number} (installed: {_installed(name) or 'none'})"

@@ -14,17 +14,17 @@ Unknown = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Params:
-    """How a request is answered; a request gives them by these names."""
+    """Parameters of a request, by these names."""
 
     top_k: int = 10
-    """Items a row, 1 or more."""
+    """Items per row, 1 or more."""
     exclude_seen: bool = True
-    """Leave out what a user took in training, or what a visitor's history holds."""
+    """Leave out a user's training items, or the items of a visitor's history."""
     include_cold: bool = False
-    """Rank all items by the cold score, not the warm ones by the full score."""
+    """Rank all items by the cold score instead of the warm ones by the full score."""
     unknown: Unknown = "skip"
-    """Users and items that the model does not know: `skip` answers users as visitors without a history, leaves items out of
-    histories, and says so in the answer; `error` refuses the request."""
+    """Users and items that the model does not know: `skip` treats users as visitors without a history, leaves items out of
+    histories, and reports both in the answer; `error` refuses the request."""
 
     def __post_init__(self) -> None:
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 1:
@@ -40,7 +40,7 @@ class Params:
         """Read the parameters of a request.
 
         Args:
-            given: Name to value; what is not given keeps its default, None gives nothing.
+            given: Name to value; missing names keep their defaults, None gives all defaults.
 
         Returns:
             The parameters.
@@ -59,9 +59,9 @@ def refuse_others(what: str, given: Mapping[str, Any], expected: list[str]) -> N
     """Refuse names that a request may not have.
 
     Args:
-        what: What they name, for the message.
-        given: What the request has, by name.
-        expected: What it may have.
+        what: What the names are, for the message.
+        given: Entries of the request, by name.
+        expected: Allowed names.
 
     Raises:
         UserError: Another name.

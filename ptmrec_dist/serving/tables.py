@@ -1,4 +1,4 @@
-"""A model on its own, as it is registered: what its folder holds. JSON, Parquet and safetensors, no pickle.
+"""Folder of a registered model, self-contained: JSON, Parquet and safetensors, no pickle.
 
     model.json           modalities of new items, kind of index, lineage, versions of packages
     tables.safetensors   users [U, D], items [I, D]; fold_in.centre [D], fold_in.weight [D, D + d'], fold_in.bias [D + d'];
@@ -7,13 +7,13 @@
     users.parquet        user_id
     items.parquet        item_id, title, warm
     seen.parquet         user_index, item_index
-    per_user.parquet     part, user_id, and each metric: what promotion compares
-    index.faiss          where the model was registered with such an index
-    encoder/             backbone, and encoder.safetensors with what was tuned inside it; where new items are taken
+    per_user.parquet     part, user_id, and each metric, for the comparison at promotion
+    index.faiss          if the model was registered with such an index
+    encoder/             backbone, and encoder.safetensors with its tuned weights; if the model scores new items
     digests.json         sha256 of each of them
 
-Items that the split held out whole are cold, the others warm. Warm items have the full score, users . items; cold and
-new ones, whose IDs say nothing, have the cold score, modal_users . modal_items.
+Items whose interactions are all held out are cold, the others warm. Warm items are ranked by the full score, users . items;
+cold and new ones, whose ID vectors are untrained, by the cold score, modal_users . modal_items.
 
 Legend: U users, I items, P probing rows, D and d' widths of the scores, d_m width of a modality's features.
 """
@@ -44,17 +44,17 @@ PER_USER_FILE = "per_user.parquet"
 def write_tables(
     folder: Path, run: LoadedRun, modalities: Sequence[str], index: str, lineage: Mapping[str, str]
 ) -> None:
-    """Write a model's folder, all but its encoder and its digests.
+    """Write a model's folder, except for its encoder and its digests.
 
     Args:
         folder: Folder to write into.
         run: A finished run.
-        modalities: What new items must bring; none where they cannot be encoded.
+        modalities: Modalities that new items must have; none where they cannot be encoded.
         index: `exact` or `faiss`.
-        lineage: Where the model comes from.
+        lineage: Fingerprints of what the model was made from.
 
     Raises:
-        UserError: Weights that are not finite, a cold score that is not linear in the features, or no FAISS.
+        UserError: Weights that are not finite, a cold score that is not linear in the features, or FAISS is missing.
     """
     dataset, train = run.dataset, run.dataset.interactions("train")
     tables = _tables_of(run.recommender, run.features, train)
@@ -81,7 +81,7 @@ def write_tables(
 
 
 def _per_user(run: LoadedRun) -> pl.DataFrame:
-    """Metrics of each user on every part, validation positives never masked, so that versions can be compared."""
+    """Metrics of each user on every part; validation positives are never masked, so that versions are comparable."""
     names = np.array(run.dataset.user_ids)
     frames = []
     for phase in ("validation", "test"):
@@ -113,7 +113,9 @@ def _modal_tables(recommender: Recommender, features: Features) -> dict[str, Ten
     projection, bias = _read_projection(recommender, features)
     projected = torch.cat([features[modality] for modality in recommender.modalities], dim=1) @ projection + bias
     if not torch.allclose(projected, modal_items, rtol=1e-3, atol=1e-4 * float(modal_items.abs().max())):
-        raise UserError(f"run: {type(recommender).__name__} scores cold items by no linear map of their features")
+        raise UserError(
+            f"run: {type(recommender).__name__} does not score cold items by a linear map of their features"
+        )
     return {
         "modal_users": modal_users,
         "modal_items": modal_items,
@@ -123,9 +125,9 @@ def _modal_tables(recommender: Recommender, features: Features) -> dict[str, Ten
 
 
 def _read_projection(recommender: Recommender, features: Features) -> tuple[Tensor, Tensor]:
-    """Read the affine map of the cold score off a recommender, by what it makes of zero and of every unit vector."""
+    """Extract the affine map of the cold score from a recommender by evaluating it at zero and at every unit vector."""
     widths = [features[modality].shape[1] for modality in recommender.modalities]
     probes_PD = torch.cat([torch.zeros(1, sum(widths)), torch.eye(sum(widths))])
     tables = dict(zip(recommender.modalities, probes_PD.split(widths, dim=1)))
-    answers_PD = recommender.cold_items(tables, torch.arange(len(probes_PD)))
-    return answers_PD[1:] - answers_PD[0], answers_PD[0]
+    outputs_PD = recommender.cold_items(tables, torch.arange(len(probes_PD)))
+    return outputs_PD[1:] - outputs_PD[0], outputs_PD[0]

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ptmrec_dist.cluster import connected, free_places, resources_of_rank, room_for
+from ptmrec_dist.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
@@ -26,13 +26,13 @@ from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
-from ptmrec_dist.sweep.worker import PLACES, train_on_ranks
+from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.runs import PATHS, flatten, plain_settings
 from ptmrec_dist.training.stage2_parts import check_start
 
-# What may differ when a sweep goes on: where and how fast it runs, how long, and what becomes of the winner.
+# Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.
 _INCIDENTAL = {
     *("out", "resume", "ray", "concurrent", "max_failures", "tracking", "device", "trials"),
     *("winner_seeds", "name", "alias"),
@@ -43,24 +43,24 @@ _WAITING_BYTES = 300_000_000
 
 @exclusive_out
 def run_sweep(config: SweepConfig) -> None:
-    """Search, choose, train the winner over seeds, register it (`ptmrec sweep`).
+    """Search, select the best trial, train it over seeds, register it (`ptmrec sweep`).
 
     Args:
         config: Settings.
 
     Raises:
-        UserError: A searched key or value that stage 2 refuses, a trial larger than the cluster, a folder that holds
-            another sweep or none to resume: all before any trial starts. No trial that can win.
+        UserError: A searched key or value that stage 2 refuses, a trial larger than the cluster, a folder with another
+            sweep or none to resume: all before any trial starts. No trial with an evaluation.
         Fault: Trials or runs of the winner that did not end.
-        KeyboardInterrupt: The user stopped it; the same command goes on.
+        KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
     space = read_space(config)
     start = load_run(config.stage1, config, with_test=False)
     settings = _check(config, space, start)
     part = selecting_part(start.dataset.parts, settings.select_on)
     with connected(config.ray):
-        for note in (config.out / "logs").glob(f"*{PLACES}"):  # a driver was killed
-            free_places(note)
+        for note in (config.out / "logs").glob(f"*{GROUP_FILE}"):  # left by a killed driver
+            remove_group(note)
         concurrent = room_for(config.ranks, config.ray)
         sweep = Sweep(config, space, part, settings, min(concurrent, config.concurrent or concurrent))
         write_inputs(_made(config.out), start.record.inputs)
@@ -85,9 +85,9 @@ class Sweep:
 
     Args:
         config: Settings.
-        space: What is searched.
-        part: Part of the data that decides.
-        settings: What all trials have in common.
+        space: Search space.
+        part: Deciding part of the data.
+        settings: Settings that all trials have in common.
         concurrent: Trials at a time.
     """
 
@@ -111,7 +111,7 @@ class Sweep:
             tracker: The sweep's MLflow run.
 
         Raises:
-            KeyboardInterrupt: Some have not ended, for the user stopped them.
+            KeyboardInterrupt: The user stopped it; some trials have not ended.
         """
         from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
 
@@ -122,7 +122,7 @@ class Sweep:
                 why = f" ({trial.reason})" if trial.reason else ""
                 bar.update()
                 bar.write(f"trial {trial.number}: {trial.state}{value}{why}")
-                free_places(self.out / "logs" / f"{trial.name}{PLACES}")
+                remove_group(self.out / "logs" / f"{trial.name}{GROUP_FILE}")
                 self._close(trial)
 
             search = SweepSearch(self.config, self.space, self.book, self._job_of(tracker.run_id), ended)
@@ -133,19 +133,19 @@ class Sweep:
                 self._run({}, "search", num_samples=-1, search_alg=search, scheduler=scheduler)
         trials = self.book.read()
         if any(trial.state == "open" for trial in trials):
-            print("interrupted; run the same command to go on")
+            print("interrupted; run the same command to resume")
             raise KeyboardInterrupt
         count = Counter(trial.state for trial in trials)
         print(f"{len(trials)} trials: " + ", ".join(f"{number} {state}" for state, number in sorted(count.items())))
 
     def conclude(self, tracker: Tracker) -> None:
-        """Choose the winner, draw the sweep, train the winner over seeds and register it.
+        """Select the winner, plot the sweep, train the winner over seeds and register it.
 
         Args:
             tracker: The sweep's MLflow run.
 
         Raises:
-            UserError: No trial came as far as an evaluation.
+            UserError: No trial reached an evaluation.
         """
         from ptmrec_dist.sweep.figures import draw
         from ptmrec_dist.sweep.winner import Winner, table_of
@@ -155,8 +155,8 @@ class Sweep:
             shutil.rmtree(self.book.run(trial) / "checkpoints", ignore_errors=True)
         able = [trial for trial in trials if trial.value is not None and trial.state != "failed"]
         if not able:
-            raise UserError(f"sweep: no trial came as far as an evaluation; {self.out / 'logs'} says why")
-        best = max(able, key=lambda trial: trial.value or 0.0)  # of equal ones the first
+            raise UserError(f"sweep: no trial reached an evaluation; see {self.out / 'logs'}")
+        best = max(able, key=lambda trial: trial.value or 0.0)  # the first of equal ones
         settings = settings_of(self.config, best.point)
         write_atomically(self.out / "best.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_atomically(self.out / "trials.csv", table_of(trials))
@@ -181,7 +181,7 @@ class Sweep:
         return of
 
     def _job(self, parent: str | None) -> dict[str, Any]:
-        """What all runs on the cluster have in common."""
+        """Settings that all runs on the cluster have in common."""
         ours = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "PTMREC_"))}
         return {
             "part": self.part,
@@ -204,15 +204,15 @@ class Sweep:
         for run in [Path(job["settings"]["out"]) for job in jobs]:
             if not (run / "metrics.json").is_file():
                 errors = "; ".join(str(error).splitlines()[-1] for error in result.errors)
-                raise Fault(f"{run} did not end ({errors or 'see logs'}); the same command goes on")
+                raise Fault(f"{run} did not end ({errors or 'see logs'}); run the same command to resume")
 
     def _run(self, space: dict[str, Any], name: str, **how: Any) -> Any:
         from ray import tune
 
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are told of here, a line each
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are reported here, one line each
         return tune.Tuner(
-            # The process of the trial itself only waits: the ranks that it starts take what a trial needs. It stands, and
-            # with it what starts its ranks anew, on the head: lost with another node, it would leave their places taken.
+            # The trial's own process only waits for its ranks, which hold the resources. It is pinned to the head node, and
+            # with it the controller that restarts the ranks: lost with another node, it would leave resources reserved.
             tune.with_resources(train_on_ranks, {"memory": _WAITING_BYTES, "node:__internal_head__": 0.001}),
             param_space=space,
             tune_config=tune.TuneConfig(
@@ -229,7 +229,7 @@ class Sweep:
         ).fit()
 
     def _close(self, trial: Trial) -> None:
-        """End the MLflow run of a trial whose ranks were ended before they could."""
+        """End the MLflow run of a trial whose ranks were terminated before they could."""
         note = self.book.run(trial) / "tracking.json"
         if trial.state == "complete" or not note.is_file():
             return
@@ -247,7 +247,7 @@ def _made(folder: Path) -> Path:
 
 
 def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
-    """Refuse now what a trial would refuse; gives settings of one trial."""
+    """Refuse up front what a trial would refuse; returns the settings of one trial."""
     before = config.out / "sweep.yaml"
     if before.is_file():
         old, new = (
@@ -257,13 +257,13 @@ def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if changed:
             what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
-            raise UserError(f"out: {config.out} holds a sweep of other settings ({what}); choose another --out")
+            raise UserError(f"out: {config.out} holds a sweep with other settings ({what}); choose another --out")
         check_inputs(config.out, start.record.inputs)
     elif config.resume:
-        raise UserError(f"resume: {config.out} holds no sweep to go on with; leave --resume out to begin one")
+        raise UserError(f"resume: {config.out} holds no sweep to resume; leave --resume out to start one")
     elif config.out.exists() and any(config.out.iterdir()):
         raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
     found = {str((one.tuning, one.method_settings, one.select_on)): one for one in check_space(config, space)}
     for settings in found.values():
-        check_start(settings, start)  # the encoder says what its towers can take
+        check_start(settings, start)  # the encoder refuses methods that its towers do not support
     return from_plain(Stage2Config, settings_of(config, {}, out="trial"))

@@ -1,7 +1,7 @@
-"""What Ray Tune asks for the next trial and tells of results: Optuna, and the book that trials are kept in.
+"""Search algorithm and scheduler for Ray Tune: Optuna and ASHA, backed by the sweep's own records of trials.
 
-A sweep that goes on starts with a fresh Optuna and a fresh ASHA that are told everything that ended trials have shown; open
-trials are handed out first, in their own run folders. So nothing of Ray's own state is read back.
+A resumed sweep starts with a new Optuna study and a new ASHA into which the results of ended trials are replayed; open trials
+are started first, in their own run folders. No state of Ray is read back.
 """
 
 import random
@@ -22,13 +22,13 @@ from ptmrec_dist.sweep.trials import Trial, TrialBook
 
 
 class SweepSearch(Searcher):
-    """Hands out trials: first those that are open, then what Optuna suggests.
+    """Suggests trials: first the open ones, then Optuna's.
 
     Args:
         config: Settings of the sweep.
-        space: What is searched.
-        book: Trials so far; new ones are written into it.
-        job_of: What the cluster is asked to do for a trial.
+        space: Search space.
+        book: Records of trials; new ones are added.
+        job_of: Makes the job of a trial.
         ended: Called with each trial that has ended.
     """
 
@@ -61,13 +61,13 @@ class SweepSearch(Searcher):
         self._running: dict[str, Trial] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Hand out the next trial.
+        """Suggest the next trial.
 
         Args:
             trial_id: Ray's name for it.
 
         Returns:
-            Its job, or that there is none left.
+            Its job, or `Searcher.FINISHED`.
         """
         if not self.left:
             return Searcher.FINISHED  # type: ignore[no-any-return]
@@ -78,38 +78,38 @@ class SweepSearch(Searcher):
         return {"job": self._job_of(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an evaluation on.
+        """Forward an evaluation to Optuna.
 
         Args:
             trial_id: Ray's name for the trial.
-            result: What it reported.
+            result: The reported result.
         """
         self._optuna.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Note that a trial has ended.
+        """Record that a trial has ended.
 
         Args:
             trial_id: Ray's name for the trial.
             result: Its last report.
-            error: It has failed more often than it may.
+            error: Whether it failed more often than `max_failures`.
         """
         trial = self._running.pop(trial_id)
-        reason = refusal(self._book.run(trial)) or ("its ranks died or its nodes went away" if error else "")
+        reason = refusal(self._book.run(trial)) or ("its ranks died or its nodes were lost" if error else "")
         trial = self._book.note(trial, reason)
-        told = None if trial.value is None or reason else {SELECT: trial.value}
-        self._optuna.on_trial_complete(trial_id, told, error=bool(reason))
+        final = None if trial.value is None or reason else {SELECT: trial.value}
+        self._optuna.on_trial_complete(trial_id, final, error=bool(reason))
         self._ended(trial)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps a copy of what it was started with, which nobody reads: it need not hold the book and the terminal."""
+        """Pickle nothing: Ray stores a copy of its arguments that is never read."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave nothing behind: the book has everything.
+        """Write an empty file: all state is in the trial records.
 
         Args:
-            checkpoint_path: Where Ray wants a file.
+            checkpoint_path: File that Ray expects.
         """
         Path(checkpoint_path).write_text("{}")
 
@@ -122,12 +122,12 @@ class SweepSearch(Searcher):
 
 
 def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialScheduler:
-    """Make the scheduler that stops trials early, knowing what ended trials have shown.
+    """Make the scheduler that stops trials early, with the results of ended trials replayed.
 
     Args:
         config: Settings of the sweep.
-        epochs: Most epochs of a trial.
-        book: Trials so far.
+        epochs: Maximum number of epochs of a trial.
+        book: Records of trials.
 
     Returns:
         The scheduler.
@@ -138,7 +138,7 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
         time_attr="epoch",
         metric=SELECT,
         mode="max",
-        max_t=epochs - 1,  # whoever has trained to the end is not stopped
+        max_t=epochs - 1,  # a trial that has trained to the end is not stopped
         grace_period=config.asha.grace,
         reduction_factor=config.asha.reduction,
         stop_last_trials=False,
@@ -153,19 +153,19 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
 
 
 def refusal(run: Path) -> str:
-    """Read why stage 2 refused to go on with a run: a user's mistake, or a loss that is not finite.
+    """Read why stage 2 refused to continue a run: a user's mistake, or a loss that is not finite.
 
     Args:
         run: Run folder.
 
     Returns:
-        The message; empty where there is none.
+        The message; empty if there is none.
     """
     path = run.with_name(f"{run.name}.refused")
     return path.read_text() if path.is_file() else ""
 
 
 def _sampler(config: SweepConfig, before: int) -> optuna.samplers.BaseSampler:
-    """Draws differ from those made before an interruption."""
+    """Make a sampler whose samples differ from those before an interruption."""
     seed = random.Random(f"{config.seed} {before}").randrange(2**31)
     return optuna.samplers.RandomSampler(seed) if config.search == "random" else optuna.samplers.TPESampler(seed=seed)

@@ -1,4 +1,4 @@
-"""What a sweep draws from: the space of its settings file as Optuna's distributions, checked before any trial starts."""
+"""Search space of a sweep: parsed from its settings into Optuna's distributions and checked before any trial starts."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain, merged, ne
 from ptmrec_dist.errors import UserError
 
 Space = dict[str, BaseDistribution]
-"""Dotted key of stage 2 to what it is drawn from."""
+"""Dotted key of stage 2 to the distribution that it is sampled from."""
 
 Point = dict[str, Any]
-"""Dotted key to value: what one trial is asked."""
+"""Dotted key to value: the hyper-parameters of one trial."""
 
 _RANGES: dict[str, Any] = {
     "uniform": (FloatDistribution, {}),
@@ -26,12 +26,12 @@ _RANGES: dict[str, Any] = {
     "randint": (IntDistribution, {}),
     "lograndint": (IntDistribution, {"log": True}),
 }
-# The sweep itself decides on these: they say where a trial starts and writes, and what its result is.
+# The sweep sets these itself: they determine where a trial starts and writes, and what its result is.
 _FIXED = {"stage1", "shards", "features", "encoder", "out", "device", "tracking", "select_on", "keep", "epochs"}
 
 
 def read_space(config: SweepConfig) -> Space:
-    """Turn the space of the settings into distributions.
+    """Parse the space of the settings into distributions.
 
     Args:
         config: Settings.
@@ -40,7 +40,7 @@ def read_space(config: SweepConfig) -> Space:
         The space, in the order of the settings.
 
     Raises:
-        UserError: An unknown kind, a range that is none, or in a grid a range instead of choices.
+        UserError: An unknown kind, an invalid range, or in a grid a range instead of choices.
     """
     space = {key: _distribution(f"space.{key}", given) for key, given in config.space.items()}
     if config.search == "grid":
@@ -64,12 +64,12 @@ def grid_points(space: Space) -> list[Point]:
 
 
 def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, Any]:
-    """Write down the settings of stage 2 at a point.
+    """Assemble the settings of stage 2 at a point.
 
     Args:
         config: Settings of the sweep.
-        point: What is searched.
-        **fixed: Settings that come from elsewhere (`out`, `tracking`).
+        point: Sampled hyper-parameters.
+        **fixed: Settings that are set by the sweep (`out`, `tracking`).
 
     Returns:
         Nested plain settings, every path absolute.
@@ -82,17 +82,17 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
 
 
 def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
-    """Let the parser of stage 2 read every choice and both ends of every range.
+    """Check every choice and both ends of every range with the parser of stage 2.
 
     Args:
         config: Settings of the sweep.
-        space: What `read_space` gave.
+        space: Result of `read_space`.
 
     Returns:
-        The settings that it read, each with one searched key changed.
+        The parsed settings, each with one searched key changed.
 
     Raises:
-        UserError: A key that stage 2 lacks or the sweep decides on, or a value that stage 2 refuses.
+        UserError: A key that stage 2 lacks or the sweep sets itself, or a value that stage 2 refuses.
     """
     for key in config.space:
         if key.split(".")[0] in _FIXED:

@@ -1,8 +1,8 @@
-"""The trials of a sweep as its folder holds them: readable files from which a sweep that was killed goes on.
+"""Records of a sweep's trials: readable files in its folder, from which a killed sweep is resumed.
 
-trials/0007.json   what the trial was asked, and once it has ended: how, and its result
+trials/0007.json   hyper-parameters of the trial, and once it has ended its state and result
 trials/0007/       its run folder, as of `ptmrec stage2` but without anything of the test split
-logs/0007-0.log    what its first rank said
+logs/0007-0.log    output of its rank 0
 """
 
 import json
@@ -24,15 +24,15 @@ class Trial:
     """One trial."""
 
     number: int
-    """Counted from 0, in the order in which trials were asked."""
+    """Number from 0, in the order of suggestion."""
     point: Point
-    """What it was asked."""
+    """Its hyper-parameters."""
     state: State = "open"
     """open: not ended; complete: trained to its end; pruned: stopped by ASHA; failed: ended by an error."""
     value: float | None = None
-    """The selecting metric on the part that decides, at the epoch that is kept; None before the first evaluation."""
+    """The selecting metric on the deciding part, at the epoch that is kept; None before the first evaluation."""
     epoch: int | None = None
-    """That epoch."""
+    """Epoch that is kept."""
     reason: str = ""
     """Why it failed."""
 
@@ -47,8 +47,8 @@ class TrialBook:
 
     Args:
         out: Folder of the sweep.
-        part: Part of the data that decides.
-        keep: Which epoch of a trial counts.
+        part: Deciding part of the data.
+        keep: Which epoch of a trial is kept.
     """
 
     def __init__(self, out: Path, part: str, keep: Keep) -> None:
@@ -57,7 +57,7 @@ class TrialBook:
         self.keep: Keep = keep
 
     def read(self) -> list[Trial]:
-        """Read all trials; those whose run has ended while nobody noted it are noted now.
+        """Read all trials; those whose run ended without being recorded are recorded now.
 
         Returns:
             Trials by number.
@@ -66,10 +66,10 @@ class TrialBook:
         return [self.note(trial) if trial.state == "open" and self._is_complete(trial) else trial for trial in found]
 
     def add(self, point: Point) -> Trial:
-        """Write a new trial down.
+        """Record a new trial.
 
         Args:
-            point: What it is asked.
+            point: Its hyper-parameters.
 
         Returns:
             The trial, under the next free number.
@@ -79,14 +79,14 @@ class TrialBook:
         return trial
 
     def note(self, trial: Trial, reason: str = "") -> Trial:
-        """Note how a trial has ended, as its run folder tells.
+        """Record how a trial has ended, from its run folder.
 
         Args:
             trial: The trial.
-            reason: Why it failed, where it did.
+            reason: Why it failed, if it did.
 
         Returns:
-            The trial as it stands now.
+            The updated trial.
         """
         kept = self.kept(trial)
         _, epoch, value = kept[-1] if kept else (None, None, None)
@@ -96,7 +96,7 @@ class TrialBook:
         return ended
 
     def run(self, trial: Trial) -> Path:
-        """Name the run folder of a trial.
+        """Get the run folder of a trial.
 
         Args:
             trial: The trial.
@@ -107,13 +107,13 @@ class TrialBook:
         return self.folder / trial.name
 
     def kept(self, trial: Trial) -> list[tuple[int, int, float]]:
-        """Read what a trial has shown.
+        """Read the evaluations of a trial.
 
         Args:
             trial: The trial.
 
         Returns:
-            For each evaluation its epoch, which epoch was kept then, and the value of that one; none before the first.
+            For each evaluation its epoch, the epoch kept at that time, and the value of the kept one.
         """
         path = self.run(trial) / "history.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

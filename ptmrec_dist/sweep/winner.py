@@ -1,4 +1,4 @@
-"""The winner of a sweep: trained anew over seeds, evaluated on the test split, registered.
+"""The winner of a sweep: retrained over seeds, evaluated on the test split, registered.
 
 Shape suffixes: S seeds.
 """
@@ -21,13 +21,13 @@ from ptmrec_dist.training.runs import flatten
 
 
 class Winner:
-    """Runs of stage 2 with the best settings, one a seed.
+    """Runs of stage 2 with the best settings, one per seed.
 
     Args:
         config: Settings of the sweep.
-        settings: Plain settings of stage 2 that won.
+        settings: The best plain settings of stage 2.
         out: Folder of the sweep.
-        part: Part of the data that decides.
+        part: Deciding part of the data.
     """
 
     def __init__(self, config: SweepConfig, settings: dict[str, Any], out: Path, part: str) -> None:
@@ -35,13 +35,13 @@ class Winner:
         self.runs = {seed: out / "winner" / f"seed-{seed}" for seed in config.winner_seeds}
 
     def jobs(self, common: dict[str, Any]) -> list[dict[str, Any]]:
-        """List what the cluster has still to do.
+        """List the jobs that are left.
 
         Args:
-            common: What all runs on the cluster have in common.
+            common: Settings that all runs on the cluster have in common.
 
         Returns:
-            A job a seed whose run is not complete.
+            A job for each seed whose run is not complete.
         """
         return [
             common
@@ -87,7 +87,7 @@ class Winner:
 
 
 def table_of(trials: list[Trial]) -> str:
-    """Write trials down as CSV, the best first.
+    """Format trials as CSV, the best first.
 
     Args:
         trials: Trials.

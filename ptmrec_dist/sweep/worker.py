@@ -1,15 +1,15 @@
-"""What the cluster runs: one stage 2 under several DeepSpeed workers, which Ray Train starts and starts again."""
+"""Jobs on the cluster: one run of stage 2 on several DeepSpeed workers, started and restarted by Ray Train."""
 
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-PLACES = ".places"
-"""What is added to a job's `log` for the file that says which places it has taken."""
+GROUP_FILE = ".places"
+"""Suffix to a job's `log`: the file that records its placement group."""
 
 _RAY_TRAIN = {
-    # A busy machine needs more than Ray's minute to import torch and DeepSpeed in every worker.
+    # On a busy machine, importing torch and DeepSpeed in every worker takes longer than Ray's default of a minute.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would write every line twice
@@ -20,7 +20,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
     """Run a job, as a trial of Ray Tune.
 
     Args:
-        config: `job`: `settings` of stage 2 (plain), `with_test`, `part` that decides, `ranks`, `resources` of a rank,
+        config: `job`: `settings` of stage 2 (plain), `with_test`, deciding `part`, `ranks`, `resources` of a rank,
             `placement`, `max_failures`, `scratch` of Ray, `log` (path without rank), `folder` to run in, `environment`.
     """
     job = config["job"]
@@ -30,9 +30,9 @@ def train_on_ranks(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from ptmrec_dist.cluster import free_places
+    from ptmrec_dist.cluster import remove_group
 
-    free_places(Path(job["log"] + PLACES))  # of an attempt before this one
+    remove_group(Path(job["log"] + GROUP_FILE))  # of an earlier attempt
     gpus = job["resources"].get("GPU", 0)
     TorchTrainer(
         train_rank,
@@ -56,7 +56,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
 
 
 def train_rank(job: dict[str, Any]) -> None:
-    """Be one rank of a job.
+    """Run one rank of a job.
 
     Collective: every rank must call this.
 
@@ -68,7 +68,7 @@ def train_rank(job: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    from ptmrec_dist.cluster import note_places
+    from ptmrec_dist.cluster import record_group
     from ptmrec_dist.config import Stage2Config, from_plain
     from ptmrec_dist.errors import UserError
     from ptmrec_dist.evaluation.metrics import SELECT
@@ -83,17 +83,17 @@ def train_rank(job: dict[str, Any]) -> None:
         stopping.update(line[f"{job['part']}.{SELECT}"], line["epoch"])
         ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
 
-    place, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
-    rank = place.get_world_rank()
+    context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+    rank = context.get_world_rank()
     log = Path(f"{job['log']}-{rank}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        note_places(Path(job["log"] + PLACES))
+        record_group(Path(job["log"] + GROUP_FILE))
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        print(f"rank {rank} of {place.get_world_size()} on node {node[:12]}")
+        print(f"rank {rank} of {context.get_world_size()} on node {node[:12]}")
         try:
             tune(settings, load_run(settings.stage1, settings, job["with_test"]), report)
-        except UserError as error:  # all ranks find it, and none would fare better another time
+        except UserError as error:  # raised by all ranks, and again in every attempt
             print(f"error: {error}")
             if rank == 0:
                 Path(f"{job['settings']['out']}.refused").write_text(str(error))

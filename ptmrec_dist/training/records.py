@@ -8,7 +8,7 @@ from typing import Any
 
 from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import sha256, write_atomically
+from ptmrec_dist.files import read_json, sha256, write_atomically
 from ptmrec_dist.lineage import find, relative_to
 
 RECOMMENDER_FILE = "recommender.safetensors"
@@ -89,7 +89,11 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
         begun = (folder / "config.yaml").is_file()
         state = "is not finished; run its command again to resume it" if begun else "is not a run folder"
         raise UserError(f"run: {folder} {state}")
-    record = RunRecord(**_without_hints(json.loads((folder / "run.json").read_text()), folder))
+    content = read_json(folder / "run.json", "run")
+    try:
+        record = RunRecord(**_without_hints(content, folder))
+    except (TypeError, KeyError) as error:
+        raise UserError(f"run: {folder}/run.json is not one that this version writes ({error}); train again") from error
     found = _fingerprint(folder, record)
     if found != record.fingerprint:
         raise UserError(

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import UNFINISHED, replacing, write_atomically
+from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, replacing, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
@@ -60,7 +60,7 @@ class RunFolder:
         self.settings = plain_settings(settings)
         config = folder / "config.yaml"
         if config.is_file():
-            self._check_same(yaml.safe_load(config.read_text()))
+            self._check_same(read_yaml(config, "out"))
             check_inputs(folder, inputs)
         elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
             raise UserError(f"out: {folder} exists and is not a run folder; choose another --out")
@@ -80,7 +80,7 @@ class RunFolder:
     def mlflow_run(self) -> str | None:
         """MLflow run that an interrupted run goes on with; noted as soon as there is one."""
         path = self.folder / "tracking.json"
-        return json.loads(path.read_text())["mlflow_run"] if path.is_file() else None
+        return read_json(path, "out").get("mlflow_run") if path.is_file() else None
 
     @mlflow_run.setter
     def mlflow_run(self, run_id: str | None) -> None:
@@ -142,8 +142,8 @@ class RunFolder:
     def _fewest_epochs(self) -> int:
         """Epochs after which the run can end as if it had been started with so many: those begun and those evaluated."""
         history = self.folder / "history.jsonl"
-        lines = history.read_text().splitlines() if history.is_file() else []
-        evaluated: list[int] = [json.loads(line)["epoch"] for line in lines]
+        lines = read_json_lines(history, "out") if history.is_file() else []
+        evaluated: list[int] = [line["epoch"] for line in lines]
         found = Checkpoints(self.folder / "checkpoints", keep=1).latest()
         if found is None:
             return max([0, *evaluated])

@@ -1,4 +1,4 @@
-"""A small shop on disk for tests: real pictures, texts, and people who take things."""
+"""A small data set on disk for tests: real images, texts and interactions."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from PIL import Image
 from ptmrec_dist.config import PackConfig
 
 
-def write_shop(folder: Path, *, num_items: int = 40, num_users: int = 30, share: float = 0.5) -> PackConfig:
-    """Write items.csv, images/ and interactions.csv, in which each user took a random share of the items."""
+def write_shop(folder: Path, *, num_items: int = 40, num_users: int = 30, density: float = 0.5) -> PackConfig:
+    """Write items.csv, images/ and interactions.csv, where each user has a random subset of the items."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for item in range(num_items):
@@ -21,7 +21,7 @@ def write_shop(folder: Path, *, num_items: int = 40, num_users: int = 30, share:
     texts = [f"thing number {item}, très chic" for item in range(num_items)]
     images = [f"images/{item}.jpg" for item in range(num_items)]
     pl.DataFrame({"item_id": ids, "text": texts, "image": images}).write_csv(folder / "items.csv")
-    users, items = np.nonzero(rng.random((num_users, num_items)) < share)
+    users, items = np.nonzero(rng.random((num_users, num_items)) < density)
     taken = {"user_id": [f"u{user}" for user in users], "item_id": [f"i{item}" for item in items]}
     pl.DataFrame(taken).write_csv(folder / "interactions.csv")
     return PackConfig(

@@ -1,4 +1,4 @@
-"""The user's own arrays as features: rows find their items, and what does not fit is refused before anything is written."""
+"""Feature arrays supplied by the user: rows are matched to items, and misfits are refused before anything is written."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def _packed(folder: Path, name: str, ids: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Items 11, 10, ..., 0, as the field's sets number them."""
+    """Items 11, 10, ..., 0, as published data sets number them."""
     return _packed(tmp_path_factory.mktemp("numbered"), "shards", [str(item) for item in reversed(range(ITEMS))])
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: formats, joined texts, and rows that are bad on their face."""
+"""The catalogue: formats, joined texts, and invalid rows."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_of_rows_with_one_id_the_first_good_one_stays(tmp_path: Path) -> None:
         (["image"], [("1", "", "1.jpg"), ("2", "", "2.jpg")]),
     ],
 )
-def test_catalogue_of_one_modality_is_read_and_said(
+def test_catalogue_of_one_modality_is_read_and_reported(
     names: list[str], expected: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _ITEMS.select("item_id", *names).write_csv(tmp_path / "items.csv")

@@ -152,7 +152,7 @@ def test_transparency_shows_white(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+def test_of_an_animation_the_first_frame_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
     found = _read(_file(frames[0], kind, save_all=True, append_images=frames[1:] * 100, lossless=True))
     assert found.shape == (10, 20, 3)

@@ -24,19 +24,19 @@ def test_a_history_is_the_set_of_a_users_items_in_order(interactions: Interactio
     assert list(zip(histories.users.tolist(), histories.items.tolist(), strict=True)) == sorted(pairs)
 
 
-def test_users_are_looked_up_in_the_order_asked_for_also_twice_and_without_items(interactions: Interactions) -> None:
+def test_users_are_looked_up_in_the_requested_order_also_twice_and_without_items(interactions: Interactions) -> None:
     histories = Histories(interactions, USERS, ITEMS)
-    asked = np.array([7, 0, 2, 2, 8])
-    found = histories.of(asked)
-    for position, user in enumerate(asked):
+    requested = np.array([7, 0, 2, 2, 8])
+    found = histories.of(requested)
+    for position, user in enumerate(requested):
         expected = sorted(set(interactions.items[interactions.users == user].tolist()))
         assert found.items[found.users == position].tolist() == expected
-    again = Histories(found, len(asked), ITEMS)
+    again = Histories(found, len(requested), ITEMS)
     np.testing.assert_array_equal(again.items, found.items)
     assert len(histories.of(np.zeros(0, dtype=np.int64)).users) == 0
 
 
-def test_nobody_may_have_taken_anything() -> None:
+def test_there_may_be_no_interactions() -> None:
     nothing = Interactions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     assert Histories(nothing, 3, 4).counts.tolist() == [0, 0, 0]
     assert Histories(nothing, 0, 0).starts.tolist() == [0]

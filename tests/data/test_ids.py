@@ -42,7 +42,7 @@ def test_a_fraction_of_zero_goes_only_where_all_ids_have_one(ids: list[str], exp
         ([""], ["0"], [""]),
     ],
 )
-def test_zeros_are_made_up_for_only_where_no_two_ids_can_become_one(
+def test_leading_zeros_are_ignored_only_where_no_two_ids_can_become_one(
     ids: list[str], known: list[str], expected: list[str]
 ) -> None:
     assert spelled_as(pl.Series(ids), pl.Series(known)).to_list() == expected

@@ -1,4 +1,4 @@
-"""Packing: real pictures in, real tars out, every row accounted for."""
+"""Packing: real images in, real tars out, every row counted."""
 
 import dataclasses
 import errno
@@ -18,7 +18,8 @@ from PIL import Image
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.data.workers import open_workers
+from ptmrec_dist.errors import Fault, UserError
 from tests.data.shop import append, folder_bytes, read_report, write_shop
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
@@ -38,7 +39,7 @@ _BAD_ITEMS = {
 _BAD_ROWS = {
     "empty user id": ",i1",
     "empty item id": "u1,",
-    "unknown item": "u1,nobody-knows",
+    "unknown item": "u1,unknown",
     "item was left out": "u1,b6",
     "repeated user and item": "v,i1",
     "user or item with fewer than 5 interactions": "u1,b8",
@@ -117,13 +118,13 @@ def test_webdataset_reads_every_item_once_from_the_shard_that_is_recorded(dirty:
     assert seen != sorted(seen)
 
 
-def test_manifest_tells_the_size_and_digest_of_every_shard(dirty: PackConfig) -> None:
+def test_manifest_contains_the_size_and_digest_of_every_shard(dirty: PackConfig) -> None:
     for shard, path in zip(Dataset(dirty.out).manifest.shards, Dataset(dirty.out).shard_paths(), strict=True):
         content = path.read_bytes()
         assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_cold_items_have_no_warm_interaction_and_lie_in_many_shards(dirty: PackConfig) -> None:
+def test_cold_items_have_no_warm_interaction_and_are_in_many_shards(dirty: PackConfig) -> None:
     data = Dataset(dirty.out)
     warm = np.concatenate([data.interactions(part).items for part in ("train", "validation", "test")])
     for part, count in {"cold_validation": 2, "cold_test": 6}.items():
@@ -133,13 +134,13 @@ def test_cold_items_have_no_warm_interaction_and_lie_in_many_shards(dirty: PackC
         assert set(data.interactions(part).items.tolist()) == set(cold.tolist())
     shards = pl.read_parquet(dirty.out / "items.parquet")["shard"].to_numpy()
     order = np.lexsort((np.arange(40), shards))
-    # One seed draws both: had the draws shared a stream, the cold items would come first.
+    # One seed serves both: with a common random stream, the cold items would come first.
     assert not np.isin(
         order[:8], np.concatenate([data.cold_items("cold_validation"), data.cold_items("cold_test")])
     ).all()
 
 
-def test_same_input_gives_the_same_bytes_from_another_place_with_other_workers(
+def test_same_input_gives_the_same_bytes_from_another_folder_with_other_workers(
     dirty: PackConfig, tmp_path: Path
 ) -> None:
     again = dataclasses.replace(_write_dirty_shop(tmp_path / "other"), workers=1)
@@ -157,7 +158,7 @@ def test_ranks_together_give_the_bytes_of_one_process(dirty: PackConfig, tmp_pat
 
 
 def _pack_in_small_tasks(config: PackConfig) -> None:
-    """Chunks of three images and rounds of two tasks a rank: more than one of each for every rank."""
+    """Chunks of three images and rounds of two tasks per rank: more than one of each for every rank."""
     from ptmrec_dist.data import images, workers
 
     images._CHUNK, workers._TASKS_A_PROCESS = 3, 2
@@ -196,20 +197,20 @@ def test_a_mistake_in_the_input_ends_all_ranks_in_one_line_and_writes_nothing(tm
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "codes", "told"),
+    ("sabotage", "codes", "reported"),
     [
         (_killed, [3, -9], "rank 0: error: lost the connection to the other ranks while packing"),
         (_disk_full, [3, 3], "rank 0: error: rank 1: OSError: [Errno 28] No space left on device; --out must be"),
     ],
 )
 def test_a_rank_that_fails_ends_the_others_and_keeps_what_was_packed_before(
-    tmp_path: Path, sabotage: Callable[..., object], codes: list[int], told: str
+    tmp_path: Path, sabotage: Callable[..., object], codes: list[int], reported: str
 ) -> None:
     config = write_shop(tmp_path / "shop")
     pack(config)
     before = folder_bytes(config.out.parent)
     assert exit_codes_on_ranks(2, _pack_command, _arguments(config, "--seed", "1"), tmp_path, sabotage) == codes
-    assert told in (tmp_path / "rank0").read_text()
+    assert reported in (tmp_path / "rank0").read_text()
     assert folder_bytes(config.out.parent) == before
 
 
@@ -319,3 +320,9 @@ def test_settings_that_cannot_be_met_are_refused_and_nothing_is_written(
         pack(dataclasses.replace(config, **change))
     assert folder_bytes(tmp_path) == before
     assert not config.out.exists()
+
+
+def test_a_worker_that_is_killed_ends_packing_with_one_line() -> None:
+    killed = pytest.raises(Fault, match=r"a worker process was killed.*fewer --workers")
+    with killed, open_workers(1, 60, os.getpid) as pool:
+        list(pool.map(os._exit, [9]))

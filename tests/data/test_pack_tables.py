@@ -1,4 +1,4 @@
-"""Packing what users bring: the earliest pair, time order, parts without rows, and messages that show the cause."""
+"""Packing of users' tables: the earliest pair, time order, parts without rows, and messages that show the cause."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.data.shop import read_report, write_shop
 
 
 def _rewrite(config: PackConfig, items: dict[str, pl.Expr], interactions: dict[str, pl.Expr]) -> None:
-    """Change columns of a shop's tables."""
+    """Change columns of a data set's tables."""
     assert config.items is not None
     for path, columns in ((config.items, items), (config.interactions, interactions)):
         pl.read_csv(path, infer_schema=False).with_columns(**columns).write_csv(path)
@@ -27,7 +27,7 @@ _NUMBER = pl.col("item_id").str.slice(1)
 
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_leave_one_out_holds_out_the_same_items_whatever_the_order_of_rows(newest_first: bool, tmp_path: Path) -> None:
-    # i0 is taken again last, so that the first row of the pair in the file would be another; i4 and i5 at one time.
+    # i0 is repeated last, so that the first row of the pair in the file is another; i4 and i5 have the same time.
     rows = [("u", f"i{item}", min(item, 4)) for item in range(6)] + [("u", "i0", 9)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     (frame.reverse() if newest_first else frame).write_csv(tmp_path / "a.csv")

@@ -1,4 +1,4 @@
-"""Shards: how items are spread over them, and what the tar files hold."""
+"""Shards: division of the items, and content of the tar files."""
 
 import hashlib
 import json
@@ -37,12 +37,12 @@ def test_every_item_is_in_one_shard_in_an_order_that_repeats_with_the_seed() -> 
     assert not np.array_equal(np.concatenate(shards), np.concatenate(divide(sizes, 256_000_000, None, seed=2)))
 
 
-def test_tiny_catalogue_has_a_shard_an_item_and_the_number_can_be_set() -> None:
+def test_tiny_catalogue_has_a_shard_per_item_and_the_number_can_be_set() -> None:
     assert len(divide(np.full(5, 5000), 256_000_000, None, seed=0)) == 5
     assert [len(shard) for shard in divide(np.full(5, 5000), 256_000_000, 2, seed=0)] == [3, 2]
 
 
-def test_no_shard_is_larger_than_asked_for_and_one_huge_item_does_not_multiply_them() -> None:
+def test_no_shard_is_larger_than_requested_and_one_huge_item_does_not_multiply_them() -> None:
     sizes = np.random.default_rng(0).integers(5_000, 25_000, 4000)
     shards = divide(sizes, 1_000_000, None, seed=0)
     assert max(sizes[shard].sum() for shard in shards) <= 1_000_000
@@ -51,7 +51,7 @@ def test_no_shard_is_larger_than_asked_for_and_one_huge_item_does_not_multiply_t
     assert len(divide(sizes, 1_000_000, None, seed=0)) < 500
 
 
-def test_tar_files_hold_image_text_and_ids_and_the_manifest_says_so(tmp_path: Path) -> None:
+def test_tar_files_contain_image_text_and_ids_as_the_manifest_lists(tmp_path: Path) -> None:
     samples, shards = _write(tmp_path, num_items=20, num_shards=3)
     assert [shard.samples for shard in shards] == [7, 7, 6]
     spooled = (tmp_path / "spool" / "s").read_bytes()

@@ -21,7 +21,7 @@ def _counts_of(users: np.ndarray, labels: np.ndarray, user: int) -> tuple[int, i
 
 
 @pytest.mark.parametrize("count", range(1, 60))
-def test_random_split_holds_out_what_the_rule_says_for_each_number_of_interactions(count: int) -> None:
+def test_random_split_follows_the_rule_for_each_number_of_interactions(count: int) -> None:
     users = _users_with(count, 7, count)
     labels = splits.split_random(users, seed=3)
     if count < 3:
@@ -50,7 +50,7 @@ def test_random_split_holds_out_every_position_equally_often() -> None:
     users = np.repeat(np.arange(4000), 10)
     labels = splits.split_random(users, seed=0).reshape(4000, 10)
     for label in (VALIDATION, TEST):
-        # Standard error of a share of .1 among 4,000 users: .005.
+        # Standard error of a fraction of .1 among 4,000 users: .005.
         assert np.abs((labels == label).mean(axis=0) - 0.1).max() < 0.025
 
 

@@ -37,7 +37,7 @@ def test_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
     assert _names(tmp_path / "out") == ["manifest.json"]
 
 
-def test_leavings_of_a_killed_run_do_not_stand_in_the_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_no_obstacle(tmp_path: Path) -> None:
     _packed(tmp_path / "out")
     for leaving in (".out.new", ".out.old"):
         (tmp_path / leaving / "interactions").mkdir(parents=True)
@@ -62,7 +62,7 @@ def test_what_is_not_a_packed_data_set_is_never_replaced(tmp_path: Path) -> None
             check_replaceable(tmp_path / name)
 
 
-def test_a_place_that_cannot_be_written_to_is_a_users_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="out: cannot write to"), staged(tmp_path / "file" / "out"):
         pass

@@ -1,4 +1,4 @@
-"""Streaming: every item once over all ranks, equal steps, the same order again, and nothing lost in silence."""
+"""Streaming: every item once over all ranks, equal steps, the same order again, and nothing lost silently."""
 
 import io
 import shutil
@@ -139,7 +139,7 @@ def _image_of_noise(path: Path) -> None:
 
 
 def _thin_image(path: Path) -> None:
-    """Of a shard that something else wrote: an image that the transform would blow up."""
+    """A shard of another program: an image that the transform would enlarge beyond memory."""
     buffer = io.BytesIO()
     Image.new("L", (60_000, 3)).save(buffer, "JPEG")
     with tarfile.open(path) as tar:
@@ -208,7 +208,7 @@ def test_item_major_joins_every_item_with_all_its_users(tiny_shop: Shop) -> None
     assert sorted(pairs) == sorted(zip(train.users.tolist(), train.items.tolist(), strict=True))
 
 
-def test_item_major_limit_draws_anew_each_epoch_whatever_the_ranks(tiny_shop: Shop) -> None:
+def test_item_major_limit_samples_anew_each_epoch_whatever_the_ranks(tiny_shop: Shop) -> None:
     dataset = Dataset(tiny_shop.shards)
     train = dataset.interactions("train")
 

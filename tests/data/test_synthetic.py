@@ -1,4 +1,4 @@
-"""The drawn shop: the same for one seed, complete, and with captions that keep quiet about what people also care for."""
+"""The generated shop: reproducible, complete, and with captions that omit some of what users prefer."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_a_shop_is_complete(tmp_path: Path) -> None:
         assert pixels.std() > 10, "a picture that shows nothing"
 
 
-def test_one_seed_draws_one_shop(tmp_path: Path) -> None:
+def test_one_seed_generates_one_shop(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         _shop(tmp_path / name, seed)
     files = {name: {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} for name in "abc"}
@@ -41,7 +41,7 @@ def test_captions_name_kinds_and_colours_and_never_patterns_or_scenes(tmp_path: 
         assert hidden not in words
 
 
-def test_pairs_have_the_size_asked_for_and_captions_that_differ() -> None:
+def test_pairs_have_the_requested_size_and_captions_that_differ() -> None:
     pictures, captions = generate_pairs(12, size=32, seed=0)
     assert pictures.shape == (12, 3, 32, 32)
     assert pictures.dtype == np.uint8

@@ -64,7 +64,7 @@ def test_values_come_as_text_without_blanks_and_nothing_is_null(tmp_path: Path) 
     assert table.rows() == [(1, "007", "two\nlines", "1"), (2, "", "x", "")]
 
 
-def test_what_is_read_by_a_separator_of_several_characters_is_judged_as_well(tmp_path: Path) -> None:
+def test_what_is_read_by_a_separator_of_several_characters_is_checked_as_well(tmp_path: Path) -> None:
     (tmp_path / "t.dat").write_text("a::b\n1::2\n1::2::3\n")
     with pytest.raises(UserError, match="row 2 has 3 columns, the first line 2: '1::2::3'"):
         Table(tmp_path / "t.dat", "items", separator="::")

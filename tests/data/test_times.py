@@ -38,7 +38,7 @@ def test_dates_that_are_ambiguous_or_none_are_not_guessed(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1500000000", "1.5e9", "1500000000000", "1500000000000000.0", "1500000000000000000"])
-def test_numbers_are_seconds_or_parts_of_one_by_their_size(text: str) -> None:
+def test_numbers_are_seconds_or_fractions_of_one_by_their_size(text: str) -> None:
     assert seconds_of(pl.Series([text])).to_list() == [1.5e9]
 
 
@@ -56,3 +56,9 @@ def test_two_units_in_one_column_are_refused_with_a_value_of_each() -> None:
         ValueError, match=r"seconds \(1500000000 in row 2\) and microseconds \(1500000000000000 in row 3\)"
     ):
         seconds_of(pl.Series(["5", "1500000000", "1500000000000000"]))
+
+
+@pytest.mark.parametrize("other", ["0", "-1", "2017", "7.5"])
+def test_dates_beside_numbers_that_are_no_times_are_refused_with_both_values(other: str) -> None:
+    with pytest.raises(ValueError, match=rf"dates \(2017-07-14 in row 1\) and numbers .* \({other} in row 3\)"):
+        seconds_of(pl.Series("t", ["2017-07-14", "1500000000", other]))

@@ -23,9 +23,9 @@ def _softmax_rows(own: Tensor, everything: Tensor) -> Tensor:
 
 def _gradient_on_ranks(counts: tuple[int, ...]) -> tuple[float, Tensor, Tensor]:
     world = join_world("cpu")
-    parts, weight = _inputs(counts)
+    rows_of_ranks, weight = _inputs(counts)
     weight.requires_grad_()
-    own = parts[world.rank] @ weight
+    own = rows_of_ranks[world.rank] @ weight
     everything = gather_rows(own)
     loss = mean_over_ranks(_softmax_rows(own, everything))
     loss.backward()
@@ -36,9 +36,9 @@ def _gradient_on_ranks(counts: tuple[int, ...]) -> tuple[float, Tensor, Tensor]:
 @pytest.mark.parametrize("size", [2, 3])
 def test_averaged_gradient_over_uneven_ranks_equals_one_process(size: int) -> None:
     counts = ROWS[size]
-    parts, weight = _inputs(counts)
+    rows_of_ranks, weight = _inputs(counts)
     weight.requires_grad_()
-    rows = torch.cat(parts) @ weight
+    rows = torch.cat(rows_of_ranks) @ weight
     expected = _softmax_rows(rows, rows).mean()
     expected.backward()
     for loss, gradient, everything in run_on_ranks(size, _gradient_on_ranks, counts):

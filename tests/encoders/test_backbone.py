@@ -55,7 +55,7 @@ def test_images_of_any_shape_and_mode_become_bytes_of_the_encoders_size(tiny_cli
 
 def test_an_encoder_that_changed_since_is_refused_with_both_fingerprints(tiny_clip: Path) -> None:
     made = {"model": str(tiny_clip), "pretrained": None, "fingerprint": "0" * 64}
-    with pytest.raises(UserError, match=r"is [0-9a-f]{12}, but the features came from 000000000000; bring"):
+    with pytest.raises(UserError, match=r"is [0-9a-f]{12}, but the features came from 000000000000; restore"):
         load_backbone_of(made)
 
 
@@ -64,10 +64,10 @@ def test_an_encoder_that_changed_since_is_refused_with_both_fingerprints(tiny_cl
     [
         (EncoderConfig(model="ViT-B-33"), "'ViT-B-33' is neither a folder nor a model that open_clip knows"),
         (EncoderConfig(model="ViT-B-32"), r"encoder.pretrained: ViT-B-32 needs a tag of its weights \(.*openai"),
-        (EncoderConfig(model="ViT-B-32", pretrained="nobody"), "encoder.model: cannot load 'ViT-B-32'"),
+        (EncoderConfig(model="ViT-B-32", pretrained="unknown"), "encoder.model: cannot load 'ViT-B-32'"),
     ],
 )
-def test_names_and_tags_that_mean_nothing_are_refused(settings: EncoderConfig, message: str) -> None:
+def test_unknown_names_and_tags_are_refused(settings: EncoderConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(settings)
 

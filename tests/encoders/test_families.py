@@ -68,7 +68,9 @@ def test_features_of_every_family_are_those_of_open_clip(families: dict[str, Pat
         features, own = _read(families[family], texts), _own(families[family], family, texts)
         for modality, rows in own.items():
             assert F.cosine_similarity(features[modality], rows).min() >= 1 - 1e-6, modality
-            assert not torch.allclose(rows[0], rows[1], atol=1e-4), f"{modality}: a reference that tells nothing apart"
+            assert not torch.allclose(rows[0], rows[1], atol=1e-4), (
+                f"{modality}: a reference that distinguishes nothing"
+            )
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -114,7 +116,7 @@ def test_a_tokenizer_of_other_words_changes_the_fingerprint(families: dict[str, 
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("vit", {"vision_cfg": None}, "has no vision_cfg|is no configuration of open_clip"),
+        ("vit", {"vision_cfg": None}, "has no vision_cfg|is not a configuration of open_clip"),
         ("vit", {"embed_dim": 21}, "cannot load .*size mismatch"),
         ("vit", {"vision_cfg": {"unheard_of": 1}}, "cannot load .*unheard_of"),
         ("siglip", {"vision_cfg": {"image_size": 64}}, r"its VisionTransformer does not run \(.*64.*32"),

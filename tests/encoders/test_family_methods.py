@@ -1,4 +1,4 @@
-"""Every method of tuning in every family that takes it: it reaches the features, whole, and is read back."""
+"""Every tuning method in every family that supports it: all of it affects the features, and it is saved and loaded."""
 
 import itertools
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_an_update_that_no_feature_depends_on_is_refused_and_leaves_the_tower_as
 
     monkeypatch.setattr(
         lora, "_open", lambda block: None
-    )  # as if nobody knew of the weight that attention applies itself
+    )  # as if the weight that attention applies itself were unknown
     encoder = Encoder(load_backbone(EncoderConfig(model=str(families["eva"]))), ("image",))
     names = [name for name, _ in encoder.named_parameters()]
     with pytest.raises(

@@ -86,7 +86,7 @@ def test_a_lost_rank_ends_the_other_with_its_name_and_old_features_stay(tiny_sho
     ]
     assert exit_codes_on_ranks(2, _with_a_rank_that_dies, arguments, tmp_path) == [3, -9]
     log = (tmp_path / "rank0").read_text()
-    assert "rank 1 gives no sign of life" in log
+    assert "rank 1 sends no heartbeat" in log
     assert "run the same command again" in log
     assert "Traceback" not in log
     assert (tmp_path / "features" / "image.npy").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Every method of tuning: what it trains, that it starts from the features as they are, and that it is read back whole."""
+"""Every tuning method: what it trains, that it starts from unchanged features, and that it is saved and loaded completely."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -209,7 +209,7 @@ def test_merged_updates_leave_a_plain_encoder_of_the_same_features(folder: Path)
     torch.testing.assert_close(_encode(encoder), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_seed_gives_one_start_whatever_was_drawn_before(folder: Path) -> None:
+def test_one_seed_gives_one_initialisation_whatever_the_global_random_state(folder: Path) -> None:
     for method in ("prompt", "lora", "adapter"):
         first = _encoder(folder, method).tuned_state()
         torch.rand(7)
@@ -239,7 +239,7 @@ def test_what_a_tower_cannot_take_is_refused_and_changes_nothing(
 
 def test_lora_in_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
     folder = write_tiny_clip(tmp_path, block_type="custom", qk_norm=True)
-    with pytest.raises(UserError, match="lora cannot be put into the image tower, whose attention is Attention"):
+    with pytest.raises(UserError, match="lora cannot be attached to the image tower, whose attention is Attention"):
         _encoder(folder, "lora")
     assert _encoder(folder, "adapter").num_tuned > 0
 

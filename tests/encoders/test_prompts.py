@@ -1,4 +1,4 @@
-"""Deep prompts against prompting spelled out, layer by layer, with open_clip's own parts."""
+"""Deep prompts against prompting spelled out, layer by layer, with open_clip's own modules."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def _image_reference(clip: Any, images: Tensor, prompts: Tensor) -> Tensor:
     tokens = visual._embeds((images / 255 - 0.5) / 0.25)
     for layer, block in enumerate(visual.transformer.resblocks):
         if layer < depth:
-            if layer > 0:  # what came out for the layer before is dropped
+            if layer > 0:  # the output of the previous layer's prompts is dropped
                 tokens = tokens[:, :-length]
             tokens = torch.cat([tokens, prompts[layer].repeat(len(images), 1, 1)], dim=1)
         tokens = block(tokens)

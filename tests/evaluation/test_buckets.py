@@ -49,8 +49,8 @@ def test_buckets_lose_nothing_and_add_up_to_the_metric(
         assert len(buckets) > 2
         assert sum(bucket.positives for bucket in buckets) == len(ranked.users)
         assert sum(bucket.hits for bucket in buckets) == (ranked.ranks <= CUTOFF).sum()
-        assert sum(bucket.share for bucket in buckets) == pytest.approx(1)
-        assert sum(bucket.share * bucket.recall for bucket in buckets) == pytest.approx(whole, rel=1e-12)
+        assert sum(bucket.fraction for bucket in buckets) == pytest.approx(1)
+        assert sum(bucket.fraction * bucket.recall for bucket in buckets) == pytest.approx(whole, rel=1e-12)
     assert sum(bucket.members for bucket in by_history(ranked, history, CUTOFF)) == len(np.unique(ranked.users))
     assert sum(bucket.members for bucket in by_popularity(ranked, popularity, CUTOFF)) == len(np.unique(ranked.items))
 
@@ -77,7 +77,7 @@ def test_recall_by_popularity_counts_every_user_the_same(ranked: Ranked, popular
         assert bucket.recall == pytest.approx(found / taken)
 
 
-def test_equal_counts_share_a_bucket(ranked: Ranked) -> None:
+def test_equal_counts_are_in_one_bucket(ranked: Ranked) -> None:
     assert [bucket.label for bucket in by_popularity(ranked, np.full(ITEMS, 4), CUTOFF)] == ["4"]
     halves = by_history(ranked, np.arange(USERS) % 2, CUTOFF)
     assert [bucket.label for bucket in halves] == ["0", "1"]

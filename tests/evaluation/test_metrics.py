@@ -1,4 +1,4 @@
-"""The table of metrics: a row is all that a metric needs, and one constant says which of them selects."""
+"""Table of metrics: a row is all that a metric needs, and one constant selects the deciding metric."""
 
 import ast
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_users_without_positives_give_no_values() -> None:
     assert all(len(values) == 0 for values in metrics_of(Ranked(none, none, none)).values.values())
 
 
-def test_held_out_items_decide_where_there_are_some_and_nothing_else_is_asked_for() -> None:
+def test_held_out_items_decide_where_there_are_some_and_nothing_else_is_requested() -> None:
     assert selecting_part(("train", "validation")) == "validation"
     assert selecting_part(("train", "validation", "cold_validation")) == "cold_validation"
     assert selecting_part(("validation", "cold_validation"), "validation") == "validation"

@@ -115,9 +115,9 @@ def test_sums_and_counts_of_user_ranges_add_up_to_the_whole() -> None:
     users, items = tables()
     positives, seen = pairs(1, 40), pairs(2, 90)
     whole, count = rank_sums(users, items, positives, seen)
-    parts = [rank_sums(users, items, positives, seen, user_range=bounds) for bounds in [(0, 8), (8, 9), (9, 23)]]
-    assert sum(part_count for _, part_count in parts) == count
-    assert {name: sum(sums[name] for sums, _ in parts) for name in whole} == pytest.approx(whole)
+    per_range = [rank_sums(users, items, positives, seen, user_range=bounds) for bounds in [(0, 8), (8, 9), (9, 23)]]
+    assert sum(range_count for _, range_count in per_range) == count
+    assert {name: sum(sums[name] for sums, _ in per_range) for name in whole} == pytest.approx(whole)
     assert rank_sums(users, items, positives, seen, user_range=(20, 23))[1] == 0
 
 

@@ -51,7 +51,7 @@ def test_holm_steps_down_and_leaves_out_tests_that_could_not_be_made() -> None:
     assert [found[index] for index in (0, 2, 3, 4)] == pytest.approx([expected[index] for index in (0, 2, 3, 4)])
 
 
-def test_a_table_says_the_same_in_markdown_latex_and_csv(tmp_path: Path) -> None:
+def test_a_table_is_the_same_in_markdown_latex_and_csv(tmp_path: Path) -> None:
     table = Table("Recall, 100 %", ["method", "recall@20"])
     table.rows.append([Entry("last_n"), Entry("0.10 ± 0.01", best=True, marks="*")])
     table.rows.append([Entry("none"), Entry("0.09 ± 0.02")])

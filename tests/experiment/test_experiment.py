@@ -1,4 +1,4 @@
-"""An experiment from its file to its tables: every cell once, steps shared, what is finished left alone, bad grids refused."""
+"""An experiment from settings to tables: every cell once, common steps once, finished runs kept, bad grids refused."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def _table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_cells_share_the_steps_that_they_have_in_common(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_common_steps_of_cells_run_once(tiny_shop: Shop, tmp_path: Path) -> None:
     plan = lay_out(
         _config(
             tiny_shop,
@@ -113,7 +113,7 @@ def _ndcg(folder: Path) -> list[float]:
     found = []
     for _, own in sorted(ranks.items()):
         gain = sum(1 / math.log2(rank + 1) for rank in own if rank <= 20)
-        found.append(gain / sum(1 / math.log2(place + 1) for place in range(1, min(len(own), 20) + 1)))
+        found.append(gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(len(own), 20) + 1)))
     return found
 
 
@@ -306,7 +306,7 @@ def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_sho
         methods=finished.methods,
         stage1={"epochs": 3, "batch_size": 64, "model": {"dim": 8}},
     )
-    with pytest.raises(UserError, match="vbpr-both-frozen-seed0 was begun with other settings"):
+    with pytest.raises(UserError, match="vbpr-both-frozen-seed0 was started with other settings"):
         run_experiment(other)
     (finished.out.parent / "mine").mkdir()
     (finished.out.parent / "mine" / "thesis.txt").write_text("mine")
@@ -322,7 +322,7 @@ def test_a_run_that_fails_is_named_with_its_reason(tiny_shop: Shop, tmp_path: Pa
         seeds=(0,),
         stage1={"epochs": 1, "lr": 1e30, "batch_size": 8},
     )
-    with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 failed \(.*the same command goes on"):
+    with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 failed \(.*run the same command to resume"):
         run_experiment(config)
     assert (tmp_path / "out" / "features" / "plain" / "manifest.json").is_file()
 

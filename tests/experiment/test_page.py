@@ -38,14 +38,14 @@ def test_runs_that_differ_in_their_seed_are_one_setting(tiny_shop: Shop, runs: P
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_every_figure_tells_its_numbers_to_those_who_cannot_see_it(runs: Path, tmp_path: Path) -> None:
+def test_every_figure_has_its_numbers_as_alternative_text(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert cli.run("report", ["--runs", f"{runs}/a-seed0,{runs}/b", "--out", str(page)]) == 0
     html = page.read_text()
-    told = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
-    assert len(told) == html.count("<svg")
+    labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', html)
+    assert len(labels) == html.count("<svg")
     metrics = {name: json.loads((runs / name / "metrics.json").read_text()) for name in ("a-seed0", "b")}
-    accuracy = next(text for text in told if text.startswith("Recall@20 on test. warm items"))
+    accuracy = next(text for text in labels if text.startswith("Recall@20 on test. warm items"))
     for name, label in (("a-seed0", "a"), ("b", "b")):
         assert f"{label} {metrics[name]['test']['recall@20']:.3f}" in accuracy
     for start in (
@@ -54,7 +54,7 @@ def test_every_figure_tells_its_numbers_to_those_who_cannot_see_it(runs: Path, t
         "alignment",
         "t-SNE map",
     ):
-        assert any(text.startswith(start) for text in told), start
+        assert any(text.startswith(start) for text in labels), start
 
 
 def test_every_table_scrolls_by_itself_and_keeps_the_names_of_its_rows_in_view(runs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A small graph with everything that real ones have: repeated pairs, a user and items that nobody can learn about."""
+"""A small graph with the irregularities of real ones: repeated pairs, a user and items without interactions."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def toy() -> Toy:
         "image": torch.randn(13, 5, generator=generator),
         "text": torch.randn(13, 4, generator=generator),
     }
-    rows = [0, 1, 2, 3, 0, 1]  # what a user took may come twice in a batch
+    rows = [0, 1, 2, 3, 0, 1]  # a positive pair may occur twice in a batch
     users_B, positives_B = torch.tensor(train.users[rows]), torch.tensor(train.items[rows])
     negatives_B = torch.tensor([3, 3, 0, 1, 7, 2])
     return Toy(12, 13, train, features, users_B, positives_B, negatives_B)

@@ -1,4 +1,4 @@
-"""Dense, slow references for what MGCN and SMORE share."""
+"""Dense, slow references for what MGCN and SMORE have in common."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.recommenders.conftest import Toy
 
 
 def dense_cosine_graph(toy: Toy, table: Tensor, knn: int) -> Tensor:
-    """D^-1/2 W D^-1/2, item by item: of the items that somebody took, the k others with the highest cosines above zero."""
+    """D^-1/2 W D^-1/2, item by item: of the items with interactions, the k others with the highest cosines above zero."""
     warm = sorted(set(toy.train.items.tolist()))
     weights = torch.zeros(toy.num_items, toy.num_items)
     for item in range(toy.num_items):
@@ -40,7 +40,7 @@ def dense_collaborative(model: MultiViewRecommender, toy: Toy, layers: int) -> T
 
 
 def dense_view(model: MultiViewRecommender, toy: Toy, graph: Tensor, view: str, seen: Tensor) -> Tensor:
-    """A view of users and items: purified by behaviour, spread over similar items, handed to users."""
+    """A view of users and items: purified by behaviour, propagated over similar items and to users."""
     gate = model.gates[view]
     items = graph @ (model.items.weight / (1 + torch.exp(-(seen @ gate.weight.T + gate.bias))))
     users = toy.adjacency()[: toy.num_users, toy.num_users :] @ items
@@ -63,7 +63,7 @@ def looped_contrast(queries: Tensor, keys: Tensor, temperature: float) -> Tensor
 
 
 def check_against(model: MultiViewRecommender, toy: Toy, collaborative: Tensor, side: Tensor) -> None:
-    """Representations, each term of the loss, and each term's gradients, against a dense C and what joins it."""
+    """Representations, each term of the loss, and each term's gradients, against a dense C and the term added to it."""
     final = collaborative + side
     users, items = final.split([toy.num_users, toy.num_items])
     torch.testing.assert_close(torch.cat(model.representations(toy.features)), final)

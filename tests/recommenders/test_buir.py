@@ -12,7 +12,7 @@ def dense_encoder(toy: Toy, users: torch.Tensor, items: torch.Tensor, layers: in
 
 
 def moved_target(model: BUIR) -> BUIR:
-    """Give the target vectors of its own, as training does."""
+    """Give the target its own vectors, as training does."""
     generator = torch.Generator().manual_seed(8)
     for table in (model.target_users, model.target_items):
         table += torch.randn(table.shape, generator=generator)
@@ -72,7 +72,7 @@ def test_gradients_equal_those_of_the_dense_model(toy: Toy) -> None:
     torch.testing.assert_close(got, torch.autograd.grad(loss.mean(), parameters))
 
 
-def test_training_drops_edges_anew_at_every_look_and_evaluation_sees_all(toy: Toy) -> None:
+def test_training_drops_edges_anew_at_every_step_and_evaluation_uses_all(toy: Toy) -> None:
     model = toy.build("buir", dim=3, edge_dropout=0.9)
     whole = model.eval().representations({})[0]
     model.train().start_epoch(torch.Generator().manual_seed(0))

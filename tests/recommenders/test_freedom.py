@@ -6,15 +6,15 @@ from ptmrec_dist.recommenders.freedom import FREEDOM
 from tests.recommenders.conftest import Toy
 
 
-def dense_item_graph(toy: Toy, shares: dict[str, float], knn: int) -> torch.Tensor:
+def dense_item_graph(toy: Toy, weights: dict[str, float], knn: int) -> torch.Tensor:
     graph = torch.zeros(toy.num_items, toy.num_items)
     warm = sorted(set(toy.train.items.tolist()))
-    for modality, share in shares.items():
+    for modality, weight in weights.items():
         for item in warm:
             others = [other for other in warm if other != item]
             cosines = torch.cosine_similarity(toy.features[modality][[item]], toy.features[modality][others])
-            for place in cosines.argsort(descending=True)[:knn].tolist():
-                graph[item, others[place]] += share / knn
+            for position in cosines.argsort(descending=True)[:knn].tolist():
+                graph[item, others[position]] += weight / knn
     return graph
 
 
@@ -25,10 +25,10 @@ def dense_representations(model: FREEDOM, toy: Toy, item_graph: torch.Tensor) ->
     return mean[: toy.num_users], mean[toy.num_users :] + item_graph @ model.items.weight
 
 
-@pytest.mark.parametrize("shares", [{"image": 0.3, "text": 0.7}, {"image": 1.0}, {"text": 1.0}])
-def test_representations_equal_the_dense_ones(toy: Toy, shares: dict[str, float]) -> None:
-    model = toy.build("freedom", tuple(shares), dim=3, knn=2, image_weight=0.3)
-    expected = dense_representations(model, toy, dense_item_graph(toy, shares, 2))
+@pytest.mark.parametrize("weights", [{"image": 0.3, "text": 0.7}, {"image": 1.0}, {"text": 1.0}])
+def test_representations_equal_the_dense_ones(toy: Toy, weights: dict[str, float]) -> None:
+    model = toy.build("freedom", tuple(weights), dim=3, knn=2, image_weight=0.3)
+    expected = dense_representations(model, toy, dense_item_graph(toy, weights, 2))
     for got, want in zip(model.representations(toy.features), expected):
         torch.testing.assert_close(got, want)
     torch.testing.assert_close(model.modal_users(toy.features), expected[0])
@@ -59,7 +59,7 @@ def test_gradients_equal_those_of_the_dense_model(toy: Toy) -> None:
     torch.testing.assert_close(got, expected)
 
 
-def test_untrained_embeddings_of_cold_items_reach_nobody(toy: Toy) -> None:
+def test_untrained_embeddings_of_cold_items_affect_no_other_node(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, knn=4)
     before = model.representations(toy.features)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_cold_items_are_scored_by_the_mean_of_their_projected_features(toy: Toy)
     torch.testing.assert_close(users, model.representations(toy.features)[0])
 
 
-def test_training_sees_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_one(toy: Toy) -> None:
+def test_training_uses_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_one(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, edge_dropout=0.5)
     whole = model.eval().representations(toy.features)[0]
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def test_training_sees_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_on
     torch.testing.assert_close(model.eval().representations(toy.features)[0], whole)
 
 
-def test_without_edge_dropout_every_epoch_sees_the_whole_graph(toy: Toy) -> None:
+def test_without_edge_dropout_every_epoch_uses_the_whole_graph(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, edge_dropout=0.0)
     whole = model.representations(toy.features)
     model.start_epoch(torch.Generator().manual_seed(0))

@@ -79,7 +79,7 @@ def test_pruning_follows_its_generator(toy: Toy) -> None:
     assert edges_of(graph.prune(0.5, torch.Generator().manual_seed(0))) == first
 
 
-def test_pruning_draws_edges_as_one_by_one_draws_without_replacement_do() -> None:
+def test_pruning_samples_edges_as_sequential_sampling_without_replacement_does() -> None:
     users, items = torch.tensor([0, 0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 0, 0, 3])
     graph, generator, rng = (
         InteractionGraph(users, items, 4, 4),
@@ -88,13 +88,13 @@ def test_pruning_draws_edges_as_one_by_one_draws_without_replacement_do() -> Non
     )
     pairs = sorted(edges_of(graph))
     weights = graph.items_to_users.values.numpy().astype(np.float64)
-    draws, got, expected = 1500, np.zeros(len(pairs)), np.zeros(len(pairs))
-    for _ in range(draws):
+    samples, got, expected = 1500, np.zeros(len(pairs)), np.zeros(len(pairs))
+    for _ in range(samples):
         kept = edges_of(graph.prune(0.5, generator))
         got += [pair in kept for pair in pairs]
         expected[rng.choice(len(pairs), size=3, replace=False, p=weights / weights.sum())] += 1
-    np.testing.assert_allclose(got / draws, expected / draws, atol=0.06)
-    assert got.max() - got.min() > 0.2 * draws
+    np.testing.assert_allclose(got / samples, expected / samples, atol=0.06)
+    assert got.max() - got.min() > 0.2 * samples
 
 
 def test_dropping_edges_leaves_a_symmetric_operator_of_kept_and_scaled_edges(toy: Toy) -> None:
@@ -116,20 +116,20 @@ def test_dropping_edges_leaves_a_symmetric_operator_of_kept_and_scaled_edges(toy
     torch.testing.assert_close(torch.autograd.grad((got * weights).sum(), table), expected)
 
 
-def test_dropping_edges_again_and_again_gives_the_whole_graph_on_average(toy: Toy) -> None:
+def test_dropping_edges_gives_the_whole_graph_in_expectation(toy: Toy) -> None:
     graph, generator = graph_of(toy), torch.Generator().manual_seed(0)
-    draws = torch.stack([graph.drop(torch.tensor(0.3), generator).items_to_users.values for _ in range(3000)])
-    torch.testing.assert_close(draws.mean(dim=0), graph.items_to_users.values, rtol=0.08, atol=0)
+    samples = torch.stack([graph.drop(torch.tensor(0.3), generator).items_to_users.values for _ in range(3000)])
+    torch.testing.assert_close(samples.mean(dim=0), graph.items_to_users.values, rtol=0.08, atol=0)
 
 
 def test_item_graph_is_the_weighted_mean_over_neighbours_and_leaves_other_items_out() -> None:
     tables = [torch.randn(9, 4), torch.randn(9, 3)]
-    taking_part = torch.tensor([0, 2, 3, 5, 6, 8])
+    participating = torch.tensor([0, 2, 3, 5, 6, 8])
     expected = torch.zeros(9, 9)
-    for table, share in zip(tables, [0.3, 0.7], strict=True):
-        for item in taking_part.tolist():
-            others = [other for other in taking_part.tolist() if other != item]
+    for table, weight in zip(tables, [0.3, 0.7], strict=True):
+        for item in participating.tolist():
+            others = [other for other in participating.tolist() if other != item]
             cosines = torch.cosine_similarity(table[[item]], table[others])
-            for place in cosines.argsort(descending=True)[:2].tolist():
-                expected[item, others[place]] += share / 2
-    torch.testing.assert_close(item_graph(tables, [0.3, 0.7], taking_part, 2)(torch.eye(9)), expected)
+            for position in cosines.argsort(descending=True)[:2].tolist():
+                expected[item, others[position]] += weight / 2
+    torch.testing.assert_close(item_graph(tables, [0.3, 0.7], participating, 2)(torch.eye(9)), expected)

@@ -1,4 +1,4 @@
-"""What MGCN and SMORE promise alike."""
+"""Properties common to MGCN and SMORE."""
 
 import dataclasses
 
@@ -26,7 +26,9 @@ def test_one_modality_is_refused_with_the_remedy(name: str, modality: str, toy: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_untrained_embeddings_of_cold_items_reach_nobody_but_similar_items_reach_them(name: str, toy: Toy) -> None:
+def test_untrained_embeddings_of_cold_items_affect_no_other_node_but_similar_items_affect_them(
+    name: str, toy: Toy
+) -> None:
     model = toy.build(name, dim=4)
     before = model.representations(toy.features)
     with torch.no_grad():
@@ -50,22 +52,22 @@ def test_an_item_without_image_and_text_features_gives_finite_vectors(name: str,
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def _gradients_of_parts(name: str, toy: Toy, parts: list[list[int]]) -> dict[str, Tensor]:
-    """Each rank's rows; its mean over the rows of all ranks is what ranks add up."""
+def _gradients_of_batches(name: str, toy: Toy, batches: list[list[int]]) -> dict[str, Tensor]:
+    """Each rank's rows; its mean over the rows of all ranks is the sum over ranks."""
     world = join_world("cpu")
     model = toy.build(name, dim=4, cl_weight=0.5)
-    rows = parts[world.rank]
+    rows = batches[world.rank]
     batch = toy.users[rows], toy.positives[rows], toy.negatives[rows]
     terms = model.loss(*batch, model.propagate(toy.features), toy.features)
-    (sum(term.sum() for term in terms.values()) / sum(map(len, parts))).backward()
+    (sum(term.sum() for term in terms.values()) / sum(map(len, batches))).backward()
     found = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
     return {key: sum_over_ranks(gradient) if world.size > 1 else gradient for key, gradient in found.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_two_ranks_are_those_of_one_process_with_both_batches(name: str, toy: Toy) -> None:
-    expected = _gradients_of_parts(name, toy, [[0, 1, 2, 3, 4, 5]])
-    for found in run_on_ranks(2, _gradients_of_parts, name, toy, [[0, 1, 2, 3], [4, 5]]):
+    expected = _gradients_of_batches(name, toy, [[0, 1, 2, 3, 4, 5]])
+    for found in run_on_ranks(2, _gradients_of_batches, name, toy, [[0, 1, 2, 3], [4, 5]]):
         assert found.keys() == expected.keys()
         for key, gradient in expected.items():
             torch.testing.assert_close(torch.from_numpy(found[key]), gradient, rtol=1e-5, atol=1e-6, msg=key)

@@ -62,13 +62,13 @@ def test_other_features_and_other_k_are_never_served_from_the_cache(tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_damaged_cache_file_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     features = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
     first = nearest_neighbours(features, 3, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:50])
     assert columns(nearest_neighbours(features, 3, tmp_path)) == columns(first)
-    assert "computed anew" in caplog.text
+    assert "computed again" in caplog.text
     caplog.clear()
     assert columns(nearest_neighbours(features, 3, tmp_path)) == columns(first)
     assert not caplog.text
@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, cap
     blocked.write_text("not a folder")
     found = nearest_neighbours(torch.eye(3), 1, blocked)
     assert len(found.nodes) == 3
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def _found_by_ranks(features: torch.Tensor, caches: list[Path]) -> tuple[list[torch.Tensor], int]:
@@ -95,7 +95,7 @@ def _found_by_ranks(features: torch.Tensor, caches: list[Path]) -> tuple[list[to
     return list(vars(found).values()), sum(multiplied)
 
 
-def test_ranks_divide_the_work_and_each_gets_what_one_process_finds_to_the_last_bit(
+def test_ranks_divide_the_work_and_each_gets_what_one_process_finds_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours, "_BLOCK_SIMILARITIES", 80)
@@ -103,14 +103,14 @@ def test_ranks_divide_the_work_and_each_gets_what_one_process_finds_to_the_last_
     features[4] = 0
     expected = [column.numpy() for column in vars(nearest_neighbours(features, 3)).values()]
     shared, own = tmp_path / "shared", tmp_path / "own"
-    # Nobody has them; both read what the first one wrote; only one of two hosts has them.
+    # No rank has them; both read what the first one wrote; only one of two hosts has them.
     for caches, rows in ([shared, shared], 17), ([shared, shared], 0), ([own, shared], 17):
         found = run_on_ranks(2, _found_by_ranks, features, caches)
         for columns_of_rank, _ in found:
             for got, want in zip(columns_of_rank, expected, strict=True):
                 np.testing.assert_array_equal(got, want)
-        shares = [count for _, count in found]
-        assert sum(shares) == rows
-        assert max(shares) < 17
+        counts = [count for _, count in found]
+        assert sum(counts) == rows
+        assert max(counts) < 17
         assert len(list(shared.iterdir())) == 1
     assert [file.read_bytes() for file in own.iterdir()] == [file.read_bytes() for file in shared.iterdir()]

@@ -34,7 +34,7 @@ def test_every_recommender_overfits_a_tiny_data_set(name: str) -> None:
     for epoch in range(150):
         model.start_epoch(generator)
         negatives = torch.tensor(
-            [missing[user][(epoch + place) % len(missing[user])] for place, user in enumerate(users)]
+            [missing[user][(epoch + position) % len(missing[user])] for position, user in enumerate(users)]
         )
         representations = model.propagate(features) if model.propagates else None
         terms = model.loss(rows, torch.tensor(items), negatives, representations, features)
@@ -85,13 +85,13 @@ def test_losses_of_the_rows_of_two_halves_are_those_of_the_whole_batch(name: str
         for part in (slice(0, 2), slice(2, None))
     ]
     for term, values in whole.items():
-        if term.startswith("contrast_"):  # runs over the batch: more rows, more to tell apart
+        if term.startswith("contrast_"):  # runs over the batch: more rows, more negatives
             assert (values > torch.cat([half[term] for half in halves])).all()
             continue
         torch.testing.assert_close(values, torch.cat([half[term] for half in halves]))
 
 
-def test_id_only_recommenders_use_no_modality_whatever_is_asked_for(toy: Toy) -> None:
+def test_id_only_recommenders_use_no_modality_whatever_is_requested(toy: Toy) -> None:
     assert toy.build("bpr").modalities == toy.build("lightgcn").modalities == ()
 
 

@@ -22,7 +22,7 @@ def penalty_of(table: np.ndarray, strength: float) -> float:
 
 
 def left_out_cosine(table: np.ndarray, targets: np.ndarray, strength: float) -> float:
-    """Fit anew without each item, predict it, and compare directions as seen from the mean of the targets."""
+    """Refit without each item, predict it, and compare directions as seen from the mean of the targets."""
     penalty, centre, cosines = penalty_of(table, strength), targets.mean(axis=0), []
     for item in range(len(table)):
         others = np.arange(len(table)) != item
@@ -65,7 +65,7 @@ def test_features_that_are_all_the_same_predict_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["vbpr", "mgcn", "smore"])
-def test_recommenders_fit_their_projections_to_items_that_somebody_took(name: str, toy: Toy) -> None:
+def test_recommenders_fit_their_projections_to_items_with_interactions(name: str, toy: Toy) -> None:
     model = toy.build(name, dim=4).train()
     before = model.representations(toy.features)
     model.fit_projections(toy.features)

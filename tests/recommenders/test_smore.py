@@ -14,26 +14,26 @@ from tests.recommenders.multi_view import (
 
 def circulant(spectrum: torch.Tensor, dim: int) -> torch.Tensor:
     """The real matrix that multiplies every frequency k of a real signal by its own complex number, summed up by hand."""
-    inverse = [[cmath.exp(2j * cmath.pi * k * place / dim) for k in range(dim)] for place in range(dim)]
+    inverse = [[cmath.exp(2j * cmath.pi * k * position / dim) for k in range(dim)] for position in range(dim)]
     total = torch.zeros(dim, dim)
     for k in range(dim):
         real, imaginary = spectrum[min(k, dim - k)]
         sign = 1 if k <= dim // 2 else -1
-        for place in range(dim):
+        for position in range(dim):
             for source in range(dim):
-                wave = inverse[place][k] * inverse[source][k].conjugate() / dim
+                wave = inverse[position][k] * inverse[source][k].conjugate() / dim
                 gained = real * wave.real - sign * imaginary * wave.imag
-                total = total + torch.eye(dim)[place][:, None] * torch.eye(dim)[source] * gained
+                total = total + torch.eye(dim)[position][:, None] * torch.eye(dim)[source] * gained
     return total
 
 
 def convolved(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """What the product of two orthonormal spectra is a spectrum of: circular convolution, divided by sqrt(dim)."""
     dim = first.shape[1]
-    places = [
-        sum(first[:, source] * second[:, (place - source) % dim] for source in range(dim)) for place in range(dim)
+    values = [
+        sum(first[:, source] * second[:, (position - source) % dim] for source in range(dim)) for position in range(dim)
     ]
-    return torch.stack(places, dim=1) / dim**0.5
+    return torch.stack(values, dim=1) / dim**0.5
 
 
 def test_representations_losses_and_gradients_equal_the_dense_ones(toy: Toy) -> None:
@@ -70,7 +70,7 @@ def test_representations_losses_and_gradients_equal_the_dense_ones(toy: Toy) -> 
     check_against(model, toy, collaborative, side)
 
 
-def test_dropout_leaves_out_its_share_of_the_preferences_in_training_only(toy: Toy) -> None:
+def test_dropout_leaves_out_its_fraction_of_the_preferences_in_training_only(toy: Toy) -> None:
     model = toy.build("smore", dim=8, dropout=0.5)
     with torch.no_grad():  # preferences of 1 for the fused view, which alone has any length
         for layer in model.preferences.values():
@@ -78,15 +78,15 @@ def test_dropout_leaves_out_its_share_of_the_preferences_in_training_only(toy: T
             layer.bias.fill_(100)
     whole = model.eval().representations(toy.features)[1] - model.collaborative()[1]
     generator = torch.Generator().manual_seed(0)
-    drawn = []
+    outputs = []
     for _ in range(400):
         model.train().start_epoch(generator)
-        drawn.append(model.representations(toy.features)[1] - model.collaborative()[1])
+        outputs.append(model.representations(toy.features)[1] - model.collaborative()[1])
     again = model.representations(toy.features)[1] - model.collaborative()[1]
-    torch.testing.assert_close(again, drawn[-1])  # within an epoch nothing is drawn anew
-    assert not torch.allclose(drawn[0], drawn[1])
+    torch.testing.assert_close(again, outputs[-1])  # within an epoch the masks stay the same
+    assert not torch.allclose(outputs[0], outputs[1])
     warm = whole[: toy.cold_items[0]]
-    average = torch.stack(drawn).mean(dim=0)[: toy.cold_items[0]]
+    average = torch.stack(outputs).mean(dim=0)[: toy.cold_items[0]]
     assert (average - warm).norm() < 0.1 * warm.norm()
     torch.testing.assert_close(model.eval().representations(toy.features)[1] - model.collaborative()[1], whole)
 

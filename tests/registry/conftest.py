@@ -1,4 +1,4 @@
-"""The films, and stores that hold a model of them."""
+"""Runs on a catalogue of films, and stores with models of them."""
 
 import re
 import shutil
@@ -13,34 +13,34 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
-from tests.registry.films import Shop, make_films
+from tests.registry.films import Catalogue, make_runs
 from tests.stores import KINDS, Store
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return make_films(tmp_path_factory.mktemp("films"))
+def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
+    return make_runs(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture(scope="package")
-def sqlite_registry(shop: Shop, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def sqlite_registry(catalogue: Catalogue, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("registry")
     shutil.copy(empty_sqlite, folder)
-    return fill(shop, f"sqlite:///{folder}/mlflow.db")
+    return fill(catalogue, f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.fixture(scope="package")
-def postgresql_registry(shop: Shop, mlflow_server: Store) -> str:
+def postgresql_registry(catalogue: Catalogue, mlflow_server: Store) -> str:
     mlflow_server.empty()
-    return fill(shop, mlflow_server.uri)
+    return fill(catalogue, mlflow_server.uri)
 
 
-def fill(shop: Shop, uri: str) -> str:
+def fill(catalogue: Catalogue, uri: str) -> str:
     """Register stage 2 as films@champion and the ID-only run as ids@candidate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        register(RegisterConfig(run=shop.stage2, name="films", alias="champion"))
-        register(RegisterConfig(run=shop.ids_only, name="ids"))
+        register(RegisterConfig(run=catalogue.stage2, name="films", alias="champion"))
+        register(RegisterConfig(run=catalogue.ids_only, name="ids"))
     return uri
 
 

@@ -1,4 +1,4 @@
-"""A tiny shop of films with runs to register, and slow references of what its models should answer."""
+"""A tiny catalogue of films with runs to register, and slow reference implementations of what its models should answer."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ OFF = TrackingConfig(enabled=False)
 
 
 @dataclass(frozen=True)
-class Shop:
+class Catalogue:
     root: Path
     shards: Path
     stage1: Path
@@ -49,16 +49,16 @@ class Shop:
     ids_only: Path
 
 
-def make_films(root: Path) -> Shop:
-    """A catalogue, a tiny CLIP, and three runs that nobody trained: of stage 1, of stage 2, and ID-only."""
-    shop = Shop(root, root / "shards", root / "a", root / "b", root / "c")
-    draw_catalogue(root)
+def make_runs(root: Path) -> Catalogue:
+    """A catalogue, a tiny CLIP, and three untrained runs: of stage 1, of stage 2, and ID-only."""
+    catalogue = Catalogue(root, root / "shards", root / "a", root / "b", root / "c")
+    make_catalogue(root)
     write_tiny_clip(root / "clip")
     pack(
         PackConfig(
             items=root / "items.csv",
             interactions=root / "interactions.csv",
-            out=shop.shards,
+            out=catalogue.shards,
             split="cold_items",
             core=0,
             workers=1,
@@ -66,15 +66,15 @@ def make_films(root: Path) -> Shop:
         )
     )
     encoder = EncoderConfig(model=str(root / "clip"))
-    extract_features(FeaturesConfig(shards=shop.shards, encoder=encoder, out=root / "features", device="cpu"))
-    common = {"shards": shop.shards, "epochs": 0, "device": "cpu", "tracking": OFF}
-    train_stage1(Stage1Config(out=shop.stage1, features=root / "features", model=VBPRConfig(dim=8), **common))
-    train_stage1(Stage1Config(out=shop.ids_only, recommender="bpr", model=BPRConfig(dim=8), **common))
-    write_stage2(shop)
-    return shop
+    extract_features(FeaturesConfig(shards=catalogue.shards, encoder=encoder, out=root / "features", device="cpu"))
+    common = {"shards": catalogue.shards, "epochs": 0, "device": "cpu", "tracking": OFF}
+    train_stage1(Stage1Config(out=catalogue.stage1, features=root / "features", model=VBPRConfig(dim=8), **common))
+    train_stage1(Stage1Config(out=catalogue.ids_only, recommender="bpr", model=BPRConfig(dim=8), **common))
+    write_stage2(catalogue)
+    return catalogue
 
 
-def draw_catalogue(root: Path) -> None:
+def make_catalogue(root: Path) -> None:
     generator = random.Random(0)
     (root / "images").mkdir()
     items, taken = ["item_id,title,text,image"], ["user_id,item_id"]
@@ -88,34 +88,34 @@ def draw_catalogue(root: Path) -> None:
     (root / "interactions.csv").write_text("\n".join(taken))
 
 
-def write_stage2(shop: Shop) -> None:
-    """A run folder as stage 2 leaves it, with prompts that nobody trained."""
-    start = load_run(shop.stage1)
-    backbone = load_backbone(EncoderConfig(model=str(shop.root / "clip")))
+def write_stage2(catalogue: Catalogue) -> None:
+    """A run folder as stage 2 leaves it, with untrained prompts."""
+    start = load_run(catalogue.stage1)
+    backbone = load_backbone(EncoderConfig(model=str(catalogue.root / "clip")))
     encoder = Encoder(backbone, ("image", "text"))
     encoder.tune("prompt", PromptConfig(length=2), torch.Generator().manual_seed(0))
     for tower_prompts in encoder.tuned_state().values():
         tower_prompts.normal_(generator=torch.Generator().manual_seed(1))
-    run = RunFolder(shop.stage2, OFF, start.record.inputs)
+    run = RunFolder(catalogue.stage2, OFF, start.record.inputs)
     run.start()
     world = join_world("cpu")
     stream = ItemStream(start.dataset, 0, 1, 8, reader_of(encoder))
     tables = encode_all(encoder, stream, NUM_ITEMS, world)
     written = write_features(
-        shop.stage2 / "features",
+        catalogue.stage2 / "features",
         {modality: table.numpy() for modality, table in tables.items()},
         data=start.dataset.fingerprint,
         encoder=backbone.fingerprint,
-        model=str(shop.root / "clip"),
+        model=str(catalogue.root / "clip"),
         pretrained=None,
     )
-    save_file(encoder.tuned_state(), shop.stage2 / ENCODER_FILE, encoder.description)
-    shutil.copy(shop.stage1 / RECOMMENDER_FILE, shop.stage2)
+    save_file(encoder.tuned_state(), catalogue.stage2 / ENCODER_FILE, encoder.description)
+    shutil.copy(catalogue.stage1 / RECOMMENDER_FILE, catalogue.stage2)
     record = replace(
         start.record,
         stage=2,
-        features={"path": str(shop.stage2 / "features"), "fingerprint": written.fingerprint},
-        stage1={"path": str(shop.stage1), "fingerprint": start.record.fingerprint},
+        features={"path": str(catalogue.stage2 / "features"), "fingerprint": written.fingerprint},
+        stage1={"path": str(catalogue.stage1), "fingerprint": start.record.fingerprint},
         fingerprint="",
     )
     run.finish(record, {"validation": {"recall@20": 0.25}, "test": {"recall@20": 0.125}})

@@ -40,8 +40,8 @@ from tests.registry.films import (
 )
 
 
-def test_model_ranks_the_warm_items_that_a_user_has_not_seen(shop, films):
-    run = load_run(shop.stage2)
+def test_model_ranks_the_warm_items_that_a_user_has_not_seen(catalogue, films):
+    run = load_run(catalogue.stage2)
     full, _ = reference_scores(run)
     ids = run.dataset.user_ids
     answer = films.predict(pd.DataFrame({"user_id": [ids[5], ids[0]]}), params={"top_k": 4})
@@ -50,25 +50,25 @@ def test_model_ranks_the_warm_items_that_a_user_has_not_seen(shop, films):
     assert lists_of(answer) == expected
     assert answer["user_id"].to_list() == [ids[5]] * 4 + [ids[0]] * 4
     assert answer["rank"].to_list() == [1, 2, 3, 4] * 2
-    place = run.dataset.item_ids.index(answer["item_id"][0])
-    assert answer["title"][0] == run.dataset.titles[place]
-    assert answer["score"][0] == pytest.approx(full[5, place].item(), abs=1e-5)
+    index = run.dataset.item_ids.index(answer["item_id"][0])
+    assert answer["title"][0] == run.dataset.titles[index]
+    assert answer["score"][0] == pytest.approx(full[5, index].item(), abs=1e-5)
 
 
-def test_seen_items_come_back_when_asked_for(shop, films):
-    run = load_run(shop.stage2)
+def test_seen_items_are_included_on_request(catalogue, films):
+    run = load_run(catalogue.stage2)
     full, _ = reference_scores(run)
-    asked = pd.DataFrame({"user_id": run.dataset.user_ids[:3]})
-    answer = films.predict(asked, params={"top_k": 100, "exclude_seen": False})
+    request = pd.DataFrame({"user_id": run.dataset.user_ids[:3]})
+    answer = films.predict(request, params={"top_k": 100, "exclude_seen": False})
     warm = warm_items(run.dataset)
     assert lists_of(answer) == [expected_list(run, full, user, warm, 100) for user in range(3)]
 
 
-def test_lists_with_cold_items_rank_everything_by_the_cold_score(shop, films):
-    run = load_run(shop.stage2)
+def test_lists_with_cold_items_rank_everything_by_the_cold_score(catalogue, films):
+    run = load_run(catalogue.stage2)
     _, cold = reference_scores(run)
-    asked = pd.DataFrame({"user_id": run.dataset.user_ids[:2]})
-    answer = films.predict(asked, params={"top_k": 100, "include_cold": True})
+    request = pd.DataFrame({"user_id": run.dataset.user_ids[:2]})
+    answer = films.predict(request, params={"top_k": 100, "include_cold": True})
     everything = set(range(NUM_ITEMS))
     expected = [expected_list(run, cold, user, everything - seen_items(run, user), 100) for user in range(2)]
     assert lists_of(answer) == expected
@@ -82,8 +82,8 @@ def test_users_may_be_numbers_or_strings_and_unknown_ones_are_named_as_an_error_
         films.predict(pd.DataFrame({"user_id": ["1", "nobody", "99", "nobody"]}), params={"unknown": "error"})
 
 
-def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_text(shop, films):
-    run = load_run(shop.stage2)
+def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_text(catalogue, films):
+    run = load_run(catalogue.stage2)
     _, cold = reference_scores(run)
     dataset = run.dataset
     item = int(dataset.cold_items("cold_test")[0])
@@ -92,8 +92,8 @@ def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_
     row = {"image": base64.b64encode(picture).decode(), "text": text.decode()}
     other = row | {"text": "something else"}
     users = [dataset.user_ids[user] for user in (4, 2, 4)]
-    asked = pd.DataFrame([{"user_id": users[0]} | row, {"user_id": users[1]} | row, {"user_id": users[2]} | other])
-    answer = films.predict(asked)
+    request = pd.DataFrame([{"user_id": users[0]} | row, {"user_id": users[1]} | row, {"user_id": users[2]} | other])
+    answer = films.predict(request)
     assert answer["user_id"].to_list() == users
     expected = [cold[4, item].item(), cold[2, item].item()]
     assert answer["score"].to_list()[:2] == pytest.approx(expected, rel=1e-3, abs=1e-5)
@@ -101,13 +101,13 @@ def test_new_items_are_scored_as_the_catalogue_would_score_the_same_picture_and_
 
 
 @pytest.mark.parametrize(("recommender", "modalities"), [("vbpr", "image"), ("vbpr", "text"), ("freedom", "both")])
-def test_new_items_need_only_what_the_recommender_reads(recommender, modalities, shop, registered, tmp_path):
+def test_new_items_need_only_what_the_recommender_reads(recommender, modalities, catalogue, registered, tmp_path):
     settings = {"recommender": recommender, "modalities": modalities, "model": recommender_config(recommender, dim=8)}
     train_stage1(
         Stage1Config(
             out=tmp_path / "run",
-            shards=shop.shards,
-            features=shop.root / "features",
+            shards=catalogue.shards,
+            features=catalogue.root / "features",
             epochs=0,
             device="cpu",
             tracking=OFF,
@@ -121,8 +121,8 @@ def test_new_items_need_only_what_the_recommender_reads(recommender, modalities,
         picture, text = (tar.extractfile(f"{7:09d}.{kind}").read() for kind in ("jpg", "txt"))
     row = {"image": base64.b64encode(picture).decode(), "text": text.decode()}
     read = row if modalities == "both" else {modalities: row[modalities]}
-    asked = pd.DataFrame([{"user_id": run.dataset.user_ids[3]} | read])
-    answer = load_model(f"models:/{recommender}-{modalities}@candidate").predict(asked)
+    request = pd.DataFrame([{"user_id": run.dataset.user_ids[3]} | read])
+    answer = load_model(f"models:/{recommender}-{modalities}@candidate").predict(request)
     assert answer["score"][0] == pytest.approx((users[3] @ items[7]).item(), rel=1e-3, abs=1e-6)
 
 
@@ -145,10 +145,10 @@ def test_bad_new_items_get_one_clear_line(item, message, films):
         films.predict(pd.DataFrame([{"user_id": "1"} | item]))
 
 
-def test_id_only_models_recommend_but_take_no_new_items(shop, registered):
+def test_id_only_models_recommend_but_take_no_new_items(catalogue, registered):
     model = load_model("models:/ids@candidate")
-    weights = load_file(shop.ids_only / RECOMMENDER_FILE)
-    run = load_run(shop.ids_only)
+    weights = load_file(catalogue.ids_only / RECOMMENDER_FILE)
+    run = load_run(catalogue.ids_only)
     scores = weights["users.weight"] @ weights["items.weight"].T
     answer = model.predict(pd.DataFrame({"user_id": run.dataset.user_ids[:1]}), params={"top_k": 3})
     assert lists_of(answer) == [expected_list(run, scores, 0, warm_items(run.dataset) - seen_items(run, 0), 3)]
@@ -158,12 +158,20 @@ def test_id_only_models_recommend_but_take_no_new_items(shop, registered):
         model.predict(pd.DataFrame({"user_id": ["1"]}), params={"include_cold": True})
 
 
-def test_recommend_prints_titles_for_each_user(shop, registered, capsys):
+def test_recommend_prints_titles_for_each_user(catalogue, registered, capsys):
     recommend(RecommendConfig(model="models:/films@champion", users="1, 2", top_k=3))
     printed = capsys.readouterr().out
     answer = load_model("models:/films@champion").predict(pd.DataFrame({"user_id": ["1", "2"]}), params={"top_k": 3})
     assert len(answer) == 6
     assert all(title in printed for title in answer["title"])
+
+
+def test_recommend_prints_ids_as_they_are_on_one_line_each(registered, capsys):
+    odd = ["[bold]a[/bold]", "[/b]", ":smile:", "x" * 200]
+    assert main(["recommend", "--model", "models:/films@champion", "--users", ",".join(odd), "--top_k", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for user in odd:
+        assert any(f" {user} (unknown) " in line for line in printed)
 
 
 def test_recommend_answers_users_whom_it_does_not_know_and_marks_them(registered, capsys):
@@ -202,18 +210,18 @@ def test_missing_registry_is_named_and_not_created(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_visitors_get_the_list_of_the_user_whom_their_history_describes(shop, films):
-    run = load_run(shop.stage2)
+def test_visitors_get_the_list_of_the_user_whom_their_history_describes(catalogue, films):
+    run = load_run(catalogue.stage2)
     items = [2, 7, 11]
     vectors = {kind: reference_fold_in(run, items, kind) for kind in ("full", "cold")}
     _, item_vectors = run.recommender.eval().representations(run.features)
     _, modal_vectors = run.recommender.cold_representations(run.features, torch.arange(NUM_ITEMS))
-    asked = pd.DataFrame({"history": [[run.dataset.item_ids[item] for item in items]]})
+    request = pd.DataFrame({"history": [[run.dataset.item_ids[item] for item in items]]})
     for kind, table, allowed in (
         ("full", item_vectors, warm_items(run.dataset)),
         ("cold", modal_vectors, set(range(NUM_ITEMS))),
     ):
-        answer = films.predict(asked, params={"top_k": 5, "include_cold": kind == "cold"})
+        answer = films.predict(request, params={"top_k": 5, "include_cold": kind == "cold"})
         scores = (vectors[kind] @ table.detach().T)[None]
         assert lists_of(answer.assign(user_id="visitor")) == [expected_list(run, scores, 0, allowed - set(items), 5)]
         assert answer["user_id"].to_list() == [None] * 5
@@ -227,27 +235,27 @@ def reference_fold_in(run: LoadedRun, history: list[int], kind: str) -> torch.Te
     train = run.dataset.interactions("train")
     centre = torch.stack([items[item] for item in train.items]).mean(dim=0)
 
-    def look(taken: list[int], table: torch.Tensor) -> torch.Tensor:
+    def inputs_of(taken: list[int], table: torch.Tensor) -> torch.Tensor:
         return sum(table[item] - centre for item in taken) / (len(taken) + PRIOR)
 
-    looks = torch.stack([look(sorted(seen_items(run, user)), items) for user in range(len(users))]).double()
-    spread = looks - looks.mean(dim=0)
-    strength = PENALTY * spread.square().sum() / looks.shape[1]
-    rows = torch.cat([looks, torch.ones(len(looks), 1)], dim=1)
-    penalty = torch.diag(torch.tensor([strength] * looks.shape[1] + [0.0])).double()
+    inputs = torch.stack([inputs_of(sorted(seen_items(run, user)), items) for user in range(len(users))]).double()
+    spread = inputs - inputs.mean(dim=0)
+    strength = PENALTY * spread.square().sum() / inputs.shape[1]
+    rows = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    penalty = torch.diag(torch.tensor([strength] * inputs.shape[1] + [0.0])).double()
     weights = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ targets.double())
-    told = torch.stack(
+    vectors = torch.stack(
         [items[item] if item in warm_items(run.dataset) else modal_items[item].detach() for item in range(NUM_ITEMS)]
     )
-    own = torch.cat([look(history, told).double(), torch.ones(1)])
+    own = torch.cat([inputs_of(history, vectors).double(), torch.ones(1)])
     return (own @ weights).float()
 
 
-def test_users_and_visitors_may_ask_together_and_rows_tell_them_apart(shop, films):
-    run = load_run(shop.stage2)
+def test_users_and_visitors_can_be_in_one_request(catalogue, films):
+    run = load_run(catalogue.stage2)
     some = run.dataset.item_ids[3]
-    asked = pd.DataFrame([{"history": [some]}, {"user_id": "4"}, {"history": []}, {"user_id": "1"}])
-    answer = films.predict(asked, params={"top_k": 2})
+    request = pd.DataFrame([{"history": [some]}, {"user_id": "4"}, {"history": []}, {"user_id": "1"}])
+    answer = films.predict(request, params={"top_k": 2})
     assert answer["row"].to_list() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert answer["user_id"].to_list() == [None, None, "4", "4", None, None, "1", "1"]
     alone = films.predict(pd.DataFrame({"user_id": ["4", "1"]}), params={"top_k": 2})
@@ -255,8 +263,8 @@ def test_users_and_visitors_may_ask_together_and_rows_tell_them_apart(shop, film
     assert some not in answer["item_id"].to_list()[:2]
 
 
-def test_new_items_are_scored_for_visitors_too(shop, films):
-    run = load_run(shop.stage2)
+def test_new_items_are_scored_for_visitors_too(catalogue, films):
+    run = load_run(catalogue.stage2)
     row = {"history": [run.dataset.item_ids[2]], "text": "a film", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")}
     answer = films.predict(pd.DataFrame([row, row | {"history": [run.dataset.item_ids[9]]}]))
     assert np.isfinite(answer["score"]).all()
@@ -280,8 +288,8 @@ def test_bad_histories_get_one_clear_line(row, message, films):
         films.predict(pd.DataFrame([row]), params={"unknown": "error"})
 
 
-def test_id_only_models_take_histories_of_the_items_that_they_were_trained_on(shop, registered):
-    model, dataset = load_model("models:/ids@candidate"), load_run(shop.ids_only).dataset
+def test_id_only_models_take_histories_of_the_items_that_they_were_trained_on(catalogue, registered):
+    model, dataset = load_model("models:/ids@candidate"), load_run(catalogue.ids_only).dataset
     cold, warm = int(dataset.cold_items("cold_test")[0]), min(warm_items(dataset))
     assert len(model.predict(pd.DataFrame({"history": [[dataset.item_ids[warm]]]}), params={"top_k": 3})) == 3
     history = pd.DataFrame({"history": [[dataset.item_ids[cold], dataset.item_ids[warm]]]})

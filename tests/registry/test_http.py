@@ -39,7 +39,7 @@ class Server:
         except HTTPError as error:
             return error.code, json.load(error)
 
-    def ask(self, *rows: dict[str, Any], **params: Any) -> tuple[int, dict[str, Any]]:
+    def predict(self, *rows: dict[str, Any], **params: Any) -> tuple[int, dict[str, Any]]:
         """Send rows and parameters."""
         return self.post(json.dumps({"dataframe_records": rows, "params": params}).encode())
 
@@ -73,7 +73,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 def test_users_and_visitors_get_their_lists(server, films):
     rows = [{"user_id": "3"}, {"history": ["2", "5"]}, {"user_id": 7}]
-    status, answer = server.ask(*rows, top_k=4)
+    status, answer = server.predict(*rows, top_k=4)
     assert status == 200
     expected = films.predict(pd.DataFrame(rows), params={"top_k": 4}).to_dict("records")
     assert [row["item_id"] for row in answer["predictions"]] == [row["item_id"] for row in expected]
@@ -82,14 +82,14 @@ def test_users_and_visitors_get_their_lists(server, films):
 
 def test_new_items_are_scored(server, films):
     row = {"user_id": "3", "image": in_base64(Image.new("RGB", (8, 8), "red"), "PNG"), "text": "a red film"}
-    status, answer = server.ask(row, row | {"text": "another film"})
+    status, answer = server.predict(row, row | {"text": "another film"})
     assert status == 200
     expected = films.predict(pd.DataFrame([row, row | {"text": "another film"}]))["score"].to_list()
     assert [row["score"] for row in answer["predictions"]] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_what_the_model_does_not_know_is_marked_in_the_answer(server):
-    status, answer = server.ask({"user_id": "nobody"}, {"history": ["2", "nothing"]}, {"user_id": "1"}, top_k=1)
+    status, answer = server.predict({"user_id": "nobody"}, {"history": ["2", "nothing"]}, {"user_id": "1"}, top_k=1)
     assert status == 200
     assert [row["user_id"] for row in answer["predictions"]] == ["nobody", None, "1"]
     assert [row["known_user"] for row in answer["predictions"]] == [False, False, True]
@@ -117,7 +117,7 @@ def test_what_the_model_does_not_know_is_marked_in_the_answer(server):
     ],
 )
 def test_mistakes_are_answered_with_400_and_no_traceback(row, params, message, server):
-    status, answer = server.ask(row, **params)
+    status, answer = server.predict(row, **params)
     assert status == 400
     assert message in answer["message"]
     assert "stack_trace" not in answer
@@ -148,12 +148,12 @@ def test_bodies_that_cannot_be_read_get_one_line(body, kind, message, served):
 
 
 def test_ids_in_csv_and_parquet_are_those_in_json(served):
-    _, expected = served.ask({"user_id": "1"}, {"user_id": "0002"})
+    _, expected = served.predict({"user_id": "1"}, {"user_id": "0002"})
     assert served.post(b"user_id\n1\n0002\n", "text/csv") == (200, expected)
     assert [row["known_user"] for row in expected["predictions"]] == [True] * 10 + [False] * 10
     table = io.BytesIO()
     pd.DataFrame({"user_id": [1, 2]}).to_parquet(table)
-    assert served.post(table.getvalue(), "application/vnd.apache.parquet") == served.ask(
+    assert served.post(table.getvalue(), "application/vnd.apache.parquet") == served.predict(
         {"user_id": 1}, {"user_id": "2"}
     )
 
@@ -196,7 +196,7 @@ def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite
     port = free_port()
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(port), "--workers", str(workers))
     wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, tmp_path / "log")
-    assert Server(port).ask({"user_id": "1"}, top_k=1)[0] == 200
+    assert Server(port).predict({"user_id": "1"}, top_k=1)[0] == 200
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert leftovers(tmp_path) == []
@@ -207,3 +207,17 @@ def test_address_that_is_taken_is_one_line(served, sqlite_registry, tmp_path):
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(served.port))
     assert process.wait(timeout=300) == 2
     assert "cannot listen at 127.0.0.1:" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+def test_parquet_is_bounded_by_what_it_unpacks_to(served):
+    table = io.BytesIO()
+    pd.DataFrame({"user_id": ["1"] * 1_000_000}).to_parquet(table)
+    assert len(table.getvalue()) < 100_000
+    status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
+    assert (status, answer["message"].split(";")[0]) == (400, "rows: got 1000000, expected at most 10000")
+    table = io.BytesIO()
+    pd.DataFrame({"user_id": [f"{user:03}" + "0" * 10_000 for user in range(900)]}).to_parquet(table)
+    assert len(table.getvalue()) < LIMIT
+    status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
+    assert status == 400
+    assert f"expected at most {LIMIT}" in answer["message"]

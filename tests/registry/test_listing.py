@@ -11,18 +11,18 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.loaded import load_run
 from tests.registry.commands import refusal
-from tests.registry.films import Shop
+from tests.registry.films import Catalogue
 
 
 @pytest.fixture(scope="module")
-def data(shop: Shop) -> str:
-    return load_run(shop.stage2).dataset.fingerprint
+def data(catalogue: Catalogue) -> str:
+    return load_run(catalogue.stage2).dataset.fingerprint
 
 
-def test_in_a_pipe_values_are_whole_and_separated_by_tabs(shop, data, registry, name, capsys, monkeypatch):
+def test_in_a_pipe_values_are_whole_and_separated_by_tabs(catalogue, data, registry, name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
-    register(RegisterConfig(run=shop.stage2, name=name, alias="champion"))
-    register(RegisterConfig(run=shop.stage2, name=name))
+    register(RegisterConfig(run=catalogue.stage2, name=name, alias="champion"))
+    register(RegisterConfig(run=catalogue.stage2, name=name))
     capsys.readouterr()
     assert main(["models", "--name", name]) == 0
     headings, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -35,21 +35,21 @@ def test_in_a_pipe_values_are_whole_and_separated_by_tabs(shop, data, registry, 
     assert {"films", "ids", name} <= set(listed)
 
 
-def test_json_holds_everything(shop, data, registry, name, capsys):
-    register(RegisterConfig(run=shop.stage2, name=name))
+def test_json_holds_everything(catalogue, data, registry, name, capsys):
+    register(RegisterConfig(run=catalogue.stage2, name=name))
     capsys.readouterr()
     assert main(["models", "--name", name, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["name"], found["version"], found["aliases"]) == (name, 1, ["candidate"])
     assert found["data"] == data
     assert found["metrics"] == {"validation": {"recall@20": 0.25}, "test": {"recall@20": 0.125}}
-    assert found["tags"]["run"] == load_run(shop.stage2).record.fingerprint
+    assert found["tags"]["run"] == load_run(catalogue.stage2).record.fingerprint
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_on_a_terminal_of_any_width_no_value_is_cut(shop, data, registered, width, capsys, monkeypatch):
+def test_on_a_terminal_of_any_width_no_value_is_cut(catalogue, data, registered, width, capsys, monkeypatch):
     long = "a-shop-with-a-name-that-is-longer-than-forty-characters"
-    register(RegisterConfig(run=shop.stage2, name=long))
+    register(RegisterConfig(run=catalogue.stage2, name=long))
     capsys.readouterr()
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -61,10 +61,10 @@ def test_on_a_terminal_of_any_width_no_value_is_cut(shop, data, registered, widt
         assert value in shown
 
 
-def test_more_models_than_a_page_of_mlflow_holds_are_all_listed(empty_registry, shop, capsys):
+def test_more_models_than_a_page_of_mlflow_holds_are_all_listed(empty_registry, catalogue, capsys):
     for number in range(101):
         empty_registry.create_registered_model(f"model-{number:03d}")
-    register(RegisterConfig(run=shop.ids_only, name="zebra"))
+    register(RegisterConfig(run=catalogue.ids_only, name="zebra"))
     capsys.readouterr()
     assert main(["models"]) == 0
     assert "zebra\t1\tcandidate" in capsys.readouterr().out
@@ -78,9 +78,9 @@ def test_an_unknown_metric_is_refused_with_those_known(registered, capsys):
 
 
 @pytest.mark.parametrize("odd", ["it's", 'say "hi"', "both ' and \"", "a' OR name != '", "a;b -- c", "100 %"])
-def test_names_with_quotes_work_with_every_command_and_break_none(odd, shop, registry, capsys):
-    register(RegisterConfig(run=shop.ids_only, name=odd, alias="champion"))
-    register(RegisterConfig(run=shop.ids_only, name=odd, alias="champion"))
+def test_names_with_quotes_work_with_every_command_and_break_none(odd, catalogue, registry, capsys):
+    register(RegisterConfig(run=catalogue.ids_only, name=odd, alias="champion"))
+    register(RegisterConfig(run=catalogue.ids_only, name=odd, alias="champion"))
     capsys.readouterr()
     assert main(["models"]) == 0
     assert f"{odd}\t2\tchampion" in capsys.readouterr().out
@@ -98,9 +98,9 @@ def test_a_name_that_no_model_can_have_is_refused_at_once_also_by_a_sweep(bad, t
         SweepConfig(stage1=tmp_path, out=tmp_path, space={"kt_weight": {"choice": [0]}}, name=bad)
 
 
-def test_deleting_says_what_went_and_spares_the_champion(shop, registry, name, capsys):
+def test_deletion_lists_what_was_removed_and_protects_the_champion(catalogue, registry, name, capsys):
     for alias in ("champion", "champion", "candidate"):
-        register(RegisterConfig(run=shop.ids_only, name=name, alias=alias))
+        register(RegisterConfig(run=catalogue.ids_only, name=name, alias=alias))
     capsys.readouterr()
     assert "version: 2 is the champion of" in refusal(capsys, "delete", "--name", name, "--version", "2")
     assert "expected one of" in refusal(capsys, "delete", "--name", name, "--version", "9")

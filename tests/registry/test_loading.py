@@ -15,7 +15,7 @@ from PIL import Image
 
 from ptmrec_dist.cli import main
 from ptmrec_dist.registry import load_model
-from ptmrec_dist.serving.people import People
+from ptmrec_dist.serving.users import UserIndex
 from tests.registry.films import in_base64
 
 NEW = {"user_id": "1", "text": "a film", "image": in_base64(Image.new("RGB", (8, 8)), "PNG")}
@@ -85,7 +85,7 @@ def mlflow_predict(films: mlflow.pyfunc.PyFuncModel, table: pd.DataFrame) -> pd.
         (pd.DataFrame({"user_id": ["1"], "age": [30]}), None, "columns: got str 'age', expected some of user_id"),
         (pd.DataFrame({"user_id": ["1"]}), {"topk": 5}, "params: got str 'topk', expected some of top_k"),
         (pd.DataFrame({"user_id": ["1"]}), 5, "params: got int 5, expected a mapping"),
-        (5, None, "request: got no table"),
+        (5, None, "request: cannot be read as a table"),
         (pd.DataFrame({"user_id": []}), None, "request: got no rows"),
     ],
 )
@@ -95,8 +95,8 @@ def test_what_mlflow_would_ignore_is_refused(data, params, message, films):
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
-def test_a_failure_of_the_model_itself_is_told_without_its_cause(films, monkeypatch):
-    monkeypatch.setattr(People, "ask", lambda *_: 1 / 0)
+def test_an_internal_error_of_the_model_is_reported_without_its_cause(films, monkeypatch):
+    monkeypatch.setattr(UserIndex, "resolve", lambda *_: 1 / 0)
     with pytest.raises(MlflowException, match=r"\Athe model failed; the server's log says why\Z") as raised:
         films.predict(pd.DataFrame({"user_id": ["1"]}))
     assert raised.value.error_code == "INTERNAL_ERROR"

@@ -1,4 +1,4 @@
-"""A local store that was moved or copied serves its models, and one whose files are absent says so."""
+"""A local store that was moved or copied serves its models, and one with missing files is refused."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from ptmrec_dist.mlflow_store import connect
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.promoting import promote
 from ptmrec_dist.registry.registering import register
-from tests.registry.films import Shop
+from tests.registry.films import Catalogue
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def _files(folder: Path) -> set[Path]:
 
 
 def test_a_copied_store_loads_and_registers_among_its_own_files(
-    shop: Shop, copied: Path, sqlite_registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogue: Catalogue, copied: Path, sqlite_registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Path(sqlite_registry.removeprefix("sqlite:///")).parent
     before = _files(original)
     users = pd.DataFrame({"user_id": ["1"]})
     answer = load_model("models:/films@champion").predict(users)
-    register(RegisterConfig(run=shop.stage1, name="films"))
+    register(RegisterConfig(run=catalogue.stage1, name="films"))
     assert _files(original) == before
     moved = tmp_path / "moved"
     copied.rename(moved)
@@ -47,7 +47,7 @@ def test_a_copied_store_loads_and_registers_among_its_own_files(
 def test_a_store_with_a_folder_of_its_own_elsewhere_keeps_it(
     copied: Path, empty_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the database was moved: its files are still where it says."""
+    """Only the database was moved: its files are still where it records them."""
     connect()
     (tmp_path / "alone").mkdir()
     shutil.move(copied / "mlflow.db", tmp_path / "alone")
@@ -63,8 +63,8 @@ def test_files_that_are_absent_are_not_called_changed(copied: Path) -> None:
         load_model("models:/films@champion")
 
 
-def test_a_gate_whose_files_are_absent_says_so(shop: Shop, copied: Path) -> None:
-    register(RegisterConfig(run=shop.stage1, name="films"))
+def test_a_gate_with_missing_files_is_refused(catalogue: Catalogue, copied: Path) -> None:
+    register(RegisterConfig(run=catalogue.stage1, name="films"))
     for path in (copied / "mlartifacts" / "models").iterdir():
         shutil.rmtree(path)
     with pytest.raises(UserError, match=r"model: no files at file://.*, where the store records version \d of films"):

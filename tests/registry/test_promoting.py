@@ -16,15 +16,15 @@ from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
-from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Shop
+from tests.registry.films import NUM_ITEMS, NUM_USERS, OFF, Catalogue
 
 
 @pytest.fixture(scope="package")
-def oracle(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def oracle(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID-only run that ranks what each user takes in validation first."""
     folder = tmp_path_factory.mktemp("oracle") / "run"
     common = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": recommender_config("bpr", dim=NUM_ITEMS)}
-    train_stage1(Stage1Config(out=folder, shards=shop.shards, recommender="bpr", **common))
+    train_stage1(Stage1Config(out=folder, shards=catalogue.shards, recommender="bpr", **common))
     run = load_run(folder)
     wanted = run.dataset.interactions("validation")
     users = torch.zeros(NUM_USERS, NUM_ITEMS)
@@ -41,8 +41,8 @@ def champion_of(registry: MlflowClient, name: str) -> str:
 PROMOTE = ("--metric", "ndcg@10")
 
 
-def test_better_candidate_becomes_champion_and_a_worse_one_does_not(shop, oracle, registry, name, capsys):
-    register(RegisterConfig(run=shop.ids_only, name=name))
+def test_better_candidate_becomes_champion_and_a_worse_one_does_not(catalogue, oracle, registry, name, capsys):
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
     assert main(["promote", "--name", name, *PROMOTE]) == 0
     assert "no champion to beat" in capsys.readouterr().out
     register(RegisterConfig(run=oracle, name=name))
@@ -53,7 +53,7 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not(shop, oracle
         r"validation ndcg@10 1\.0000 against the champion's 0\.\d+ over \d+ users",
         registry.get_model_version(name, "2").tags["promoted"],
     )
-    register(RegisterConfig(run=shop.ids_only, name=name))
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
     line = refusal(capsys, "promote", "--name", name, *PROMOTE)
     assert re.search(
         r"version 3 of .* is not promoted: .* against the champion's 1\.0000.*expected a p of at most", line
@@ -62,8 +62,8 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not(shop, oracle
     assert str(registry.get_model_version_by_alias(name, "candidate").version) == "3"
 
 
-def test_candidate_must_be_better_by_the_margin(shop, oracle, registry, name, capsys):
-    register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
+def test_candidate_must_be_better_by_the_margin(catalogue, oracle, registry, name, capsys):
+    register(RegisterConfig(run=catalogue.ids_only, name=name, alias="champion"))
     register(RegisterConfig(run=oracle, name=name))
     assert "of a difference of more than 0.99" in refusal(
         capsys, "promote", "--name", name, *PROMOTE, "--margin", "0.99"
@@ -73,13 +73,13 @@ def test_candidate_must_be_better_by_the_margin(shop, oracle, registry, name, ca
     assert champion_of(registry, name) == "2"
 
 
-def test_candidate_of_other_data_is_refused_with_both_fingerprints(shop, registry, name, capsys, monkeypatch):
-    register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
-    register(RegisterConfig(run=shop.ids_only, name=name))
+def test_candidate_of_other_data_is_refused_with_both_fingerprints(catalogue, registry, name, capsys, monkeypatch):
+    register(RegisterConfig(run=catalogue.ids_only, name=name, alias="champion"))
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
     registry.set_model_version_tag(name, "1", "data", "0" * 64)
     line = refusal(capsys, "promote", "--name", name)
     assert "0" * 12 in line
-    assert load_run(shop.ids_only).dataset.fingerprint[:12] in line
+    assert load_run(catalogue.ids_only).dataset.fingerprint[:12] in line
     assert champion_of(registry, name) == "1"
 
 
@@ -94,15 +94,15 @@ def test_candidate_of_other_data_is_refused_with_both_fingerprints(shop, registr
         (("--significance", "0"), "significance: got 0.0, expected more than 0"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(options, message, shop, registered, capsys):
+def test_what_cannot_be_compared_is_one_line(options, message, catalogue, registered, capsys):
     for alias in ("champion", "candidate"):
-        register(RegisterConfig(run=shop.ids_only, name="incomparable", alias=alias))
+        register(RegisterConfig(run=catalogue.ids_only, name="incomparable", alias=alias))
     assert re.search(message, refusal(capsys, "promote", "--name", "incomparable", *options))
 
 
-def test_rollback_goes_back_champion_by_champion_and_is_noted(shop, registry, name, capsys):
+def test_rollback_goes_back_champion_by_champion_and_is_noted(catalogue, registry, name, capsys):
     for _ in range(3):
-        register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
+        register(RegisterConfig(run=catalogue.ids_only, name=name, alias="champion"))
     assert json.loads(registry.get_registered_model(name).tags["champions"]) == ["1", "2", "3"]
     for before in ("2", "1"):
         assert main(["rollback", "--name", name]) == 0
@@ -111,7 +111,7 @@ def test_rollback_goes_back_champion_by_champion_and_is_noted(shop, registry, na
     assert registry.get_model_version(name, "2").tags["rolled_back_to"] == "1"
     assert "has no champion before 1" in refusal(capsys, "rollback", "--name", name)
     assert champion_of(registry, name) == "1"
-    register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
+    register(RegisterConfig(run=catalogue.ids_only, name=name, alias="champion"))
     assert main(["rollback", "--name", name]) == 0
     assert champion_of(registry, name) == "1"
 
@@ -125,10 +125,10 @@ def test_unknown_names_and_a_missing_candidate_are_one_line(registered, capsys):
     assert "ids has no champion before any" in refusal(capsys, "rollback", "--name", "ids")
 
 
-def test_a_version_that_was_rolled_back_can_be_promoted_again(shop, oracle, registry, name, capsys):
-    register(RegisterConfig(run=shop.ids_only, name=name, alias="champion"))
+def test_a_version_that_was_rolled_back_can_be_promoted_again(catalogue, oracle, registry, name, capsys):
+    register(RegisterConfig(run=catalogue.ids_only, name=name, alias="champion"))
     register(RegisterConfig(run=oracle, name=name))
-    register(RegisterConfig(run=shop.ids_only, name=name))
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
     assert main(["promote", "--name", name, *PROMOTE, "--version", "2"]) == 0
     assert str(registry.get_model_version_by_alias(name, "candidate").version) == "3"  # it was not the one promoted
     assert main(["rollback", "--name", name]) == 0

@@ -21,9 +21,9 @@ from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
-from tests.registry.films import OFF, Shop
+from tests.registry.films import OFF, Catalogue
 
-NEWCOMER, GONE, STRANGER = "newcomer", "3", "stranger"
+NEWCOMER, GONE, UNKNOWN = "newcomer", "3", "unknown"
 """Users whom only the later version knows, only the earlier one, and neither."""
 
 
@@ -46,10 +46,10 @@ def pairs_of(dataset: Dataset, *parts: str) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def later(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def later(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ID-only run on later data: one user has come, one is gone."""
     root = tmp_path_factory.mktemp("later")
-    before = pairs_of(Dataset(shop.shards), "train", "validation", "test")
+    before = pairs_of(Dataset(catalogue.shards), "train", "validation", "test")
     pairs = [pair for pair in sorted(before) if pair[0] != GONE] + [(NEWCOMER, str(item)) for item in range(4, 20)]
     shards = packed(root / "data", pairs)
     train_stage1(
@@ -67,11 +67,11 @@ def later(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def newest(shop: Shop, later: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def newest(catalogue: Catalogue, later: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Newer interactions: of all kinds of users, some with an unknown item, some that were there before."""
     old = sorted(pairs_of(load_run(later).dataset, "train"))[:7]
-    pairs = [(user, str(item)) for user in ("0", "1", NEWCOMER, GONE, STRANGER) for item in range(0, 24, 2)]
-    pairs += [*old, ("0", "new-film"), (STRANGER, "new-film")]
+    pairs = [(user, str(item)) for user in ("0", "1", NEWCOMER, GONE, UNKNOWN) for item in range(0, 24, 2)]
+    pairs += [*old, ("0", "new-film"), (UNKNOWN, "new-film")]
     return packed(tmp_path_factory.mktemp("newest") / "data", list(dict.fromkeys(pairs)))
 
 
@@ -111,15 +111,15 @@ def served(run: Path, name: str, **settings) -> str:
 
 
 @torch.no_grad()
-def test_both_are_scored_on_what_neither_was_trained_on_as_one_by_one(shop, later, newest, registered):
-    served(shop.ids_only, "scored", alias="earlier")
+def test_both_are_scored_on_what_neither_was_trained_on_as_one_by_one(catalogue, later, newest, registered):
+    served(catalogue.ids_only, "scored", alias="earlier")
     served(later, "scored", alias="later")
     dataset = Dataset(newest)
     with verified_files("models:/scored@later") as ours, verified_files("models:/scored@earlier") as theirs:
         folders = [files / "artifacts" / "model" for files in (ours, theirs)]
         found = compare_on(dataset, *folders)
         tables = [load_file(folder / "tables.safetensors") for folder in folders]
-    runs = [load_run(later), load_run(shop.ids_only)]
+    runs = [load_run(later), load_run(catalogue.ids_only)]
     references = [Reference(run, table) for run, table in zip(runs, tables, strict=True)]
     everything = pairs_of(dataset, *dataset.parts)
     seen = references[0].seen | references[1].seen
@@ -129,7 +129,7 @@ def test_both_are_scored_on_what_neither_was_trained_on_as_one_by_one(shop, late
     assert ("0", "new-film") in unknown
     for table, reference in zip((found.ours, found.theirs), references, strict=True):
         assert set(table["part"]) == {"held_out"}
-        assert set(table["user_id"]) == {user for user, _ in held} >= {NEWCOMER, GONE, STRANGER}
+        assert set(table["user_id"]) == {user for user, _ in held} >= {NEWCOMER, GONE, UNKNOWN}
         for user, value in table.select("user_id", "ndcg@10").iter_rows():
             wanted, taken = ({item for who, item in pairs if who == user} for pairs in (held, seen))
             assert value == pytest.approx(reference.ndcg_at_10(user, wanted, candidates, taken), abs=1e-6)
@@ -142,8 +142,10 @@ def test_both_are_scored_on_what_neither_was_trained_on_as_one_by_one(shop, late
     assert "5 users, 2 known to both versions, 2 to one, 1 to neither" in found.account
 
 
-def test_a_version_of_newer_data_is_promoted_if_it_is_better_there(shop, later, newest, registered, tmp_path, capsys):
-    served(shop.ids_only, "newer", alias="champion")
+def test_a_version_of_newer_data_is_promoted_if_it_is_better_there(
+    catalogue, later, newest, registered, tmp_path, capsys
+):
+    served(catalogue.ids_only, "newer", alias="champion")
     served(later, "newer")
     assert "on interactions that neither was trained on by --on SHARDS" in refusal(capsys, "promote", "--name", "newer")
     line = refusal(capsys, "promote", "--name", "newer", "--on", str(newest), "--metric", "ndcg@10", "--margin", "0.9")
@@ -181,8 +183,8 @@ def clairvoyant(run: Path, newest: Path, out: Path) -> Path:
     return out
 
 
-def test_a_set_that_leaves_nothing_is_refused_in_one_line(shop, later, registered, capsys, tmp_path):
-    served(shop.ids_only, "nothing", alias="champion")
+def test_a_set_that_leaves_nothing_is_refused_in_one_line(catalogue, later, registered, capsys, tmp_path):
+    served(catalogue.ids_only, "nothing", alias="champion")
     served(later, "nothing")
     trained = sorted(pairs_of(load_run(later).dataset, "train"))
     shards = packed(tmp_path / "data", trained)
@@ -193,15 +195,15 @@ def test_a_set_that_leaves_nothing_is_refused_in_one_line(shop, later, registere
 
 
 @torch.no_grad()
-def test_new_items_that_both_know_are_ranked_among_themselves(shop, newest, registered):
-    served(shop.stage1, "new-items", alias="a")
+def test_new_items_that_both_know_are_ranked_among_themselves(catalogue, newest, registered):
+    served(catalogue.stage1, "new-items", alias="a")
     with verified_files("models:/new-items@a") as files:
         folder = files / "artifacts" / "model"
         found = compare_on(Dataset(newest), folder, folder)
     cold = {
-        Dataset(shop.shards).item_ids[index]
+        Dataset(catalogue.shards).item_ids[index]
         for part in ("cold_validation", "cold_test")
-        for index in (Dataset(shop.shards).cold_items(part))
+        for index in (Dataset(catalogue.shards).cold_items(part))
     }
     dataset = Dataset(newest)
     wanted = {user for user, item in pairs_of(dataset, *dataset.parts) if item in cold}

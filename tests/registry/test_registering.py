@@ -56,7 +56,7 @@ def test_a_pickle_would_be_noticed(protocol):
     assert not is_pickle(b'{"weights": 1}')
 
 
-def test_registered_model_has_no_pickle_and_stands_alone(shop, registry, tmp_path):
+def test_registered_model_has_no_pickle_and_stands_alone(catalogue, registry, tmp_path):
     model = Path(mlflow.artifacts.download_artifacts("models:/films@champion", dst_path=str(tmp_path)))
     # A server that read this store has left compiled code there, which loading throws away.
     paths = [path for path in model.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
@@ -66,7 +66,7 @@ def test_registered_model_has_no_pickle_and_stands_alone(shop, registry, tmp_pat
         assert not is_pickle(data), path
         assert not [kind for magic, kind in HIDES_PICKLES.items() if data.startswith(magic)], path
     assert {path.suffix for path, data in files.items() if b"\0" in data} == {".safetensors", ".parquet"}
-    for folder in (shop.shards, shop.root / "clip", shop.root / "features"):
+    for folder in (catalogue.shards, catalogue.root / "clip", catalogue.root / "features"):
         folder.rename(folder.with_suffix(".away"))
     try:
         picture = in_base64(Image.new("RGB", (8, 8), "red"), "PNG")
@@ -75,18 +75,18 @@ def test_registered_model_has_no_pickle_and_stands_alone(shop, registry, tmp_pat
         )
         assert np.isfinite(answer["score"]).all()
     finally:
-        for folder in (shop.shards, shop.root / "clip", shop.root / "features"):
+        for folder in (catalogue.shards, catalogue.root / "clip", catalogue.root / "features"):
             folder.with_suffix(".away").rename(folder)
 
 
-def test_version_carries_its_lineage(shop, registry):
+def test_version_carries_its_lineage(catalogue, registry):
     tags = registry.get_model_version_by_alias("films", "champion").tags
-    record = load_run(shop.stage2).record
+    record = load_run(catalogue.stage2).record
     assert tags["run"] == record.fingerprint
-    assert tags["data"] == Dataset(shop.shards).fingerprint
+    assert tags["data"] == Dataset(catalogue.shards).fingerprint
     assert tags["features"] == record.features["fingerprint"]
-    assert tags["stage1"] == load_run(shop.stage1).record.fingerprint
-    assert tags["encoder"] == load_backbone(EncoderConfig(model=str(shop.root / "clip"))).fingerprint
+    assert tags["stage1"] == load_run(catalogue.stage1).record.fingerprint
+    assert tags["encoder"] == load_backbone(EncoderConfig(model=str(catalogue.root / "clip"))).fingerprint
     assert tags["recommender"] == "vbpr"
     assert tags["test/recall_at_20"] == "0.125"
     in_tree = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
@@ -94,10 +94,10 @@ def test_version_carries_its_lineage(shop, registry):
     assert tags["validation/recall_at_20"] == "0.25"
 
 
-def test_version_belongs_to_the_mlflow_run_that_trained_it(shop, registry, tmp_path):
+def test_version_belongs_to_the_mlflow_run_that_trained_it(catalogue, registry, tmp_path):
     with Tracker.start(TrackingConfig(), name="a", params={}, tags={}, active=True) as tracker:
         pass
-    shutil.copytree(shop.stage1, tmp_path / "run")
+    shutil.copytree(catalogue.stage1, tmp_path / "run")
     write_record(tmp_path / "run", replace(read_record(tmp_path / "run"), mlflow_run=tracker.run_id))
     ended = registry.get_run(tracker.run_id).info.end_time
     register(RegisterConfig(run=tmp_path / "run", name="tracked"))
@@ -106,15 +106,15 @@ def test_version_belongs_to_the_mlflow_run_that_trained_it(shop, registry, tmp_p
     assert registry.get_run(tracker.run_id).info.end_time == ended
 
 
-def test_alias_moves_to_the_new_version(shop, registry):
+def test_alias_moves_to_the_new_version(catalogue, registry):
     before = registry.get_model_version_by_alias("films", "champion").version
-    register(RegisterConfig(run=shop.stage1, name="films", alias="moving"))
-    register(RegisterConfig(run=shop.stage2, name="films", alias="moving"))
+    register(RegisterConfig(run=catalogue.stage1, name="films", alias="moving"))
+    register(RegisterConfig(run=catalogue.stage2, name="films", alias="moving"))
     assert int(registry.get_model_version_by_alias("films", "moving").version) == int(before) + 2
     assert registry.get_model_version_by_alias("films", "champion").version == before
 
 
-def test_version_says_what_it_takes_and_answers_its_example(registry):
+def test_version_has_a_signature_and_answers_its_example(registry):
     model = load_model("models:/films@champion")
     assert model.metadata.signature.inputs.input_names() == ["user_id", "history", "image", "text"]
     example = model.input_example
@@ -140,8 +140,8 @@ def stored_file(registry, request):
 
 
 @pytest.mark.parametrize("name", ["tables.safetensors", "pyfunc_entry.py", "MLmodel", "digests.json"])
-def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, registry, stored_file):
-    register(RegisterConfig(run=shop.ids_only, name=f"changed {name}"))
+def test_model_that_was_changed_after_it_was_registered_is_refused(name, catalogue, registry, stored_file):
+    register(RegisterConfig(run=catalogue.ids_only, name=f"changed {name}"))
     version = registry.get_model_version_by_alias(f"changed {name}", "candidate")
     stored = stored_file(version, name)
     before = stored.read_bytes()
@@ -153,8 +153,8 @@ def test_model_that_was_changed_after_it_was_registered_is_refused(name, shop, r
     load_model(f"models:/changed {name}@candidate")
 
 
-def test_compiled_code_in_the_store_neither_runs_nor_counts(shop, registry, stored_file, tmp_path):
-    register(RegisterConfig(run=shop.ids_only, name="compiled"))
+def test_compiled_code_in_the_store_neither_runs_nor_counts(catalogue, registry, stored_file, tmp_path):
+    register(RegisterConfig(run=catalogue.ids_only, name="compiled"))
     version = registry.get_model_version_by_alias("compiled", "candidate")
     (tmp_path / "planted.py").write_text("raise RuntimeError('planted code ran')")
     planted = importlib.util.cache_from_source(str(stored_file(version, "pyfunc_entry.py")))
@@ -163,7 +163,7 @@ def test_compiled_code_in_the_store_neither_runs_nor_counts(shop, registry, stor
     load_model("models:/compiled@candidate")
 
 
-def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(shop, registered, tmp_path):
+def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(catalogue, registered, tmp_path):
     model = Path(mlflow.artifacts.download_artifacts("models:/ids@candidate", dst_path=str(tmp_path)))
     served = model / "artifacts" / "model"
     tables = (served / "tables.safetensors").read_bytes()
@@ -171,20 +171,20 @@ def test_model_that_is_served_from_a_folder_checks_the_digests_in_it(shop, regis
     with pytest.raises(UserError, match=r"tables\.safetensors is .*, expected"):
         ServedModel(served)
     (served / "tables.safetensors").write_bytes(tables)
-    (served / "more.txt").write_text("a file that nobody registered")
+    (served / "more.txt").write_text("an unregistered file")
     with pytest.raises(UserError, match=r"more\.txt is .*expected no such file"):
         ServedModel(served)
 
 
 @pytest.mark.parametrize(("name", "alias"), [("a/b", "x"), ("a", "latest"), ("a", "v1"), ("a", "x y"), ("", "x")])
-def test_names_that_mlflow_refuses_are_refused_before_anything_is_written(name, alias, shop, empty_registry):
+def test_names_that_mlflow_refuses_are_refused_before_anything_is_written(name, alias, catalogue, empty_registry):
     with pytest.raises(UserError, match="expected"):
-        register(RegisterConfig(run=shop.stage2, name=name, alias=alias))
+        register(RegisterConfig(run=catalogue.stage2, name=name, alias=alias))
     assert empty_registry.search_registered_models() == []
 
 
-def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, tmp_path):
-    record = read_record(shop.stage2)
+def test_run_of_other_data_features_or_encoder_is_refused(catalogue, empty_registry, tmp_path):
+    record = read_record(catalogue.stage2)
     write_tiny_clip(tmp_path / "other-clip", seed=1)
     changes = {
         "data": record.data | {"fingerprint": "0" * 64},
@@ -193,7 +193,7 @@ def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, 
     }
     for key, value in changes.items():
         run = tmp_path / key
-        shutil.copytree(shop.stage2, run)
+        shutil.copytree(catalogue.stage2, run)
         write_record(run, replace(record, **{key: value}))
         with pytest.raises(UserError) as raised:
             register(RegisterConfig(run=run, name="films"))
@@ -203,8 +203,8 @@ def test_run_of_other_data_features_or_encoder_is_refused(shop, empty_registry, 
     assert empty_registry.search_registered_models() == []
 
 
-def test_model_with_weights_that_are_not_finite_is_not_registered(shop, empty_registry, tmp_path):
-    shutil.copytree(shop.ids_only, tmp_path / "broken")
+def test_model_with_weights_that_are_not_finite_is_not_registered(catalogue, empty_registry, tmp_path):
+    shutil.copytree(catalogue.ids_only, tmp_path / "broken")
     record = read_record(tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / RECOMMENDER_FILE)
     weights["users.weight"][-1, 0] = torch.nan

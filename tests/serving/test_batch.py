@@ -38,12 +38,12 @@ def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp
     assert recommend_all(package, tmp_path / "one.parquet") == 0
     found = pl.read_parquet(tmp_path / "one.parquet")
     model = ServedModel(package / "artifacts" / "model")
-    everyone = model.people.ask(model.people.user_ids, [None] * len(model.people.user_ids))
-    asked = model.recommend(everyone, Params(top_k=7))
-    assert found["user_id"].to_list() == asked["user_id"]
-    assert found["item_id"].to_list() == asked["item_id"]
-    assert found["rank"].to_list() == asked["rank"]
-    assert found["score"].to_list() == pytest.approx(asked["score"])
+    everyone = model.users.resolve(model.users.user_ids, [None] * len(model.users.user_ids))
+    answer = model.recommend(everyone, Params(top_k=7))
+    assert found["user_id"].to_list() == answer["user_id"]
+    assert found["item_id"].to_list() == answer["item_id"]
+    assert found["rank"].to_list() == answer["rank"]
+    assert found["score"].to_list() == pytest.approx(answer["score"])
     assert run_on_ranks(3, recommend_all, package, tmp_path / "three.parquet") == [0, 0, 0]
     assert pl.read_parquet(tmp_path / "three.parquet").equals(found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "three.parquet"]

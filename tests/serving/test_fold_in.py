@@ -1,4 +1,4 @@
-"""Users made from histories: against a slow reference, and on people whom a real model has never seen."""
+"""Users made from histories: against a slow reference, and on users whom a real model was not trained on."""
 
 import numpy as np
 import polars as pl
@@ -65,11 +65,11 @@ def test_learning_the_map_holds_no_vector_for_each_interaction():
     assert largest_tensor(lambda: fit_fold_in(users, items, train)) <= items.nbytes < 16 * 40_000
 
 
-def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp_path):
+def test_unseen_users_get_better_lists_than_the_most_popular_items(shared_data, tmp_path):
     log = pl.read_csv(shared_data("movies-small") / "interactions.csv", infer_schema=False).select("user_id", "item_id")
     users = log["user_id"].unique().sort()
-    strangers = log.filter(pl.col("user_id").is_in(users.gather_every(5).implode()))
-    log.join(strangers, on="user_id", how="anti").write_csv(tmp_path / "log.csv")
+    unseen = log.filter(pl.col("user_id").is_in(users.gather_every(5).implode()))
+    log.join(unseen, on="user_id", how="anti").write_csv(tmp_path / "log.csv")
     pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", split="random", core=0))
     common = {
         "shards": tmp_path / "shards",
@@ -79,7 +79,7 @@ def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp
     }
     train_stage1(Stage1Config(out=tmp_path / "run", recommender="bpr", epochs=12, lr=3e-3, **common))
     run = load_run(tmp_path / "run")
-    histories, taken = halves(strangers, run.dataset.item_ids)
+    histories, taken = halves(unseen, run.dataset.item_ids)
     user_vectors, item_vectors = (table.detach() for table in run.recommender.eval().representations({}))
     train = run.dataset.interactions("train")
     number = int(histories.users.max()) + 1
@@ -93,10 +93,12 @@ def test_strangers_get_better_lists_than_the_most_popular_items(shared_data, tmp
 
 
 def halves(log: pl.DataFrame, item_ids: list[str]) -> tuple[Interactions, Interactions]:
-    """What strangers tell of themselves, and what they took besides."""
+    """A random half of the interactions of unseen users as their histories, and the other half."""
     known = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     users = log.select(pl.col("user_id").unique().sort()).with_row_index("user")
     pairs = log.join(known, on="item_id").join(users, on="user_id").sort("user", "item")
-    told = np.random.default_rng(0).random(len(pairs)) < 0.5
+    is_history = np.random.default_rng(0).random(len(pairs)) < 0.5
     columns = [pairs[name].cast(pl.Int64).to_numpy() for name in ("user", "item")]
-    return Interactions(*(column[told] for column in columns)), Interactions(*(column[~told] for column in columns))
+    return Interactions(*(column[is_history] for column in columns)), Interactions(
+        *(column[~is_history] for column in columns)
+    )

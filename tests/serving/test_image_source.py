@@ -19,7 +19,7 @@ class Pictures(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         if self.path == "/elsewhere":
             self.send_response(302)
             self.send_header("Location", "/red.png")
@@ -57,7 +57,7 @@ class Pictures(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server:
-        server.asked, server.done, server.hung_up = [], threading.Event(), threading.Event()
+        server.requested, server.done, server.hung_up = [], threading.Event(), threading.Event()
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -68,7 +68,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def host(server, monkeypatch) -> str:
-    server.asked.clear()
+    server.requested.clear()
     host = f"127.0.0.1:{server.server_port}"
     monkeypatch.setenv(HOSTS_VARIABLE, f"cdn.example.org, {host}")
     return host
@@ -84,7 +84,7 @@ def test_url_of_an_allowed_host_is_fetched(host, source):
     assert Image.open(io.BytesIO(source.read(f"HTTP://{host}/a dish of red.png"))).size == (4, 3)
 
 
-def test_url_of_any_other_host_is_refused_and_nobody_is_asked(host, server, source, monkeypatch):
+def test_url_of_any_other_host_is_refused_and_never_requested(host, server, source, monkeypatch):
     port = host.split(":")[1]
     others = [
         f"localhost:{port}",
@@ -101,7 +101,7 @@ def test_url_of_any_other_host_is_refused_and_nobody_is_asked(host, server, sour
     monkeypatch.delenv(HOSTS_VARIABLE)
     with pytest.raises(UserError, match=HOSTS_VARIABLE):
         source.read(f"http://{host}/red.png")
-    assert server.asked == []
+    assert server.requested == []
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_urls_that_are_none_get_one_line(url, host, source):
 def test_redirects_are_not_followed(host, server, source):
     with pytest.raises(UserError, match="HTTP status 302"):
         source.read(f"http://{host}/elsewhere")
-    assert server.asked == ["/elsewhere"]
+    assert server.requested == ["/elsewhere"]
 
 
 def test_missing_pictures_and_closed_ports_are_refused(host, source, monkeypatch):
@@ -135,12 +135,12 @@ def test_host_that_sends_byte_by_byte_is_left_at_the_deadline(path, host, server
     assert server.hung_up.wait(60)
 
 
-def test_images_of_a_request_share_the_deadline(host, server):
+def test_images_of_a_request_have_one_deadline(host, server):
     source = ImageSource(Limits(fetch_seconds=1))
     for path in ("slow.png", "red.png"):
         with pytest.raises(UserError, match="did not arrive within 1 seconds"):
             source.read(f"http://{host}/{path}")
-    assert server.asked == ["/slow.png"]
+    assert server.requested == ["/slow.png"]
 
 
 def test_images_beyond_the_limits_are_refused(host):

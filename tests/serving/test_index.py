@@ -37,8 +37,8 @@ def test_most_of_the_best_items_are_found_and_none_that_was_seen_or_is_no_candid
     assert not (
         set(zip(seen.users, seen.items)) & {(user, item) for user in range(USERS) for item in found[user].tolist()}
     )
-    shared = [len(set(ours) & set(theirs)) / K for ours, theirs in zip(found.tolist(), expected.tolist())]
-    assert np.mean(shared) > 0.9
+    recalls = [len(set(ours) & set(theirs)) / K for ours, theirs in zip(found.tolist(), expected.tolist())]
+    assert np.mean(recalls) > 0.9
     hit = found[:, 0] == expected[:, 0]
     torch.testing.assert_close(scores[hit, 0], expected_scores[hit, 0])
     assert (scores[:, :-1] >= scores[:, 1:]).all()

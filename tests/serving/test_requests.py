@@ -1,4 +1,4 @@
-"""What a model answers to requests that are odd, wrong or too large: one line, or an answer that says what it left out."""
+"""Invalid, odd or too large requests: a one-line error, or an answer that lists what was skipped."""
 
 import base64
 import io
@@ -53,21 +53,21 @@ def lists(answer: dict) -> dict[int, list[str]]:
 
 
 def test_unknown_items_of_a_history_are_skipped_and_named(model):
-    asked = model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, top_k=3)
-    assert lists(asked)[0] == lists(asked)[1]
-    assert asked["unknown_items"] == [["gone", "99"], None, None, [], None, None]
-    assert asked["known_user"] == [False] * 6
+    answer = model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, top_k=3)
+    assert lists(answer)[0] == lists(answer)[1]
+    assert answer["unknown_items"] == [["gone", "99"], None, None, [], None, None]
+    assert answer["known_user"] == [False] * 6
     with pytest.raises(UserError, match=r"history: got 2 unknown \('gone', '99'\), expected some of the 60 items"):
         model.answer({"history": [["i1", "gone", "i4", 99, "gone"], ["i1", "i4"]]}, unknown="error")
 
 
 def test_unknown_users_are_answered_as_visitors_without_a_history_and_marked(model):
-    asked = model.answer({"user_id": ["nobody", "u3", None, 17], "history": [None, None, [], None]}, top_k=4)
-    answer = lists(asked)
-    assert answer[0] == answer[2] == answer[3]
-    assert answer[1] == lists(model.answer({"user_id": ["u3"]}, top_k=4))[0]
-    assert asked["user_id"] == ["nobody"] * 4 + ["u3"] * 4 + [None] * 4 + ["17"] * 4
-    assert asked["known_user"] == [False] * 4 + [True] * 4 + [False] * 8
+    answer = model.answer({"user_id": ["nobody", "u3", None, 17], "history": [None, None, [], None]}, top_k=4)
+    rows = lists(answer)
+    assert rows[0] == rows[2] == rows[3]
+    assert rows[1] == lists(model.answer({"user_id": ["u3"]}, top_k=4))[0]
+    assert answer["user_id"] == ["nobody"] * 4 + ["u3"] * 4 + [None] * 4 + ["17"] * 4
+    assert answer["known_user"] == [False] * 4 + [True] * 4 + [False] * 8
     with pytest.raises(UserError, match=r"user_id: got 2 unknown \('nobody', '17'\), expected some of the 40 users"):
         model.answer({"user_id": ["nobody", "u3", 17, "nobody"]}, unknown="error")
 
@@ -95,7 +95,7 @@ def test_items_given_twice_count_once(model):
 
 
 def test_new_items_are_scored_for_unknown_users_and_histories_too(model):
-    asked = model.answer(
+    answer = model.answer(
         {
             "user_id": ["nobody", None, None],
             "history": [None, [], ["i1", "gone"]],
@@ -103,9 +103,9 @@ def test_new_items_are_scored_for_unknown_users_and_histories_too(model):
             "text": ["a red thing"] * 3,
         }
     )
-    assert asked["score"][0] == asked["score"][1] != asked["score"][2]
-    assert asked["known_user"] == [False] * 3
-    assert asked["unknown_items"] == [[], [], ["gone"]]
+    assert answer["score"][0] == answer["score"][1] != answer["score"][2]
+    assert answer["known_user"] == [False] * 3
+    assert answer["unknown_items"] == [[], [], ["gone"]]
 
 
 def test_empty_columns_are_as_good_as_none(model):
@@ -127,7 +127,7 @@ def test_numbers_stand_for_the_id_of_their_value_and_strings_for_themselves():
         None,
     ]
     with pytest.raises(
-        UserError, match=r"user_id: got the number 5, which both '5' and '05' may be; send ids as strings"
+        UserError, match=r"user_id: got the number 5, which matches both '5' and '05'; send ids as strings"
     ):
         index.find(5)
 
@@ -209,7 +209,7 @@ def test_histories_that_hold_no_ids_get_one_line(item, model):
         ({"user_id": [None]}, "row 0: got neither"),
         ({"userid": ["u1"]}, r"columns: got str 'userid', expected some of user_id, history, image, text"),
         ({"user_id": ["u1"], 0: ["u1"]}, r"columns: got int 0, expected some of"),
-        ({"user_id": ["u1", "u2"], "history": [None]}, "expected as many in each"),
+        ({"user_id": ["u1", "u2"], "history": [None]}, "expected the same number in each"),
         ({"user_id": ["u1"], "text": ["a"]}, "got no column image"),
         ({"user_id": ["u1"], "image": [PICTURE]}, "got no column text"),
     ],

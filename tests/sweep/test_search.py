@@ -1,4 +1,4 @@
-"""A search that goes on knows what the one before it knew."""
+"""A resumed search has the results of the interrupted one."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def _evaluate(book: TrialBook, number: int, *values: float, whole: bool = True) 
         (run / "metrics.json").write_text("{}")
 
 
-def _ask(search: SweepSearch, name: str) -> int | str:
+def _suggest(search: SweepSearch, name: str) -> int | str:
     job = search.suggest(name)
     return job if job == Searcher.FINISHED else job["job"]["number"]
 
@@ -43,25 +43,25 @@ def _ask(search: SweepSearch, name: str) -> int | str:
 def test_open_and_failed_trials_are_handed_out_first_and_ended_ones_never_again(tmp_path: Path, kind: Any) -> None:
     config, book = _config(search=kind), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
-    assert [_ask(search, name) for name in "abcd"] == [0, 1, 2, 3]
+    assert [_suggest(search, name) for name in "abcd"] == [0, 1, 2, 3]
     _evaluate(book, 0, 0.1, 0.3, 0.2)
     search.on_trial_complete("a", {SELECT: 0.3})
     _evaluate(book, 1, 0.1, 0.05, whole=False)
     search.on_trial_complete("b", {SELECT: 0.1})
     search.on_trial_complete("c", None, error=True)
     _evaluate(book, 3, 0.4)  # ended, but the driver was killed before it knew
-    asked = {trial.number: trial.point for trial in book.read()}
+    suggested = {trial.number: trial.point for trial in book.read()}
     again = _search(config, book)
-    assert [_ask(again, name) for name in "wxyz"] == [2, 4, 5, Searcher.FINISHED]
+    assert [_suggest(again, name) for name in "wxyz"] == [2, 4, 5, Searcher.FINISHED]
     trials = book.read()
     assert [trial.state for trial in trials] == ["complete", "pruned", "failed", "complete", "open", "open"]
     assert [trial.value for trial in trials[:4]] == [0.3, 0.1, None, 0.4]
     assert trials[0].epoch == 1
-    assert {number: trials[number].point for number in asked} == asked
-    assert len({json.dumps(trial.point) for trial in trials}) == 6  # the sampler does not repeat its draws
+    assert {number: trials[number].point for number in suggested} == suggested
+    assert len({json.dumps(trial.point) for trial in trials}) == 6  # the sampler does not repeat its samples
 
 
-def test_what_ended_trials_have_shown_is_told_to_optuna(tmp_path: Path) -> None:
+def test_results_of_ended_trials_are_replayed_into_optuna(tmp_path: Path) -> None:
     config, book = _config(trials=40), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
     for number in range(20):
@@ -85,7 +85,7 @@ def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
         search.suggest(str(number))
         _evaluate(book, number, 0.1)
     again = _search(config, book)
-    assert [_ask(again, name) for name in "xy"] == [3, Searcher.FINISHED]
+    assert [_suggest(again, name) for name in "xy"] == [3, Searcher.FINISHED]
     assert [tuple(trial.point.values()) for trial in book.read()] == [(1, 3), (1, 4), (2, 3), (2, 4)]
 
 

@@ -1,4 +1,4 @@
-"""What a sweep refuses before anything is started or written, and what it draws from."""
+"""What a sweep refuses before anything is started or written, and the distributions that it samples from."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def _config(**changes: Any) -> SweepConfig:
         ({"stage2": {"epoch": 3}}, "epoch"),
         ({"stage2": {"out": "elsewhere"}}, "stage2.out: the sweep itself decides on it"),
         ({"ranks": 3, "stage2": {"batch_size": 8}}, "batch_size: got 8, expected a multiple of the 3 ranks of a trial"),
-        ({"resume": True}, "holds no sweep to go on with"),
+        ({"resume": True}, "holds no sweep to resume"),
         ({"ray": {"address": "ray://head:10001"}}, "from outside use `ray job submit`"),
         ({"name": "m", "winner_seeds": []}, "without any there is nothing to register"),
     ],

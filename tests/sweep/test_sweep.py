@@ -1,4 +1,4 @@
-"""A whole sweep on a real cluster of two nodes, one of which goes away: the test split out of reach, every trial told once."""
+"""A whole sweep on a real cluster of two nodes, one of which is lost: no trial reads the test split, each is reported once."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from ptmrec_dist.cluster import free_places, note_places
+from ptmrec_dist.cluster import record_group, remove_group
 from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
@@ -102,7 +102,7 @@ def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactor
     ended = threading.Event()
 
     def kill() -> None:
-        # From the first checkpoint on there is something to go on from, and most of the trial is still to come.
+        # From the first checkpoint on the trial can be resumed, and most of the trial is still to come.
         while not list((config.out / "trials" / "0000" / "checkpoints").glob("step-*")):
             if ended.wait(0.05):
                 return
@@ -155,7 +155,7 @@ def test_each_trial_is_a_child_of_the_sweep_with_every_epoch_once(swept: Swept) 
     assert parent.info.status == "FINISHED"
 
 
-def test_places_of_a_trial_that_is_gone_are_free_again(cluster: Any, tmp_path: Path) -> None:
+def test_resources_of_a_lost_trial_are_released(cluster: Any, tmp_path: Path) -> None:
     import ray
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -163,9 +163,9 @@ def test_places_of_a_trial_that_is_gone_are_free_again(cluster: Any, tmp_path: P
     everything = [{"CPU": 1}] * int(ray.cluster_resources()["CPU"])
     taken = placement_group(everything)
     inside = PlacementGroupSchedulingStrategy(taken)
-    ray.get(ray.remote(note_places).options(scheduling_strategy=inside).remote(tmp_path / "places"))
+    ray.get(ray.remote(record_group).options(scheduling_strategy=inside).remote(tmp_path / "group"))
     for _ in range(2):  # what is free stays so
-        free_places(tmp_path / "places")
+        remove_group(tmp_path / "group")
     assert not list(tmp_path.iterdir())
     again = placement_group(everything)
     assert again.wait(60)
@@ -173,14 +173,14 @@ def test_places_of_a_trial_that_is_gone_are_free_again(cluster: Any, tmp_path: P
 
 
 def test_a_folder_of_another_sweep_is_refused(swept: Swept) -> None:
-    with pytest.raises(UserError, match=r"holds a sweep of other settings \(ranks 2 -> 1\)"):
+    with pytest.raises(UserError, match=r"holds a sweep with other settings \(ranks 2 -> 1\)"):
         run_sweep(replace(swept.config, ranks=1))
 
 
 def test_a_trial_larger_than_the_cluster_is_refused_with_both_numbers(swept: Swept, tmp_path: Path) -> None:
-    asked = replace(swept.config, out=tmp_path / "out", ranks=4, ray=RayConfig(cpus=3))
+    config = replace(swept.config, out=tmp_path / "out", ranks=4, ray=RayConfig(cpus=3))
     with pytest.raises(UserError, match=r"need 12 CPUs and 0 GPUs, but the cluster has 2 CPUs and 0 GPUs on 1 nodes"):
-        run_sweep(asked)
+        run_sweep(config)
     assert not (tmp_path / "out").exists()
 
 

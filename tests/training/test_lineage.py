@@ -237,12 +237,32 @@ def test_weights_swapped_under_a_record_are_refused(tiny_shop: Shop, tmp_path: P
         load_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"a": 1}'])
+@pytest.mark.parametrize("file", ["run.json", "metrics.json", "config.yaml"])
+def test_a_damaged_record_of_a_run_is_refused_by_its_path(
+    file: str, damage: bytes, tiny_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_shop.stage1, run)
+    (run / file).write_bytes(damage)
+    shards, features = ("--shards", str(tiny_shop.shards)), ("--features", str(tiny_shop.features))
+    commands = {
+        "run.json": [["evaluate", "--run", str(run), *shards], ["report", "--runs", str(run), *shards]],
+        "metrics.json": [["report", "--runs", str(run), *shards, "--out", str(tmp_path / "page.html")]],
+        "config.yaml": [["stage1", *shards, *features, "--out", str(run), *UNTRACKED_FLAGS]],
+    }
+    for command in commands[file]:
+        assert cli.main(command) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ptmrec")]
+        assert str(run) in line
+
+
 def test_a_folder_that_does_not_say_what_it_was_made_from_is_not_resumed(tiny_shop: Shop, tmp_path: Path) -> None:
     shutil.copytree(tiny_shop.stage1, tmp_path / "run")
     (tmp_path / "run" / "inputs.json").unlink()
     config = _stage1(tiny_shop.shards, tmp_path / "run", recommender="vbpr", features=tiny_shop.features, device="auto")
     with pytest.raises(
-        UserError, match=r"does not say what it was made from \(no inputs\.json\); choose another --out"
+        UserError, match=r"does not record what it was made from \(no inputs\.json\); choose another --out"
     ):
         train_stage1(config)
 

@@ -245,7 +245,9 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
 
 def test_features_of_another_encoder_are_refused_with_both_fingerprints(tiny_shop: Shop, tmp_path: Path) -> None:
     other = write_tiny_clip(tmp_path / "other", seed=9)
-    with pytest.raises(UserError, match=r"encoder: .* is [0-9a-f]{12}, but the features came from [0-9a-f]{12}; bring"):
+    with pytest.raises(
+        UserError, match=r"encoder: .* is [0-9a-f]{12}, but the features came from [0-9a-f]{12}; restore"
+    ):
         train_stage2(_config(tiny_shop, tmp_path / "run", encoder=other))
     assert not (tmp_path / "run").exists()
 

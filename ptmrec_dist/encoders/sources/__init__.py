@@ -1,1 +1,1 @@
-"""Where encoders come from."""
+"""Sources of pretrained encoders."""

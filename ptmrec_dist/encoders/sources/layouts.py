@@ -1,4 +1,4 @@
-"""Where each family of towers keeps its blocks, and how they are made."""
+"""Blocks of each family of towers, and their structure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ Blocks = tuple[Sequence[nn.Module], Layout | None]
 
 _OPEN_CLIP = Layout(width=0, ends=("ls_1", "ls_2"), projections=("in_proj", "out_proj", "c_fc", "c_proj"))
 _VIT = Layout(width=0, ends=("ls1", "ls2"), projections=("qkv", "proj", "fc1", "fc2", "w0", "w1", "w2"))
-# Rotary positions are added to all tokens behind the first ones, so prompts must be among those.
+# Rotary positions apply to all tokens after the prefix tokens, so prompts must be inserted among the prefix.
 _EVA = Layout(
     width=0,
     ends=("attn.proj_drop", "mlp.drop2"),
@@ -86,7 +86,7 @@ def text_blocks(text: Any) -> Blocks:
     """Find the blocks of a text tower of open_clip.
 
     Args:
-        text: The tower, or the CLIP that keeps the parts of its text tower on itself.
+        text: The tower, or the CLIP that has the modules of its text tower as its own attributes.
 
     Returns:
         Its transformer blocks with their layout.

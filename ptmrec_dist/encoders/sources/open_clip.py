@@ -1,7 +1,7 @@
-"""Loading a pretrained open_clip model, by name and tag or from a local folder, with what its inputs need.
+"""Loading a pretrained open_clip model, by name and tag or from a local folder, with its preprocessing.
 
 A local folder holds `open_clip_config.json` and `open_clip_model.safetensors`: open_clip's own format, so that models
-exported from elsewhere load as they are.
+exported by other tools load unchanged.
 """
 
 import functools
@@ -36,19 +36,19 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 _WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 HF_CONFIG_FILE = "config.json"
-"""Configuration of a text tower from Hugging Face; the files of its tokenizer lie beside it."""
+"""Configuration of a text tower from Hugging Face; the files of its tokenizer are beside it."""
 TUNED_FILE = "tuned.safetensors"
-"""Beside them, where an encoder carries prompts or adapters that no open_clip model has a place for."""
+"""Tuned weights beside them, for prompts or adapters, which open_clip's format does not cover."""
 RUN_FILE, RUN_TUNED_FILE = "run.json", "encoder.safetensors"
-"""Lineage of a training run, and what it tuned inside its encoder: a run folder is an encoder, too."""
+"""Lineage of a training run, and its tuned weights: a run folder is an encoder, too."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen open_clip model and how images and texts are made ready for it."""
+    """A frozen open_clip model and its preprocessing of images and texts."""
 
     clip: nn.Module
-    """The open_clip model, in eval mode, no parameter of it trainable."""
+    """The open_clip model, in eval mode, without trainable parameters."""
     tokenize: Callable[[list[str]], Tensor]
     """Texts to token ids, int64 [B, N]."""
     image_config: PreprocessCfg
@@ -56,14 +56,14 @@ class Backbone:
     model_config: dict[str, Any]
     """open_clip's `model_cfg`."""
     fingerprint: str
-    """sha256 over weights, configuration, image settings, tokenizer and what was tuned inside it."""
+    """sha256 over weights, configuration, image settings, tokenizer and tuned weights."""
     tuned: tuple[Path, ...] = ()
-    """Files of what was tuned inside it before and is now a part of it, in the order of tuning."""
+    """Files of tuned weights that are part of it, in the order of tuning."""
 
     def load_image(self, image: Image.Image) -> Tensor:
-        """Resize and crop an image as the encoder was trained.
+        """Resize and crop an image as in the encoder's training.
 
-        Normalisation is left to the device: bytes are a quarter of the floats to move.
+        Normalisation is done on the device: bytes take a quarter of the bandwidth of floats.
 
         Args:
             image: Any PIL image.
@@ -72,11 +72,11 @@ class Backbone:
             uint8 [3, H, W].
         """
         steps = image_transform_v2(self.image_config, is_train=False).transforms
-        pixels: Tensor = Compose([*steps[:-2], PILToTensor()])(image)  # the last two make floats and normalise
+        pixels: Tensor = Compose([*steps[:-2], PILToTensor()])(image)  # the last two convert to float and normalise
         return pixels
 
     def tower(self, modality: str) -> Tower:
-        """Give the tower of a modality.
+        """Return the tower of a modality.
 
         Args:
             modality: `image` or `text`.
@@ -110,7 +110,7 @@ def load_backbone(settings: EncoderConfig) -> Backbone:
         logging.getLogger().setLevel(max(quiet, logging.ERROR))
         clip = open_clip.create_model(name, pretrained, require_pretrained=True, **_overrides(settings, model_config))
         tokenizer = open_clip.get_tokenizer(name, **_tokenizer_options(model_config))
-    except Exception as error:  # open_clip, timm and transformers raise all kinds on a configuration that is not right
+    except Exception as error:  # open_clip, timm and transformers raise all kinds of errors on a wrong configuration
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {reason or type(error).__name__}"
@@ -137,23 +137,23 @@ def load_backbone_of(made: dict[str, Any]) -> Backbone:
         The frozen encoder.
 
     Raises:
-        UserError: It cannot be loaded, or it is another one now.
+        UserError: It cannot be loaded, or it has changed.
     """
     backbone = load_backbone(EncoderConfig(model=made["model"], pretrained=made["pretrained"]))
     if backbone.fingerprint != made["fingerprint"]:
         raise UserError(
             f"encoder: {made['model']} is {backbone.fingerprint[:12]}, but the features came from "
-            f"{made['fingerprint'][:12]}; bring the old encoder back, or extract features and train again"
+            f"{made['fingerprint'][:12]}; restore the old encoder, or extract features and train again"
         )
     return backbone
 
 
 def tuned_fingerprint(encoder: str, tuned: Path) -> str:
-    """Compute the fingerprint of an encoder with what was tuned inside it.
+    """Compute the fingerprint of an encoder with tuned weights.
 
     Args:
         encoder: Fingerprint of the encoder before tuning.
-        tuned: File of what was tuned.
+        tuned: File of tuned weights.
 
     Returns:
         sha256 of both.
@@ -162,11 +162,11 @@ def tuned_fingerprint(encoder: str, tuned: Path) -> str:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write an encoder as a local folder that `load_backbone` reads, before any method is put into it.
+    """Write an encoder as a local folder that `load_backbone` reads, before a tuning method is attached.
 
     Args:
         backbone: The encoder.
-        folder: Folder to write into; made where it is absent.
+        folder: Folder to write into; created if absent.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image_keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -184,13 +184,13 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
 
 
 def _load_from_run(folder: Path, pretrained: str | None) -> Backbone:
-    """The encoder that a run started from, with what the run tuned inside it."""
+    """The encoder that a run started from, with the weights that the run tuned."""
     if pretrained is not None:
         raise UserError(f"encoder.pretrained: got {pretrained!r} with a run; a run has its own weights")
     try:
         made = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["encoder"]
         if made is None:
-            raise UserError(f"encoder.model: the run {folder} has no encoder; expected one that read features of one")
+            raise UserError(f"encoder.model: the run {folder} has no encoder; expected a run on an encoder's features")
         made["model"] = find(made.get("relative"), made["model"], folder)
         backbone = load_backbone_of(made)
     except (ValueError, KeyError, TypeError) as error:
@@ -218,7 +218,7 @@ def _tuned_files(folder: Path) -> list[Path]:
 
 
 def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any]]:
-    """Name and tag as open_clip takes them, and its `model_cfg`; nothing that it would load with random weights unasked."""
+    """Name and tag for open_clip, and its `model_cfg`; refuses what open_clip would silently initialise at random."""
     folder = Path(settings.model)
     if folder.is_dir():
         if settings.pretrained is not None:
@@ -240,7 +240,7 @@ def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """`model_cfg` of a folder, with the files that it asks for."""
+    """`model_cfg` of a folder, with the paths of the files it refers to."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"encoder.model: {folder} has no {CONFIG_FILE}; expected a folder with it and {WEIGHTS_FILE}")
@@ -250,7 +250,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         hugging_face, tokenizer = text.get("hf_model_name"), text.get("hf_tokenizer_name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"encoder.model: {path} is no configuration of open_clip ({error!r}); expected model_cfg with vision_cfg and "
+            f"encoder.model: {path} is not a configuration of open_clip ({error!r}); expected model_cfg with vision_cfg and "
             "text_cfg"
         ) from error
     if hugging_face and not tokenizer:
@@ -273,7 +273,7 @@ def _model_type(folder: Path) -> str | None:
 
 
 def _overrides(settings: EncoderConfig, model_config: dict[str, Any]) -> dict[str, Any]:
-    """A Hugging Face tower is built from the folder's own configuration: open_clip would ask the hub for its name."""
+    """A Hugging Face tower is built from the folder's own configuration: open_clip would look its name up on the hub."""
     text = model_config["text_cfg"]
     if not text.get("hf_model_name") or not Path(settings.model).is_dir():
         return {}
@@ -282,12 +282,12 @@ def _overrides(settings: EncoderConfig, model_config: dict[str, Any]) -> dict[st
 
 
 def _tokenizer_options(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Code that comes with a tokenizer is never run, whatever its configuration asks for."""
+    """Options that forbid running code that comes with a tokenizer, whatever its configuration requests."""
     return {"trust_remote_code": False} if model_config["text_cfg"].get("hf_tokenizer_name") else {}
 
 
 def _unfold_scalars(clip: nn.Module) -> None:
-    """Give 0-dimensional parameters (`logit_scale`) a dimension: DeepSpeed cannot divide a scalar over ranks."""
+    """Give 0-dimensional parameters (`logit_scale`) a dimension: DeepSpeed cannot partition a scalar over ranks."""
     for name, parameter in list(clip.named_parameters(recurse=False)):
         if parameter.dim() == 0:
             setattr(clip, name, nn.Parameter(parameter.detach().reshape(1)))
@@ -302,10 +302,10 @@ def _fingerprint(clip: nn.Module, image_config: PreprocessCfg) -> str:
 
 
 def _tokenizer_state(tokenizer: Any) -> bytes:
-    """What a tokenizer of Hugging Face makes of texts; open_clip's own is always the same."""
+    """State of a Hugging Face tokenizer that determines token ids; open_clip's own tokenizer is always the same."""
     if not isinstance(tokenizer, HFTokenizer):
         return b""
     described = json.loads(tokenizer.tokenizer.backend_tokenizer.to_str())
-    # The last call left these two; open_clip chooses them at each.
+    # These two are left over from the last call; open_clip sets them at each call.
     kept = {key: value for key, value in described.items() if key not in ("padding", "truncation")}
     return json.dumps([kept, tokenizer.context_length], sort_keys=True).encode()

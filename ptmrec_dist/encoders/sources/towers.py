@@ -51,14 +51,14 @@ class ImageTower:
         return inputs
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        """All of the image tower."""
+        """All parameters of the image tower."""
         return list(self.visual.parameters())
 
 
 class TextTower:
     """The text tower of an open_clip model.
 
-    Where no feature depends on padding, `encode` also takes ids whose trailing padding was cut, and the blocks see no more
+    Where no feature depends on padding, `encode` also takes ids whose trailing padding was cut, and the blocks process no more
     tokens than there are ids: in causal towers that pool where a text ends, and in those that mask padding by its id
     (Hugging Face).
 
@@ -69,7 +69,7 @@ class TextTower:
 
     def __init__(self, clip: nn.Module, example: Tensor) -> None:
         self.clip: Any = clip
-        # CLIP keeps the parts of its text tower on itself, other models in `text`.
+        # CLIP has the modules of its text tower as its own attributes, other models in `text`.
         self.text: Any = getattr(clip, "text", clip)
         self.kind = type(self.text).__name__
         self.blocks, self.layout = text_blocks(self.text)
@@ -81,7 +81,7 @@ class TextTower:
         missing = self.example.shape[1] - inputs.shape[1]
         if not missing or isinstance(self.text, HFTextEncoder):
             return self._forward(inputs)
-        # The model adds its positions to whole contexts only, so padding comes back and goes again before the blocks.
+        # The model adds positions to whole contexts only, so padding is restored here and cut again before the blocks.
         whole = F.pad(inputs, (0, missing), value=_filler(self.text))
         with self.text.transformer.register_forward_pre_hook(partial(_cut, inputs.shape[1]), with_kwargs=True):
             return self._forward(whole)
@@ -96,7 +96,7 @@ class TextTower:
         return inputs[:, : int(_ends(self.text, inputs).max()) + 1] if _ignores_padding(self.text) else inputs
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        """All of the text tower; where CLIP keeps it on itself, all but the image tower and the logits' scale."""
+        """All parameters of the text tower; in CLIP, all but the image tower and the logit scale."""
         beside = ("visual.", "logit_")
         return [parameter for name, parameter in self.text.named_parameters() if not name.startswith(beside)]
 
@@ -112,14 +112,14 @@ def _cut(length: int, stack: nn.Module, inputs: tuple[Any, ...], options: dict[s
 
 
 def _pooling(text: Any) -> tuple[str, int]:
-    """How a text tower of open_clip pools, and its id of an end of text."""
+    """Pooling of a text tower of open_clip, and its end-of-text id."""
     if hasattr(text, "text_pool_type"):
         return text.text_pool_type, text.text_eos_id
     return text.pool_type, text.eos_id
 
 
 def _ignores_padding(text: Any) -> bool:
-    """Whether the tower is causal and pools where a text ends; a class token (CoCa) stands behind the padding."""
+    """Whether the tower is causal and pools where a text ends; a class token (CoCa) comes after the padding."""
     if text.attn_mask is None or getattr(text, "cls_emb", None) is not None:
         return False
     return _pooling(text)[0] in ("argmax", "eos")
@@ -132,17 +132,15 @@ def _ends(text: Any, ids_BN: Tensor) -> Tensor:
 
 
 def _filler(text: Any) -> int:
-    """An id that marks no end of text."""
+    """An id other than the end-of-text id."""
     return 1 if _pooling(text) == ("eos", 0) else 0
 
 
 def _width(tower: Tower) -> int:
-    """Width of a tower's features, by running it once: what cannot run is refused before anything is read."""
+    """Width of a tower's features, by running it once, so that a tower that fails is refused before anything is read."""
     try:
         with torch.no_grad():
             return int(tower.encode(tower.example).shape[-1])
     except Exception as error:  # a model of any library
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"encoder.model: its {tower.kind} does not run ({reason}); is its configuration right?"
-        ) from error
+        raise UserError(f"encoder.model: its {tower.kind} does not run ({reason}); check its configuration") from error

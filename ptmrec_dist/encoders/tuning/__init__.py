@@ -1,1 +1,1 @@
-"""Ways of tuning an encoder, attached to the blocks of its towers."""
+"""Tuning methods, attached to the blocks of an encoder's towers."""

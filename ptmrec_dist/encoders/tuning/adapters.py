@@ -1,7 +1,7 @@
 """Adapters: a small bottleneck after the attention and after the MLP of every layer, trained while the layer is frozen.
 
-Houlsby et al., Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751: the bottleneck works on what a sublayer
-gives, before that joins the residual stream. Its output starts at zero, so that features start as they were.
+Houlsby et al., Parameter-Efficient Transfer Learning for NLP, arXiv 1902.00751: the bottleneck is applied to the output of a
+sublayer, before that is added to the residual stream. Its output starts at zero, so that features are unchanged at first.
 
 Legend: B batch, N tokens, D width.
 """
@@ -33,13 +33,13 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(start_at_zero)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Add what the bottleneck makes of the tokens, [B, N, D] to [B, N, D]."""
+        """Add the output of the bottleneck to the tokens, [B, N, D] to [B, N, D]."""
         added_BND: Tensor = self.up(F.gelu(self.down(tokens_BND)))
         return tokens_BND + added_BND
 
 
 def attach(towers: Mapping[str, Tower], settings: AdapterConfig, generator: torch.Generator) -> None:
-    """Put two bottlenecks into every block of every tower, right behind the modules that end its sublayers.
+    """Attach two bottlenecks to every block of every tower, after the last module of each sublayer.
 
     Args:
         towers: Modality to tower.

@@ -1,12 +1,12 @@
 """LoRA: a trained low-rank update beside every projection of attention and MLP, by the `peft` library.
 
 Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685: W x becomes W x + (alpha / rank) B A x,
-with B zero at first, so that features start as they were.
+with B zero at first, so that features are unchanged at first.
 
 open_clip's attention is torch's, whose query, key and value projections are one fused weight that no layer of its own
 applies. peft would add the update to that weight before each forward pass and subtract it afterwards, which leaves
-rounding in a frozen weight and takes it out of DeepSpeed's hands. So the attention is opened first: the same weights,
-applied by two Linear layers, which peft adapts as any other.
+rounding errors in a frozen weight and bypasses DeepSpeed. So the attention is replaced first: the same weights, applied
+by two Linear layers, which peft adapts like any other.
 
 Legend: B batch, N tokens, D width, H heads, W width of a head, R rank.
 """
@@ -24,7 +24,7 @@ from ptmrec_dist.errors import UserError
 
 
 class OpenAttention(nn.Module):
-    """Self-attention with the weights of `nn.MultiheadAttention`, its fused projection a layer of its own.
+    """Self-attention with the weights of `nn.MultiheadAttention`, with its fused projection as a separate layer.
 
     Args:
         fused: Attention with one weight for query, key and value; its parameters are shared, not copied.
@@ -32,7 +32,7 @@ class OpenAttention(nn.Module):
 
     def __init__(self, fused: nn.MultiheadAttention) -> None:
         super().__init__()
-        self.fused = (fused,)  # in a tuple, for its parameters are already here
+        self.fused = (fused,)  # in a tuple, so that its parameters are not registered twice
         self.heads = fused.num_heads
         width = fused.embed_dim
         self.in_proj = nn.Linear(width, 3 * width, device="meta")
@@ -42,7 +42,7 @@ class OpenAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None
     ) -> tuple[Tensor, None]:
-        """Attend, as open_clip's blocks call it: query, key and value are the same tokens [B, N, D]."""
+        """Apply attention, called as in open_clip's blocks: query, key and value are the same tokens [B, N, D]."""
         projected_3BHNW = self.in_proj(query).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query_BHNW, key_BHNW, value_BHNW = projected_3BHNW
         if (
@@ -54,7 +54,7 @@ class OpenAttention(nn.Module):
 
 
 def attach(towers: Mapping[str, Tower], settings: LoraConfig, generator: torch.Generator) -> None:
-    """Put a low-rank update beside every projection of every block.
+    """Attach a low-rank update to every projection of every block.
 
     Args:
         towers: Modality to tower.
@@ -65,7 +65,7 @@ def attach(towers: Mapping[str, Tower], settings: LoraConfig, generator: torch.G
         UserError: A tower without known transformer blocks, with attention of another kind, narrower than the rank, or
             whose features do not depend on an update.
     """
-    import peft  # seconds, which other methods need not wait for
+    import peft  # imported here, because it takes seconds
 
     layouts = require_layout("lora", towers)
     for modality, tower in towers.items():
@@ -89,7 +89,7 @@ def attach(towers: Mapping[str, Tower], settings: LoraConfig, generator: torch.G
 
 
 def merge(towers: Mapping[str, Tower]) -> None:
-    """Add every update to its weight and give the towers their own attention back; without updates nothing happens.
+    """Merge every update into its weight and restore the towers' original attention; does nothing without updates.
 
     Args:
         towers: Modality to tower.
@@ -108,7 +108,7 @@ def merge(towers: Mapping[str, Tower]) -> None:
 
 
 def _updates(tower: Tower) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Every adapted projection: the module that holds it, its name there, and itself."""
+    """Every adapted projection: its parent module, its name there, and itself."""
     for block in tower.blocks:
         for parent in block.modules():
             for name, child in parent.named_children():
@@ -117,7 +117,7 @@ def _updates(tower: Tower) -> Iterator[tuple[nn.Module, str, Any]]:
 
 
 def _open(block: nn.Module) -> None:
-    """Let projections be layers that run, where attention would apply their weights by itself."""
+    """Make the projections separate layers, where attention would apply their weights functionally."""
     attention: Any = getattr(block, "attn", None)
     if isinstance(attention, nn.MultiheadAttention):
         block.attn = OpenAttention(attention)
@@ -126,7 +126,7 @@ def _open(block: nn.Module) -> None:
 
 
 def _idle(tower: Tower) -> set[str]:
-    """Names of projections whose update changes no feature: the gradient of B, which starts at zero, shows it."""
+    """Names of projections whose update does not affect features: those for which the gradient of B is zero."""
     names, updates = zip(*((name, update) for _, name, update in _updates(tower)), strict=True)
     with torch.enable_grad():
         features_1D = tower.encode(tower.example.to(updates[0].weight.device))
@@ -145,7 +145,7 @@ def _check(modality: str, tower: Tower, layout: Layout, settings: LoraConfig) ->
         not fused or attention.in_proj_weight is None or not attention.batch_first
     ):
         raise UserError(
-            f"tuning.method: lora cannot be put into the {modality} tower, whose attention is {type(attention).__name__}; "
+            f"tuning.method: lora cannot be attached to the {modality} tower, whose attention is {type(attention).__name__}; "
             "expected torch's MultiheadAttention, choose another method"
         )
     if settings.rank > layout.width:

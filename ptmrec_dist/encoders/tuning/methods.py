@@ -1,7 +1,7 @@
-"""The ways of tuning an encoder, one module each, behind one function: `attach` puts a method into the towers.
+"""The tuning methods, one module each, behind one function: `attach` attaches a method to the towers.
 
-After it, exactly the parameters that the method trains require gradients, and all of them together are what a run saves.
-Every method but `prompt` leaves the features as they are until something is trained.
+Afterwards exactly the parameters that the method trains require gradients, and these are what a run saves. With every
+method but `prompt`, features are unchanged until something is trained.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ptmrec_dist.errors import UserError
 def attach(
     towers: Mapping[str, Tower], method: str, settings: MethodConfig | None, generator: torch.Generator
 ) -> Mapping[str, nn.Module]:
-    """Put a method into frozen towers.
+    """Attach a method to frozen towers.
 
     Args:
         towers: Modality to tower.
@@ -27,10 +27,10 @@ def attach(
         generator: Source of the initial values.
 
     Returns:
-        Modality to what was attached and is no part of the tower itself: prompts.
+        Modality to the attached modules that are not part of the tower itself: prompts.
 
     Raises:
-        UserError: An unknown method, or one that a tower cannot take; nothing is changed then.
+        UserError: An unknown method, or one that a tower does not support; nothing is changed then.
     """
     if settings is not None and settings.towers != "all":
         towers = {modality: tower for modality, tower in towers.items() if modality == settings.towers}
@@ -50,12 +50,12 @@ def attach(
         case "none", None:
             pass
         case _:
-            raise UserError(f"tuning.method: got {method!r} with {settings}, which is no method with its settings")
+            raise UserError(f"tuning.method: got {method!r} with {settings}, which is not a method with its settings")
     return {}
 
 
 def method_settings(method: str, values: Mapping[str, object]) -> MethodConfig | None:
-    """Make a method's settings from plain values, as a file of tuned weights holds them.
+    """Make a method's settings from plain values, as in a file of tuned weights.
 
     Args:
         method: Name of the method.

@@ -1,9 +1,9 @@
-"""Deep prompts: fresh vectors that join the tokens of the first blocks of a tower.
+"""Deep prompts: new vectors that join the tokens of the first blocks of a tower.
 
 PTMRec (eq. 7 to 10) follows MaPLe (arXiv 2210.03117) without its coupling function: each tower has its own prompts. In
-blocks 1..depth the prompts that come out of the block before are dropped and the block's own take their place; after
-`depth` they flow on as ordinary tokens. A depth of 9 is nine blocks with prompts of their own, the first included. They are
-taken off behind the last block, so the model pools the tokens that it knows.
+blocks 1..depth the outputs of the previous block's prompts are replaced by the block's own prompts; after `depth` they
+are processed as ordinary tokens. A depth of 9 is nine blocks with their own prompts, the first included. They are removed
+after the last block, so that the model pools its original tokens.
 
 Legend: B batch, N tokens, S tokens and prompts, D width, L prompt vectors of a block, P prompted blocks.
 """
@@ -20,12 +20,12 @@ from ptmrec_dist.encoders.base import Layout, Tower, at_most_layers, require_lay
 
 
 class DeepPrompts(nn.Module):
-    """The prompt vectors of one tower, put into its blocks by hooks.
+    """The prompt vectors of one tower, inserted into its blocks by hooks.
 
     Args:
         depth: Prompted blocks P.
         length: Prompt vectors of a block L.
-        layout: How the blocks are made.
+        layout: Structure of the blocks.
         generator: Source of the initial normal(0, 0.02) values.
     """
 
@@ -43,14 +43,14 @@ class DeepPrompts(nn.Module):
         for number, block in enumerate(tower.blocks):
             block.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
             attention: Any = getattr(block, "attn", None)
-            if hasattr(attention, "num_prefix_tokens"):  # tokens in front that rotary positions leave alone
+            if hasattr(attention, "num_prefix_tokens"):  # leading tokens without rotary positions
                 attention.num_prefix_tokens += self.length
         tower.blocks[-1].register_forward_hook(self._leave)
 
     def _enter(
         self, number: int, block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give a block its own prompts, and a mask that lets tokens see them."""
+        """Insert a block's own prompts, and widen the mask so that tokens attend to them."""
         tokens_BSD = inputs[0]
         if number < self.depth:
             content_BND = tokens_BSD if number == 0 else self._without(tokens_BSD)
@@ -61,7 +61,7 @@ class DeepPrompts(nn.Module):
         return (tokens_BSD, *map(self._widened, inputs[1:2]), *inputs[2:]), options
 
     def _leave(self, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        """Take the prompts off behind the last block."""
+        """Remove the prompts after the last block."""
         if isinstance(output, tuple):
             return (self._without(output[0]), *output[1:])
         return self._without(output)
@@ -82,7 +82,7 @@ class DeepPrompts(nn.Module):
         return torch.cat([tokens_BSD[:, :at], tokens_BSD[:, at + self.length :]], dim=1)
 
     def _widened(self, mask: Tensor | None) -> Tensor | None:
-        """A mask [..., N, N], additive or true where a token is seen, for L prompts in front as well: [..., S, S]."""
+        """Extend a mask [..., N, N] (additive, or true where a token is attended to) to L leading prompts: [..., S, S]."""
         if mask is None:
             return None
         length, tokens = self.length, mask.shape[-1]
@@ -92,7 +92,7 @@ class DeepPrompts(nn.Module):
             ones = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
             own = mask.new_full((length, length), hidden).masked_fill(ones, seen).expand(*lead, -1, -1)
             others = mask.new_full((length, tokens), hidden).expand(*lead, -1, -1)
-        else:  # a prompt sees what any token sees: all but padding
+        else:  # prompts attend to all but padding, like any token
             own = mask.new_full((*lead, length, length), seen)
             others = mask[..., :1, :].expand(*lead, length, tokens)
         prompts = torch.cat([own, others], dim=-1)
@@ -101,7 +101,7 @@ class DeepPrompts(nn.Module):
 
 
 def attach(towers: Mapping[str, Tower], settings: PromptConfig, generator: torch.Generator) -> dict[str, DeepPrompts]:
-    """Give every tower fresh prompts.
+    """Attach new prompts to every tower.
 
     Args:
         towers: Modality to tower.
@@ -112,7 +112,7 @@ def attach(towers: Mapping[str, Tower], settings: PromptConfig, generator: torch
         Modality to prompts; they must become part of the module that is trained.
 
     Raises:
-        UserError: A tower that takes none, or a depth larger than a tower.
+        UserError: A tower that does not support prompts, or a depth larger than a tower.
     """
     layouts = require_layout("prompt", towers, promptable=True)
     if settings.depth != "all":

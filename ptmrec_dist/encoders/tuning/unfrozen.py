@@ -7,7 +7,7 @@ from ptmrec_dist.encoders.base import Tower, at_most_layers
 
 
 def attach_full(towers: Mapping[str, Tower]) -> None:
-    """Let every weight that the towers use be trained.
+    """Make every weight that the towers use trainable.
 
     Args:
         towers: Modality to tower.
@@ -18,14 +18,14 @@ def attach_full(towers: Mapping[str, Tower]) -> None:
 
 
 def attach_last_n(towers: Mapping[str, Tower], settings: LastNConfig) -> None:
-    """Let the last blocks of every tower be trained, and nothing behind them.
+    """Make the last blocks of every tower trainable, and nothing after them.
 
     Args:
         towers: Modality to tower.
-        settings: How many.
+        settings: Number of blocks.
 
     Raises:
-        UserError: More than a tower has.
+        UserError: More blocks than a tower has.
     """
     at_most_layers("last_n.n", settings.n, towers)
     for tower in towers.values():

@@ -1,8 +1,8 @@
-"""Who asks: users of the training data by their ids, visitors by the items that they took.
+"""Users and visitors of a request: users of the training data by their ids, visitors by a history of items.
 
-A user whom the model does not know gets what a visitor without a history gets: the list of an average user.
+An unknown user is treated as a visitor without a history and gets the list of an average user.
 
-Legend: U users, I items, B rows asked for, D and d' widths of the scores.
+Legend: U users, I items, B rows of a request, D and d' widths of the scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ _NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Askers:
-    """Users and visitors whom a request asks for, row by row."""
+class Requesters:
+    """Users and visitors of a request, row by row."""
 
     names: Sequence[str | None]
     """User ids; None for a visitor."""
@@ -39,17 +39,17 @@ class Askers:
     modal_users_BD: Tensor | None
     """Their vectors for the cold score, float32 [B, d']; None in ID-only models."""
     seen: Interactions
-    """Row and item of what they have taken."""
+    """Row and item of each of their interactions."""
 
 
-class People:
-    """Looks users and visitors up.
+class UserIndex:
+    """Resolves users and visitors to vectors.
 
     Args:
         tables: Tables of a served model.
         user_ids: User ids by user index.
         item_ids: Item ids by item index.
-        warm: Whether an item was there in training, bool [I].
+        warm: Whether an item occurred in training, bool [I].
         seen: Training interactions.
         limits: Limits of a request.
     """
@@ -71,7 +71,7 @@ class People:
         self._items_ID, self._usable = _history_items(tables, warm)
         self._limits = limits
 
-    def known(self, rows_B: np.ndarray) -> Askers:
+    def known(self, rows_B: np.ndarray) -> Requesters:
         """Look users up by their index.
 
         Args:
@@ -84,26 +84,26 @@ class People:
         modal = None if self._modal_UD is None else self._modal_UD[rows]
         names = [self.user_ids[row] for row in rows_B]
         unknown: list[list[str]] = [[] for _ in names]
-        return Askers(names, [True] * len(names), unknown, self._users_UD[rows], modal, self._seen.of(rows_B))
+        return Requesters(names, [True] * len(names), unknown, self._users_UD[rows], modal, self._seen.of(rows_B))
 
-    def ask(self, users: Sequence[Any], histories: Sequence[Any], unknown: Unknown = "skip") -> Askers:
-        """Look the users and visitors of a request up.
+    def resolve(self, users: Sequence[Any], histories: Sequence[Any], unknown: Unknown = "skip") -> Requesters:
+        """Look up the users and visitors of a request.
 
         Args:
             users: User id of each row [B], None or NaN where it has none.
             histories: Item ids of each row [B], None or NaN where it has none.
-            unknown: `skip` takes an unknown user for a visitor without a history, and leaves unknown items out; `error`
+            unknown: `skip` treats an unknown user as a visitor without a history, and leaves unknown items out; `error`
                 refuses both.
 
         Returns:
             Users and visitors, in the order of the rows.
 
         Raises:
-            UserError: A row with neither or both, values that are no ids or no list of them, a history beyond the limit,
-                or unknown users or items under `error`.
+            UserError: A row with neither or both, values that are no ids or lists of ids, a history beyond the limit, or
+                unknown users or items under `error`.
         """
         if len(users) == 0:
-            raise UserError("request: got no rows, expected a user_id or a history in each of one or more")
+            raise UserError("request: got no rows, expected one or more, each with a user_id or a history")
         names = [None if is_absent(user) else parse_id(user, f"row {row}: user_id") for row, user in enumerate(users)]
         given = [None if is_absent(history) else self._parse(history, row) for row, history in enumerate(histories)]
         for row, (name, history) in enumerate(zip(names, given, strict=True)):
@@ -115,14 +115,14 @@ class People:
             self._refuse_unknown_users(names, found)
         known_B = np.flatnonzero([row is not None for row in found])
         others_B = np.flatnonzero([row is None for row in found])
-        parts = [
+        groups = [
             (known_B, self.known(np.array([row for row in found if row is not None], dtype=np.int64))),
             (
                 others_B,
                 self._visitors([names[row] for row in others_B], [given[row] or [] for row in others_B], unknown),
             ),
         ]
-        return _in_order([part for part in parts if len(part[0])])
+        return _in_order([(rows, group) for rows, group in groups if len(rows)])
 
     def _parse(self, history: Any, row: int) -> list[Id]:
         where = f"row {row}: history"
@@ -133,27 +133,27 @@ class People:
         self._limits.check("history", len(history), f"{where}: items")
         return [parse_id(item, where) for item in history]
 
-    def _visitors(self, names: Sequence[Id | None], histories: Sequence[Sequence[Id]], unknown: Unknown) -> Askers:
+    def _visitors(self, names: Sequence[Id | None], histories: Sequence[Sequence[Id]], unknown: Unknown) -> Requesters:
         taken, skipped = self._entries(histories, unknown)
         both_BT = self._fold_in(self._items_ID, taken, len(histories))
         users_BD, modal_BD = both_BT.tensor_split([self._users_UD.shape[1]], dim=1)
         modal = None if self._modal_UD is None else modal_BD
         shown_names = [None if name is None else str(name) for name in names]
-        return Askers(shown_names, [False] * len(names), skipped, users_BD, modal, taken)
+        return Requesters(shown_names, [False] * len(names), skipped, users_BD, modal, taken)
 
     def _entries(self, histories: Sequence[Sequence[Id]], unknown: Unknown) -> tuple[Interactions, list[list[str]]]:
-        """Look the items of histories up; gives those that can be used, and the names of the others by history."""
+        """Look up the items of histories; returns the usable ones, and the names of the others by history."""
         found = [[self._items.find(name) for name in history] for history in histories]
         if unknown == "error":
             self._refuse_unknown_items(histories, found)
         rows: list[int] = []
         items: list[int] = []
         skipped: list[list[str]] = []
-        for row, (history, places) in enumerate(zip(histories, found)):
-            used = [item for item in places if item is not None and self._usable[item]]
+        for row, (history, indices) in enumerate(zip(histories, found)):
+            used = [item for item in indices if item is not None and self._usable[item]]
             rows += [row] * len(used)
             items += used
-            left = [str(name) for name, item in zip(history, places) if item is None or not self._usable[item]]
+            left = [str(name) for name, item in zip(history, indices) if item is None or not self._usable[item]]
             skipped.append(list(dict.fromkeys(left)))
         return Interactions(np.array(rows, dtype=np.int64), np.array(items, dtype=np.int64)), skipped
 
@@ -166,7 +166,7 @@ class People:
             )
 
     def _refuse_unknown_items(self, histories: Sequence[Sequence[Id]], found: Sequence[Sequence[int | None]]) -> None:
-        pairs = [pair for history, places in zip(histories, found) for pair in zip(history, places)]
+        pairs = [pair for history, indices in zip(histories, found) for pair in zip(history, indices)]
         unknown = [str(name) for name, item in pairs if item is None]
         if unknown:
             raise UserError(f"history: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
@@ -179,10 +179,10 @@ class People:
 
 
 def _history_items(tables: Mapping[str, Tensor], warm: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Vectors that items of a history count with, [I, D], and which items have one, bool [I].
+    """Vectors of items in a history, [I, D], and which items have one, bool [I].
 
-    The ID vector of a cold item is untrained. Where the vectors of the cold score live in the same space, what its
-    features say takes its place.
+    The ID vector of a cold item is untrained. Where the vectors of the cold score live in the same space, the one computed
+    from its features is used instead.
     """
     items_ID, modal = tables["items"], tables.get("modal_items")
     if modal is None or modal.shape != items_ID.shape:
@@ -190,18 +190,18 @@ def _history_items(tables: Mapping[str, Tensor], warm: np.ndarray) -> tuple[Tens
     return items_ID.where(torch.from_numpy(warm)[:, None], modal), np.ones_like(warm)
 
 
-def _in_order(parts: Sequence[tuple[np.ndarray, Askers]]) -> Askers:
-    """Put groups of users and visitors back into the rows that they came from."""
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    groups = [group for _, group in parts]
+def _in_order(rows_and_groups: Sequence[tuple[np.ndarray, Requesters]]) -> Requesters:
+    """Merge groups of users and visitors in the order of the request's rows."""
+    order = np.argsort(np.concatenate([rows for rows, _ in rows_and_groups]))
+    groups = [group for _, group in rows_and_groups]
     modal = [group.modal_users_BD for group in groups if group.modal_users_BD is not None]
-    seen_rows = [rows[group.seen.users] for rows, group in parts]
+    seen_rows = [rows[group.seen.users] for rows, group in rows_and_groups]
 
     def joined(name: str) -> list[Any]:
         values = [value for group in groups for value in getattr(group, name)]
         return [values[row] for row in order]
 
-    return Askers(
+    return Requesters(
         joined("names"),
         joined("known"),
         joined("unknown_items"),
