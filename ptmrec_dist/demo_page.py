@@ -18,7 +18,6 @@ RUNS = {
     "stage 1": "stage1",
     "stage 2 frozen": "stage2-frozen",
     "stage 2 prompts": "stage2-prompts",
-    "stage 1 on tuned features": "refit",
 }
 """Name of each run on the page, and its folder."""
 _SHOWN_USERS = 3
@@ -30,10 +29,10 @@ _SUMMARY = (
     "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
     "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 started from there twice: "
     "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
-    "learned about the users. All other settings were equal. Then stage 1 was trained again on the tuned features; that "
-    "run is the candidate of the registry.",
+    "learned about the users. All other settings were equal. The run with prompts is the candidate that has to beat "
+    "stage 1 at the gate of the registry.",
     "On cold products, which have no training interactions, Recall@20 is {cold_frozen:.3f} with the frozen encoder and "
-    "{cold_tuned:.3f} with tuned prompts after stage 2. On warm products it is {warm_frozen:.3f} and {warm_tuned:.3f}: "
+    "{cold_tuned:.3f} with tuned prompts. On warm products it is {warm_frozen:.3f} and {warm_tuned:.3f}: "
     "there the interactions carry most of the information. This is one seed; another gives other numbers.",
 )
 _USERS_NOTE = (
@@ -55,8 +54,8 @@ ptmrec stage1 --shards shards/mine \\
 deepspeed --num_gpus 2 \\
   launchers/stage2.py \\
   --stage1 runs/a --out runs/b
-ptmrec register --run runs/b --name mine \\
-  --alias champion
+ptmrec register --run runs/b --name mine
+ptmrec promote --name mine
 ptmrec recommend --users 1,2,3 \\
   --model models:/mine@champion
 
@@ -103,7 +102,7 @@ def _summary(out: Path, dataset: Dataset) -> list[str]:
     """What was done, with numbers of the packed data set: packing filters what was generated."""
     values: dict[str, float] = {"items": dataset.num_items, "users": dataset.num_users}
     for part, words in (("test", "warm"), ("cold_test", "cold")):
-        _, frozen, tuned, _ = metrics_of_runs(out, part).values()
+        _, frozen, tuned = metrics_of_runs(out, part).values()
         values |= {f"{words}_frozen": frozen, f"{words}_tuned": tuned}
     return [paragraph.format(**values) for paragraph in _SUMMARY]
 

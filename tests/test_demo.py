@@ -1,15 +1,20 @@
 """The demo's folder: what is not its own, or is of another seed, is left alone; its page counts what was packed."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ptmrec_dist.config import DemoConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.demo import demo
-from ptmrec_dist.demo_page import RUNS, _summary
+from ptmrec_dist.demo import BASELINE, CANDIDATE, demo
+from ptmrec_dist.demo_page import MODEL_NAME, RUNS, _summary
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import SELECT
 from tests.conftest import Shop
 
 
@@ -34,3 +39,20 @@ def test_the_page_counts_products_and_users_of_the_packed_data(tiny_shop: Shop, 
     dataset = Dataset(tiny_shop.shards)
     first = _summary(tmp_path, dataset)[0]
     assert f"{dataset.num_items:,} products and {dataset.num_users:,} users" in first
+
+
+def test_the_demo_promotes_its_model_through_the_gate_and_the_champion_answers(tmp_path: Path) -> None:
+    """The whole command, in minutes: what README promises first."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "ptmrec_dist", "demo", "--out", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    promoted = next(line for line in done.stdout.splitlines() if line.startswith("promoted version"))
+    assert promoted.startswith(f"promoted version 2 of {MODEL_NAME} to models:/{MODEL_NAME}@champion: cold_validation")
+    metrics = {run: json.loads((tmp_path / "demo" / RUNS[run] / "metrics.json").read_text()) for run in RUNS}
+    cold, warm = ({run: metrics[run][part][SELECT] for run in RUNS} for part in ("cold_validation", "validation"))
+    assert cold[CANDIDATE] > cold[BASELINE]
+    assert warm[CANDIDATE] > 0.95 * warm[BASELINE]
+    assert "Recall@20" in (tmp_path / "demo" / "report.html").read_text()
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
