@@ -1,7 +1,7 @@
-"""`ptmrec demo`: the whole way in small, on a shop that is drawn on the spot.
+"""`ptmrec demo`: the whole pipeline in small, on a catalogue that is generated on the spot.
 
 Every step after the drawing calls what the command of the same name calls. A finished step is not done again: a demo that
-was interrupted goes on, and one that had ended registers its model once more and writes the page anew.
+was interrupted resumes, and one that had ended registers its model once more and writes the page anew.
 """
 
 import json
@@ -51,7 +51,7 @@ def demo(config: DemoConfig) -> None:
 
     Raises:
         UserError: The folder holds something else, or a demo of another seed.
-        KeyboardInterrupt: The user stopped a stage; the same command goes on.
+        KeyboardInterrupt: The user stopped a stage; the same command resumes.
     """
     out = config.out
     _claim(out, config.seed)

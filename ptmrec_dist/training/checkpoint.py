@@ -1,7 +1,7 @@
 """Checkpoints of a run: written aside, renamed when whole, the last few kept, a damaged one passed over.
 
 A checkpoint is a folder: whatever the trainer writes, and `loop.json` with the state of the loop and the sha256 of every
-file. Randomness needs no state of its own: every draw is a function of the seed, the epoch and the step.
+file. Randomness needs no state of its own: every random number is a function of the seed, the epoch and the step.
 """
 
 import json
@@ -30,7 +30,7 @@ class LoopState:
     """Where the loop stands; everything about it that is not a weight."""
 
     epoch: int = 0
-    """Epoch to go on with."""
+    """Epoch to resume with."""
     step: int = 0
     """Steps of that epoch that are done."""
     total_steps: int = 0
@@ -69,7 +69,7 @@ class Checkpoints:
             state: State of the loop.
             write: Writes the weights into the folder that it is given; a rank that cannot write takes part in all its
                 collectives before it raises.
-            world: This rank's place.
+            world: This rank and its peers.
 
         Raises:
             Fault: It could not be written; the checkpoints before it are still there.
@@ -121,7 +121,7 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
     Collective: every rank must enter this; a rank that cannot write takes part in all collectives inside before it raises.
 
     Args:
-        world: This rank's place.
+        world: This rank and its peers.
         what: What is written.
         kept: What is not harmed if it fails.
         fresh: File or folder to remove if it fails.
@@ -142,7 +142,7 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
     if sum_over_ranks(torch.tensor([float(bool(reason))], device=world.device)).item():
         raise Fault(
             f"cannot write {what} ({reason or 'the rank that writes says why'}); {kept}; mend it (make room?) and run the "
-            "same command to go on"
+            "same command to resume"
         )
 
 

@@ -32,7 +32,7 @@ from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
 from ptmrec_dist.training.engine import engine_config, make_engine, whole_parameters
 from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.image_text import ImageTextPairs
-from ptmrec_dist.training.loop import go_on, run_epochs
+from ptmrec_dist.training.loop import resume_from, run_epochs
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors
@@ -58,7 +58,7 @@ class FineTuning:
     schedule: LambdaLR
     """Learning rates of the optimiser inside the engine."""
     world: World
-    """This rank's place."""
+    """This rank and its peers."""
     monitor: Monitor
     """Reads the losses, and whether to stop."""
     watch: Watch
@@ -207,9 +207,9 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
 
 
 def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
-    """Go on from the newest whole checkpoint; the learning rate follows from the epoch and the step."""
+    """Resume from the newest complete checkpoint; the learning rate follows from the epoch and the step."""
     begin = LoopState(world_size=tuning.world.size, layout=tuning.stream.layout)
-    _, loop = go_on(tuning.engine, checkpoints, tuning.world, begin)
+    _, loop = resume_from(tuning.engine, checkpoints, tuning.world, begin)
     skip_to(tuning.schedule, steps_before(tuning.stream, loop.epoch) + loop.step)
     return loop
 

@@ -12,7 +12,7 @@ class EarlyStopping:
     patience: int
     """Evaluations without a better value before stopping."""
     keep: Keep = "best"
-    """best: the epoch of the highest value; last: the latest, and training goes on to its end."""
+    """best: the epoch of the highest value; last: the latest, and training continues to its end."""
     after: int = 0
     """Last epoch whose evaluation does not count against patience."""
     kept: float | None = None

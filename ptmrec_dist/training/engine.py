@@ -57,7 +57,7 @@ def make_engine(model: nn.Module, optimizer: torch.optim.Optimizer, settings: di
         model: What is called and trained.
         optimizer: Its optimiser.
         settings: What `engine_config` gave.
-        world: This rank's place.
+        world: This rank and its peers.
 
     Returns:
         DeepSpeed's engine.

@@ -1,7 +1,7 @@
 """What an engine has learned, on disk: weights and Adam's moments whole, by the names of their parameters.
 
 DeepSpeed's own checkpoints are pickles cut to the ranks and the ZeRO stage that wrote them. These are safetensors that any
-number of ranks and any stage read; on the same ranks a run goes on from them to the last digit.
+number of ranks and any stage read; on the same ranks a run resumes from them to the last digit.
 """
 
 from collections.abc import Iterator

@@ -52,14 +52,14 @@ class Evaluator:
             self.cold_items = dataset.cold_items(f"cold_{phase}")
 
     def __call__(self, recommender: Recommender, features: Features, world: World) -> Metrics:
-        """Evaluate; each rank takes its share of the users, every user exactly once.
+        """Evaluate; each rank takes a range of the users, every user exactly once.
 
         Collective: every rank must call this.
 
         Args:
             recommender: The model.
             features: Features of all items, [I, d_m], on the model's device.
-            world: This rank's place.
+            world: This rank and its peers.
 
         Returns:
             Metrics of the phase, of its cold part too where there is one and the recommender reads features.
@@ -151,7 +151,7 @@ def evaluate_phases(
         dataset: The packed data set.
         recommender: The model.
         features: Features of all items, on the model's device.
-        world: This rank's place.
+        world: This rank and its peers.
         mask_validation: Leave validation positives out of the ranking at test time.
 
     Returns:

@@ -46,7 +46,7 @@ class ImageTextPairs(nn.Module):
 
     Args:
         encoder: An encoder with both towers; the temperature is that of its CLIP.
-        world: This rank's place.
+        world: This rank and its peers.
     """
 
     def __init__(self, encoder: Encoder, world: World) -> None:
@@ -54,7 +54,7 @@ class ImageTextPairs(nn.Module):
         self.encoder, self.world = encoder, world
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Compute this rank's share of the mean loss over the pairs of all ranks.
+        """Compute this rank's contribution to the mean loss over the pairs of all ranks.
 
         Collective: every rank must call this, also one that has no pairs left.
 

@@ -1,4 +1,4 @@
-"""The loop over epochs and steps of everything that tunes an encoder: interrupted anywhere, it goes on where it was.
+"""The loop over epochs and steps of everything that tunes an encoder: interrupted anywhere, it resumes where it was.
 
 What a step does, and what follows an epoch, is the task's; when losses are read, checkpoints written and signals heeded is
 the same for all.
@@ -45,7 +45,7 @@ class Task(Protocol):
         """Do what follows an epoch."""
 
     def write(self, folder: Path) -> None:
-        """Write into a checkpoint what `go_on` and the task need to go on from it."""
+        """Write into a checkpoint what `resume_from` and the task need to resume from it."""
 
 
 def run_epochs(
@@ -87,7 +87,7 @@ def run_epochs(
                 monitor.read()  # waits for what the device has still to do
             if not whole:
                 if world.is_first:
-                    print(f"interrupted at step {loop.total_steps}; run the same command to go on")
+                    print(f"interrupted at step {loop.total_steps}; run the same command to resume")
                 return False
             loop.epoch, loop.step = loop.epoch + 1, 0
             over.watch.between()
@@ -120,17 +120,17 @@ def _run_epoch(
     return True
 
 
-def go_on(
+def resume_from(
     engine: Any, checkpoints: Checkpoints, world: World, begin: LoopState, *, ordered_by_ranks: bool = True
 ) -> tuple[Path | None, LoopState]:
-    """Go on from the newest whole checkpoint, or from the start where there is none.
+    """Resume from the newest complete checkpoint, or start where there is none.
 
     Collective: every rank must call this.
 
     Args:
         engine: An engine that has made no step yet.
         checkpoints: Checkpoints of the run.
-        world: This rank's place.
+        world: This rank and its peers.
         begin: State of a loop that begins.
         ordered_by_ranks: The order of an epoch depends on the number of ranks and on how items are divided into shards: if
             either has changed, the epoch starts again.
@@ -162,5 +162,5 @@ def go_on(
         changed += f"; the epoch starts again, for its order depends on the {cause} ({loop.step} steps are repeated)"
         loop.step = 0
     if world.is_first:
-        print(f"going on at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1}){changed}")
+        print(f"resuming at step {loop.total_steps} (epoch {loop.epoch + 1}, step {loop.step + 1}){changed}")
     return folder, loop

@@ -35,7 +35,7 @@ def knowledge_transfer(student_VG: Tensor, teacher_VG: Tensor, counted_VG: Tenso
 def hashed_choice(users_R: Tensor, items_R: Tensor, counts: Tensor, salt: int, tries: int) -> Tensor:
     """Draw numbers that depend on (salt, user, item) alone.
 
-    A draw that is a function of its row and not of a rank's generator is the same on any number of ranks.
+    A random number that is a function of its row and not of a rank's generator is the same on any number of ranks.
 
     Args:
         users_R: int64 [R].

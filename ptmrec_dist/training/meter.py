@@ -35,7 +35,7 @@ class Meter:
         Collective: every rank must call this.
 
         Args:
-            world: This rank's place.
+            world: This rank and its peers.
 
         Returns:
             `seconds_per_epoch`; `items_per_second`, through the encoder of all ranks, where there were any;

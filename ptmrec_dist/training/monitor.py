@@ -1,7 +1,7 @@
 """Reading the losses: the only moment at which a step waits for the device.
 
 Losses stay on the device until they are read, every few steps, by one collective that also asks every rank whether it was
-told to stop. A term or a gradient that is not finite ends the run before the update of the step that reads it, before any
+asked to stop. A term or a gradient that is not finite ends the run before the update of the step that reads it, before any
 evaluation and before any checkpoint: between two readings it can spoil weights in memory, but nothing that is kept. Under
 ZeRO 1 to 3 DeepSpeed looks at every gradient itself, and such an update is never made.
 """
@@ -24,7 +24,7 @@ class Monitor:
     """Collects the losses of the steps since the last reading."""
 
     world: World
-    """This rank's place."""
+    """This rank and its peers."""
     every: int
     """Steps between readings."""
     interrupt: Interrupt = field(default_factory=Interrupt)
@@ -36,7 +36,7 @@ class Monitor:
     remedy: str = "lower --optim.encoder_lr or --optim.recommender_lr"
     """What to do about a loss or a gradient that is not finite."""
     stop: bool = False
-    """Whether some rank had been told to stop at the last reading."""
+    """Whether some rank had been asked to stop at the last reading."""
     _names: list[str] = field(default_factory=list)
     _steps: list[int] = field(default_factory=list)
     _losses: list[Tensor] = field(default_factory=list)

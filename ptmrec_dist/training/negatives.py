@@ -50,14 +50,14 @@ class KnownPositives:
 class NegativeSampler:
     """Draws items uniformly among the training items that a user did not take in training.
 
-    Nothing is drawn twice: with the user's n items s_0 < s_1 < ... among the I training items, the r-th item that is
+    Nothing is sampled twice: with the user's n items s_0 < s_1 < ... among the I training items, the r-th item that is
     not one of them is r + j, where j counts the i with s_i - i <= r. A uniform r in [0, I - n) and one binary search
     give the item.
 
     A user who took every training item has no negatives; for such a user all training items are equally likely.
 
     Args:
-        train: Training interactions; only items that occur in them are drawn.
+        train: Training interactions; only items that occur in them are sampled.
         num_users: Number of users U.
         device: Where the users come from and the items are wanted.
     """
@@ -70,7 +70,7 @@ class NegativeSampler:
         places_E = torch.from_numpy((np.cumsum(is_train) - 1)[pairs.items])
         full_U = counts_U == len(items_I)
         if full_U.any():
-            _log.warning("%d users took every training item: their negatives are drawn from all items", full_U.sum())
+            _log.warning("%d users took every training item: their negatives are sampled from all items", full_U.sum())
             partial_E = ~full_U[users_E]
             users_E, places_E = users_E[partial_E], places_E[partial_E]
             counts_U = counts_U.where(~full_U, 0)

@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def mlflow_run(self) -> str | None:
-        """MLflow run that an interrupted run goes on with; noted as soon as there is one."""
+        """MLflow run that an interrupted run resumes; noted as soon as there is one."""
         path = self.folder / "tracking.json"
         return read_json(path, "out").get("mlflow_run") if path.is_file() else None
 

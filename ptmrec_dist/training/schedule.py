@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ptmrec_dist.config import Schedule
 
-_WARM_UP = 0.1  # share of the steps
+_WARM_UP = 0.1  # fraction of the steps
 
 
 class Stream(Protocol):
@@ -32,8 +32,8 @@ def steps_before(stream: Stream, epoch: int, accumulation: int = 1) -> int:
     return sum(-(-stream.steps(earlier) // accumulation) for earlier in range(epoch))
 
 
-def share_of_highest(step: int, steps: int) -> float:
-    """Compute the share of its highest value that a learning rate has: it rises in a line, then falls along a cosine to 0.
+def warm_up_then_cosine(step: int, steps: int) -> float:
+    """Compute the factor of the highest learning rate: linear warm-up, then cosine decay to 0.
 
     Args:
         step: Number of the step, from 0.
@@ -54,13 +54,13 @@ def schedule_of(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int) ->
 
     Args:
         optimizer: Its learning rates are the highest.
-        kind: cosine: as `share_of_highest` says; constant: the highest throughout.
+        kind: cosine: as `warm_up_then_cosine` says; constant: the highest throughout.
         steps: Steps of the optimiser in all.
 
     Returns:
         The schedule, to be stepped after each step of the optimiser.
     """
-    return LambdaLR(optimizer, lambda step: share_of_highest(step, steps) if kind == "cosine" else 1.0)
+    return LambdaLR(optimizer, lambda step: warm_up_then_cosine(step, steps) if kind == "cosine" else 1.0)
 
 
 def skip_to(schedule: LambdaLR, done: int) -> None:

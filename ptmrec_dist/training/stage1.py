@@ -3,8 +3,8 @@
 ptmrec stage1 --shards shards/movies --features features/movies --recommender vbpr --out runs/a         # one process
 deepspeed --num_gpus 2 launchers/stage1.py --shards shards/movies --recommender lightgcn --out runs/a   # over ranks
 
-Over ranks every rank holds the whole graph and draws the whole global batch, the same on all (or is refused), and takes its
-share of the rows: N ranks train as one process would on the same batches.
+Over ranks every rank holds the whole graph and samples the whole global batch, the same on all (or is refused), and takes its
+part of the rows: N ranks train as one process would on the same batches.
 
 Legend: G interactions of the global batch.
 """
@@ -126,7 +126,7 @@ def _train(stage: Stage1, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
                 save()
             if interrupted:
                 if world.is_first:
-                    print(f"interrupted after epoch {loop.epoch}; run the same command to go on")
+                    print(f"interrupted after epoch {loop.epoch}; run the same command to resume")
                 return False
     if loop.stopping.kept is None and world.is_first:  # no epoch was asked for
         save_tensors(run.folder / RECOMMENDER_FILE, stage.objective.state())
@@ -206,5 +206,5 @@ def _resume(stage: Stage1, checkpoints: Checkpoints) -> LoopState:
     before, loop.world_size = loop.world_size, stage.world.size
     if stage.world.is_first:
         changed = f" on {stage.world.size} ranks instead of {before}; weights and Adam's moments carry over"
-        print(f"going on after epoch {loop.epoch}{changed if before != stage.world.size else ''}")
+        print(f"resuming after epoch {loop.epoch}{changed if before != stage.world.size else ''}")
     return loop

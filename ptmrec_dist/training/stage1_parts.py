@@ -33,7 +33,7 @@ class Objective(nn.Module):
         recommender: The recommender.
         features: Modality to table, float32 [I, d_m].
         train_features: Train the tables, too.
-        world: This rank's place.
+        world: This rank and its peers.
     """
 
     def __init__(self, recommender: Recommender, features: Features, train_features: bool, world: World) -> None:
@@ -48,7 +48,7 @@ class Objective(nn.Module):
         return self.frozen | dict(self.trained.items())
 
     def forward(self, users_B: Tensor, positives_B: Tensor, negatives_B: Tensor, rows: int) -> Tensor:
-        """Compute this rank's share of the mean loss of a global batch.
+        """Compute this rank's contribution to the mean loss of a global batch.
 
         Every term is a mean over the rows of all ranks: the share counts W / G times the sum of the rank's rows, so that
         the mean over the W ranks, as data parallel training takes it of gradients, is exact however uneven the shares.
@@ -105,7 +105,7 @@ class Stage1:
     negatives: NegativeSampler
     """Draws items that a user did not take."""
     world: World
-    """This process's place."""
+    """This process and its peers."""
     monitor: Monitor
     """Reads the losses at the end of an epoch."""
     watch: Watch
@@ -150,7 +150,7 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         config: Settings.
         dataset: Packed data set.
         store: What `open_store` gave.
-        world: This rank's place.
+        world: This rank and its peers.
 
     Returns:
         Stage 1, ready for its first step.

@@ -1,4 +1,4 @@
-"""Stage 2: tune the encoder, guided by what stage 1 learned about people (PTMRec sections 2.3 and 2.4).
+"""Stage 2: tune the encoder, guided by what stage 1 learned about users (PTMRec sections 2.3 and 2.4).
 
 deepspeed --num_gpus 8 launchers/stage2.py --stage1 runs/a --out runs/b        # GPUs, or ranks on a CPU
 ptmrec stage2 --stage1 runs/a --out runs/b                                     # one process
@@ -139,7 +139,7 @@ class _Task:
 
     def start_epoch(self, epoch: int) -> int:
         stage, config = self.stage, self.stage.config
-        # On the CPU: GPUs of different models may draw different numbers from one seed, and ranks must agree.
+        # On the CPU: GPUs of different models may generate different numbers from one seed, and ranks must agree.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         stage.tuner.recommender.start_epoch(generator)
         stage.engine.train()

@@ -51,7 +51,7 @@ class Stage2:
     refresh: ItemStream | None
     """All items, to refresh their features; None where the encoder is frozen."""
     world: World
-    """This rank's place."""
+    """This rank and its peers."""
     monitor: Monitor
     """Reads the losses, and whether to stop."""
     watch: Watch
@@ -122,7 +122,7 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
         config: Settings.
         start: The run of stage 1.
         encoder: What `check_start` gave.
-        world: This rank's place.
+        world: This rank and its peers.
 
     Returns:
         Stage 2, ready for its first step.

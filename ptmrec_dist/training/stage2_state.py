@@ -1,4 +1,4 @@
-"""What stage 2 keeps: checkpoints to go on from, the weights that are kept so far, and the finished run."""
+"""What stage 2 keeps: checkpoints to resume from, the weights that are kept so far, and the finished run."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.loop import go_on
+from ptmrec_dist.training.loop import resume_from
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
 from ptmrec_dist.training.runs import RunFolder, flatten, save_tensors
 from ptmrec_dist.training.schedule import skip_to, steps_before
@@ -52,7 +52,7 @@ class Weights:
 
 
 def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
-    """Go on from the newest whole checkpoint, or from the start where there is none.
+    """Resume from the newest complete checkpoint, or start where there is none.
 
     Collective: every rank must call this.
 
@@ -69,7 +69,7 @@ def resume(stage: Stage2, checkpoints: Checkpoints) -> LoopState:
     config, world = stage.config, stage.world
     layout = stage.start.dataset.manifest.layout
     begin = LoopState(world_size=world.size, layout=layout, stopping=EarlyStopping(config.patience, config.keep))
-    folder, loop = go_on(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
+    folder, loop = resume_from(stage.engine, checkpoints, world, begin, ordered_by_ranks=config.batching == "item")
     if folder is not None:
         skip_to(stage.schedule, steps_before(stage.stream, loop.epoch, config.accumulation) + loop.step)
         if stage.tuner.encoder is not None:

@@ -21,7 +21,7 @@ from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
 from ptmrec_dist.training.negatives import KnownPositives
 
 NEGATIVE_TRIES = 8
-"""Candidates drawn for a row's negative; a row that finds none among them is left out of L_rec."""
+"""Candidates sampled for a row's negative; a row that finds none among them is left out of L_rec."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Tuner(nn.Module):
         Collective: every rank must call this.
 
         Args:
-            batch: This rank's share of the step, on this rank's device.
+            batch: This rank's rows of the step, on this rank's device.
             step: Number of the step; with the seed it decides the negatives.
 
         Returns:

@@ -124,7 +124,7 @@ def test_a_sweep_ends_complete_though_a_node_was_killed_under_a_trial(swept: Swe
     (trial,) = _trials(swept.config)
     assert trial["state"] == "complete"
     ranks = [(swept.config.out / "logs" / f"0000-{rank}.log").read_text() for rank in (0, 1)]
-    assert any("going on at step" in log for log in ranks)  # not from the start
+    assert any("resuming at step" in log for log in ranks)  # not from the start
     first, last = ([re.findall(r"rank \d of 2 on node (\w+)", log)[turn] for log in ranks] for turn in (0, -1))
     assert first[0] != first[1]
     assert last[0] == last[1]  # on the one that is left

@@ -199,7 +199,7 @@ def test_another_number_of_ranks_goes_on_with_weights_and_moments(
     exit_codes_on_ranks(before, _stage2, arguments, tmp_path, _all_killed)
     said = run_on_ranks(after, _said, arguments)[0]
     assert (
-        f"going on at step 2 (epoch 1, step {1 if batching == 'item' else 3}) on {after} ranks instead of {before}"
+        f"resuming at step 2 (epoch 1, step {1 if batching == 'item' else 3}) on {after} ranks instead of {before}"
         in said
     )
     assert "weights and Adam's moments carry over" in said

@@ -151,7 +151,7 @@ def test_a_stage_1_trained_anew_under_a_stage_2_is_refused_by_name(
     train_stage1(_stage1(tiny_shop.shards, stage1, **settings))
     assert read_record(stage1).fingerprint == before  # the same weights from the same inputs
     assert cli.run("stage2", arguments) == 0
-    assert "going on at step 3" in capsys.readouterr().out
+    assert "resuming at step 3" in capsys.readouterr().out
 
 
 def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(

@@ -1,4 +1,4 @@
-"""Stage 1 from packed data to a run folder: what it learns, going on after a kill, and refusals."""
+"""Stage 1 from packed data to a run folder: what it learns, resuming after a kill, and refusals."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Stage 2 under a real DeepSpeed engine: what it tunes, going on after a kill, every ZeRO stage, and refusals."""
+"""Stage 2 under a real DeepSpeed engine: what it tunes, resuming after a kill, every ZeRO stage, and refusals."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(tiny_
     assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
 
 
-def test_a_terminated_command_exits_with_0_says_how_to_go_on_and_ends_like_an_undisturbed_one(
+def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_undisturbed_one(
     tiny_shop: Shop, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -206,11 +206,11 @@ def test_a_terminated_command_exits_with_0_says_how_to_go_on_and_ends_like_an_un
         process.terminate()
         said = process.stdout.read()
     assert process.returncode == 0
-    assert re.search(r"interrupted at step \d+; run the same command to go on\n$", said)
+    assert re.search(r"interrupted at step \d+; run the same command to resume\n$", said)
     assert not (broken / "metrics.json").exists()
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 0
-    assert "going on at step" in done.stdout
+    assert "resuming at step" in done.stdout
     for name in ("metrics.json", "history.jsonl"):
         assert (broken / name).read_text() == (whole / name).read_text()
 
