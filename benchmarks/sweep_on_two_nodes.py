@@ -123,7 +123,7 @@ def _report(sweep: Path, ranks: int) -> None:
         name = f"{trial['number']:04d}"
         lines = "\n".join(path.read_text() for path in sorted((sweep / "logs").glob(f"{name}-*.log"))).splitlines()
         nodes = [line.split(" on node ")[1] for line in lines if " on node " in line]
-        resumed = sum(line.startswith(("resuming at step", "resuming at step")) for line in lines)
+        resumed = sum(line.startswith("resuming at step") for line in lines)
         history = (sweep / "trials" / name / "history.jsonl").read_text().splitlines()
         same = history == _uninterrupted(sweep / "trials" / name, ranks)[: len(history)]
         print(
