@@ -135,7 +135,7 @@ def _counted_step(shop: Shop, zero: int) -> tuple[dict[str, int], dict[str, Any]
     engine = make_engine(tuner, optimizer, engine_config(rows=ROWS, zero_stage=zero), world)
     monitor, watch = Monitor(world, 1), Watch(world, 60)
     schedule = schedule_of(optimizer, "constant", 1)
-    stage = Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {}, tuner.recommender)  # type: ignore[arg-type]
+    stage = Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     window = item_windows(tuner, dataset, world.size, world.rank)["even"]
     stage2.train_step(stage, window, 0)
     with Counted() as counted:

@@ -106,7 +106,7 @@ def make_stage(model: str, precision: str, options: argparse.Namespace, world: W
     engine = make_engine(tuner, optimizer, engine_config(rows=options.batch, zero_stage=1), world)
     monitor, watch = Monitor(world, 10), Watch(world, 600)
     schedule = schedule_of(optimizer, "constant", 1)
-    return Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {}, tuner.recommender)  # type: ignore[arg-type]
+    return Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
 
 
 def measure(stage: Stage2, options: argparse.Namespace) -> tuple[float, float]:

@@ -58,8 +58,8 @@ class Stage2:
     """Knows where the other ranks are."""
     parameters: dict[str, int]
     """Trainable parameters: `encoder`, `recommender` and, of both, `trainable`."""
-    fitted: Recommender
-    """A second recommender, whose maps for cold items are fitted before each evaluation."""
+    fitted: Recommender | None = None
+    """Without knowledge transfer: a second recommender, whose maps for cold items are fitted before each evaluation."""
     report: Report = lambda line: None
     """Told of each evaluation, on every rank."""
     meter: Meter = field(default_factory=Meter)
@@ -167,7 +167,9 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
     )
     # Now: ZeRO-3 leaves a rank a part of each parameter.
     parameters = _parameter_counts(tuner)
-    fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
+    fitted = None
+    if not tuner.transfer.weight:
+        fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
     engine = make_engine(tuner, optimizer, settings, world)
     every = config.check_every or (1 if world.device.type == "cpu" else 10)
     monitor, watch = Monitor(world, every), Watch(world, config.timeout)

@@ -101,18 +101,20 @@ def write_checkpoint(stage: Stage2, folder: Path) -> None:
 
 
 def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weights]:
-    """Fit the maps that score cold items, as stage 1 does, in the recommender that is evaluated and kept.
+    """Give the recommender that is evaluated and kept, with maps for cold items that fit the features in use.
 
-    Without L_KT nothing trains them while features and vectors move. The recommender in training keeps its own maps: L_KT
-    trains those further, and ZeRO's optimiser would undo a change.
+    L_KT trains the maps on the features as they change. Without it nothing does, so they are fitted as stage 1 does, in a
+    second recommender: ZeRO's optimiser would undo a change in the one in training.
 
     Args:
         stage: Stage 2; its features are those of the weights.
         weights: Weights as training left them.
 
     Returns:
-        The recommender with fitted maps, and the weights with its own in them.
+        The recommender, and the weights with its maps in them.
     """
+    if stage.fitted is None:
+        return stage.tuner.recommender, weights
     stage.fitted.load_state_dict(weights.recommender)
     stage.fitted.fit_projections(stage.tuner.features)
     return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))

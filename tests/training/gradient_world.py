@@ -121,7 +121,7 @@ def _gradients(shop: Shop, setting: Setting, world: World) -> dict[str, Tensor]:
     engine = make_engine(model, optimizer, settings, world)
     monitor, watch = Monitor(world, 1), Watch(world, 60)
     schedule = schedule_of(optimizer, "constant", 1)
-    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {}, model.recommender)  # type: ignore[arg-type]
+    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     whole = model.forward
     found: dict[str, Tensor] = {}
     terms: list[str] = []

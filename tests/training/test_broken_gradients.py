@@ -52,7 +52,7 @@ def _second_step(shop: Shop, zero: int, factor: float, every: int) -> tuple[str,
     engine = make_engine(model, optimizer, engine_config(rows=ROWS, zero_stage=zero), world)
     monitor, watch = Monitor(world, every), Watch(world, 60)
     schedule = schedule_of(optimizer, "constant", 1)
-    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {}, model.recommender)  # type: ignore[arg-type]
+    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
 
     def weights() -> dict[str, Tensor]:
         with whole_parameters(engine, zero):

@@ -77,12 +77,12 @@ def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.n
     ("recommender", "settings", "own"),
     [("vbpr", {}, 8), ("mgcn", {}, None), ("smore", {}, None), ("freedom", {"reg_weight": 0.0}, None)],
 )
-@pytest.mark.parametrize("kt_weight", [0.0, 1.0])
-def test_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
-    tiny_shop: Shop, tmp_path: Path, recommender: str, settings: dict[str, Any], own: int | None, kt_weight: float
+@pytest.mark.parametrize("zero", [1, 3])
+def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
+    tiny_shop: Shop, tmp_path: Path, recommender: str, settings: dict[str, Any], own: int | None, zero: int
 ) -> None:
-    zero = ZeroConfig(stage=3 if kt_weight else 1)
-    run = _tuned(tiny_shop, tmp_path, recommender, settings, kt_weight=kt_weight, zero=zero)
+    stage = ZeroConfig(stage=zero)  # type: ignore[arg-type]
+    run = _tuned(tiny_shop, tmp_path, recommender, settings, kt_weight=0.0, zero=stage)
     assert any(
         not torch.equal(table, load_run(tmp_path / "stage1").features[name]) for name, table in run.features.items()
     )
@@ -92,6 +92,23 @@ def test_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
     # The history, the metrics of the finished run and the kept weights speak of the same maps.
     again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
     assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
+
+
+@pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mgcn", "projections"), ("freedom", "maps")])
+def test_with_transfer_the_maps_that_it_trained_are_kept(
+    tiny_shop: Shop, tmp_path: Path, recommender: str, maps: str
+) -> None:
+    run = _tuned(tiny_shop, tmp_path, recommender, {}, kt_weight=1.0, zero=ZeroConfig(stage=3))
+    before = load_file(tmp_path / "stage1" / "recommender.safetensors")
+    for name in run.features:
+        kept = getattr(run.recommender, maps)[name].weight
+        assert not torch.equal(kept, before[f"{maps}.{name}.weight"])
+    kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
+    again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
+    assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
+    if recommender != "freedom":  # a fit would give others: what is kept was trained
+        run.recommender.fit_projections(run.features)
+        assert any(not torch.equal(value, kept[name]) for name, value in run.recommender.state_dict().items())
 
 
 def _alone() -> Any:
