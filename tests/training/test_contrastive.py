@@ -207,7 +207,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_sh
         fine_tune(_config(tiny_shop, tmp_path / "mine"))
     run_on_ranks(1, fine_tune, _config(tiny_shop, tmp_path / "prompted", "prompt"))
     again = _config(tiny_shop, tmp_path / "twice", encoder=EncoderConfig(model=str(tmp_path / "prompted")))
-    with pytest.raises(UserError, match=r"carries tuned\.safetensors from a fine-tuning before"):
+    with pytest.raises(UserError, match=r"carries what was tuned before \(tuned\.safetensors\)"):
         fine_tune(again)
     prompted = Encoder(load_backbone(again.encoder), ("image", "text"))
     with pytest.raises(UserError, match="already has prompts"):
