@@ -26,7 +26,7 @@ from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.watch import Watch
-from tests.conftest import Shop, make_shop
+from tests.conftest import Project, make_project
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 from tests.training.gradient_world import ROWS, item_windows
@@ -106,13 +106,13 @@ def main() -> None:
 
 def _count() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "shop"
+        path = Path(folder) / "project"
         path.mkdir()
-        shop = make_shop(path, write_tiny_clip(Path(folder) / "clip"))
+        project = make_project(path, write_tiny_clip(Path(folder) / "clip"))
         print(f"\n{'ranks':>5} {'ZeRO':>4} {'':<8} {'counted':>10} {'formula':>10}  bytes a step")
         for world in (2, 3):
             for zero in range(4):
-                counted, numbers = run_on_ranks(world, _counted_step, shop, zero)[0]
+                counted, numbers = run_on_ranks(world, _counted_step, project, zero)[0]
                 first = objective_bytes(world, ROWS, numbers["widths"], numbers["terms"])
                 second = gradient_bytes(world, numbers["trained"], numbers["frozen"], zero)
                 for kind in ("gather", "scatter", "reduce"):
@@ -120,10 +120,10 @@ def _count() -> None:
                     print(f"{world:>5} {zero:>4} {kind:<8} {counted.get(kind, 0):>10,} {formula:>10,}")
 
 
-def _counted_step(shop: Shop, zero: int) -> tuple[dict[str, int], dict[str, Any]]:
+def _counted_step(project: Project, zero: int) -> tuple[dict[str, int], dict[str, Any]]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     world = join_world("cpu")
-    tuner, dataset = make_tuner(shop.shards, shop.features, shop.clip, Case(), ROWS)
+    tuner, dataset = make_tuner(project.shards, project.features, project.clip, Case(), ROWS)
     parameters = list(tuner.parameters())
     numbers = {
         "trained": sum(p.numel() for p in parameters if p.requires_grad),

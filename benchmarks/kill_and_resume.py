@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from ptmrec_dist.config import Stage2Config, TrackingConfig, ZeroConfig
 from ptmrec_dist.training import stage2
 from ptmrec_dist.training.checkpoint import Checkpoints
-from tests.conftest import Shop, make_shop
+from tests.conftest import Project, make_project
 from tests.ranks import exit_codes_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
@@ -37,8 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        shop = make_shop(_made(Path(folder) / "shop"), write_tiny_clip(Path(folder) / "clip"))
-        uninterrupted = {zero: _run(shop, Path(folder) / f"whole{zero}", zero, options.ranks) for zero in range(4)}
+        project = make_project(_made(Path(folder) / "project"), write_tiny_clip(Path(folder) / "clip"))
+        uninterrupted = {zero: _run(project, Path(folder) / f"whole{zero}", zero, options.ranks) for zero in range(4)}
         print(
             f"{'ZeRO':>4} {'step':>4}  {'victim':<7} {'moment':<26} {'exit codes':<14} {'seconds to end':>14}  result"
         )
@@ -47,10 +47,10 @@ def main() -> None:
             zero, step, moment = trial % 4, rng.randrange(1, 7), rng.choice(MOMENTS)
             victim = rng.choice([*range(options.ranks), None])
             out, start = Path(folder) / f"trial{trial}", time.monotonic()
-            config = _config(shop, out, zero)
+            config = _config(project, out, zero)
             codes = exit_codes_on_ranks(options.ranks, _killed, config, step, victim, moment)
             seconds = time.monotonic() - start
-            same = _run(shop, out, zero, options.ranks) == uninterrupted[zero]
+            same = _run(project, out, zero, options.ranks) == uninterrupted[zero]
             equal += same
             name = "all" if victim is None else f"rank {victim}"
             result = "equal to the last bit" if same else "DIFFERENT"
@@ -103,9 +103,9 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _run(shop: Shop, out: Path, zero: int, ranks: int) -> tuple[Any, ...]:
+def _run(project: Project, out: Path, zero: int, ranks: int) -> tuple[Any, ...]:
     """Train to the end; return everything that must be equal."""
-    codes = exit_codes_on_ranks(ranks, _uninterrupted, _config(shop, out, zero))
+    codes = exit_codes_on_ranks(ranks, _uninterrupted, _config(project, out, zero))
     if any(codes):
         return (codes,)
     metrics = json.loads((out / "metrics.json").read_text())
@@ -114,9 +114,9 @@ def _run(shop: Shop, out: Path, zero: int, ranks: int) -> tuple[Any, ...]:
     return metrics, (out / "history.jsonl").read_text(), plain
 
 
-def _config(shop: Shop, out: Path, zero: int) -> Stage2Config:
+def _config(project: Project, out: Path, zero: int) -> Stage2Config:
     return Stage2Config(
-        stage1=shop.stage1,
+        stage1=project.stage1,
         out=out,
         epochs=2,
         batch_size=12,

@@ -24,7 +24,7 @@ import yaml
 
 from ptmrec_dist.config import Stage2Config, from_plain, merged
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import make_shop
+from tests.conftest import make_project
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
@@ -40,14 +40,14 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     folder = options.out or Path(tempfile.mkdtemp())
-    (folder / "shop").mkdir(parents=True)
-    shop = make_shop(folder / "shop", write_tiny_clip(folder / "clip"))
+    (folder / "project").mkdir(parents=True)
+    project = make_project(folder / "project", write_tiny_clip(folder / "clip"))
     # Twice what two trials need: a driver killed while Ray reserves resources for a trial can leave them reserved.
     node = {"num_cpus": 2 * options.ranks, "object_store_memory": 100_000_000}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     second = cluster.add_node(**node)
     settings = {
-        "stage1": str(shop.stage1),
+        "stage1": str(project.stage1),
         "out": str(folder / "sweep"),
         "space": {"prompt.length": {"randint": [1, 8]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
         "stage2": {"epochs": 4, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},

@@ -29,7 +29,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_pairs, generate_shop
+from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_catalogue, generate_pairs
 from ptmrec_dist.demo_page import MODEL_NAME, RUNS, choose_users, metrics_of_runs, write_page
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
@@ -44,7 +44,7 @@ _THREADS = 1  # sums are added in an order that depends on it; small models gain
 
 @exclusive_out
 def demo(config: DemoConfig) -> None:
-    """Draw a shop, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
+    """Generate a catalogue, train a tiny CLIP, run both stages, register, recommend, and write a page about it (`ptmrec demo`).
 
     Args:
         config: Settings.
@@ -105,16 +105,16 @@ def _claim(out: Path, seed: int) -> None:
 
 
 def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
-    """The shop and the encoder, packed shards and frozen features."""
+    """The catalogue and the encoder, packed shards and frozen features."""
     from ptmrec_dist.data.pack import pack
     from ptmrec_dist.encoders.features import extract_features
 
-    shop, clip, shards, features = (out / name for name in ("shop", "clip", "shards", "features"))
-    steps.once("generate a catalogue", shop, lambda: _draw(shop, seed))
+    catalogue, clip, shards, features = (out / name for name in ("catalogue", "clip", "shards", "features"))
+    steps.once("generate a catalogue", catalogue, lambda: _generate(catalogue, seed))
     steps.once("train a tiny CLIP", clip, lambda: _train_clip(clip, seed))
     packing = PackConfig(
-        items=shop / ITEMS_FILE,
-        interactions=shop / INTERACTIONS_FILE,
+        items=catalogue / ITEMS_FILE,
+        interactions=catalogue / INTERACTIONS_FILE,
         out=shards,
         split="cold_items",
         seed=seed,
@@ -126,15 +126,15 @@ def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
     steps.once("features", features, lambda: extract_features(reading))
 
 
-def _draw(shop: Path, seed: int) -> None:
-    with staged(shop) as fresh:
-        generate_shop(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
+def _generate(catalogue: Path, seed: int) -> None:
+    with staged(catalogue) as fresh:
+        generate_catalogue(fresh, num_items=NUM_ITEMS, num_users=NUM_USERS, seed=seed)
 
 
 def _train_clip(clip: Path, seed: int) -> None:
     from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
 
-    # Other pictures than the shop's: another stream of random numbers.
+    # Other pictures than the catalogue's: another stream of random numbers.
     pictures, captions = generate_pairs(NUM_PAIRS, size=IMAGE_SIZE, seed=seed + 1_000_003)
     with staged(clip) as fresh:
         train_clip(fresh, pictures, captions, seed=seed)
@@ -187,7 +187,7 @@ def _register(out: Path, users: list[str]) -> None:
     register(RegisterConfig(run=out / RUNS[CANDIDATE], name=MODEL_NAME))
     try:
         promote(PromoteConfig(name=MODEL_NAME))
-    except NotPromoted as refusal:  # another seed is another shop
+    except NotPromoted as refusal:  # another seed is another catalogue
         print(f"{BASELINE} stays the champion: {refusal}")
     recommend(RecommendConfig(model=f"models:/{MODEL_NAME}@champion", users=",".join(users), top_k=5))
 

@@ -1,4 +1,4 @@
-"""What several rooms of tests share: real data where it is, and a tiny shop that every chain of commands can run on."""
+"""What several rooms of tests share: real data where it is, and a tiny project that every chain of commands can run on."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -65,8 +65,8 @@ def mlflow_server() -> Iterator[Store]:
 
 
 @dataclass(frozen=True)
-class Shop:
-    """A tiny shop, packed with cold items, and what was made from it."""
+class Project:
+    """A tiny project, packed with cold items, and what was made from it."""
 
     source: Path
     """items.csv, interactions.csv and images/."""
@@ -89,24 +89,24 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_shop(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Shop:
+def tiny_project(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Project:
     """60 items in 8 shards and 40 users, each of whom likes one colour."""
-    return make_shop(tmp_path_factory.mktemp("shop"), tiny_clip)
+    return make_project(tmp_path_factory.mktemp("project"), tiny_clip)
 
 
-def make_shop(folder: Path, clip: Path) -> Shop:
-    """Write, pack, extract and train a tiny shop."""
+def make_project(folder: Path, clip: Path) -> Project:
+    """Write, pack, extract and train a tiny project."""
     from ptmrec_dist.data.pack import pack
     from ptmrec_dist.encoders.features import extract_features
     from ptmrec_dist.training.stage1 import train_stage1
 
     write_source(folder, num_items=60, num_users=40)
-    shop = Shop(folder, folder / "shards", clip, folder / "features", folder / "stage1")
+    project = Project(folder, folder / "shards", clip, folder / "features", folder / "stage1")
     pack(
         PackConfig(
             items=folder / "items.csv",
             interactions=folder / "interactions.csv",
-            out=shop.shards,
+            out=project.shards,
             split="cold_items",
             core=2,
             num_shards=8,
@@ -114,19 +114,21 @@ def make_shop(folder: Path, clip: Path) -> Shop:
             columns=ColumnsConfig(),
         )
     )
-    extract_features(FeaturesConfig(shards=shop.shards, out=shop.features, encoder=EncoderConfig(model=str(clip))))
+    extract_features(
+        FeaturesConfig(shards=project.shards, out=project.features, encoder=EncoderConfig(model=str(clip)))
+    )
     train_stage1(
         Stage1Config(
-            shards=shop.shards,
-            features=shop.features,
-            out=shop.stage1,
+            shards=project.shards,
+            features=project.features,
+            out=project.stage1,
             epochs=3,
             batch_size=64,
             model=recommender_config("vbpr", dim=8),
             tracking=UNTRACKED,
         )
     )
-    return shop
+    return project
 
 
 def write_source(folder: Path, num_items: int, num_users: int) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from ptmrec_dist import cli, config
 from ptmrec_dist.errors import UserError
-from tests.conftest import REPOSITORY, Shop
+from tests.conftest import REPOSITORY, Project
 
 
 def _parse(command: str, *arguments: object) -> object:
@@ -108,12 +108,12 @@ def _ptmrec(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
-def test_mistakes_end_with_code_2_and_one_line_without_a_traceback(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_mistakes_end_with_code_2_and_one_line_without_a_traceback(tiny_project: Project, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     mistakes = [
         ("pack", "--interactions", tmp_path / "missing.csv", "--out", tmp_path / "x"),
         ("pack", "--interactions", tmp_path / "empty.csv", "--out", tmp_path / "x"),
-        ("features", "--shards", tmp_path, "--encoder.model", tiny_shop.clip, "--out", tmp_path / "x"),
+        ("features", "--shards", tmp_path, "--encoder.model", tiny_project.clip, "--out", tmp_path / "x"),
         ("evaluate", "--run", tmp_path),
         ("stage3",),
     ]

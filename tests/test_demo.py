@@ -15,7 +15,7 @@ from ptmrec_dist.demo import BASELINE, CANDIDATE, demo
 from ptmrec_dist.demo_page import MODEL_NAME, RUNS, _summary
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
-from tests.conftest import Shop
+from tests.conftest import Project
 
 
 def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -32,11 +32,11 @@ def test_a_demo_of_another_seed_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
-def test_the_page_counts_products_and_users_of_the_packed_data(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_the_page_counts_products_and_users_of_the_packed_data(tiny_project: Project, tmp_path: Path) -> None:
     for folder in RUNS.values():
         (tmp_path / folder).mkdir()
-        shutil.copy(tiny_shop.stage1 / "metrics.json", tmp_path / folder)
-    dataset = Dataset(tiny_shop.shards)
+        shutil.copy(tiny_project.stage1 / "metrics.json", tmp_path / folder)
+    dataset = Dataset(tiny_project.shards)
     first = _summary(tmp_path, dataset)[0]
     assert f"{dataset.num_items:,} products and {dataset.num_users:,} users" in first
 

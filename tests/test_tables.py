@@ -12,7 +12,7 @@ from torch import Tensor
 from ptmrec_dist import cli
 from ptmrec_dist.config.recommenders import RECOMMENDERS, RecommenderConfig, RecommenderEntry, bounded
 from ptmrec_dist.recommenders.base import Features, Inputs, Recommender, bpr_term, embedding_table
-from tests.conftest import Shop
+from tests.conftest import Project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ def test_a_recommender_from_outside_stands_in_help_with_its_own_hyper_parameters
 
 
 def test_a_recommender_from_outside_trains_and_its_run_names_it(
-    toy: None, tiny_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: None, tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--shards", str(tiny_shop.shards), "--recommender", "toy", "--model.width", "5", "--epochs", "1"]
+    words = ["--shards", str(tiny_project.shards), "--recommender", "toy", "--model.width", "5", "--epochs", "1"]
     command = ["stage1", *words, "--tracking.enabled", "false", "--device", "cpu", "--out"]
     assert cli.main([*command, str(tmp_path / "run")]) == 0
     record = json.loads((tmp_path / "run" / "run.json").read_text())

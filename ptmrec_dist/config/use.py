@@ -164,7 +164,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole pipeline on a small scale: generate a shop, train a tiny CLIP, both stages, register, recommend, report."""
+    """The whole pipeline in small: generate a catalogue, train a tiny CLIP, both stages, register, recommend, report."""
 
     out: Path = Path("demo")
     """Folder for everything that the demo writes; `report.html` is in it."""

@@ -1,4 +1,4 @@
-"""A synthetic shop: products with pictures and generic captions, and users whose preferences the captions do not cover.
+"""A synthetic catalogue: products with pictures and generic captions, and users whose preferences the captions do not cover.
 
 The captions name a product's kind and colour. Users choose mainly by the scene that the product is shown in, and a
 little by its pattern. No text mentions either: an encoder trained only to match captions has no reason to encode
@@ -33,7 +33,7 @@ _PICTURE_SIZE = 160  # pixels
 _YEAR_START, _YEAR = 1_750_000_000, 31_536_000  # seconds
 
 
-def generate_shop(folder: Path, *, num_items: int, num_users: int, seed: int) -> None:
+def generate_catalogue(folder: Path, *, num_items: int, num_users: int, seed: int) -> None:
     """Generate a catalogue with pictures, and sample the interactions of its users.
 
     Writes `items.csv` (item_id, title, text, image), `images/` and `interactions.csv` (user_id, item_id, timestamp).

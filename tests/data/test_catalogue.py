@@ -22,8 +22,8 @@ def test_every_format_gives_the_same_catalogue(suffix: str, tmp_path: Path) -> N
 
 
 def test_item_files_of_recbole_are_read(tmp_path: Path) -> None:
-    (tmp_path / "shop.item").write_text('item_id:token\ttext:token_seq\timage:token\n1\t5" red cup\t1.jpg\n')
-    assert read_catalogue(tmp_path / "shop.item", ColumnsConfig())["text"].to_list() == ['5" red cup']
+    (tmp_path / "catalogue.item").write_text('item_id:token\ttext:token_seq\timage:token\n1\t5" red cup\t1.jpg\n')
+    assert read_catalogue(tmp_path / "catalogue.item", ColumnsConfig())["text"].to_list() == ['5" red cup']
 
 
 def test_the_catalogue_may_name_its_ids_otherwise_and_a_named_title_must_be_there(tmp_path: Path) -> None:

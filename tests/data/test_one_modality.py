@@ -16,19 +16,19 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.errors import Fault, UserError
-from tests.data.shop import read_report, write_shop
+from tests.data.small_catalogue import read_report, write_catalogue
 from tests.data.test_stream import READER
 
 
-def _shop(folder: Path, *names: str, **changes: object) -> PackConfig:
-    config = dataclasses.replace(write_shop(folder, num_items=30), core=2, num_shards=4, **changes)
+def _catalogue(folder: Path, *names: str, **changes: object) -> PackConfig:
+    config = dataclasses.replace(write_catalogue(folder, num_items=30), core=2, num_shards=4, **changes)
     pl.read_csv(config.items).select("item_id", *names).write_csv(config.items)
     return config
 
 
 def _with_holes(folder: Path) -> PackConfig:
     """Of 30 items, 10 have no image path, one has no image file, one a broken one, and 5 have no text."""
-    config = _shop(folder, "text", "image", missing="keep")
+    config = _catalogue(folder, "text", "image", missing="keep")
     item = pl.int_range(30)
     image = pl.when(item % 3 == 0).then(None).otherwise(pl.col("image"))
     text = pl.when(item % 6 == 1).then(None).otherwise(pl.col("text"))
@@ -40,7 +40,7 @@ def _with_holes(folder: Path) -> PackConfig:
 
 @pytest.mark.parametrize(("name", "ending"), [("text", "txt"), ("image", "jpg")])
 def test_catalogue_of_one_modality_is_packed(name: str, ending: str, tmp_path: Path, capsys) -> None:
-    config = _shop(tmp_path / "shop", name)
+    config = _catalogue(tmp_path / "catalogue", name)
     pack(config)
     data = Dataset(config.out)
     assert data.num_items == 30
@@ -57,7 +57,7 @@ def test_catalogue_of_one_modality_is_packed(name: str, ending: str, tmp_path: P
 
 
 def test_items_that_lack_one_keep_their_interactions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = _with_holes(tmp_path / "shop")
+    config = _with_holes(tmp_path / "catalogue")
     pack(dataclasses.replace(config, missing="drop"))
     dropped = Dataset(config.out)
     assert dropped.num_items == 13
@@ -76,14 +76,14 @@ def test_items_that_lack_one_keep_their_interactions(tmp_path: Path, capsys: pyt
 
 
 def test_a_wrong_image_folder_is_no_reason_to_keep_everything(tmp_path: Path) -> None:
-    config = _with_holes(tmp_path / "shop")
+    config = _with_holes(tmp_path / "catalogue")
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(UserError, match="image file is missing"):
         pack(dataclasses.replace(config, images=tmp_path / "elsewhere", core=29))
 
 
 def test_broken_images_stop_a_strict_run_also_where_items_without_are_kept(tmp_path: Path) -> None:
-    config = dataclasses.replace(_with_holes(tmp_path / "shop"), on_error="fail")
+    config = dataclasses.replace(_with_holes(tmp_path / "catalogue"), on_error="fail")
     with pytest.raises(UserError, match="1 file is not an image"):
         pack(config)
     assert not config.out.exists()
@@ -91,7 +91,7 @@ def test_broken_images_stop_a_strict_run_also_where_items_without_are_kept(tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_items_that_lack_one_are_streamed_with_the_others(tmp_path: Path, workers: int) -> None:
-    config = _with_holes(tmp_path / "shop")
+    config = _with_holes(tmp_path / "catalogue")
     pack(config)
     data = Dataset(config.out)
     batches = list(ItemStream(data, 0, 1, 7, READER, workers=workers).epoch(0))
@@ -106,7 +106,7 @@ def test_items_that_lack_one_are_streamed_with_the_others(tmp_path: Path, worker
 
 
 def test_a_file_that_is_lost_is_damage_not_absence(tmp_path: Path) -> None:
-    config = _with_holes(tmp_path / "shop")
+    config = _with_holes(tmp_path / "catalogue")
     pack(config)
     data = Dataset(config.out)
     path = data.shard_paths()[0]
@@ -122,7 +122,7 @@ def test_a_file_that_is_lost_is_damage_not_absence(tmp_path: Path) -> None:
 
 
 def test_a_complete_catalogue_gives_the_same_shards_however_incomplete_items_are_treated(tmp_path: Path) -> None:
-    config = _shop(tmp_path / "shop", "text", "image")
+    config = _catalogue(tmp_path / "catalogue", "text", "image")
     pack(config)
     before = Dataset(config.out)
     pack(dataclasses.replace(config, missing="keep"))

@@ -20,7 +20,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.workers import open_workers
 from ptmrec_dist.errors import Fault, UserError
-from tests.data.shop import append, folder_bytes, read_report, write_shop
+from tests.data.small_catalogue import append, folder_bytes, read_report, write_catalogue
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 _BAD_ITEMS = {
@@ -49,8 +49,8 @@ _BAD_ROWS = {
 _GOOD_IDS = [f"i{item}" for item in range(40)]
 
 
-def _write_dirty_shop(folder: Path) -> PackConfig:
-    config = write_shop(folder)
+def _write_dirty_catalogue(folder: Path) -> PackConfig:
+    config = write_catalogue(folder)
     images = folder / "images"
     (images / "text.jpg").write_text("not a picture")
     whole = (images / "39.jpg").read_bytes()
@@ -65,7 +65,7 @@ def _write_dirty_shop(folder: Path) -> PackConfig:
 
 @pytest.fixture(scope="module")
 def dirty(tmp_path_factory: pytest.TempPathFactory) -> PackConfig:
-    config = _write_dirty_shop(tmp_path_factory.mktemp("dirty") / "shop")
+    config = _write_dirty_catalogue(tmp_path_factory.mktemp("dirty") / "catalogue")
     pack(config)
     return config
 
@@ -143,7 +143,7 @@ def test_cold_items_have_no_warm_interaction_and_are_in_many_shards(dirty: PackC
 def test_same_input_gives_the_same_bytes_from_another_folder_with_other_workers(
     dirty: PackConfig, tmp_path: Path
 ) -> None:
-    again = dataclasses.replace(_write_dirty_shop(tmp_path / "other"), workers=1)
+    again = dataclasses.replace(_write_dirty_catalogue(tmp_path / "other"), workers=1)
     pack(again)
     assert folder_bytes(again.out) == folder_bytes(dirty.out)
 
@@ -151,7 +151,7 @@ def test_same_input_gives_the_same_bytes_from_another_folder_with_other_workers(
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_give_the_bytes_of_one_process(dirty: PackConfig, tmp_path: Path, ranks: int) -> None:
     """Also the report: bad images are seen by different ranks, and their counts add up. Several rounds of tasks."""
-    together = _write_dirty_shop(tmp_path / "other")
+    together = _write_dirty_catalogue(tmp_path / "other")
     run_on_ranks(ranks, _pack_in_small_tasks, dataclasses.replace(together, workers=1))
     assert folder_bytes(together.out) == folder_bytes(dirty.out)
     assert not list(together.out.parent.glob(".*"))
@@ -188,7 +188,7 @@ def _arguments(config: PackConfig, *more: str) -> list[str]:
 
 
 def test_a_mistake_in_the_input_ends_all_ranks_in_one_line_and_writes_nothing(tmp_path: Path) -> None:
-    config = _write_dirty_shop(tmp_path / "shop")
+    config = _write_dirty_catalogue(tmp_path / "catalogue")
     arguments = _arguments(config, "--on_error", "fail")
     assert exit_codes_on_ranks(2, _pack_command, arguments, tmp_path) == [2, 2]
     assert "error: bad input: items: 1 empty item id" in (tmp_path / "rank0").read_text()
@@ -206,7 +206,7 @@ def test_a_mistake_in_the_input_ends_all_ranks_in_one_line_and_writes_nothing(tm
 def test_a_rank_that_fails_ends_the_others_and_keeps_what_was_packed_before(
     tmp_path: Path, sabotage: Callable[..., object], codes: list[int], reported: str
 ) -> None:
-    config = write_shop(tmp_path / "shop")
+    config = write_catalogue(tmp_path / "catalogue")
     pack(config)
     before = folder_bytes(config.out.parent)
     assert exit_codes_on_ranks(2, _pack_command, _arguments(config, "--seed", "1"), tmp_path, sabotage) == codes
@@ -215,10 +215,12 @@ def test_a_rank_that_fails_ends_the_others_and_keeps_what_was_packed_before(
 
 
 def test_fingerprint_changes_with_a_text_and_with_the_split(tmp_path: Path) -> None:
-    config = write_shop(tmp_path / "shop")
+    config = write_catalogue(tmp_path / "catalogue")
     prints = []
     for seed, text in [(0, "thing"), (1, "thing"), (0, "thinG")]:
-        (tmp_path / "shop/items.csv").write_text((tmp_path / "shop/items.csv").read_text().replace("thing", text))
+        (tmp_path / "catalogue/items.csv").write_text(
+            (tmp_path / "catalogue/items.csv").read_text().replace("thing", text)
+        )
         pack(dataclasses.replace(config, seed=seed))
         prints.append(Dataset(config.out).fingerprint)
     assert len(set(prints)) == 3
@@ -245,7 +247,7 @@ def test_failing_on_bad_rows_writes_nothing_and_harms_nothing(dirty: PackConfig)
 
 
 def test_error_at_the_last_step_keeps_the_old_data_set_and_success_replaces_it(tmp_path: Path) -> None:
-    config = write_shop(tmp_path / "shop", num_items=12)
+    config = write_catalogue(tmp_path / "catalogue", num_items=12)
     pack(config)
     before = folder_bytes(tmp_path)
     with pytest.raises(UserError, match="num_shards: got 13, but 12 items are left"):
@@ -265,7 +267,7 @@ def test_report_is_printed_with_counts_and_examples(tmp_path: Path, capsys: pyte
 
 
 def test_items_without_interactions_stay_without_a_core_and_leave_with_one(tmp_path: Path) -> None:
-    config = write_shop(tmp_path / "shop", num_items=12)
+    config = write_catalogue(tmp_path / "catalogue", num_items=12)
     append(config.items, "alone,text,images/1.jpg")
     pack(dataclasses.replace(config, core=0))
     assert Dataset(config.out).item_ids[-1] == "alone"
@@ -314,7 +316,7 @@ def test_given_split_of_baby_is_kept_to_the_row(shared_data, tmp_path: Path) -> 
 def test_settings_that_cannot_be_met_are_refused_and_nothing_is_written(
     change: dict, message: str, tmp_path: Path
 ) -> None:
-    config = write_shop(tmp_path / "shop", num_items=6)
+    config = write_catalogue(tmp_path / "catalogue", num_items=6)
     before = folder_bytes(tmp_path)
     with pytest.raises(UserError, match=message):
         pack(dataclasses.replace(config, **change))

@@ -12,7 +12,7 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
-from tests.data.shop import read_report, write_shop
+from tests.data.small_catalogue import read_report, write_catalogue
 
 
 def _rewrite(config: PackConfig, items: dict[str, pl.Expr], interactions: dict[str, pl.Expr]) -> None:
@@ -68,7 +68,7 @@ def test_parts_without_rows_are_absent_and_stage_1_needs_validation(
 def test_ids_that_lost_zeros_or_gained_a_fraction_find_their_items(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = write_shop(tmp_path / "shop", num_items=12)
+    config = write_catalogue(tmp_path / "catalogue", num_items=12)
     _rewrite(config, {"item_id": "0" + _NUMBER.str.zfill(3)}, {"item_id": _NUMBER})
     pack(config)
     assert Dataset(config.out).item_ids == [f"0{item:03d}" for item in range(12)]
@@ -100,7 +100,7 @@ _NUMBER_FLOAT = pl.col("item_id") + ".0"
         (
             {"image": "other/" + pl.col("image")},
             {},
-            r"6 image file is missing \(row 1: .*; row 2: .*looked for \S+/shop/other/images/0\.jpg and \S+/1\.jpg\)",
+            r"6 image file is missing \(row 1: .*; row 2: .*looked for \S+/catalogue/other/images/0\.jpg and \S+/1\.jpg\)",
         ),
         (
             {},
@@ -112,7 +112,7 @@ _NUMBER_FLOAT = pl.col("item_id") + ".0"
 def test_nothing_left_shows_two_examples_of_each_reason_and_sums_close(
     items: dict[str, pl.Expr], interactions: dict[str, pl.Expr], message: str, tmp_path: Path
 ) -> None:
-    config = write_shop(tmp_path / "shop", num_items=6)
+    config = write_catalogue(tmp_path / "catalogue", num_items=6)
     _rewrite(config, items, interactions)
     split = "leave_one_out" if "timestamp" in interactions else "random"
     with pytest.raises(UserError, match=f"nothing is left to pack: .*{message}") as error:
@@ -123,6 +123,6 @@ def test_nothing_left_shows_two_examples_of_each_reason_and_sums_close(
 
 
 def test_a_named_column_that_is_absent_is_refused_though_it_is_not_needed(tmp_path: Path) -> None:
-    config = write_shop(tmp_path / "shop", num_items=6)
+    config = write_catalogue(tmp_path / "catalogue", num_items=6)
     with pytest.raises(UserError, match=r"interactions: .* has no column 'when'; it has 'user_id', 'item_id'"):
         pack(PackConfig(interactions=config.interactions, out=config.out, columns=ColumnsConfig(time="when")))

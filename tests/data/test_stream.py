@@ -16,7 +16,7 @@ from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.errors import Fault, UserError
-from tests.conftest import Shop
+from tests.conftest import Project
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:
@@ -35,8 +35,8 @@ def _streams(dataset: Dataset, ranks: int, batch: int, **options: object) -> lis
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 0), (2, 2)])
-def test_every_item_comes_exactly_once_over_all_ranks(tiny_shop: Shop, ranks: int, workers: int) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_every_item_comes_exactly_once_over_all_ranks(tiny_project: Project, ranks: int, workers: int) -> None:
+    dataset = Dataset(tiny_project.shards)
     streams = _streams(dataset, ranks, 7, seed=1, workers=workers)
     batches = [list(stream.epoch(0)) for stream in streams]
     assert {len(part) for part in batches} == {streams[0].steps(0)}
@@ -44,8 +44,8 @@ def test_every_item_comes_exactly_once_over_all_ranks(tiny_shop: Shop, ranks: in
     assert sorted(seen.tolist()) == list(range(dataset.num_items))
 
 
-def test_content_belongs_to_its_item(tiny_shop: Shop) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_content_belongs_to_its_item(tiny_project: Project) -> None:
+    dataset = Dataset(tiny_project.shards)
     for batch in _streams(dataset, 1, 9, seed=3)[0].epoch(0):
         assert batch.texts is not None
         assert batch.images is not None
@@ -55,17 +55,17 @@ def test_content_belongs_to_its_item(tiny_shop: Shop) -> None:
             assert image.float().mean(dim=(1, 2)).argmax() == strongest
 
 
-def test_only_wanted_items_are_streamed_and_counted(tiny_shop: Shop) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_only_wanted_items_are_streamed_and_counted(tiny_project: Project) -> None:
+    dataset = Dataset(tiny_project.shards)
     wanted = np.arange(dataset.num_items) % 3 == 0
     streams = _streams(dataset, 2, 4, wanted=wanted, seed=0)
     seen = torch.cat([batch.items for stream in streams for batch in stream.epoch(0)])
     assert sorted(seen.tolist()) == np.flatnonzero(wanted).tolist()
 
 
-def test_order_is_a_function_of_seed_and_epoch(tiny_shop: Shop) -> None:
+def test_order_is_a_function_of_seed_and_epoch(tiny_project: Project) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        stream = _streams(Dataset(tiny_shop.shards), 1, 8, seed=seed)[0]
+        stream = _streams(Dataset(tiny_project.shards), 1, 8, seed=seed)[0]
         return torch.cat([batch.items for batch in stream.epoch(epoch)]).tolist()
 
     assert order(0, 0) == order(0, 0)
@@ -73,18 +73,18 @@ def test_order_is_a_function_of_seed_and_epoch(tiny_shop: Shop) -> None:
     assert order(0, 0) != order(1, 0)
 
 
-def test_skipping_gives_the_rest_of_the_same_epoch(tiny_shop: Shop) -> None:
-    stream = _streams(Dataset(tiny_shop.shards), 1, 8, seed=0)[0]
+def test_skipping_gives_the_rest_of_the_same_epoch(tiny_project: Project) -> None:
+    stream = _streams(Dataset(tiny_project.shards), 1, 8, seed=0)[0]
     whole = [batch.items.tolist() for batch in stream.epoch(2)]
     assert [batch.items.tolist() for batch in stream.epoch(2, skip=3)] == whole[3:]
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_order_does_not_depend_on_the_workers(tiny_shop: Shop, seed: int | None) -> None:
+def test_order_does_not_depend_on_the_workers(tiny_project: Project, seed: int | None) -> None:
     wanted = np.arange(60) % 5 > 0
 
     def batches(workers: int, skip: int) -> list[list[list[int]]]:
-        streams = _streams(Dataset(tiny_shop.shards), 2, 4, seed=seed, workers=workers, wanted=wanted)
+        streams = _streams(Dataset(tiny_project.shards), 2, 4, seed=seed, workers=workers, wanted=wanted)
         return [[batch.items.tolist() for batch in stream.epoch(1, skip)] for stream in streams]
 
     whole = batches(0, 0)
@@ -93,9 +93,9 @@ def test_order_does_not_depend_on_the_workers(tiny_shop: Shop, seed: int | None)
     assert batches(2, 3) == [rank[3:] for rank in whole]
 
 
-def test_what_is_lost_moves_no_other_item_to_another_step(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_what_is_lost_moves_no_other_item_to_another_step(tiny_project: Project, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    shutil.copytree(tiny_shop.shards, shards)
+    shutil.copytree(tiny_project.shards, shards)
     dataset = Dataset(shards)
 
     def batches(workers: int, skip: int = 0) -> list[list[int]]:
@@ -109,9 +109,9 @@ def test_what_is_lost_moves_no_other_item_to_another_step(tiny_shop: Shop, tmp_p
     assert batches(3, skip=4) == batches(0)[4:]
 
 
-def test_fewer_shards_than_readers_is_refused_with_the_remedy(tiny_shop: Shop) -> None:
+def test_fewer_shards_than_readers_is_refused_with_the_remedy(tiny_project: Project) -> None:
     with pytest.raises(UserError, match=r"8 tars for 3 ranks x 3 loader processes, expected at least 9; pack again"):
-        _streams(Dataset(tiny_shop.shards), 3, 4, workers=3)
+        _streams(Dataset(tiny_project.shards), 3, 4, workers=3)
 
 
 def _gone(path: Path) -> None:
@@ -155,10 +155,14 @@ def _thin_image(path: Path) -> None:
 @pytest.mark.parametrize("damage", [_gone, _cut, _cut_between_files, _of_other_items, _image_of_noise, _thin_image])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_tars_stop_the_stream_or_are_skipped_within_the_budget(
-    tiny_shop: Shop, tmp_path: Path, damage: Callable[[Path], None], workers: int, caplog: pytest.LogCaptureFixture
+    tiny_project: Project,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    workers: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shards = tmp_path / "shards"
-    shutil.copytree(tiny_shop.shards, shards)
+    shutil.copytree(tiny_project.shards, shards)
     dataset = Dataset(shards)
     damage(shards / "shard-000000.tar")
     with pytest.raises(Fault, match=r"of 60 items cannot be read \(.*more than --max_damaged 0 allows"):
@@ -174,9 +178,9 @@ def test_damaged_tars_stop_the_stream_or_are_skipped_within_the_budget(
     assert f"{len(lost)} of 60 are lost so far" in caplog.text
 
 
-def test_pairs_of_an_unreadable_item_are_left_out_within_the_budget(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_pairs_of_an_unreadable_item_are_left_out_within_the_budget(tiny_project: Project, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    shutil.copytree(tiny_shop.shards, shards)
+    shutil.copytree(tiny_project.shards, shards)
     dataset = Dataset(shards)
     train = dataset.interactions("train")
     strict, lenient = ItemFiles(dataset, READER), ItemFiles(dataset, READER, max_damaged=0.2)
@@ -193,8 +197,8 @@ def test_pairs_of_an_unreadable_item_are_left_out_within_the_budget(tiny_shop: S
     assert sorted(pairs) == sorted(zip(train.users[kept].tolist(), train.items[kept].tolist(), strict=True))
 
 
-def test_item_major_joins_every_item_with_all_its_users(tiny_shop: Shop) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_item_major_joins_every_item_with_all_its_users(tiny_project: Project) -> None:
+    dataset = Dataset(tiny_project.shards)
     train = dataset.interactions("train")
     wanted = np.bincount(train.items, minlength=dataset.num_items) > 0
     batches = ItemMajor(_streams(dataset, 1, 8, wanted=wanted, seed=0)[0], train, dataset.num_items, None, 0)
@@ -208,8 +212,8 @@ def test_item_major_joins_every_item_with_all_its_users(tiny_shop: Shop) -> None
     assert sorted(pairs) == sorted(zip(train.users.tolist(), train.items.tolist(), strict=True))
 
 
-def test_item_major_limit_samples_anew_each_epoch_whatever_the_ranks(tiny_shop: Shop) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_item_major_limit_samples_anew_each_epoch_whatever_the_ranks(tiny_project: Project) -> None:
+    dataset = Dataset(tiny_project.shards)
     train = dataset.interactions("train")
 
     def pairs(ranks: int, epoch: int) -> list[tuple[int, int]]:
@@ -224,8 +228,8 @@ def test_item_major_limit_samples_anew_each_epoch_whatever_the_ranks(tiny_shop: 
     assert max(np.bincount([item for _, item in pairs(1, 0)])) == 2
 
 
-def test_interaction_major_visits_every_pair_once_over_all_ranks(tiny_shop: Shop) -> None:
-    dataset = Dataset(tiny_shop.shards)
+def test_interaction_major_visits_every_pair_once_over_all_ranks(tiny_project: Project) -> None:
+    dataset = Dataset(tiny_project.shards)
     train = dataset.interactions("train")
     files = ItemFiles(dataset, READER)
     pairs, steps = [], set()

@@ -1,4 +1,4 @@
-"""The generated shop: reproducible, complete, and with captions that omit some of what users prefer."""
+"""The generated catalogue: reproducible, complete, and with captions that omit some of what users prefer."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ptmrec_dist.data.synthetic import generate_pairs, generate_shop
+from ptmrec_dist.data.synthetic import generate_catalogue, generate_pairs
 
 
-def _shop(folder: Path, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
-    generate_shop(folder, num_items=30, num_users=20, seed=seed)
+def _catalogue(folder: Path, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    generate_catalogue(folder, num_items=30, num_users=20, seed=seed)
     return pl.read_csv(folder / "items.csv"), pl.read_csv(folder / "interactions.csv")
 
 
-def test_a_shop_is_complete(tmp_path: Path) -> None:
-    items, interactions = _shop(tmp_path)
+def test_a_catalogue_is_complete(tmp_path: Path) -> None:
+    items, interactions = _catalogue(tmp_path)
     assert items.height == items["item_id"].n_unique() == 30
     assert set(interactions["item_id"]) <= set(items["item_id"])
     assert interactions["user_id"].n_unique() == 20
@@ -26,16 +26,16 @@ def test_a_shop_is_complete(tmp_path: Path) -> None:
         assert pixels.std() > 10, "a picture that shows nothing"
 
 
-def test_one_seed_generates_one_shop(tmp_path: Path) -> None:
+def test_one_seed_generates_one_catalogue(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        _shop(tmp_path / name, seed)
+        _catalogue(tmp_path / name, seed)
     files = {name: {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} for name in "abc"}
     assert files["a"] == files["b"]
     assert files["a"]["interactions.csv"] != files["c"]["interactions.csv"]
 
 
 def test_captions_name_kinds_and_colours_and_never_patterns_or_scenes(tmp_path: Path) -> None:
-    items, _ = _shop(tmp_path)
+    items, _ = _catalogue(tmp_path)
     words = " ".join(items["text"]).lower()
     for hidden in ("strip", "dot", "check", "wave", "zigzag", "pattern", "scene", "background"):
         assert hidden not in words

@@ -15,20 +15,20 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 
-def _config(shop: Shop, out: Path) -> FeaturesConfig:
+def _config(project: Project, out: Path) -> FeaturesConfig:
     return FeaturesConfig(
-        shards=shop.shards, out=out, encoder=EncoderConfig(model=str(shop.clip)), batch_size=7, device="cpu"
+        shards=project.shards, out=out, encoder=EncoderConfig(model=str(project.clip)), batch_size=7, device="cpu"
     )
 
 
-def test_ranks_write_what_one_process_writes(tiny_shop: Shop, tmp_path: Path) -> None:
-    run_on_ranks(3, extract_features, _config(tiny_shop, tmp_path / "features"))
-    dataset = Dataset(tiny_shop.shards)
-    alone = open_features(tiny_shop.features, dataset.fingerprint, dataset.num_items)
+def test_ranks_write_what_one_process_writes(tiny_project: Project, tmp_path: Path) -> None:
+    run_on_ranks(3, extract_features, _config(tiny_project, tmp_path / "features"))
+    dataset = Dataset(tiny_project.shards)
+    alone = open_features(tiny_project.features, dataset.fingerprint, dataset.num_items)
     ranks = open_features(tmp_path / "features", dataset.fingerprint, dataset.num_items)
     for modality, table in alone.tables.items():
         np.testing.assert_allclose(ranks.tables[modality], table, rtol=1e-4, atol=1e-6)
@@ -36,15 +36,15 @@ def test_ranks_write_what_one_process_writes(tiny_shop: Shop, tmp_path: Path) ->
     assert ranks.manifest.encoder == alone.manifest.encoder
 
 
-def test_a_folder_of_something_else_is_left_alone(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(tiny_project: Project, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="exists and is not a features folder; choose another --out"):
-        extract_features(_config(tiny_shop, tmp_path))
+        extract_features(_config(tiny_project, tmp_path))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_encoder_that_cannot_be_loaded_leaves_old_features_alone(tiny_shop: Shop, tmp_path: Path) -> None:
-    config = _config(tiny_shop, tmp_path / "features")
+def test_an_encoder_that_cannot_be_loaded_leaves_old_features_alone(tiny_project: Project, tmp_path: Path) -> None:
+    config = _config(tiny_project, tmp_path / "features")
     extract_features(config)
     before = (tmp_path / "features" / "image.npy").read_bytes()
     with pytest.raises(UserError, match="neither a folder nor"):
@@ -52,12 +52,12 @@ def test_an_encoder_that_cannot_be_loaded_leaves_old_features_alone(tiny_shop: S
     assert (tmp_path / "features" / "image.npy").read_bytes() == before
 
 
-def test_shards_without_pictures_are_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_shards_without_pictures_are_refused(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.config import PackConfig
     from ptmrec_dist.data.pack import pack
 
-    pack(PackConfig(interactions=tiny_shop.source / "interactions.csv", out=tmp_path / "shards", core=0))
-    config = replace(_config(tiny_shop, tmp_path / "features"), shards=tmp_path / "shards")
+    pack(PackConfig(interactions=tiny_project.source / "interactions.csv", out=tmp_path / "shards", core=0))
+    config = replace(_config(tiny_project, tmp_path / "features"), shards=tmp_path / "shards")
     with pytest.raises(UserError, match="has no images and texts; pack it again with --items"):
         extract_features(config)
 
@@ -76,12 +76,12 @@ def _with_a_rank_that_dies(arguments: list[str], logs: Path) -> None:
     command_on_rank("features", arguments, logs)
 
 
-def test_a_lost_rank_ends_the_other_with_its_name_and_old_features_stay(tiny_shop: Shop, tmp_path: Path) -> None:
-    config = _config(tiny_shop, tmp_path / "features")
+def test_a_lost_rank_ends_the_other_with_its_name_and_old_features_stay(tiny_project: Project, tmp_path: Path) -> None:
+    config = _config(tiny_project, tmp_path / "features")
     extract_features(config)
     before = (tmp_path / "features" / "image.npy").read_bytes()
     arguments = [
-        *("--shards", str(tiny_shop.shards), "--encoder.model", str(tiny_shop.clip), "--out", str(config.out)),
+        *("--shards", str(tiny_project.shards), "--encoder.model", str(tiny_project.clip), "--out", str(config.out)),
         *("--batch_size", "4", "--device", "cpu", "--timeout", "30"),
     ]
     assert exit_codes_on_ranks(2, _with_a_rank_that_dies, arguments, tmp_path) == [3, -9]

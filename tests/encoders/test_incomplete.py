@@ -19,13 +19,13 @@ from ptmrec_dist.training.contrastive import fine_tune
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED
-from tests.data.shop import write_shop
+from tests.data.small_catalogue import write_catalogue
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
 
 def _packed(folder: Path, items: pl.DataFrame | None = None, **changes: object) -> PackConfig:
-    config = dataclasses.replace(write_shop(folder, num_items=24), core=2, num_shards=4, missing="keep", **changes)
+    config = dataclasses.replace(write_catalogue(folder, num_items=24), core=2, num_shards=4, missing="keep", **changes)
     table = pl.read_csv(config.items)
     if items is None:
         number = pl.int_range(24)
@@ -50,7 +50,7 @@ def _features(config: PackConfig, clip: Path, **changes: object) -> FeaturesConf
 
 
 def test_what_an_item_lacks_is_the_mean_of_the_others(tmp_path: Path, tiny_clip: Path, capsys) -> None:
-    config = _packed(tmp_path / "shop")
+    config = _packed(tmp_path / "project")
     settings = _features(config, tiny_clip)
     extract_features(settings)
     for modality, lacking in (("image", range(1, 24, 4)), ("text", range(0, 24, 6))):
@@ -64,7 +64,9 @@ def test_what_an_item_lacks_is_the_mean_of_the_others(tmp_path: Path, tiny_clip:
 
 def test_items_that_lack_nothing_have_the_features_that_they_have_alone(tmp_path: Path, tiny_clip: Path) -> None:
     incomplete = _features(_packed(tmp_path / "a"), tiny_clip)
-    whole = _features(_packed(tmp_path / "b", pl.read_csv(write_shop(tmp_path / "c", num_items=24).items)), tiny_clip)
+    whole = _features(
+        _packed(tmp_path / "b", pl.read_csv(write_catalogue(tmp_path / "c", num_items=24).items)), tiny_clip
+    )
     for settings in (incomplete, whole):
         extract_features(settings)
     for modality in ("image", "text"):
@@ -75,8 +77,8 @@ def test_items_that_lack_nothing_have_the_features_that_they_have_alone(tmp_path
 
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_one_modality_goes_through_every_stage(tmp_path: Path, tiny_clip: Path, modality: str) -> None:
-    items = pl.read_csv(write_shop(tmp_path / "source", num_items=24).items).select("item_id", modality)
-    config = _packed(tmp_path / "shop", items)
+    items = pl.read_csv(write_catalogue(tmp_path / "source", num_items=24).items).select("item_id", modality)
+    config = _packed(tmp_path / "project", items)
     settings = _features(config, tiny_clip)
     extract_features(settings)
     assert sorted(path.name for path in settings.out.iterdir()) == sorted([f"{modality}.npy", "manifest.json"])
@@ -102,7 +104,7 @@ def test_one_modality_goes_through_every_stage(tmp_path: Path, tiny_clip: Path, 
 def test_stage_2_learns_nothing_from_what_an_item_lacks(tmp_path: Path, tiny_clip: Path) -> None:
     from tests.training.tuner_world import Case, make_batch, make_tuner
 
-    config = _packed(tmp_path / "shop")
+    config = _packed(tmp_path / "project")
     settings = _features(config, tiny_clip)
     extract_features(settings)
     tuner, dataset = make_tuner(config.out, settings.out, tiny_clip, Case())
@@ -120,7 +122,7 @@ def test_stage_2_learns_nothing_from_what_an_item_lacks(tmp_path: Path, tiny_cli
 def test_images_that_were_packed_smaller_than_the_encoder_takes_get_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = _packed(tmp_path / "shop", image_size=24)
+    config = _packed(tmp_path / "project", image_size=24)
     small, large = (write_tiny_clip(tmp_path / f"clip{size}", image_size=size) for size in (24, 32))
     caplog.set_level(logging.WARNING, "ptmrec_dist")
     extract_features(_features(config, small, strict=True))
@@ -135,7 +137,7 @@ def test_images_that_were_packed_smaller_than_the_encoder_takes_get_one_warning(
 
 
 def test_tuned_features_also_record_what_was_filled(tmp_path: Path, tiny_clip: Path) -> None:
-    config = _packed(tmp_path / "shop")
+    config = _packed(tmp_path / "project")
     settings = _features(config, tiny_clip)
     extract_features(settings)
     common = {"device": "cpu", "tracking": UNTRACKED, "epochs": 1}

@@ -21,15 +21,15 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import lay_out
 from ptmrec_dist.experiment.run import run_experiment
 from ptmrec_dist.training.records import read_record, write_record
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
 
-def _config(shop: Shop, out: Path, **changes: Any) -> ExperimentConfig:
+def _config(project: Project, out: Path, **changes: Any) -> ExperimentConfig:
     settings: dict[str, Any] = {
-        "shards": shop.shards,
-        "encoder": EncoderConfig(model=str(shop.clip)),
+        "shards": project.shards,
+        "encoder": EncoderConfig(model=str(project.clip)),
         "out": out,
         "seeds": (0, 1),
         "stage1": {"epochs": 2, "batch_size": 64, "model": {"dim": 8}},
@@ -45,10 +45,10 @@ def _table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_common_steps_of_cells_run_once(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_common_steps_of_cells_run_once(tiny_project: Project, tmp_path: Path) -> None:
     plan = lay_out(
         _config(
-            tiny_shop,
+            tiny_project,
             tmp_path,
             recommenders=("vbpr", "lightgcn"),
             paradigms=("frozen", "two_stage", "two_stage_without_kt", "joint", "contrastive"),
@@ -74,10 +74,10 @@ def test_common_steps_of_cells_run_once(tiny_shop: Shop, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
+def finished(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
     run_on_ranks(1, int)  # the server that processes are forked from, with all that takes seconds to import
     config = _config(
-        tiny_shop,
+        tiny_project,
         tmp_path_factory.mktemp("experiment") / "experiment",
         paradigms=("frozen", "two_stage", "joint", "contrastive"),
         methods=("lora",),
@@ -184,13 +184,13 @@ def test_costs_count_what_is_trained(finished: ExperimentConfig) -> None:
 
 
 def test_every_cell_is_a_child_of_the_experiments_run(
-    tiny_shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     config = _config(
-        tiny_shop,
+        tiny_project,
         tmp_path / "out",
         paradigms=("frozen", "two_stage"),
         seeds=(3,),
@@ -229,17 +229,17 @@ def test_an_experiment_that_was_moved_runs_nothing_again(finished: ExperimentCon
         assert (moved.out / "tables" / path.name).read_text() == path.read_text()
 
 
-def _other_shards(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
-    tables = {"items": tiny_shop.source / "items.csv", "interactions": tiny_shop.source / "interactions.csv"}
+def _other_shards(tiny_project: Project, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    tables = {"items": tiny_project.source / "items.csv", "interactions": tiny_project.source / "interactions.csv"}
     pack(PackConfig(**tables, out=folder, split="cold_items", core=2, num_shards=8, workers=1, seed=5))  # type: ignore[arg-type]
     return replace(config, shards=folder)
 
 
-def _other_encoder(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+def _other_encoder(tiny_project: Project, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
     return replace(config, encoder=EncoderConfig(model=str(write_tiny_clip(folder, seed=9))))
 
 
-def _stage1_trained_anew(tiny_shop: Shop, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+def _stage1_trained_anew(tiny_project: Project, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
     run = config.out / "runs" / "vbpr-both-frozen-seed0"
     write_record(run, replace(read_record(run), kept_epoch=99))
     return config
@@ -257,10 +257,10 @@ def _stage1_trained_anew(tiny_shop: Shop, config: ExperimentConfig, folder: Path
     ],
 )
 def test_finished_steps_of_other_inputs_are_refused(
-    finished: ExperimentConfig, tiny_shop: Shop, tmp_path: Path, change: Any, message: str
+    finished: ExperimentConfig, tiny_project: Project, tmp_path: Path, change: Any, message: str
 ) -> None:
     shutil.copytree(finished.out, tmp_path / "out")
-    changed = change(tiny_shop, replace(finished, out=tmp_path / "out"), tmp_path / "other")
+    changed = change(tiny_project, replace(finished, out=tmp_path / "out"), tmp_path / "other")
     with pytest.raises(UserError, match=message):
         run_experiment(changed)
 
@@ -282,11 +282,11 @@ def test_finished_steps_of_other_inputs_are_refused(
     ],
 )
 def test_a_grid_that_some_run_would_refuse_is_refused_before_any_begins(
-    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    tiny_project: Project, tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
-        "shards": str(tiny_shop.shards),
-        "encoder": {"model": str(tiny_shop.clip)},
+        "shards": str(tiny_project.shards),
+        "encoder": {"model": str(tiny_project.clip)},
         "out": str(tmp_path / "out"),
         "methods": ["lora"],
         "tracking": {"enabled": False},
@@ -298,9 +298,9 @@ def test_a_grid_that_some_run_would_refuse_is_refused_before_any_begins(
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_shop: Shop) -> None:
+def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_project: Project) -> None:
     other = _config(
-        tiny_shop,
+        tiny_project,
         finished.out,
         paradigms=finished.paradigms,
         methods=finished.methods,
@@ -311,12 +311,12 @@ def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_sho
     (finished.out.parent / "mine").mkdir()
     (finished.out.parent / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and holds no experiment"):
-        run_experiment(_config(tiny_shop, finished.out.parent / "mine"))
+        run_experiment(_config(tiny_project, finished.out.parent / "mine"))
 
 
-def test_a_run_that_fails_is_named_with_its_reason(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_run_that_fails_is_named_with_its_reason(tiny_project: Project, tmp_path: Path) -> None:
     config = _config(
-        tiny_shop,
+        tiny_project,
         tmp_path / "out",
         paradigms=("frozen",),
         seeds=(0,),
@@ -328,9 +328,9 @@ def test_a_run_that_fails_is_named_with_its_reason(tiny_shop: Shop, tmp_path: Pa
 
 
 @pytest.mark.launch
-def test_runs_that_tune_an_encoder_take_several_ranks(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_runs_that_tune_an_encoder_take_several_ranks(tiny_project: Project, tmp_path: Path) -> None:
     config = _config(
-        tiny_shop, tmp_path / "out", paradigms=("joint",), baseline="joint", methods=("prompt",), seeds=(0,), ranks=2
+        tiny_project, tmp_path / "out", paradigms=("joint",), baseline="joint", methods=("prompt",), seeds=(0,), ranks=2
     )
     run_experiment(config)
     (run,) = (tmp_path / "out" / "runs").iterdir()

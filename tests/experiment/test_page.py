@@ -11,26 +11,26 @@ import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.training.records import read_record, write_record
-from tests.conftest import Shop
+from tests.conftest import Project
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A setting over two seeds, and another; the second seed's metrics are half the first's."""
     folder = tmp_path_factory.mktemp("runs")
     for name, factor in (("a-seed0", 1.0), ("a-seed1", 0.5), ("b", 1.5)):
-        shutil.copytree(tiny_shop.stage1, folder / name)
+        shutil.copytree(tiny_project.stage1, folder / name)
         metrics = json.loads((folder / name / "metrics.json").read_text())
         changed = {part: {key: factor * value for key, value in values.items()} for part, values in metrics.items()}
         (folder / name / "metrics.json").write_text(json.dumps(changed))
     return folder
 
 
-def test_runs_that_differ_in_their_seed_are_one_setting(tiny_shop: Shop, runs: Path, tmp_path: Path) -> None:
+def test_runs_that_differ_in_their_seed_are_one_setting(tiny_project: Project, runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert cli.run("report", ["--runs", f"{runs}/a-seed*, {runs}/b", "--out", str(page), "--title", "<b>Mine</b>"]) == 0
     html = page.read_text()
-    value = json.loads((tiny_shop.stage1 / "metrics.json").read_text())["test"]["recall@20"]
+    value = json.loads((tiny_project.stage1 / "metrics.json").read_text())["test"]["recall@20"]
     seeds = np.array([value, value / 2])
     assert f"{seeds.mean():.4f} ± {seeds.std(ddof=1):.4f}</td>" in html
     assert f'class="best">{1.5 * value:.4f}</td>' in html

@@ -48,7 +48,7 @@ def test_json_holds_everything(catalogue, data, registry, name, capsys):
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_on_a_terminal_of_any_width_no_value_is_cut(catalogue, data, registered, width, capsys, monkeypatch):
-    long = "a-shop-with-a-name-that-is-longer-than-forty-characters"
+    long = "a-name-with-a-name-that-is-longer-than-forty-characters"
     register(RegisterConfig(run=catalogue.stage2, name=long))
     capsys.readouterr()
     monkeypatch.setenv("COLUMNS", str(width))

@@ -31,21 +31,21 @@ from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
 
-def _tuned(shop: Shop, out: Path, stage1: Path, method: str) -> None:
+def _tuned(project: Project, out: Path, stage1: Path, method: str) -> None:
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 12, "device": "cpu", "tracking": UNTRACKED}
     tuning = TuningConfig(method=method)  # type: ignore[arg-type]
     settings |= {"lora": LoraConfig(rank=2), "prompt": PromptConfig(length=2), "optim": OptimConfig(encoder_lr=0.3)}
     run_on_ranks(1, train_stage2, Stage2Config(stage1=stage1, out=out, tuning=tuning, **settings))
 
 
-def _stage1(shop: Shop, features: Path, out: Path) -> None:
+def _stage1(project: Project, features: Path, out: Path) -> None:
     model = recommender_config("vbpr", dim=8)
     settings: dict[str, Any] = {"epochs": 2, "device": "cpu", "tracking": UNTRACKED, "model": model}
-    train_stage1(Stage1Config(shards=shop.shards, features=features, out=out, **settings))
+    train_stage1(Stage1Config(shards=project.shards, features=features, out=out, **settings))
 
 
 def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
@@ -63,55 +63,55 @@ def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
 
 @pytest.mark.parametrize("method", ["prompt", "lora"])
 def test_a_recommender_trained_on_tuned_features_serves_new_items_with_the_tuned_encoder(
-    tiny_shop: Shop, empty_registry: MlflowClient, tmp_path: Path, method: str
+    tiny_project: Project, empty_registry: MlflowClient, tmp_path: Path, method: str
 ) -> None:
     tuned = tmp_path / "tuned"
-    _tuned(tiny_shop, tuned, tiny_shop.stage1, method)
-    frozen = np.load(tiny_shop.features / "text.npy")
+    _tuned(tiny_project, tuned, tiny_project.stage1, method)
+    frozen = np.load(tiny_project.features / "text.npy")
     assert np.abs(np.load(tuned / "features" / "text.npy") - frozen).max() > 1e-2
-    _stage1(tiny_shop, tuned / "features", tmp_path / "refit")
+    _stage1(tiny_project, tuned / "features", tmp_path / "refit")
     from_tables, served = _scored_as_new(tmp_path / "refit", 7, "refit")
     assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
     record = json.loads((tmp_path / "refit" / "run.json").read_text())
     assert Path(record["encoder"]["model"]) == tuned.resolve()
 
 
-def test_a_run_is_an_encoder_whose_features_are_those_that_the_run_left(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_run_is_an_encoder_whose_features_are_those_that_the_run_left(tiny_project: Project, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
-    _tuned(tiny_shop, tuned, tiny_shop.stage1, "prompt")
-    settings = {"shards": tiny_shop.shards, "device": "cpu"}
+    _tuned(tiny_project, tuned, tiny_project.stage1, "prompt")
+    settings = {"shards": tiny_project.shards, "device": "cpu"}
     extract_features(FeaturesConfig(encoder=EncoderConfig(model=str(tuned)), out=tmp_path / "again", **settings))
     for modality in ("image", "text"):
         again, left = (np.load(folder / f"{modality}.npy") for folder in (tmp_path / "again", tuned / "features"))
         np.testing.assert_allclose(again, left, atol=1e-6)
     names = [json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "again", tuned / "features")]
-    frozen = json.loads((tiny_shop.features / "manifest.json").read_text())
+    frozen = json.loads((tiny_project.features / "manifest.json").read_text())
     assert names[0]["encoder"] == names[1]["encoder"] != frozen["encoder"]
 
 
 def test_an_encoder_is_tuned_again_from_where_a_run_left_it(
-    tiny_shop: Shop, empty_registry: MlflowClient, tmp_path: Path
+    tiny_project: Project, empty_registry: MlflowClient, tmp_path: Path
 ) -> None:
-    _tuned(tiny_shop, tmp_path / "first", tiny_shop.stage1, "lora")
-    _stage1(tiny_shop, tmp_path / "first" / "features", tmp_path / "between")
-    _tuned(tiny_shop, tmp_path / "second", tmp_path / "between", "lora")
+    _tuned(tiny_project, tmp_path / "first", tiny_project.stage1, "lora")
+    _stage1(tiny_project, tmp_path / "first" / "features", tmp_path / "between")
+    _tuned(tiny_project, tmp_path / "second", tmp_path / "between", "lora")
     from_tables, served = _scored_as_new(tmp_path / "second", 11, "second")
     assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
 
 
-def test_a_run_without_an_encoder_is_refused_as_one(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_run_without_an_encoder_is_refused_as_one(tiny_project: Project, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 0, "device": "cpu", "tracking": UNTRACKED}
-    train_stage1(Stage1Config(shards=tiny_shop.shards, recommender="bpr", out=tmp_path / "ids", **settings))
+    train_stage1(Stage1Config(shards=tiny_project.shards, recommender="bpr", out=tmp_path / "ids", **settings))
     encoder = EncoderConfig(model=str(tmp_path / "ids"))
     with pytest.raises(UserError, match="has no encoder"):
-        extract_features(FeaturesConfig(shards=tiny_shop.shards, encoder=encoder, out=tmp_path / "x", device="cpu"))
+        extract_features(FeaturesConfig(shards=tiny_project.shards, encoder=encoder, out=tmp_path / "x", device="cpu"))
     assert not (tmp_path / "x").exists()
 
 
-def test_tuned_weights_that_were_changed_since_are_refused(tiny_shop: Shop, tmp_path: Path) -> None:
-    _tuned(tiny_shop, tmp_path / "first", tiny_shop.stage1, "prompt")
-    _stage1(tiny_shop, tmp_path / "first" / "features", tmp_path / "refit")
-    _tuned(tiny_shop, tmp_path / "other", tiny_shop.stage1, "lora")
+def test_tuned_weights_that_were_changed_since_are_refused(tiny_project: Project, tmp_path: Path) -> None:
+    _tuned(tiny_project, tmp_path / "first", tiny_project.stage1, "prompt")
+    _stage1(tiny_project, tmp_path / "first" / "features", tmp_path / "refit")
+    _tuned(tiny_project, tmp_path / "other", tiny_project.stage1, "lora")
     (tmp_path / "other" / "encoder.safetensors").replace(tmp_path / "first" / "encoder.safetensors")
     with pytest.raises(UserError, match=r"encoder: .* but the features came from"):
         register(RegisterConfig(run=tmp_path / "refit", name="refit"))

@@ -13,18 +13,18 @@ from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.loaded import load_run
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(scope="module")
-def package(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder as MLflow keeps it."""
     from ptmrec_dist.registry.registering import save_pyfunc
 
     folder = tmp_path_factory.mktemp("model")
     (folder / "model").mkdir()
-    write_tables(folder / "model", load_run(tiny_shop.stage1), [], "exact", {})
+    write_tables(folder / "model", load_run(tiny_project.stage1), [], "exact", {})
     write_digests(folder / "model")
     save_pyfunc(folder / "model", folder / "package", "u1")
     return folder / "package"

@@ -22,7 +22,7 @@ from ptmrec_dist.serving.ids import IdIndex
 from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 
 BUFFER = io.BytesIO()
 Image.new("RGB", (8, 8), "red").save(BUFFER, "PNG")
@@ -30,10 +30,10 @@ PICTURE = base64.b64encode(BUFFER.getvalue()).decode()
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A served model's folder, with its encoder."""
     folder = tmp_path_factory.mktemp("served")
-    run = load_run(tiny_shop.stage1)
+    run = load_run(tiny_project.stage1)
     write_tables(folder, run, run.record.modalities, "exact", {})
     save_backbone(load_backbone_of(run.record.encoder), folder / "encoder")
     write_digests(folder)
@@ -72,8 +72,8 @@ def test_unknown_users_are_answered_as_visitors_without_a_history_and_marked(mod
         model.answer({"user_id": ["nobody", "u3", 17, "nobody"]}, unknown="error")
 
 
-def test_an_unknown_user_gets_the_list_of_the_average_user(model, tiny_shop):
-    run = load_run(tiny_shop.stage1)
+def test_an_unknown_user_gets_the_list_of_the_average_user(model, tiny_project):
+    run = load_run(tiny_project.stage1)
     users, items = run.recommender.eval().representations(run.features)
     train = run.dataset.interactions("train")
     centre = torch.stack([items[item] for item in train.items]).mean(dim=0)

@@ -14,7 +14,7 @@ from ptmrec_dist.sweep.driver import run_sweep
 from ptmrec_dist.sweep.space import check_space, grid_points, read_space, settings_of
 from ptmrec_dist.training.records import read_record
 from ptmrec_dist.training.runs import plain_settings
-from tests.conftest import Shop
+from tests.conftest import Project
 
 
 def _config(**changes: Any) -> SweepConfig:
@@ -52,10 +52,10 @@ def _config(**changes: Any) -> SweepConfig:
     ],
 )
 def test_what_a_trial_would_refuse_is_refused_before_any_starts(
-    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    tiny_project: Project, tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {
-        "stage1": str(tiny_shop.stage1),
+        "stage1": str(tiny_project.stage1),
         "out": str(tmp_path / "out"),
         "space": {"prompt.depth": {"choice": [1, "all"]}, "optim.encoder_lr": {"loguniform": [0.0001, 0.01]}},
         "tracking": {"enabled": False},
@@ -107,10 +107,10 @@ def test_ranks_are_counted_node_by_node(placement: str, nodes: list[int], ranks:
 
 
 def test_a_sweep_over_a_stage_1_that_was_trained_anew_is_refused_before_ray_is_reached(
-    tiny_shop: Shop, tmp_path: Path
+    tiny_project: Project, tmp_path: Path
 ) -> None:
-    config = _config(stage1=tiny_shop.stage1, out=tmp_path / "sweep")
-    inputs = read_record(tiny_shop.stage1).inputs
+    config = _config(stage1=tiny_project.stage1, out=tmp_path / "sweep")
+    inputs = read_record(tiny_project.stage1).inputs
     config.out.mkdir()
     (config.out / "sweep.yaml").write_text(yaml.safe_dump(plain_settings(config)))
     write_inputs(config.out, inputs | {"stage1": "0" * 64})

@@ -18,7 +18,7 @@ from ptmrec_dist.cluster import record_group, remove_group
 from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
-from tests.conftest import Shop
+from tests.conftest import Project
 
 TEST_FILES = ("test.parquet", "cold_test.parquet")
 EPOCHS = 4
@@ -76,16 +76,16 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def swept(cluster: Any, tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+def swept(cluster: Any, tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
     """A trial of two ranks on shards that lack the test split; the second node is killed under it."""
     folder = tmp_path_factory.mktemp("sweep")
     shards, hidden, store = folder / "shards", folder / "hidden", f"sqlite:///{folder}/mlflow.db"
-    shutil.copytree(tiny_shop.shards, shards)
+    shutil.copytree(tiny_project.shards, shards)
     hidden.mkdir()
     for name in TEST_FILES:
         shutil.move(shards / "interactions" / name, hidden / name)
     config = SweepConfig(
-        stage1=tiny_shop.stage1,
+        stage1=tiny_project.stage1,
         shards=shards,
         out=folder / "out",
         space={"prompt.length": {"randint": [1, 4]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},

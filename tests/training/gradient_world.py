@@ -22,7 +22,7 @@ from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.watch import Watch
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.training.tuner_world import Case, make_batch, make_tuner, term_gradients
 
 ROWS = 9
@@ -92,9 +92,9 @@ def windows_of(
     }
 
 
-def expected_gradients(shop: Shop, setting: Setting, world: int) -> dict[str, Tensor]:
+def expected_gradients(project: Project, setting: Setting, world: int) -> dict[str, Tensor]:
     """One process, plain autograd, the whole batch; the mean over the micro-batches of a window."""
-    model, dataset = make_tuner(shop.shards, shop.features, shop.clip, setting.case, ROWS * world)
+    model, dataset = make_tuner(project.shards, project.features, project.clip, setting.case, ROWS * world)
     found: dict[str, Tensor] = {}
     for name, window in windows_of(model, dataset, setting, world, None).items():
         for batch in window:
@@ -104,17 +104,17 @@ def expected_gradients(shop: Shop, setting: Setting, world: int) -> dict[str, Te
 
 
 def found_gradients(
-    shop: Shop, settings: list[Setting], gather: Callable[..., Tensor] | None = None
+    project: Project, settings: list[Setting], gather: Callable[..., Tensor] | None = None
 ) -> dict[Setting, dict[str, Tensor]]:
     """On a rank: gradients that the optimiser would see, of every setting, window, term and parameter."""
     world = join_world("cpu")
     if gather is not None:
         tuner.gather_rows = gather
-    return {setting: _gradients(shop, setting, world) for setting in settings}
+    return {setting: _gradients(project, setting, world) for setting in settings}
 
 
-def _gradients(shop: Shop, setting: Setting, world: World) -> dict[str, Tensor]:
-    model, dataset = make_tuner(shop.shards, shop.features, shop.clip, setting.case, ROWS)
+def _gradients(project: Project, setting: Setting, world: World) -> dict[str, Tensor]:
+    model, dataset = make_tuner(project.shards, project.features, project.clip, setting.case, ROWS)
     config = config_of(setting, world)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     settings = engine_config(rows=ROWS, zero_stage=setting.zero, accumulation=setting.accumulation)

@@ -17,7 +17,7 @@ from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.schedule import schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.watch import Watch
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 from tests.training.gradient_world import ROWS, Setting, config_of, item_windows
 from tests.training.tuner_world import Case, make_tuner
@@ -38,12 +38,12 @@ def _spoilt(forward: Callable[..., Any], factor: float, when: int) -> Callable[.
     return losses
 
 
-def _second_step(shop: Shop, zero: int, factor: float, every: int) -> tuple[str, bool]:
+def _second_step(project: Project, zero: int, factor: float, every: int) -> tuple[str, bool]:
     """What a step with a bad gradient says after a good one, and whether it left the weights as they were."""
     from ptmrec_dist.training.stage2 import train_step
 
     world = join_world("cpu")
-    model, dataset = make_tuner(shop.shards, shop.features, shop.clip, Case(), ROWS)
+    model, dataset = make_tuner(project.shards, project.features, project.clip, Case(), ROWS)
     window = item_windows(model, dataset, 2, world.rank if world.size > 1 else None)["uneven"]
     config = config_of(Setting(Case(), zero), world, learning_rate=0.1)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
@@ -73,17 +73,17 @@ def _second_step(shop: Shop, zero: int, factor: float, every: int) -> tuple[str,
     return said, untouched
 
 
-def _on_every_stage(shop: Shop, every: int) -> dict[tuple[int, float], tuple[str, bool]]:
+def _on_every_stage(project: Project, every: int) -> dict[tuple[int, float], tuple[str, bool]]:
     factors = (float("nan"), float("inf"))
-    return {(zero, factor): _second_step(shop, zero, factor, every) for zero in range(4) for factor in factors}
+    return {(zero, factor): _second_step(project, zero, factor, every) for zero in range(4) for factor in factors}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("every", [1, 10])
 def test_a_bad_gradient_is_named_on_every_zero_stage_and_leaves_the_weights_alone(
-    tiny_shop: Shop, ranks: int, every: int
+    tiny_project: Project, ranks: int, every: int
 ) -> None:
-    for found in run_on_ranks(ranks, _on_every_stage, tiny_shop, every):
+    for found in run_on_ranks(ranks, _on_every_stage, tiny_project, every):
         assert len(found) == 8
         for (zero, _), (said, untouched) in found.items():
             assert said == (
@@ -103,15 +103,15 @@ def _stage1_spoilt_in_epoch_3(arguments: list[str], logs: Path) -> None:
 
 @pytest.mark.parametrize(("ranks", "zero"), [(1, "1"), (2, "0"), (2, "1"), (2, "2")])
 def test_stage_1_ends_with_code_2_and_what_it_kept_is_from_before(
-    tiny_shop: Shop, tmp_path: Path, ranks: int, zero: str
+    tiny_project: Project, tmp_path: Path, ranks: int, zero: str
 ) -> None:
     run = tmp_path / "run"
     arguments = [
         *(
             "--shards",
-            str(tiny_shop.shards),
+            str(tiny_project.shards),
             "--features",
-            str(tiny_shop.features),
+            str(tiny_project.features),
             "--out",
             str(run),
             "--zero.stage",

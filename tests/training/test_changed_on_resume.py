@@ -13,7 +13,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.contrastive import fine_tune
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
 from tests.training.test_stage1 import _config as stage1_config
 from tests.training.test_stage1 import _killed_in_epoch_5
@@ -32,16 +32,18 @@ def _same(one: Path, other: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("epochs", [4, 8])
-def test_stage_1_resumes_to_another_number_of_epochs(tiny_shop: Shop, tmp_path: Path, epochs: int) -> None:
+def test_stage_1_resumes_to_another_number_of_epochs(tiny_project: Project, tmp_path: Path, epochs: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_stage1(stage1_config(tiny_shop, whole, epochs=epochs))
-    assert exit_codes_on_ranks(1, _killed_in_epoch_5, stage1_config(tiny_shop, broken)) == [-9]
-    train_stage1(stage1_config(tiny_shop, broken, epochs=epochs))
+    train_stage1(stage1_config(tiny_project, whole, epochs=epochs))
+    assert exit_codes_on_ranks(1, _killed_in_epoch_5, stage1_config(tiny_project, broken)) == [-9]
+    train_stage1(stage1_config(tiny_project, broken, epochs=epochs))
     _same(broken, whole, "recommender.safetensors")
 
 
-def test_fewer_epochs_than_were_begun_are_refused_and_the_run_still_resumes(tiny_shop: Shop, tmp_path: Path) -> None:
-    config = stage1_config(tiny_shop, tmp_path / "run")
+def test_fewer_epochs_than_were_begun_are_refused_and_the_run_still_resumes(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    config = stage1_config(tiny_project, tmp_path / "run")
     assert exit_codes_on_ranks(1, _killed_in_epoch_5, config) == [-9]
     before = (tmp_path / "run" / "config.yaml").read_text()
     with pytest.raises(UserError, match=r"epochs: got 3, but .*run is past that; expected 4 or more"):
@@ -52,17 +54,19 @@ def test_fewer_epochs_than_were_begun_are_refused_and_the_run_still_resumes(tiny
     train_stage1(config)
 
 
-def test_a_complete_run_says_that_it_cannot_be_extended(tiny_shop: Shop, tmp_path: Path) -> None:
-    train_stage1(stage1_config(tiny_shop, tmp_path / "run", epochs=1))
+def test_a_complete_run_says_that_it_cannot_be_extended(tiny_project: Project, tmp_path: Path) -> None:
+    train_stage1(stage1_config(tiny_project, tmp_path / "run", epochs=1))
     for epochs in (0, 2):
         with pytest.raises(UserError, match=rf"is complete with --epochs 1 .* choose another --out to train {epochs}$"):
-            train_stage1(stage1_config(tiny_shop, tmp_path / "run", epochs=epochs))
+            train_stage1(stage1_config(tiny_project, tmp_path / "run", epochs=epochs))
 
 
-def test_stage_2_resumes_to_more_epochs_where_learning_rates_are_constant(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_stage_2_resumes_to_more_epochs_where_learning_rates_are_constant(
+    tiny_project: Project, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(1, train_stage2, stage2_config(tiny_shop, whole, epochs=3, **CONSTANT))
-    begun = stage2_config(tiny_shop, broken, epochs=2, **CONSTANT)
+    run_on_ranks(1, train_stage2, stage2_config(tiny_project, whole, epochs=3, **CONSTANT))
+    begun = stage2_config(tiny_project, broken, epochs=2, **CONSTANT)
     assert exit_codes_on_ranks(1, _killed_at_step, begun, 6) == [-9]
     with pytest.raises(UserError, match=r"epochs: got 1, but .* expected 2 or more"):
         train_stage2(replace(begun, epochs=1))
@@ -70,14 +74,14 @@ def test_stage_2_resumes_to_more_epochs_where_learning_rates_are_constant(tiny_s
     _same(broken, whole, "recommender.safetensors", "encoder.safetensors")
 
 
-def _stage2(shop: Shop, out: Path, epochs: int) -> Stage2Config:
-    return stage2_config(shop, out, epochs=epochs, optim=OptimConfig(schedule="cosine"))
+def _stage2(project: Project, out: Path, epochs: int) -> Stage2Config:
+    return stage2_config(project, out, epochs=epochs, optim=OptimConfig(schedule="cosine"))
 
 
-def _contrastive(shop: Shop, out: Path, epochs: int) -> ContrastiveConfig:
+def _contrastive(project: Project, out: Path, epochs: int) -> ContrastiveConfig:
     return ContrastiveConfig(
-        shards=shop.shards,
-        encoder=EncoderConfig(model=str(shop.clip)),
+        shards=project.shards,
+        encoder=EncoderConfig(model=str(project.clip)),
         out=out,
         epochs=epochs,
         batch_size=12,
@@ -89,21 +93,23 @@ def _contrastive(shop: Shop, out: Path, epochs: int) -> ContrastiveConfig:
 
 @pytest.mark.parametrize(("train", "config"), [(train_stage2, _stage2), (fine_tune, _contrastive)])
 def test_a_cosine_schedule_depends_on_the_epochs_and_says_so(
-    tiny_shop: Shop, tmp_path: Path, train: Any, config: Any
+    tiny_project: Project, tmp_path: Path, train: Any, config: Any
 ) -> None:
     from ptmrec_dist.training.runs import RunFolder
 
-    RunFolder(tmp_path / "run", config(tiny_shop, tmp_path / "run", 2), {}).start()
+    RunFolder(tmp_path / "run", config(tiny_project, tmp_path / "run", 2), {}).start()
     with pytest.raises(
         UserError, match=r"was started with 2, got 3, but .* --optim.schedule cosine .* keep --epochs 2"
     ):
-        train(config(tiny_shop, tmp_path / "run", 3))
+        train(config(tiny_project, tmp_path / "run", 3))
 
 
-def test_stage_2_resumes_with_another_number_of_workers_to_the_last_digit(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_stage_2_resumes_with_another_number_of_workers_to_the_last_digit(
+    tiny_project: Project, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(1, train_stage2, stage2_config(tiny_shop, whole))
-    begun = stage2_config(tiny_shop, broken, workers=3)
+    run_on_ranks(1, train_stage2, stage2_config(tiny_project, whole))
+    begun = stage2_config(tiny_project, broken, workers=3)
     assert exit_codes_on_ranks(1, _killed_at_step, begun, 3) == [-9]
     run_on_ranks(1, train_stage2, replace(begun, workers=0))
     _same(broken, whole, "recommender.safetensors", "encoder.safetensors")

@@ -39,7 +39,7 @@ from ptmrec_dist.training.image_text import contrastive_loss
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 COUNTS = (4, 2)
@@ -100,10 +100,10 @@ def test_a_trained_clip_loads_as_an_encoder_and_one_seed_gives_one(tmp_path: Pat
     assert features["image"].shape == features["text"].shape
 
 
-def _config(shop: Shop, out: Path, method: str = "full", **changes: Any) -> ContrastiveConfig:
+def _config(project: Project, out: Path, method: str = "full", **changes: Any) -> ContrastiveConfig:
     settings: dict[str, Any] = {
-        "shards": shop.shards,
-        "encoder": EncoderConfig(model=str(shop.clip)),
+        "shards": project.shards,
+        "encoder": EncoderConfig(model=str(project.clip)),
         "out": out,
         "tuning": TuningConfig(method=method),  # type: ignore[arg-type]
         "optim": EncoderOptimConfig(encoder_lr=1e-3),
@@ -116,29 +116,29 @@ def _config(shop: Shop, out: Path, method: str = "full", **changes: Any) -> Cont
     return ContrastiveConfig(**(settings | changes))
 
 
-def _features(shop: Shop, encoder: Path, out: Path) -> dict[str, np.ndarray]:
+def _features(project: Project, encoder: Path, out: Path) -> dict[str, np.ndarray]:
     extract_features(
-        FeaturesConfig(shards=shop.shards, encoder=EncoderConfig(model=str(encoder)), out=out, device="cpu")
+        FeaturesConfig(shards=project.shards, encoder=EncoderConfig(model=str(encoder)), out=out, device="cpu")
     )
     return {modality: np.load(out / f"{modality}.npy") for modality in ("image", "text")}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fine_tuned_encoder_serves_every_later_step(tiny_shop: Shop, tmp_path: Path, method: str) -> None:
+def test_a_fine_tuned_encoder_serves_every_later_step(tiny_project: Project, tmp_path: Path, method: str) -> None:
     """Features, stage 1, stage 2 with low-rank updates on top, a registered model's encoder."""
     clip, features = tmp_path / "clip", tmp_path / "features"
-    run_on_ranks(1, fine_tune, _config(tiny_shop, clip, method))
+    run_on_ranks(1, fine_tune, _config(tiny_project, clip, method))
     plain = {"open_clip_config.json", "open_clip_model.safetensors", "lineage.json", "history.jsonl"}
     plain |= {"config.yaml", "inputs.json", "tracking.json", "efficiency.json"}
     assert {path.name for path in clip.iterdir()} == plain | (
         {"tuned.safetensors"} if method in ("prompt", "adapter") else set()
     )
-    tables = _features(tiny_shop, clip, features)
+    tables = _features(tiny_project, clip, features)
     for modality, table in tables.items():
-        before = np.load(tiny_shop.features / f"{modality}.npy")
+        before = np.load(tiny_project.features / f"{modality}.npy")
         assert np.abs(table - before).max() > 0.003
     first = Stage1Config(
-        shards=tiny_shop.shards, features=features, out=tmp_path / "a", epochs=1, batch_size=64, tracking=UNTRACKED
+        shards=tiny_project.shards, features=features, out=tmp_path / "a", epochs=1, batch_size=64, tracking=UNTRACKED
     )
     train_stage1(first)
     second = Stage2Config(
@@ -155,39 +155,39 @@ def test_a_fine_tuned_encoder_serves_every_later_step(tiny_shop: Shop, tmp_path:
         load_backbone_of(json.loads((tmp_path / "b" / "run.json").read_text())["encoder"]), tmp_path / "served"
     )
     encoder = load_encoder(tmp_path / "served", tmp_path / "b" / "encoder.safetensors")
-    batch = ItemFiles(Dataset(tiny_shop.shards), reader_of(encoder)).read(np.arange(9))
+    batch = ItemFiles(Dataset(tiny_project.shards), reader_of(encoder)).read(np.arange(9))
     for modality, rows in encoder.encode(batch.images, batch.texts).items():
         table = np.load(tmp_path / "b" / "features" / f"{modality}.npy")
         np.testing.assert_allclose(rows.numpy(), table[:9], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("zero", [1, 3])
-def test_ranks_fine_tune_as_one_process_does(tiny_shop: Shop, tmp_path: Path, zero: int) -> None:
+def test_ranks_fine_tune_as_one_process_does(tiny_project: Project, tmp_path: Path, zero: int) -> None:
     """All pairs in every step, however they lie: negatives come from all ranks."""
     settings: dict[str, Any] = {"batch_size": 200, "zero": ZeroConfig(stage=zero), "epochs": 3}  # type: ignore[arg-type]
     settings["optim"] = EncoderOptimConfig(encoder_lr=1e-4)
     found = []
     for ranks in (1, 2):
-        run_on_ranks(ranks, fine_tune, _config(tiny_shop, tmp_path / str(ranks), **settings))
-        found.append(_features(tiny_shop, tmp_path / str(ranks), tmp_path / f"features{ranks}"))
+        run_on_ranks(ranks, fine_tune, _config(tiny_project, tmp_path / str(ranks), **settings))
+        found.append(_features(tiny_project, tmp_path / str(ranks), tmp_path / f"features{ranks}"))
     for modality, table in found[0].items():
-        before = np.load(tiny_shop.features / f"{modality}.npy")
+        before = np.load(tiny_project.features / f"{modality}.npy")
         moved, apart = np.abs(table - before).max(), np.abs(found[1][modality] - table).max()
         assert apart < 0.02 * moved, (modality, moved, apart)
 
 
-def test_images_find_their_texts_better_after_it(tiny_shop: Shop, tmp_path: Path) -> None:
-    config = _config(tiny_shop, tmp_path / "clip", epochs=12, batch_size=200)
+def test_images_find_their_texts_better_after_it(tiny_project: Project, tmp_path: Path) -> None:
+    config = _config(tiny_project, tmp_path / "clip", epochs=12, batch_size=200)
     run_on_ranks(1, fine_tune, config)
     losses = json.loads((tmp_path / "clip" / LINEAGE_FILE).read_text())["loss"]
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_cold_items_take_no_part(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_cold_items_take_no_part(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.training.contrastive import _encoder, _pairs
 
-    config, dataset = _config(tiny_shop, tmp_path / "clip"), Dataset(tiny_shop.shards)
+    config, dataset = _config(tiny_project, tmp_path / "clip"), Dataset(tiny_project.shards)
     stream = _pairs(config, dataset, _encoder(config), World(0, 1, torch.device("cpu")))
     seen = torch.cat([batch.items for batch in stream.epoch(0)]).tolist()
     cold = set(dataset.cold_items("cold_validation")) | set(dataset.cold_items("cold_test"))
@@ -195,18 +195,18 @@ def test_cold_items_take_no_part(tiny_shop: Shop, tmp_path: Path) -> None:
     assert sorted(seen) == sorted(set(range(dataset.num_items)) - cold)
 
 
-def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_project: Project, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"last_n\.n: got 9"):
-        fine_tune(_config(tiny_shop, tmp_path / "clip", "last_n", last_n=LastNConfig(n=9)))
+        fine_tune(_config(tiny_project, tmp_path / "clip", "last_n", last_n=LastNConfig(n=9)))
     with pytest.raises(UserError, match=r"tuning\.method: got 'none', expected a method that trains something"):
-        _config(tiny_shop, tmp_path / "clip", "none")
+        _config(tiny_project, tmp_path / "clip", "none")
     assert not (tmp_path / "clip").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="choose another --out"):
-        fine_tune(_config(tiny_shop, tmp_path / "mine"))
-    run_on_ranks(1, fine_tune, _config(tiny_shop, tmp_path / "prompted", "prompt"))
-    again = _config(tiny_shop, tmp_path / "twice", encoder=EncoderConfig(model=str(tmp_path / "prompted")))
+        fine_tune(_config(tiny_project, tmp_path / "mine"))
+    run_on_ranks(1, fine_tune, _config(tiny_project, tmp_path / "prompted", "prompt"))
+    again = _config(tiny_project, tmp_path / "twice", encoder=EncoderConfig(model=str(tmp_path / "prompted")))
     with pytest.raises(UserError, match=r"carries what was tuned before \(tuned\.safetensors\)"):
         fine_tune(again)
     prompted = Encoder(load_backbone(again.encoder), ("image", "text"))
@@ -214,9 +214,9 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_sh
         prompted.tune("prompt", PromptConfig(), torch.Generator())
 
 
-def _arguments(shop: Shop, out: Path, *more: str) -> list[str]:
+def _arguments(project: Project, out: Path, *more: str) -> list[str]:
     return [
-        *("--shards", str(shop.shards), "--encoder.model", str(shop.clip), "--out", str(out), "--epochs", "3"),
+        *("--shards", str(project.shards), "--encoder.model", str(project.clip), "--out", str(out), "--epochs", "3"),
         *("--batch_size", "12", "--optim.encoder_lr", "1e-3", "--tuning.method", "lora", "--checkpoint_every", "2"),
         *("--timeout", "30", "--device", "cpu", "--tracking.enabled", "false", *more),
     ]
@@ -238,9 +238,9 @@ def _befallen(arguments: list[str], logs: Path, rank: str, number: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    arguments = _arguments(tiny_shop, folder / "clip")
+    arguments = _arguments(tiny_project, folder / "clip")
     assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, folder) == [0, 0]
     return folder / "clip"
 
@@ -253,9 +253,9 @@ def _same(one: Path, other: Path) -> None:
 
 
 def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
-    tiny_shop: Shop, tmp_path: Path, undisturbed: Path
+    tiny_project: Project, tmp_path: Path, undisturbed: Path
 ) -> None:
-    arguments = _arguments(tiny_shop, tmp_path / "clip")
+    arguments = _arguments(tiny_project, tmp_path / "clip")
     assert exit_codes_on_ranks(2, _befallen, arguments, tmp_path, "1", signal.SIGKILL) == [3, -9]
     log = (tmp_path / "rank0").read_text()
     assert "rank 0 lost touch with the others at step 6: rank 1 sends no heartbeat (last one at step" in log
@@ -266,15 +266,15 @@ def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
 
 
 def test_a_signal_lets_the_step_end_and_the_same_command_goes_on(
-    tiny_shop: Shop, tmp_path: Path, undisturbed: Path
+    tiny_project: Project, tmp_path: Path, undisturbed: Path
 ) -> None:
-    arguments = _arguments(tiny_shop, tmp_path / "clip", "--keep_checkpoints", "1")
+    arguments = _arguments(tiny_project, tmp_path / "clip", "--keep_checkpoints", "1")
     assert exit_codes_on_ranks(2, _befallen, arguments, tmp_path, "0", signal.SIGTERM) == [0, 0]
     assert [path.name for path in (tmp_path / "clip" / "checkpoints").iterdir()] == ["step-000000006"]
     with pytest.raises(UserError, match=r"holds a run of other settings \(batch_size 12 -> 20"):
         fine_tune(
             _config(
-                tiny_shop,
+                tiny_project,
                 tmp_path / "clip",
                 epochs=3,
                 batch_size=20,

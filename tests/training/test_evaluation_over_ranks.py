@@ -5,12 +5,12 @@ import pytest
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.training import evaluate
 from ptmrec_dist.training.loaded import load_run
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import run_on_ranks
 
 
-def _evaluated(shop: Shop) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
-    run, world = load_run(shop.stage1), join_world("cpu")
+def _evaluated(project: Project) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
+    run, world = load_run(project.stage1), join_world("cpu")
     shares: list[tuple[int, int]] = []
     rank_positives = evaluate.rank_positives
 
@@ -22,9 +22,9 @@ def _evaluated(shop: Shop) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
     return evaluate.Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
 
 
-def test_ranks_share_the_users_out_and_agree_with_one_process(tiny_shop: Shop) -> None:
-    expected = run_on_ranks(1, _evaluated, tiny_shop)[0][0]
-    found = run_on_ranks(3, _evaluated, tiny_shop)
+def test_ranks_share_the_users_out_and_agree_with_one_process(tiny_project: Project) -> None:
+    expected = run_on_ranks(1, _evaluated, tiny_project)[0][0]
+    found = run_on_ranks(3, _evaluated, tiny_project)
     for metrics, shares in found:
         assert metrics.keys() == expected.keys()
         for part, values in expected.items():

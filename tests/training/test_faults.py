@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from ptmrec_dist import cli
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 
-def _arguments(shop: Shop, out: Path, *more: str) -> list[str]:
+def _arguments(project: Project, out: Path, *more: str) -> list[str]:
     return [
-        *("--stage1", str(shop.stage1), "--out", str(out), "--epochs", "2", "--batch_size", "12"),
+        *("--stage1", str(project.stage1), "--out", str(out), "--epochs", "2", "--batch_size", "12"),
         *("--checkpoint_every", "2", "--device", "cpu", "--tracking.enabled", "false", *more),
     ]
 
@@ -77,9 +77,9 @@ def _without_a_shard(rank: int, step: int) -> None:
     ],
 )
 def test_a_lost_rank_ends_the_others_with_its_name_and_the_run_goes_on(
-    tiny_shop: Shop, tmp_path: Path, sabotage: Any, timeout: str, codes: list[int], told: str
+    tiny_project: Project, tmp_path: Path, sabotage: Any, timeout: str, codes: list[int], told: str
 ) -> None:
-    arguments = _arguments(tiny_shop, tmp_path / "run", "--timeout", timeout)
+    arguments = _arguments(tiny_project, tmp_path / "run", "--timeout", timeout)
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path, sabotage) == codes
     log = (tmp_path / "rank0").read_text()
     assert told in log
@@ -105,10 +105,17 @@ def _stage1_until_step_3(arguments: list[str], logs: Path) -> None:
 
 
 def test_a_lost_rank_of_stage_1_ends_the_other_with_its_name_and_the_run_goes_on(
-    tiny_shop: Shop, tmp_path: Path
+    tiny_project: Project, tmp_path: Path
 ) -> None:
     arguments = [
-        *("--shards", str(tiny_shop.shards), "--features", str(tiny_shop.features), "--out", str(tmp_path / "run")),
+        *(
+            "--shards",
+            str(tiny_project.shards),
+            "--features",
+            str(tiny_project.features),
+            "--out",
+            str(tmp_path / "run"),
+        ),
         *("--recommender", "vbpr", "--epochs", "2", "--batch_size", "128", "--timeout", "30", "--device", "cpu"),
         *("--tracking.enabled", "false"),
     ]
@@ -137,10 +144,10 @@ def _spoilt_on_rank_1(arguments: list[str], logs: Path) -> None:
 
 @pytest.mark.parametrize("check_every", ["1", "4"])
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_no_checkpoint_has_seen_it(
-    tiny_shop: Shop, tmp_path: Path, check_every: str
+    tiny_project: Project, tmp_path: Path, check_every: str
 ) -> None:
     """Step 6 is spoilt on rank 1; checkpoints come every two steps."""
-    arguments = _arguments(tiny_shop, tmp_path / "run", "--check_every", check_every)
+    arguments = _arguments(tiny_project, tmp_path / "run", "--check_every", check_every)
     assert exit_codes_on_ranks(2, _spoilt_on_rank_1, arguments, tmp_path) == [2, 2]
     assert "error: loss: kt is not finite at step 6" in (tmp_path / "rank0").read_text()
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -164,10 +171,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("keep", "what"), [("best", "checkpoint"), ("last", "the weights so far")])
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
-    tiny_shop: Shop, tmp_path: Path, small_disk: Path, keep: str, what: str
+    tiny_project: Project, tmp_path: Path, small_disk: Path, keep: str, what: str
 ) -> None:
     ballast = small_disk / "ballast"
-    arguments = _arguments(tiny_shop, small_disk / "run", "--keep", keep)
+    arguments = _arguments(tiny_project, small_disk / "run", "--keep", keep)
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path, _Filling(ballast)) == [3, 3]
     log = (tmp_path / "rank0").read_text()
     assert f"cannot write {what}" in log
@@ -193,9 +200,9 @@ class _Filling:
 
 @pytest.mark.parametrize(("before", "after", "batching"), [(2, 3, "item"), (3, 1, "interaction")])
 def test_another_number_of_ranks_goes_on_with_weights_and_moments(
-    tiny_shop: Shop, tmp_path: Path, before: int, after: int, batching: str
+    tiny_project: Project, tmp_path: Path, before: int, after: int, batching: str
 ) -> None:
-    arguments = _arguments(tiny_shop, tmp_path / "run", "--batching", batching, "--zero.stage", "2")
+    arguments = _arguments(tiny_project, tmp_path / "run", "--batching", batching, "--zero.stage", "2")
     exit_codes_on_ranks(before, _stage2, arguments, tmp_path, _all_killed)
     said = run_on_ranks(after, _said, arguments)[0]
     assert (

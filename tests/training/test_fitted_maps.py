@@ -15,16 +15,16 @@ from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
 
-def _tuned(shop: Shop, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> LoadedRun:
+def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> LoadedRun:
     """Stage 1 with a recommender, then a stage 2 that moves features a lot."""
     train_stage1(
         Stage1Config(
-            shards=shop.shards,
-            features=shop.features,
+            shards=project.shards,
+            features=project.features,
             out=folder / "stage1",
             recommender=recommender,
             model=recommender_config(recommender, dim=8, **settings),
@@ -79,10 +79,10 @@ def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.n
 )
 @pytest.mark.parametrize("zero", [1, 3])
 def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
-    tiny_shop: Shop, tmp_path: Path, recommender: str, settings: dict[str, Any], own: int | None, zero: int
+    tiny_project: Project, tmp_path: Path, recommender: str, settings: dict[str, Any], own: int | None, zero: int
 ) -> None:
     stage = ZeroConfig(stage=zero)  # type: ignore[arg-type]
-    run = _tuned(tiny_shop, tmp_path, recommender, settings, kt_weight=0.0, zero=stage)
+    run = _tuned(tiny_project, tmp_path, recommender, settings, kt_weight=0.0, zero=stage)
     assert any(
         not torch.equal(table, load_run(tmp_path / "stage1").features[name]) for name, table in run.features.items()
     )
@@ -96,9 +96,9 @@ def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
 
 @pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mgcn", "projections"), ("freedom", "maps")])
 def test_with_transfer_the_maps_that_it_trained_are_kept(
-    tiny_shop: Shop, tmp_path: Path, recommender: str, maps: str
+    tiny_project: Project, tmp_path: Path, recommender: str, maps: str
 ) -> None:
-    run = _tuned(tiny_shop, tmp_path, recommender, {}, kt_weight=1.0, zero=ZeroConfig(stage=3))
+    run = _tuned(tiny_project, tmp_path, recommender, {}, kt_weight=1.0, zero=ZeroConfig(stage=3))
     before = load_file(tmp_path / "stage1" / "recommender.safetensors")
     for name in run.features:
         kept = getattr(run.recommender, maps)[name].weight
@@ -117,8 +117,8 @@ def _alone() -> Any:
     return join_world("cpu")
 
 
-def test_maps_that_a_term_of_the_recommender_trains_stay_as_trained(tiny_shop: Shop, tmp_path: Path) -> None:
-    run = _tuned(tiny_shop, tmp_path, "freedom", {"reg_weight": 0.1}, kt_weight=0.0)
+def test_maps_that_a_term_of_the_recommender_trains_stay_as_trained(tiny_project: Project, tmp_path: Path) -> None:
+    run = _tuned(tiny_project, tmp_path, "freedom", {"reg_weight": 0.1}, kt_weight=0.0)
     before = load_file(tmp_path / "stage1" / "recommender.safetensors")
     for name in run.features:
         weight = run.recommender.maps[name].weight

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.conftest import REPOSITORY, Shop
+from tests.conftest import REPOSITORY, Project
 from tests.ranks import run_on_ranks
 from tests.training.tuner_world import Case, make_batch, make_tuner
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def _forward_and_backward_without_waiting(shop: Shop) -> bool:
+def _forward_and_backward_without_waiting(project: Project) -> bool:
     device = torch.device("cuda")
-    tuner, dataset = make_tuner(shop.shards, shop.features, shop.clip, Case())
+    tuner, dataset = make_tuner(project.shards, project.features, project.clip, Case())
     batch = make_batch(tuner, dataset, [0, 1, 2, 3])
     tuner.features = {modality: table.to(device) for modality, table in tuner.features.items()}
     tuner.teacher = tuple(table.to(device) for table in tuner.teacher)
@@ -31,14 +31,14 @@ def _forward_and_backward_without_waiting(shop: Shop) -> bool:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_step_never_waits_for_the_device(tiny_shop: Shop) -> None:
-    assert run_on_ranks(1, _forward_and_backward_without_waiting, tiny_shop) == [True]
+def test_a_step_never_waits_for_the_device(tiny_project: Project) -> None:
+    assert run_on_ranks(1, _forward_and_backward_without_waiting, tiny_project) == [True]
 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_the_image_tower_runs_on_flash_attention(tiny_shop: Shop) -> None:
-    tuner, _ = make_tuner(tiny_shop.shards, tiny_shop.features, tiny_shop.clip, Case())
+def test_the_image_tower_runs_on_flash_attention(tiny_project: Project) -> None:
+    tuner, _ = make_tuner(tiny_project.shards, tiny_project.features, tiny_project.clip, Case())
     assert tuner.encoder is not None
     encoder = tuner.encoder.to("cuda")
     encoder.precision = "bf16"
@@ -48,8 +48,8 @@ def test_the_image_tower_runs_on_flash_attention(tiny_shop: Shop) -> None:
         encoder.encode(images, None)["image"].sum().backward()
 
 
-def test_the_benchmark_measures_a_small_model_on_any_device(tiny_shop: Shop) -> None:
-    options = ["--models", str(tiny_shop.clip), "--batch", "4", "--length", "2", "--depth", "2", "--steps", "1"]
+def test_the_benchmark_measures_a_small_model_on_any_device(tiny_project: Project) -> None:
+    options = ["--models", str(tiny_project.clip), "--batch", "4", "--length", "2", "--depth", "2", "--steps", "1"]
     command = [sys.executable, "-m", "benchmarks.stage2", *options]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ptmrec_dist.distributed import gather_rows
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import run_on_ranks
 from tests.training.gradient_world import Setting, expected_gradients, found_gradients
 from tests.training.tuner_world import Case
@@ -33,10 +33,10 @@ def _assert_equal(found: dict[str, np.ndarray], expected: dict[str, Tensor], set
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_every_term_and_parameter_has_the_gradient_of_one_process(tiny_shop: Shop, world: int) -> None:
+def test_every_term_and_parameter_has_the_gradient_of_one_process(tiny_project: Project, world: int) -> None:
     """Even and uneven shares, a rank without items, items on several ranks, both ways of batching, accumulation."""
-    expected = {setting: expected_gradients(tiny_shop, setting, world) for setting in SETTINGS}
-    for on_rank in run_on_ranks(world, found_gradients, tiny_shop, SETTINGS):
+    expected = {setting: expected_gradients(tiny_project, setting, world) for setting in SETTINGS}
+    for on_rank in run_on_ranks(world, found_gradients, tiny_project, SETTINGS):
         for setting in SETTINGS:
             _assert_equal(on_rank[setting], expected[setting], setting)
 
@@ -58,9 +58,9 @@ def _ranks_in_another_order(rows: Tensor, *arguments: int, **named: int) -> Tens
 
 
 @pytest.mark.parametrize("gather", [_without_gradient, _local_gradient_only, _ranks_in_another_order])
-def test_a_wrong_gather_does_not_pass(tiny_shop: Shop, gather: Callable[..., Tensor]) -> None:
+def test_a_wrong_gather_does_not_pass(tiny_project: Project, gather: Callable[..., Tensor]) -> None:
     setting = Setting(PLAIN, 1)
-    expected = expected_gradients(tiny_shop, setting, 2)
-    found = run_on_ranks(2, found_gradients, tiny_shop, [setting], gather)[0][setting]
+    expected = expected_gradients(tiny_project, setting, 2)
+    found = run_on_ranks(2, found_gradients, tiny_project, [setting], gather)[0][setting]
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         _assert_equal(found, expected, setting)

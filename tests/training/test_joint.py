@@ -25,14 +25,14 @@ from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.joint import train_joint
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
 
-def _config(shop: Shop, out: Path, **changes: Any) -> JointConfig:
+def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
     settings: dict[str, Any] = {
-        "shards": shop.shards,
-        "features": shop.features,
+        "shards": project.shards,
+        "features": project.features,
         "out": out,
         "model": recommender_config(changes.get("recommender", "vbpr"), dim=8),
         "epochs": 2,
@@ -45,13 +45,13 @@ def _config(shop: Shop, out: Path, **changes: Any) -> JointConfig:
 
 @pytest.mark.parametrize(("recommender", "method"), [("vbpr", "prompt"), ("freedom", "lora"), ("vbpr", "none")])
 def test_encoder_and_recommender_learn_together_from_scratch(
-    tiny_shop: Shop, tmp_path: Path, recommender: str, method: str
+    tiny_project: Project, tmp_path: Path, recommender: str, method: str
 ) -> None:
     tuning = TuningConfig(method=method)  # type: ignore[arg-type]
     run_on_ranks(
         2,
         train_joint,
-        _config(tiny_shop, tmp_path / "run", recommender=recommender, tuning=tuning, lora=LoraConfig(rank=2)),
+        _config(tiny_project, tmp_path / "run", recommender=recommender, tuning=tuning, lora=LoraConfig(rank=2)),
     )
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["recommender"] == recommender
@@ -68,13 +68,13 @@ def test_encoder_and_recommender_learn_together_from_scratch(
         assert values == pytest.approx(before[part], rel=1e-9)  # sums of two ranks and of one
 
 
-def test_it_starts_where_stage_1_starts(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_it_starts_where_stage_1_starts(tiny_project: Project, tmp_path: Path) -> None:
     frozen = TuningConfig(method="none")
-    run_on_ranks(1, train_joint, _config(tiny_shop, tmp_path / "joint", epochs=0, seed=4, tuning=frozen))
+    run_on_ranks(1, train_joint, _config(tiny_project, tmp_path / "joint", epochs=0, seed=4, tuning=frozen))
     train_stage1(
         Stage1Config(
-            shards=tiny_shop.shards,
-            features=tiny_shop.features,
+            shards=tiny_project.shards,
+            features=tiny_project.features,
             out=tmp_path / "stage1",
             model=recommender_config("vbpr", dim=8),
             epochs=0,
@@ -94,9 +94,9 @@ def test_it_starts_where_stage_1_starts(tiny_shop: Shop, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("zero", [0, 3])
 def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kept(
-    tiny_shop: Shop, tmp_path: Path, zero: int
+    tiny_project: Project, tmp_path: Path, zero: int
 ) -> None:
-    run_on_ranks(2, train_joint, _config(tiny_shop, tmp_path / "run", zero=ZeroConfig(stage=zero)))  # type: ignore[arg-type]
+    run_on_ranks(2, train_joint, _config(tiny_project, tmp_path / "run", zero=ZeroConfig(stage=zero)))  # type: ignore[arg-type]
     run = load_run(tmp_path / "run")
     kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
     assert kept["id_maps.image.weight"].any()
@@ -121,7 +121,7 @@ def _stopped_after(config: JointConfig, steps: int) -> None:
 
 @pytest.mark.parametrize(("method", "zero"), [("last_n", 0), ("full", 1), ("adapter", 2), ("lora", 3)])
 def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
-    tiny_shop: Shop, tmp_path: Path, method: str, zero: int
+    tiny_project: Project, tmp_path: Path, method: str, zero: int
 ) -> None:
     settings: dict[str, Any] = {
         "tuning": TuningConfig(method=method),  # type: ignore[arg-type]
@@ -130,10 +130,10 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
         "epochs": 1,
     }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(2, train_joint, _config(tiny_shop, whole, **settings))
-    run_on_ranks(2, _stopped_after, _config(tiny_shop, broken, **settings), 1)
+    run_on_ranks(2, train_joint, _config(tiny_project, whole, **settings))
+    run_on_ranks(2, _stopped_after, _config(tiny_project, broken, **settings), 1)
     assert (broken / "checkpoints").is_dir()
-    run_on_ranks(2, train_joint, _config(tiny_shop, broken, **settings))
+    run_on_ranks(2, train_joint, _config(tiny_project, broken, **settings))
     assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     for file in ("recommender.safetensors", "encoder.safetensors"):
         expected, found = load_file(whole / file), load_file(broken / file)
@@ -151,8 +151,8 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
     ],
 )
 def test_what_cannot_be_trained_jointly_is_refused_before_anything_is_written(
-    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str
+    tiny_project: Project, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_joint(_config(tiny_shop, tmp_path / "run", **changes))
+        train_joint(_config(tiny_project, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks
 
 
@@ -23,11 +23,11 @@ def _stage1(arguments: list[str], logs: Path, differs: str) -> None:
 
 @pytest.mark.parametrize("differs", ["order", "uniform numbers"])
 def test_a_rank_with_other_random_numbers_is_refused_before_anything_is_written(
-    tiny_shop: Shop, tmp_path: Path, differs: str
+    tiny_project: Project, tmp_path: Path, differs: str
 ) -> None:
     out = tmp_path / "run"
     arguments = [
-        *("--shards", str(tiny_shop.shards), "--recommender", "lightgcn", "--out", str(out), "--epochs", "1"),
+        *("--shards", str(tiny_project.shards), "--recommender", "lightgcn", "--out", str(out), "--epochs", "1"),
         *("--batch_size", "128", "--device", "cpu", "--tracking.enabled", "false"),
     ]
     assert exit_codes_on_ranks(2, _stage1, arguments, tmp_path, differs) == [2, 2]

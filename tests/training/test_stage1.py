@@ -22,14 +22,14 @@ from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_epoch, train_stage1, train_step
 from ptmrec_dist.training.stage1_parts import Stage1, open_store, parameter_counts, prepare
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
 
 
-def _config(shop: Shop, out: Path, **changes: Any) -> Stage1Config:
+def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
     settings: dict[str, Any] = {
-        "shards": shop.shards,
-        "features": shop.features,
+        "shards": project.shards,
+        "features": project.features,
         "out": out,
         "epochs": 6,
         "batch_size": 64,
@@ -48,26 +48,26 @@ def _metrics(run: Path) -> dict[str, dict[str, float]]:
 
 @pytest.mark.parametrize(("patience_after", "epochs"), [(0, 1 + 2), (1000, 9)])
 def test_patience_does_not_run_out_within_the_first_steps(
-    tiny_shop: Shop, tmp_path: Path, patience_after: int, epochs: int
+    tiny_project: Project, tmp_path: Path, patience_after: int, epochs: int
 ) -> None:
     # So small a learning rate changes no ranking: no epoch is better than the first.
     settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": patience_after}
-    train_stage1(_config(tiny_shop, tmp_path / "run", recommender="bpr", **settings))
+    train_stage1(_config(tiny_project, tmp_path / "run", recommender="bpr", **settings))
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == epochs
 
 
-def test_patience_runs_out_once_the_steps_are_done(tiny_shop: Shop, tmp_path: Path) -> None:
-    steps_an_epoch = -(-len(Dataset(tiny_shop.shards).interactions("train").users) // 64)
+def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_path: Path) -> None:
+    steps_an_epoch = -(-len(Dataset(tiny_project.shards).interactions("train").users) // 64)
     settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": 4 * steps_an_epoch}
-    train_stage1(_config(tiny_shop, tmp_path / "run", recommender="bpr", **settings))
+    train_stage1(_config(tiny_project, tmp_path / "run", recommender="bpr", **settings))
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4 + 2
 
 
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
-def test_every_recommender_learns_who_likes_what(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
+def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
     model = recommender_config(recommender, dim=8, reg_weight=1e-3)
-    train_stage1(_config(tiny_shop, run, recommender=recommender, epochs=25, model=model))
+    train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model))
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom", "mgcn", "smore") else set()
     assert set(metrics) == {"validation", "test"} | cold
@@ -92,12 +92,12 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
 
 
 @pytest.mark.parametrize("recommender", ["vbpr", "freedom", "buir", "smore"])
-def test_a_killed_run_ends_like_an_undisturbed_one(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
+def test_a_killed_run_ends_like_an_undisturbed_one(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_stage1(_config(tiny_shop, whole, recommender=recommender))
-    assert exit_codes_on_ranks(1, _killed_in_epoch_5, _config(tiny_shop, broken, recommender=recommender)) == [-9]
+    train_stage1(_config(tiny_project, whole, recommender=recommender))
+    assert exit_codes_on_ranks(1, _killed_in_epoch_5, _config(tiny_project, broken, recommender=recommender)) == [-9]
     assert not (broken / "metrics.json").exists()
-    train_stage1(_config(tiny_shop, broken, recommender=recommender))
+    train_stage1(_config(tiny_project, broken, recommender=recommender))
     assert _metrics(broken) == _metrics(whole)
     assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     expected = load_file(whole / "recommender.safetensors")
@@ -105,9 +105,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tiny_shop: Shop, tmp_path: Pa
         assert torch.equal(value, expected[name]), name
 
 
-def test_one_seed_gives_one_result(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_stage1(_config(tiny_shop, tmp_path / name, seed=seed, epochs=2))
+        train_stage1(_config(tiny_project, tmp_path / name, seed=seed, epochs=2))
     assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b")
     assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
 
@@ -150,10 +150,10 @@ def _first_gradients(stage: Stage1) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_shop: Shop, tmp_path: Path, ranks: int) -> None:
+def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_project: Project, tmp_path: Path, ranks: int) -> None:
     # 101 rows, and those of the last batch of an epoch, cannot be shared out evenly.
     configs = [
-        _config(tiny_shop, tmp_path, recommender=name, batch_size=100, lr=1e-3, zero=Stage1ZeroConfig(stage=stage))
+        _config(tiny_project, tmp_path, recommender=name, batch_size=100, lr=1e-3, zero=Stage1ZeroConfig(stage=stage))
         for name, stage in CASES
     ]
     expected = _trained(configs)
@@ -169,15 +169,17 @@ def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_shop: Shop, tm
             assert found["share"] == pytest.approx(1 / ranks if stage else 1, rel=0.05)
 
 
-def test_evaluating_a_run_anew_gives_the_same_metrics(tiny_shop: Shop, tmp_path: Path) -> None:
-    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=3))
+def test_evaluating_a_run_anew_gives_the_same_metrics(tiny_project: Project, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_project, tmp_path / "run", epochs=3))
     before = _metrics(tmp_path / "run")
     evaluate_run(EvaluateConfig(run=tmp_path / "run", device="cpu"))
     assert _metrics(tmp_path / "run") == before
 
 
-def test_a_finished_run_is_left_alone(tiny_shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = _config(tiny_shop, tmp_path / "run", epochs=1)
+def test_a_finished_run_is_left_alone(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(tiny_project, tmp_path / "run", epochs=1)
     train_stage1(config)
     before = (tmp_path / "run" / "recommender.safetensors").read_bytes()
     train_stage1(config)
@@ -185,15 +187,15 @@ def test_a_finished_run_is_left_alone(tiny_shop: Shop, tmp_path: Path, capsys: p
     assert (tmp_path / "run" / "recommender.safetensors").read_bytes() == before
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(tiny_shop: Shop, tmp_path: Path) -> None:
-    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=1))
+def test_other_settings_in_the_same_folder_are_refused_by_name(tiny_project: Project, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_project, tmp_path / "run", epochs=1))
     with pytest.raises(UserError, match=r"other settings \(lr 0.02 -> 0.5\); choose another --out"):
-        train_stage1(_config(tiny_shop, tmp_path / "run", epochs=1, lr=0.5))
+        train_stage1(_config(tiny_project, tmp_path / "run", epochs=1, lr=0.5))
 
 
-def test_trained_feature_tables_are_saved_and_loaded(tiny_shop: Shop, tmp_path: Path) -> None:
-    train_stage1(_config(tiny_shop, tmp_path / "run", epochs=3, train_features=True))
-    frozen = load_run(tiny_shop.stage1).features["image"]
+def test_trained_feature_tables_are_saved_and_loaded(tiny_project: Project, tmp_path: Path) -> None:
+    train_stage1(_config(tiny_project, tmp_path / "run", epochs=3, train_features=True))
+    frozen = load_run(tiny_project.stage1).features["image"]
     trained = load_run(tmp_path / "run").features["image"]
     assert not torch.equal(trained, frozen)
 
@@ -208,39 +210,39 @@ def test_trained_feature_tables_are_saved_and_loaded(tiny_shop: Shop, tmp_path: 
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
-    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str
+    tiny_project: Project, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_stage1(replace(_config(tiny_shop, tmp_path / "run"), **changes))
+        train_stage1(replace(_config(tiny_project, tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_features_of_other_data_are_refused_with_both_fingerprints(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_features_of_other_data_are_refused_with_both_fingerprints(tiny_project: Project, tmp_path: Path) -> None:
     features = tmp_path / "features"
     features.mkdir()
-    manifest = json.loads((tiny_shop.features / "manifest.json").read_text())
+    manifest = json.loads((tiny_project.features / "manifest.json").read_text())
     (features / "manifest.json").write_text(json.dumps(manifest | {"data": "f" * 64}))
     with pytest.raises(UserError, match=r"was made from data ffffffffffff, but the shards are [0-9a-f]{12}; run"):
-        train_stage1(_config(tiny_shop, tmp_path / "run", features=features))
+        train_stage1(_config(tiny_project, tmp_path / "run", features=features))
 
 
-def test_features_of_another_width_than_their_manifest_says_are_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_features_of_another_width_than_their_manifest_says_are_refused(tiny_project: Project, tmp_path: Path) -> None:
     features = tmp_path / "features"
-    shutil.copytree(tiny_shop.features, features)
+    shutil.copytree(tiny_project.features, features)
     table = np.load(features / "image.npy")
     np.save(features / "image.npy", table[:, :-1])
     with pytest.raises(UserError, match=r"image.npy is float32 \(60, \d+\), expected float32 \(60, \d+\)"):
-        train_stage1(_config(tiny_shop, tmp_path / "run", features=features))
+        train_stage1(_config(tiny_project, tmp_path / "run", features=features))
     assert not (tmp_path / "run").exists()
 
 
-def test_parameters_are_counted_by_where_they_lie(tiny_shop: Shop, tmp_path: Path) -> None:
-    dataset = Dataset(tiny_shop.shards)
-    width = sum(np.load(tiny_shop.features / f"{modality}.npy").shape[1] for modality in ("image", "text"))
+def test_parameters_are_counted_by_where_they_lie(tiny_project: Project, tmp_path: Path) -> None:
+    dataset = Dataset(tiny_project.shards)
+    width = sum(np.load(tiny_project.features / f"{modality}.npy").shape[1] for modality in ("image", "text"))
     ids, rest, tables = dataset.num_users * 16 + dataset.num_items * 8, 2 * width * 8, dataset.num_items * width
     for trained in (False, True):
         run = tmp_path / str(trained)
-        train_stage1(_config(tiny_shop, run, epochs=1, train_features=trained))
+        train_stage1(_config(tiny_project, run, epochs=1, train_features=trained))
         counts = json.loads((run / "run.json").read_text())["parameters"]
         trainable = ids + rest + (tables if trained else 0)
         assert counts == {"ids": ids, "rest": rest, "feature_tables": tables, "trainable": trainable}
@@ -249,8 +251,8 @@ def test_parameters_are_counted_by_where_they_lie(tiny_shop: Shop, tmp_path: Pat
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
-def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_shop: Shop, tmp_path: Path, recommender: str) -> None:
-    config = _config(tiny_shop, tmp_path, recommender=recommender, device="cuda")
+def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
+    config = _config(tiny_project, tmp_path, recommender=recommender, device="cuda")
     dataset = Dataset(config.shards)
     stage = prepare(config, dataset, open_store(config, dataset), join_world("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)

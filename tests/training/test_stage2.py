@@ -19,14 +19,14 @@ from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import REPOSITORY, UNTRACKED, Shop
+from tests.conftest import REPOSITORY, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, free_port, run_on_ranks
 from tests.tiny_clip import write_tiny_clip
 
 
-def _config(shop: Shop, out: Path, **changes: Any) -> Stage2Config:
+def _config(project: Project, out: Path, **changes: Any) -> Stage2Config:
     settings: dict[str, Any] = {
-        "stage1": shop.stage1,
+        "stage1": project.stage1,
         "out": out,
         "epochs": 2,
         "batch_size": 12,
@@ -45,9 +45,9 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "recommender.safetensors") | load_file(run / "encoder.safetensors")
 
 
-def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_shop: Shop, tmp_path: Path) -> None:
-    backbone = (tiny_shop.clip / "open_clip_model.safetensors").read_bytes()
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run"))
+def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_project: Project, tmp_path: Path) -> None:
+    backbone = (tiny_project.clip / "open_clip_model.safetensors").read_bytes()
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "run"))
     metrics = _json(tmp_path / "run" / "metrics.json")
     assert list(metrics) == ["validation", "test", "cold_validation", "cold_test"]
     for part in metrics.values():
@@ -57,27 +57,31 @@ def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_shop: Shop, tmp_path: 
         "prompts.image.vectors_PLD": (3, 4, 32),
         "prompts.text.vectors_PLD": (2, 4, 24),
     }
-    record, first = _json(tmp_path / "run" / "run.json"), _json(tiny_shop.stage1 / "run.json")
+    record, first = _json(tmp_path / "run" / "run.json"), _json(tiny_project.stage1 / "run.json")
     assert record["stage1"]["fingerprint"] == first["fingerprint"]
     assert record["data"]["fingerprint"] == first["data"]["fingerprint"]
     assert record["features"]["fingerprint"] != first["features"]["fingerprint"]
-    assert (tiny_shop.clip / "open_clip_model.safetensors").read_bytes() == backbone
+    assert (tiny_project.clip / "open_clip_model.safetensors").read_bytes() == backbone
     before = (tmp_path / "run" / "metrics.json").read_text()
     evaluate_run(EvaluateConfig(run=tmp_path / "run", device="cpu"))
     assert (tmp_path / "run" / "metrics.json").read_text() == before
 
 
-def test_without_tuning_the_features_stay_as_they_are(tiny_shop: Shop, tmp_path: Path) -> None:
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run", tuning=TuningConfig(method="none")))
+def test_without_tuning_the_features_stay_as_they_are(tiny_project: Project, tmp_path: Path) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "run", tuning=TuningConfig(method="none")))
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
     for name in ("image.npy", "text.npy"):
-        np.testing.assert_array_equal(np.load(tmp_path / "run" / "features" / name), np.load(tiny_shop.features / name))
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "run" / "features" / name), np.load(tiny_project.features / name)
+        )
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_the_epoch_that_is_asked_for_is_kept(tiny_shop: Shop, tmp_path: Path, keep: str) -> None:
+def test_the_epoch_that_is_asked_for_is_kept(tiny_project: Project, tmp_path: Path, keep: str) -> None:
     optim = OptimConfig(encoder_lr=1.0, recommender_lr=30.0, schedule="constant")  # an epoch that does harm
-    config = _config(tiny_shop, tmp_path / "run", keep=keep, epochs=2, patience=1, select_on="validation", optim=optim)
+    config = _config(
+        tiny_project, tmp_path / "run", keep=keep, epochs=2, patience=1, select_on="validation", optim=optim
+    )
     run_on_ranks(1, train_stage2, config)
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert history[1]["validation.recall@20"] < history[0]["validation.recall@20"]
@@ -92,13 +96,13 @@ def test_the_epoch_that_is_asked_for_is_kept(tiny_shop: Shop, tmp_path: Path, ke
 
 
 @pytest.mark.parametrize("batching", ["item", "interaction"])
-def test_ranks_and_zero_stages_learn_the_same(tiny_shop: Shop, tmp_path: Path, batching: str) -> None:
+def test_ranks_and_zero_stages_learn_the_same(tiny_project: Project, tmp_path: Path, batching: str) -> None:
     """On one order of items; only the order of additions differs."""
     settings: dict[str, Any] = {"batching": batching, "epochs": 1, "patience": 9, "accumulation": 2}
     found = []
     for stage in (0, 1, 2, 3):
         out = tmp_path / f"zero{stage}"
-        config = _config(tiny_shop, out, zero=ZeroConfig(stage=stage), **settings)  # type: ignore[arg-type]
+        config = _config(tiny_project, out, zero=ZeroConfig(stage=stage), **settings)  # type: ignore[arg-type]
         run_on_ranks(2, train_stage2, config)
         found.append((_json(out / "metrics.json"), _weights(out)))
     for metrics, weights in found[1:]:
@@ -124,15 +128,15 @@ def _killed_at_step(config: Stage2Config, step: int) -> None:
 
 @pytest.mark.parametrize(("zero", "ranks", "step"), [(1, 1, 1), (2, 2, 3), (3, 2, 6)])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    tiny_shop: Shop, tmp_path: Path, zero: int, ranks: int, step: int
+    tiny_project: Project, tmp_path: Path, zero: int, ranks: int, step: int
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     settings: dict[str, Any] = {"zero": ZeroConfig(stage=zero)}  # type: ignore[arg-type]
-    run_on_ranks(ranks, train_stage2, _config(tiny_shop, whole, **settings))
-    codes = exit_codes_on_ranks(ranks, _killed_at_step, _config(tiny_shop, broken, **settings), step)
+    run_on_ranks(ranks, train_stage2, _config(tiny_project, whole, **settings))
+    codes = exit_codes_on_ranks(ranks, _killed_at_step, _config(tiny_project, broken, **settings), step)
     assert codes == [-9] * ranks
     assert not (broken / "metrics.json").exists()
-    run_on_ranks(ranks, train_stage2, _config(tiny_shop, broken, **settings))
+    run_on_ranks(ranks, train_stage2, _config(tiny_project, broken, **settings))
     assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
     assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     expected = _weights(whole)
@@ -141,9 +145,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert not (broken / "checkpoints").exists()
 
 
-def test_checkpoints_share_the_features_of_a_refresh(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_checkpoints_share_the_features_of_a_refresh(tiny_project: Project, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = _config(tiny_shop, out, checkpoint_every=1, keep_checkpoints=20)
+    config = _config(tiny_project, out, checkpoint_every=1, keep_checkpoints=20)
     assert exit_codes_on_ranks(1, _killed_at_step, config, 6) == [-9]
     files: dict[int, list[int]] = {}
     for folder in sorted((out / "checkpoints").glob("step-*")):
@@ -155,8 +159,8 @@ def test_checkpoints_share_the_features_of_a_refresh(tiny_shop: Shop, tmp_path: 
     assert files[0][0] != files[1][0]
 
 
-def test_checkpoints_of_a_frozen_encoder_hold_no_features(tiny_shop: Shop, tmp_path: Path) -> None:
-    config = _config(tiny_shop, tmp_path / "run", tuning=TuningConfig(method="none"))
+def test_checkpoints_of_a_frozen_encoder_hold_no_features(tiny_project: Project, tmp_path: Path) -> None:
+    config = _config(tiny_project, tmp_path / "run", tuning=TuningConfig(method="none"))
     assert exit_codes_on_ranks(1, _killed_at_step, config, 3) == [-9]
     found = {path.name for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()}
     assert found == {"loop.json", "weights.safetensors", "optimizer.safetensors"}
@@ -178,24 +182,26 @@ def _asked_to_stop_at_step(config: Stage2Config, step: int) -> str:
     return "returned"
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(
+    tiny_project: Project, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(2, train_stage2, _config(tiny_shop, whole))
-    assert run_on_ranks(2, _asked_to_stop_at_step, _config(tiny_shop, broken), 4) == ["returned", "returned"]
+    run_on_ranks(2, train_stage2, _config(tiny_project, whole))
+    assert run_on_ranks(2, _asked_to_stop_at_step, _config(tiny_project, broken), 4) == ["returned", "returned"]
     assert not (broken / "metrics.json").exists()
     loop = _json(sorted((broken / "checkpoints").iterdir())[-1] / "loop.json")
     assert loop["state"]["total_steps"] == 5
-    run_on_ranks(2, train_stage2, _config(tiny_shop, broken))
+    run_on_ranks(2, train_stage2, _config(tiny_project, broken))
     assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
 
 
 def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_undisturbed_one(
-    tiny_shop: Shop, tmp_path: Path
+    tiny_project: Project, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(1, train_stage2, _config(tiny_shop, whole, epochs=3, patience=9))
+    run_on_ranks(1, train_stage2, _config(tiny_project, whole, epochs=3, patience=9))
     command = [
-        *(sys.executable, "launchers/stage2.py", "--stage1", str(tiny_shop.stage1), "--out", str(broken)),
+        *(sys.executable, "launchers/stage2.py", "--stage1", str(tiny_project.stage1), "--out", str(broken)),
         *("--epochs", "3", "--patience", "9", "--batch_size", "12", "--checkpoint_every", "2"),
         *("--device", "cpu", "--tracking.enabled", "false"),
     ]
@@ -216,12 +222,12 @@ def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_u
 
 
 @pytest.mark.launch
-def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_shop: Shop, tmp_path: Path) -> None:
-    run_on_ranks(2, train_stage2, _config(tiny_shop, tmp_path / "ranks", epochs=1))
+def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_project: Project, tmp_path: Path) -> None:
+    run_on_ranks(2, train_stage2, _config(tiny_project, tmp_path / "ranks", epochs=1))
     bin_folder = Path(sys.executable).parent
     command = [
         *(str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "launchers/stage2.py"),
-        *("--stage1", str(tiny_shop.stage1), "--out", str(tmp_path / "launched"), "--epochs", "1"),
+        *("--stage1", str(tiny_project.stage1), "--out", str(tmp_path / "launched"), "--epochs", "1"),
         *("--batch_size", "12", "--checkpoint_every", "2", "--device", "cpu", "--tracking.enabled", "false"),
     ]
     environment = os.environ | {
@@ -238,9 +244,9 @@ def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_shop: Shop, tmp_path:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_learns_what_a_cpu_learns(tiny_shop: Shop, tmp_path: Path, precision: str) -> None:
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "cpu"))
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "gpu", device="cuda", precision=precision))
+def test_a_gpu_learns_what_a_cpu_learns(tiny_project: Project, tmp_path: Path, precision: str) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "cpu"))
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "gpu", device="cuda", precision=precision))
     expected = _json(tmp_path / "cpu" / "metrics.json")
     for part, values in _json(tmp_path / "gpu" / "metrics.json").items():
         assert values == pytest.approx(expected[part], abs=0.1)
@@ -258,32 +264,32 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny_shop: Shop, tmp_path: Path, precisi
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_is_written(
-    tiny_shop: Shop, tmp_path: Path, changes: dict[str, Any], message: str
+    tiny_project: Project, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_stage2(replace(_config(tiny_shop, tmp_path / "run"), **changes))
+        train_stage2(replace(_config(tiny_project, tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_features_of_another_encoder_are_refused_with_both_fingerprints(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_features_of_another_encoder_are_refused_with_both_fingerprints(tiny_project: Project, tmp_path: Path) -> None:
     other = write_tiny_clip(tmp_path / "other", seed=9)
     with pytest.raises(
         UserError, match=r"encoder: .* is [0-9a-f]{12}, but the features came from [0-9a-f]{12}; restore"
     ):
-        train_stage2(_config(tiny_shop, tmp_path / "run", encoder=other))
+        train_stage2(_config(tiny_project, tmp_path / "run", encoder=other))
     assert not (tmp_path / "run").exists()
 
 
-def test_an_id_only_recommender_is_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_an_id_only_recommender_is_refused(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.config import Stage1Config
     from ptmrec_dist.training.stage1 import train_stage1
 
     stage1 = tmp_path / "bpr"
-    train_stage1(Stage1Config(shards=tiny_shop.shards, out=stage1, recommender="bpr", epochs=1, tracking=UNTRACKED))
+    train_stage1(Stage1Config(shards=tiny_project.shards, out=stage1, recommender="bpr", epochs=1, tracking=UNTRACKED))
     with pytest.raises(UserError, match="bpr knows items by their IDs only, which no encoder changes; choose vbpr"):
-        train_stage2(_config(tiny_shop, tmp_path / "run", stage1=stage1))
+        train_stage2(_config(tiny_project, tmp_path / "run", stage1=stage1))
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(tiny_shop: Shop, tmp_path: Path) -> None:
+def test_a_batch_that_ranks_cannot_share_is_refused(tiny_project: Project, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="batch_size: got 7, expected a multiple of the 2 ranks"):
-        run_on_ranks(2, train_stage2, _config(tiny_shop, tmp_path / "run", batch_size=7))
+        run_on_ranks(2, train_stage2, _config(tiny_project, tmp_path / "run", batch_size=7))

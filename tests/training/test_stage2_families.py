@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ptmrec_dist.config import Stage2Config
-from tests.conftest import make_shop
+from tests.conftest import make_project
 from tests.encoders.families import write_family
 from tests.ranks import run_on_ranks
 from tests.training.test_stage2_methods import _config, _trained
@@ -20,11 +20,11 @@ def _trained_on_rank(config: Stage2Config) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("family", "method"), [("eva", "lora"), ("xlm_roberta", "prompt"), ("siglip", "adapter")])
 def test_two_ranks_under_zero_3_move_what_is_tuned_as_under_zero_1(tmp_path: Path, family: str, method: str) -> None:
-    (tmp_path / "shop").mkdir()
-    shop = make_shop(tmp_path / "shop", write_family(tmp_path / "encoder", family))
+    (tmp_path / "project").mkdir()
+    project = make_project(tmp_path / "project", write_family(tmp_path / "encoder", family))
     expected: dict[str, np.ndarray] = {}
     for zero in (1, 3):
-        config = _config(shop, tmp_path / f"zero{zero}", method, zero, gradient_checkpointing=zero == 3)
+        config = _config(project, tmp_path / f"zero{zero}", method, zero, gradient_checkpointing=zero == 3)
         found = run_on_ranks(2, _trained_on_rank, config)[0]
         assert list(found["moved"]) == found["may"] != []
         expected = expected or found["moved"]

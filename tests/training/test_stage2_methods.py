@@ -23,16 +23,16 @@ from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import UNTRACKED, Shop
+from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
 METHODS = ("prompt", "lora", "adapter", "last_n", "full")
 
 
-def _config(shop: Shop, out: Path, method: str, zero: int = 1, **changes: Any) -> Stage2Config:
+def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: Any) -> Stage2Config:
     checkpointing = changes.pop("gradient_checkpointing", False)
     settings: dict[str, Any] = {
-        "stage1": shop.stage1,
+        "stage1": project.stage1,
         "out": out,
         "epochs": 1,
         "patience": 9,
@@ -76,12 +76,12 @@ def _trained(config: Stage2Config) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_and_zero_stages_move_what_is_tuned_alike_and_no_bit_of_the_rest(
-    tiny_shop: Shop, tmp_path: Path, method: str
+    tiny_project: Project, tmp_path: Path, method: str
 ) -> None:
     """On one order of items; only the order of additions differs. ZeRO-3 computes blocks anew in the backward pass."""
     expected: dict[str, np.ndarray] = {}
     for zero in (1, 2, 3):
-        config = _config(tiny_shop, tmp_path / f"zero{zero}", method, zero, gradient_checkpointing=zero == 3)
+        config = _config(tiny_project, tmp_path / f"zero{zero}", method, zero, gradient_checkpointing=zero == 3)
         found = run_on_ranks(2, _trained, config)[0]
         assert list(found["moved"]) == found["may"]
         assert len(found["may"]) > 0
@@ -96,10 +96,12 @@ def test_ranks_and_zero_stages_move_what_is_tuned_alike_and_no_bit_of_the_rest(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_features_of_a_run_are_those_of_its_tuned_encoder(tiny_shop: Shop, tmp_path: Path, method: str) -> None:
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run", method, select_on="validation"))
-    encoder = load_encoder(tiny_shop.clip, tmp_path / "run" / "encoder.safetensors")
-    dataset = Dataset(tiny_shop.shards)
+def test_the_features_of_a_run_are_those_of_its_tuned_encoder(
+    tiny_project: Project, tmp_path: Path, method: str
+) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "run", method, select_on="validation"))
+    encoder = load_encoder(tiny_project.clip, tmp_path / "run" / "encoder.safetensors")
+    dataset = Dataset(tiny_project.shards)
     batch = ItemFiles(dataset, reader_of(encoder)).read(np.arange(9))
     for modality, rows in encoder.encode(batch.images, batch.texts).items():
         table = np.load(tmp_path / "run" / "features" / f"{modality}.npy")
@@ -118,14 +120,14 @@ def test_the_features_of_a_run_are_those_of_its_tuned_encoder(tiny_shop: Shop, t
     ],
 )
 def test_what_no_tower_can_take_is_refused_before_anything_is_written(
-    tiny_shop: Shop, tmp_path: Path, method: str, settings: dict[str, Any], message: str
+    tiny_project: Project, tmp_path: Path, method: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_stage2(_config(tiny_shop, tmp_path / "run", method, **settings))
+        train_stage2(_config(tiny_project, tmp_path / "run", method, **settings))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_only_with_the_method_that_it_began_with(tiny_shop: Shop, tmp_path: Path) -> None:
-    run_on_ranks(1, train_stage2, _config(tiny_shop, tmp_path / "run", "lora"))
+def test_a_run_goes_on_only_with_the_method_that_it_began_with(tiny_project: Project, tmp_path: Path) -> None:
+    run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "run", "lora"))
     with pytest.raises(UserError, match=r"tuning\.method lora -> adapter"):
-        train_stage2(_config(tiny_shop, tmp_path / "run", "adapter"))
+        train_stage2(_config(tiny_project, tmp_path / "run", "adapter"))

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.conftest import Shop
+from tests.conftest import Project
 from tests.training.tuner_world import MODALITIES, Case, make_batch, make_tuner
 
 
-def _trained_items(shop: Shop) -> list[int]:
-    _, dataset = make_tuner(shop.shards, shop.features, shop.clip, Case())
+def _trained_items(project: Project) -> list[int]:
+    _, dataset = make_tuner(project.shards, project.features, project.clip, Case())
     return np.unique(dataset.interactions("train").items).tolist()[:8]
 
 
 @pytest.mark.parametrize("mask_known", [False, True])
-def test_objective_equals_loops_over_rows(tiny_shop: Shop, mask_known: bool) -> None:
+def test_objective_equals_loops_over_rows(tiny_project: Project, mask_known: bool) -> None:
     case = Case(mask_known=mask_known)
-    tuner, dataset = make_tuner(tiny_shop.shards, tiny_shop.features, tiny_shop.clip, case)
-    items = _trained_items(tiny_shop)
+    tuner, dataset = make_tuner(tiny_project.shards, tiny_project.features, tiny_project.clip, case)
+    items = _trained_items(tiny_project)
     batch = make_batch(tuner, dataset, items)
     train = dataset.interactions("train")
     known = set(zip(train.users.tolist(), train.items.tolist(), strict=True))
@@ -63,9 +63,9 @@ def test_objective_equals_loops_over_rows(tiny_shop: Shop, mask_known: bool) -> 
         assert losses["kt"].item() == pytest.approx(0.7 * total / len(rows), rel=1e-3)
 
 
-def test_negatives_do_not_depend_on_the_ranks(tiny_shop: Shop) -> None:
-    tuner, dataset = make_tuner(tiny_shop.shards, tiny_shop.features, tiny_shop.clip, Case())
-    items = torch.tensor(_trained_items(tiny_shop))
+def test_negatives_do_not_depend_on_the_ranks(tiny_project: Project) -> None:
+    tuner, dataset = make_tuner(tiny_project.shards, tiny_project.features, tiny_project.clip, Case())
+    items = torch.tensor(_trained_items(tiny_project))
     batch = make_batch(tuner, dataset, items.tolist())
     positives = items[batch.columns]
     everything = tuner._negatives(batch.users, positives, items, torch.ones(8, dtype=torch.bool), 4)[0]
@@ -93,12 +93,12 @@ class _Shapes(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["vbpr", "freedom", "mgcn"])
 @pytest.mark.parametrize("live_teacher", [False, True])
 def test_a_step_makes_nothing_as_large_as_a_feature_table_unless_features_are_propagated(
-    tiny_shop: Shop, name: str, live_teacher: bool
+    tiny_project: Project, name: str, live_teacher: bool
 ) -> None:
     tuner, dataset = make_tuner(
-        tiny_shop.shards, tiny_shop.features, tiny_shop.clip, Case(name, live_teacher=live_teacher)
+        tiny_project.shards, tiny_project.features, tiny_project.clip, Case(name, live_teacher=live_teacher)
     )
-    batch = make_batch(tuner, dataset, _trained_items(tiny_shop))
+    batch = make_batch(tuner, dataset, _trained_items(tiny_project))
     with _Shapes() as shapes:
         torch.stack(list(tuner(batch, step=2).values())).sum().backward()
     made = {tuple(table.shape) for table in tuner.features.values()} & shapes.seen

@@ -1,4 +1,4 @@
-"""A tuner on the tiny shop, and the gradients of its terms."""
+"""A tuner on the tiny project, and the gradients of its terms."""
 
 from dataclasses import dataclass
 from pathlib import Path

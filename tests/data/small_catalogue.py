@@ -10,7 +10,7 @@ from PIL import Image
 from ptmrec_dist.config import PackConfig
 
 
-def write_shop(folder: Path, *, num_items: int = 40, num_users: int = 30, density: float = 0.5) -> PackConfig:
+def write_catalogue(folder: Path, *, num_items: int = 40, num_users: int = 30, density: float = 0.5) -> PackConfig:
     """Write items.csv, images/ and interactions.csv, where each user has a random subset of the items."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
