@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Features, Recommender
 from ptmrec_dist.serving.fold_in import fit_fold_in
@@ -35,14 +36,13 @@ from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import write_faiss
 from ptmrec_dist.serving.packages import installed_packages
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.loaded import LoadedRun
-from ptmrec_dist.training.runs import save_tensors
+from ptmrec_dist.training.finished_run import FinishedRun
 
 PER_USER_FILE = "per_user.parquet"
 
 
 def write_tables(
-    folder: Path, run: LoadedRun, modalities: Sequence[str], index: str, lineage: Mapping[str, str]
+    folder: Path, run: FinishedRun, modalities: Sequence[str], index: str, lineage: Mapping[str, str]
 ) -> None:
     """Write a model's folder, except for its encoder and its digests.
 
@@ -80,7 +80,7 @@ def write_tables(
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
 
-def _per_user(run: LoadedRun) -> pl.DataFrame:
+def _per_user(run: FinishedRun) -> pl.DataFrame:
     """Metrics of each user on every part; validation positives are never masked, so that versions are comparable."""
     names = np.array(run.dataset.user_ids)
     frames = []

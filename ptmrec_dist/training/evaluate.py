@@ -19,7 +19,7 @@ from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Features, Recommender
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config import AdapterConfig, EncoderConfig, LastNConfig, LoraConfig, MethodConfig, PromptConfig
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
 
 TEXTS = ["a red cup", "two", "the long way home over the hills and far away from everything else", "blue"]

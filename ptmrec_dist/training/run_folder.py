@@ -9,16 +9,14 @@ efficiency.json   time, throughput (stage 2) and memory of the epochs
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, replacing, write_atomically
+from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
@@ -103,14 +101,15 @@ class RunFolder:
         if efficiency:
             write_atomically(self.folder / EFFICIENCY_FILE, json.dumps(efficiency, indent=1))
 
-    def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]]) -> None:
+    def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]], mlflow_run: str | None = None) -> None:
         """Write lineage and metrics; the metrics last, for they mark the run as complete.
 
         Args:
             record: Lineage, its fingerprint still empty.
             metrics: Part to metric to value.
+            mlflow_run: MLflow run id.
         """
-        write_record(self.folder, record)
+        write_record(self.folder, replace(record, mlflow_run=mlflow_run))
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
 
     def _check_same(self, before: dict[str, Any]) -> None:
@@ -179,18 +178,6 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, in one move.
-
-    Args:
-        path: File to write.
-        tensors: Name to tensor, on any device.
-        metadata: What the file says about itself.
-    """
-    with replacing(path) as fresh:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
 
 
 def _is_foreign(path: Path) -> bool:
