@@ -19,7 +19,7 @@ from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.vbpr import VBPR
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.objectives.transfer import Transfer
+from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 
 USERS, WIDTH, BATCH, ROWS_PER_ITEM = 20_000, 512, 128, 5
 
