@@ -1,8 +1,8 @@
 """Run folders: what a run was asked, what it came from, what it reached.
 
-config.yaml   the settings            history.jsonl   a line an evaluation
+config.yaml   the settings            history.jsonl   a line per evaluation
 inputs.json   fingerprints of what it is made from, written first and compared whenever the run is started again
-run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
+run.json      lineage, fingerprint    metrics.json    validation and test; written last: the run is complete
 recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
 efficiency.json   time, throughput (stage 2) and memory of the epochs
 """
@@ -24,7 +24,7 @@ from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
 
 EFFICIENCY_FILE = "efficiency.json"
-# Settings that change where or how fast a run goes, never what it learns.
+# Settings that change where or how fast a run trains, never what it learns.
 INCIDENTAL = {
     "out",
     "device",
