@@ -18,7 +18,7 @@ from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import REPOSITORY, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, free_port, run_on_ranks
