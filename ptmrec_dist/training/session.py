@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from ptmrec_dist.config import TrackingConfig
+from ptmrec_dist.config import Stage1Config, TunesEncoder
 from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.tracking import Tracker
@@ -20,22 +20,6 @@ Report = Callable[[dict[str, Any]], None]
 """Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value."""
 
 _LOGGED = ("config.yaml", "run.json", "metrics.json", "history.jsonl", RECOMMENDER_FILE, ENCODER_FILE)
-
-
-class SessionSettings(Protocol):
-    """Settings of every command that trains."""
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a rank waits for the others."""
-
-    @property
-    def keep_checkpoints(self) -> int:
-        """Checkpoints kept."""
-
-    @property
-    def tracking(self) -> TrackingConfig:
-        """Tracking."""
 
 
 @dataclass
@@ -126,7 +110,7 @@ class Session:
 
 @contextmanager
 def open_session(
-    config: SessionSettings,
+    config: Stage1Config | TunesEncoder,
     run: RunFolder,
     world: World,
     tags: Mapping[str, str],
