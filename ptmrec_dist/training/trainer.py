@@ -152,7 +152,7 @@ class Trainer:
                 if state.total_steps % self.plan.checkpoint_every == 0 and state.step < steps:
                     self.save()
             self.read_losses()  # waits for what the device still has to do
-        return True
+        return not self.monitor.stop_requested
 
     def train_step(self, window: list[Any]) -> None:
         """Do one step of the optimiser on one or more micro-batches.

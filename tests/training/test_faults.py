@@ -182,7 +182,7 @@ class _Filling:
             self.ballast.write_bytes(bytes(max(0, free - 8_192)))
 
 
-@pytest.mark.parametrize(("before", "after", "batching"), [(2, 3, "item"), (3, 1, "interaction")])
+@pytest.mark.parametrize(("before", "after", "batching"), [(1, 2, "item"), (2, 3, "item"), (3, 1, "interaction")])
 def test_another_number_of_ranks_goes_on_with_weights_and_moments(
     tiny_project: Project, tmp_path: Path, before: int, after: int, batching: str
 ) -> None:

@@ -1,5 +1,7 @@
 """Stage 1 from packed data to a run folder: what it learns, resuming after a kill, and refusals."""
 
+import contextlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -16,13 +18,14 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.training import stage1
 from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
-from tests.training.steps import kill_before_step, temporary_session
+from tests.training.steps import kill_before_step, temporary_session, terminate_first_rank_before_step
 
 
 def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
@@ -100,6 +103,35 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     expected = load_file(whole / "recommender.safetensors")
     for name, value in load_file(broken / "recommender.safetensors").items():
         assert torch.equal(value, expected[name]), name
+
+
+def _terminated(config: Stage1Config, step: int) -> str:
+    terminate_first_rank_before_step(step)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train_stage1(config)
+    return out.getvalue()
+
+
+def test_a_terminated_run_says_where_it_was_and_ends_like_an_undisturbed_one(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    """Once within an epoch, where the losses are read, and once at its end, before it is evaluated."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_stage1(_config(tiny_project, whole))
+    assert (
+        "interrupted at step 5; run the same command to resume"
+        in run_on_ranks(1, _terminated, _config(tiny_project, broken), 1)[0]
+    )
+    assert "interrupted at step 9; run" in run_on_ranks(1, _terminated_within, _config(tiny_project, broken), 8)[0]
+    assert not (broken / "metrics.json").exists()
+    train_stage1(_config(tiny_project, broken))
+    assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    assert (broken / "recommender.safetensors").read_bytes() == (whole / "recommender.safetensors").read_bytes()
+
+
+def _terminated_within(config: Stage1Config, step: int) -> str:
+    stage1._CHECK_EVERY = 1
+    return _terminated(config, step)
 
 
 def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> None:
