@@ -34,14 +34,15 @@ class Dataset:
     Args:
         folder: Folder that `ptmrec pack` wrote.
         with_test: Whether the test split can be read; without it, its files are not needed.
+        option: Option that names the folder, for messages.
 
     Raises:
         UserError: The folder is missing, is not a packed data set, has a newer format, or lacks files.
     """
 
-    def __init__(self, folder: Path, with_test: bool = True) -> None:
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
+    def __init__(self, folder: Path, with_test: bool = True, option: str = "shards") -> None:
+        self.folder, self._option = folder, option
+        self.manifest = Manifest.read(folder, option)
         self.num_users = self.manifest.num_users
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
@@ -64,8 +65,8 @@ class Dataset:
         missing = [part for part in parts if part not in self.parts]
         if missing:
             raise UserError(
-                f"shards: {self.folder} has no {' and no '.join(missing)} interactions, only {', '.join(self.parts)}; pack "
-                "users with 3 interactions or more, or with another --split"
+                f"{self._option}: {self.folder} has no {' and no '.join(missing)} interactions, only {', '.join(self.parts)}; "
+                "pack users with 3 interactions or more, or with another --split"
             )
 
     def interactions(self, part: str) -> Interactions:
@@ -184,11 +185,13 @@ class Dataset:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise Fault(f"shards: cannot read {path} ({error.strerror}); restore the data set or pack again") from error
+            raise Fault(
+                f"{self._option}: cannot read {path} ({error.strerror}); restore the data set or pack again"
+            ) from error
         found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files.get(f"{table}.parquet", "none")
         if found != expected:
             raise UserError(
-                f"shards: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
+                f"{self._option}: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
                 "again, or rerun the command if it was packed again meanwhile"
             )
         return pl.read_parquet(io.BytesIO(content), columns=columns)
@@ -202,6 +205,6 @@ class Dataset:
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             raise UserError(
-                f"shards: {self.folder} lacks {len(missing)} of {len(wanted)} files, first {missing[0].name}; "
+                f"{self._option}: {self.folder} lacks {len(missing)} of {len(wanted)} files, first {missing[0].name}; "
                 "copy the complete folder or run `ptmrec pack` again"
             )

@@ -195,7 +195,8 @@ def test_a_set_that_leaves_nothing_is_refused_in_one_line(catalogue, later, regi
     line = refusal(capsys, "promote", "--name", "nothing", "--on", str(shards))
     assert f"on: nothing is left of {len(trained)} interactions of " in line
     assert f": 0 held out, {len(trained)} that a version was trained on, 0 with" in line
-    assert "absent" in refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
+    line = refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
+    assert f"error: on: no files at {tmp_path / 'absent'}; expected" in line
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.n
     return np.mean(parts, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "settings", "own"),
     [("vbpr", {}, 8), ("mgcn", {}, None), ("smore", {}, None), ("freedom", {"reg_weight": 0.0}, None)],
@@ -94,6 +95,7 @@ def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
     assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mgcn", "projections"), ("freedom", "maps")])
 def test_with_transfer_the_maps_that_it_trained_are_kept(
     tiny_project: Project, tmp_path: Path, recommender: str, maps: str

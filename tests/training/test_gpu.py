@@ -44,6 +44,7 @@ def test_the_image_tower_runs_on_flash_attention(tiny_project: Project) -> None:
         encoder.encode(images, None)["image"].sum().backward()
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_a_small_model_on_any_device(tiny_project: Project) -> None:
     options = ["--models", str(tiny_project.clip), "--batch", "4", "--length", "2", "--depth", "2", "--steps", "1"]
     command = [sys.executable, "-m", "benchmarks.stage2", *options]
