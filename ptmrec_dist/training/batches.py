@@ -11,7 +11,9 @@ import torch
 from torch import Generator
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import RecentItems
 from ptmrec_dist.distributed import World
+from ptmrec_dist.recommenders.base import Batch
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.objectives.ranking import RankingBatch
 
@@ -98,13 +100,16 @@ class InteractionBatches:
         num_users: Number of users.
         batch_size: Interactions G of the global batch.
         world: This rank and its peers.
+        recent: What each user interacted with before, if the recommender reads histories.
     """
 
     accumulation = 1
     depends_on = "the device"
 
-    def __init__(self, train: Interactions, num_users: int, batch_size: int, world: World) -> None:
-        self.batch_size, self.world = batch_size, world
+    def __init__(
+        self, train: Interactions, num_users: int, batch_size: int, world: World, recent: RecentItems | None = None
+    ) -> None:
+        self.batch_size, self.world, self.recent = batch_size, world, recent
         self.generator_device, self.layout = world.device, world.device.type
         self.users_E = torch.tensor(train.users, device=world.device)
         self.items_E = torch.tensor(train.items, device=world.device)
@@ -145,9 +150,8 @@ class InteractionBatches:
         Returns:
             This rank's rows.
         """
-        users_G, positives_G = self.users_E[rows_G], self.items_E[rows_G]
-        negatives_G = self.negatives.sample(users_G, generator)
-        users_B, positives_B, negatives_B = (
-            rows_G.tensor_split(self.world.size)[self.world.rank] for rows_G in (users_G, positives_G, negatives_G)
-        )
-        return RankingBatch(users_B, positives_B, negatives_B, rows=len(rows_G))
+        negatives_G = self.negatives.sample(self.users_E[rows_G], generator)
+        rows_B, negatives_B = (part.tensor_split(self.world.size)[self.world.rank] for part in (rows_G, negatives_G))
+        histories = None if self.recent is None else self.recent.before(rows_B)
+        own = Batch(self.users_E[rows_B], self.items_E[rows_B], negatives_B, histories)
+        return RankingBatch(own, rows=len(rows_G))

@@ -35,7 +35,7 @@ class RankingEvaluation:
     def measure(self, engine: Engine) -> Metrics:
         """Evaluate on validation."""
         if self.evaluator.cold_items is not None:
-            self.objective.recommender.fit_projections(self.objective.features)
+            self.objective.recommender.fit_cold_map(self.objective.features)
         return self.evaluator(self.objective.recommender, self.objective.features, self.world)
 
     def deciding_part(self, metrics: Metrics) -> str:
@@ -62,7 +62,7 @@ class RankingEvaluation:
             self.keep()
         barrier()
         self.objective.load_weights(load_file(self.path))
-        self.objective.recommender.fit_projections(self.objective.features)
+        self.objective.recommender.fit_cold_map(self.objective.features)
         barrier()
         self.keep()
         record = replace(

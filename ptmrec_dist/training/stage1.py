@@ -17,6 +17,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
 from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.batches import InteractionBatches
@@ -123,7 +124,9 @@ def make_trainer(
     """
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
     engine = make_engine(objective, optimizer, session.world, zero_stage=config.zero.stage)
-    batches = InteractionBatches(dataset.interactions("train"), dataset.num_users, config.batch_size, session.world)
+    recent = recent_items(objective.recommender, dataset, ("train",), session.world.device)
+    train = dataset.interactions("train")
+    batches = InteractionBatches(train, dataset.num_users, config.batch_size, session.world, recent)
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,

@@ -15,6 +15,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.training.batches import StreamedBatches
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
@@ -168,6 +169,7 @@ def _objective(
         config.seed,
         rows=config.batch_size // world.size,
         has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
+        recent=recent_items(start.recommender, start.dataset, ("train",), world.device),
     )
 
 

@@ -68,9 +68,10 @@ class TunedEvaluation:
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
         # Without knowledge transfer nothing trains the maps for cold items: a second recommender gets them fitted, for ZeRO's
-        # optimiser would undo a change in the one in training.
+        # optimiser would undo a change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks
+        # ask for different numbers of users, and each call of the one in training is collective.
         self.fitted: Recommender | None = None
-        if not objective.transfer.weight:
+        if not objective.transfer.weight or config.zero.stage == 3:
             self.fitted = untrained_recommender(start.record, start.dataset, start.folder).to(self.world.device)
 
     def measure(self, engine: Engine) -> Metrics:
@@ -155,7 +156,8 @@ class TunedEvaluation:
         if self.fitted is None:
             return self.objective.recommender
         self.fitted.load_state_dict(self.weights.recommender)
-        self.fitted.fit_projections(self.objective.features)
+        if not self.objective.transfer.weight:
+            self.fitted.fit_cold_map(self.objective.features)
         self.weights = replace(self.weights, recommender=_copied(self.fitted.state_dict()))
         return self.fitted
 

@@ -20,6 +20,8 @@ from tests.training.gradient_world import ROWS, NoStream, Setting, config_of, it
 from tests.training.steps import temporary_session
 from tests.training.tuner_world import Case, make_tuner
 
+pytestmark = pytest.mark.slow
+
 
 def _spoilt(forward: Callable[..., Any], factor: float, when: int) -> Callable[..., Any]:
     """The same losses; the gradient of call number `when` is multiplied on the last rank."""

@@ -18,6 +18,8 @@ from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 from tests.training.steps import before_each_step
 
+pytestmark = pytest.mark.slow
+
 
 def _arguments(project: Project, out: Path, *more: str) -> list[str]:
     return [

@@ -65,6 +65,7 @@ def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_pa
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
@@ -85,6 +86,7 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
     train_stage1(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "every"), [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11)]
 )
@@ -177,6 +179,7 @@ def _first_gradients(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: sum_over_ranks(grad) / trainer.world.size for name, grad in zip(parameters, gradients, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_project: Project, tmp_path: Path, ranks: int) -> None:
     # 101 rows, and those of the last batch of an epoch, cannot be shared out evenly.

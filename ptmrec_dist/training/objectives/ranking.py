@@ -9,19 +9,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.distributed import World
-from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.recommenders.base import Batch, Recommender
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.objectives.base import Objective, with_recommender
 
 
 class RankingBatch(NamedTuple):
-    """This rank's rows of a step."""
+    """A step of stage 1."""
 
-    users: Tensor
-    """int64 [B]."""
-    positives: Tensor
-    """An item that the user took, int64 [B]."""
-    negatives: Tensor
-    """An item that the user did not take, int64 [B]."""
+    own: Batch
+    """This rank's rows, [B]."""
     rows: int
     """Rows G of the global batch."""
 
@@ -72,8 +69,7 @@ class Ranking(Objective):
             The recommender's terms, scalars.
         """
         features = self.features
-        representations = self.recommender.propagate(features) if self.recommender.propagates else None
-        terms = self.recommender.loss(batch.users, batch.positives, batch.negatives, representations, features)
+        terms = self.recommender.loss(batch.own, self.recommender.tables(features), features)
         return {name: rows_B.sum() * (self.world.size / batch.rows) for name, rows_B in terms.items()}
 
     def trained(self) -> dict[str, Tensor]:
