@@ -1,9 +1,10 @@
 """Acts before the steps of training, in this process: kills, signals, delays."""
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,8 +49,9 @@ def terminate_first_rank_before_step(step: int) -> None:
 @contextmanager
 def temporary_session(config: Any, world: World) -> Iterator[Session]:
     """A session with a run folder of this rank alone, for steps outside of a command."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, ExitStack() as stack:
         run = RunFolder(Path(folder) / "run", config, {})
         run.start()
-        with open_session(config, run, world, {}) as session:
-            yield session
+        with redirect_stdout(io.StringIO()):
+            session = stack.enter_context(open_session(config, run, world, {}))
+        yield session
