@@ -15,7 +15,7 @@ from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
-from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
+from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
