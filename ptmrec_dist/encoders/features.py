@@ -22,12 +22,12 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.watch import Watch
 
 _log = logging.getLogger(__name__)
 _ROWS_OF_SIMILAR_LENGTH = 64
@@ -61,7 +61,7 @@ def extract_features(config: FeaturesConfig) -> None:
     if reader.tokenize is not None:
         reader = replace(reader, tokenize=cut.tokenize)
     stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader, workers=config.workers)
-    with Watch(world, config.timeout, "run the same command again") as watch:
+    with Heartbeat(world, config.timeout, "run the same command again") as watch:
         tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch, sort_by_length=True)
     cut_texts = int(sum_over_ranks(torch.tensor(cut.count, device=world.device)))
     if world.is_first:
@@ -131,7 +131,7 @@ def encode_all(
     num_items: int,
     world: World,
     label: str | None = None,
-    watch: Watch | None = None,
+    watch: Heartbeat | None = None,
     sort_by_length: bool = False,
 ) -> dict[str, Tensor]:
     """Encode every item of a stream and return the whole table on all ranks.

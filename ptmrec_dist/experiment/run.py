@@ -117,10 +117,9 @@ def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.encoders.sources.loading import load_backbone
 
-    methods = {(settings.tuning.method, settings.method_settings) for settings in tuned}
-    for method, settings in sorted(methods, key=str):
+    for tuning in sorted({settings.tuning for settings in tuned}, key=str):
         backbone = load_backbone(config.encoder)
-        Encoder(backbone, backbone.modalities).tune(method, settings, torch.Generator())
+        Encoder(backbone, backbone.modalities).tune(tuning.method, tuning.settings, torch.Generator())
 
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:

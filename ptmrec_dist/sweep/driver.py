@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ptmrec_dist.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
+from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.files import write_atomically
@@ -147,7 +147,7 @@ class Sweep:
         Raises:
             UserError: No trial reached an evaluation.
         """
-        from ptmrec_dist.sweep.figures import draw
+        from ptmrec_dist.sweep.figures import plot
         from ptmrec_dist.sweep.winner import Winner, table_of
 
         trials = self.book.read()
@@ -161,7 +161,7 @@ class Sweep:
         write_atomically(self.out / "best.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_atomically(self.out / "trials.csv", table_of(trials))
         print(f"best: trial {best.number}, {self.book.metric} {best.value:.4f}: {best.point}")
-        figures = draw(self.space, able, self.book.metric, self.out)
+        figures = plot(self.space, able, self.book.metric, self.out)
         tracker.metrics({f"best.{self.book.metric}": best.value or 0.0, "best.trial": best.number}, len(trials))
         tracker.artifacts([self.out / "best.yaml", self.out / "trials.csv", self.out / "sweep.yaml", *figures])
         if self.config.winner_seeds:
@@ -263,7 +263,7 @@ def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
         raise UserError(f"resume: {config.out} holds no sweep to resume; leave --resume out to start one")
     elif config.out.exists() and any(config.out.iterdir()):
         raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
-    found = {str((one.tuning, one.method_settings, one.select_on)): one for one in check_space(config, space)}
+    found = {str((one.tuning, one.select_on)): one for one in check_space(config, space)}
     for settings in found.values():
         check_start(settings, start)  # the encoder refuses methods that its towers do not support
     return from_plain(Stage2Config, settings_of(config, {}, out="trial"))
