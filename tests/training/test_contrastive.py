@@ -174,7 +174,7 @@ def test_ranks_fine_tune_as_one_process_does(tiny_project: Project, tmp_path: Pa
     for modality, table in found[0].items():
         before = np.load(tiny_project.features / f"{modality}.npy")
         moved, apart = np.abs(table - before).max(), np.abs(found[1][modality] - table).max()
-        assert apart < 0.02 * moved, (modality, moved, apart)
+        assert apart < 1e-4 * moved, (modality, moved, apart)
 
 
 @pytest.mark.slow
