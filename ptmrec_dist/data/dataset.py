@@ -88,6 +88,30 @@ class Dataset:
         # Writable copies: torch.from_numpy warns about arrays that it may not write to.
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
+    def sequences(self, *parts: str) -> Interactions:
+        """Read the interactions of several parts in one order of time.
+
+        Args:
+            *parts: As in `interactions`.
+
+        Returns:
+            User and item indices, int64 [E] each, by time where the data have times; otherwise part by part in the order in
+            which they were packed.
+
+        Raises:
+            UserError: The data set has no such part, or a file does not match the manifest.
+            Fault: A file cannot be read.
+        """
+        self.require(*parts)
+        columns = ["user_index", "item_index"]
+        timed = all("timestamp" in pl.read_parquet_schema(self._interactions_path(part)) for part in parts)
+        if timed:
+            columns.append("timestamp")
+        table = pl.concat([self._read(f"interactions/{part}", columns) for part in parts])
+        if timed:
+            table = table.sort("timestamp", maintain_order=True)
+        return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
+
     def cold_items(self, part: str) -> np.ndarray:
         """Return the items all of whose interactions were held out.
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from ptmrec_dist.config import (
@@ -33,6 +32,7 @@ from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
+from tests.vectors import all_vectors
 
 
 def _tuned(project: Project, out: Path, stage1: Path, method: str) -> None:
@@ -53,7 +53,9 @@ def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
     """The cold score of an item for the first user: of the run's own tables, and served from the item's image and text."""
     register(RegisterConfig(run=run, name=name))
     loaded = load_run(run)
-    users, items = loaded.recommender.eval().cold_representations(loaded.features, torch.tensor([item]))
+    model = loaded.recommender.eval()
+    users, _ = all_vectors(model, loaded.features, loaded.dataset.num_users)
+    items = model.cold_items({modality: table[[item]] for modality, table in loaded.features.items()})
     paths = loaded.dataset.shard_paths()
     with tarfile.open(paths[int(loaded.dataset.item_shards[item])]) as tar:
         image, text = (tar.extractfile(f"{item:09d}.{kind}").read() for kind in ("jpg", "txt"))  # type: ignore[union-attr]

@@ -98,7 +98,7 @@ def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kep
     run = load_run(tmp_path / "run")
     kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
     assert kept["id_maps.image.weight"].any()
-    run.recommender.fit_projections(run.features)
+    run.recommender.fit_cold_map(run.features)
     for name, value in run.recommender.state_dict().items():
         torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-5, msg=name)
 

@@ -260,12 +260,12 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: 
     stage = prepare(config, dataset, open_store(config, dataset), join_world("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
     stage.recommender.start_epoch(generator)
-    rows = stage.users[:64], stage.items[:64]
-    train_step(stage, *rows, generator, 0)  # what is made at first use may wait
+    rows = torch.arange(64, device="cuda")
+    train_step(stage, rows, generator, 0)  # what is made at first use may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 4):
-            train_step(stage, *rows, generator, step)
+            train_step(stage, rows, generator, step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     stage.monitor.read()

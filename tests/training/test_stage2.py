@@ -24,6 +24,7 @@ from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import REPOSITORY, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, free_port, run_on_ranks
 from tests.tiny_clip import write_tiny_clip
+from tests.vectors import all_vectors
 
 
 def _config(project: Project, out: Path, **changes: Any) -> Stage2Config:
@@ -278,7 +279,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny_project: Project, tmp_path: Path, p
     runs = [load_run(run) for run in (tiny_project.stage1, tmp_path / "cpu", tmp_path / "cuda")]
     found = [dict(run.features) for run in runs]
     for tables, run in zip(found, runs, strict=True):
-        users, items = run.recommender.representations(run.features)
+        users, items = all_vectors(run.recommender, run.features, run.dataset.num_users)
         tables["scores"] = users @ items.T
     for name, (start, cpu, gpu) in {name: [tables[name] for tables in found] for name in found[0]}.items():
         assert (gpu - cpu).norm() < fraction * (cpu - start).norm(), name
