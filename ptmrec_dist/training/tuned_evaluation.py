@@ -16,7 +16,7 @@ from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.features import count_absent, encode_all, reader_of
-from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
+from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.checkpoint import writing
@@ -176,8 +176,7 @@ class TunedEvaluation:
             {modality: table.cpu().numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
             encoder=made["fingerprint"],
-            model=made["model"],
-            pretrained=made["pretrained"],
+            settings={name: value for name, value in made.items() if name != "fingerprint"},
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
         )
 
