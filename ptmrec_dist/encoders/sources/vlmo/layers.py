@@ -117,7 +117,7 @@ class Patches(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed normalised images float32 [B, 3, S, S] as tokens [B, 1 + P, D]."""
         patches_BPD = self.proj(pixels).flatten(2).transpose(1, 2)
-        cls_B1D = self.cls_token.to(patches_BPD.dtype).expand(len(patches_BPD), -1, -1)
+        cls_B1D = self.cls_token.to(patches_BPD.dtype).expand(patches_BPD.shape[0], -1, -1)
         return torch.cat([cls_B1D, patches_BPD], dim=1) + self.positions[self.spare :]
 
 
