@@ -151,15 +151,17 @@ def run(paths: Iterable[nn.Module], tokens_BND: Tensor, seen: Tensor | None = No
 
 
 def initialise(module: nn.Module) -> None:
-    """Set BERT's initial values, for `nn.Module.apply`: normal(0, 0.02), biases zero.
+    """Set initial values that suit any width, for `nn.Module.apply`: Xavier uniform, embeddings normal(0, 0.02), biases zero.
 
     Args:
         module: A module, whose own parameters are set.
     """
-    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, Patches):
-        nn.init.trunc_normal_(module.positions, std=0.02)
-        nn.init.trunc_normal_(module.cls_token, std=0.02)
+        nn.init.normal_(module.positions, std=0.02)
+        nn.init.normal_(module.cls_token, std=0.02)
