@@ -15,7 +15,7 @@ from PIL import Image
 
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.huggingface import SentenceTower
-from ptmrec_dist.encoders.sources.open_clip import OpenClip
+from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, OpenClip
 from ptmrec_dist.encoders.sources.pair import Pair
 from ptmrec_dist.encoders.sources.timm import TimmTower
 from ptmrec_dist.export.formats import Rows
@@ -25,7 +25,7 @@ _PROMPT_NAME = "item"
 
 
 class OpenClipFolder:
-    """A folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
+    """A folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`."""
 
     takes_attached = False
 
@@ -44,7 +44,7 @@ class OpenClipFolder:
         quiet = logging.getLogger().level
         try:
             logging.getLogger().setLevel(max(quiet, logging.ERROR))  # it logs every step of loading
-            model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+            model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", **_text_tower_of(folder))
             tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         finally:
             logging.getLogger().setLevel(quiet)
@@ -122,6 +122,14 @@ class TimmFolder:
         with torch.no_grad():
             rows: np.ndarray = model(torch.stack([transform(image) for image in images])).float().numpy()
         return {"image": rows}
+
+
+def _text_tower_of(folder: Path) -> dict[str, Any]:
+    """Options that make open_clip build a text tower of transformers from the folder, whose name it would ask the hub for."""
+    text = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    if not text.get("hf_model_name"):
+        return {}
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
 def _text_tower(encoder: Encoder) -> SentenceTower | None:
