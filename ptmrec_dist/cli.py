@@ -185,12 +185,13 @@ def _with_lists(words: list[str], settings: type) -> list[str]:
 def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
     """The options that take a list, those of nested settings too, and the type of their values."""
     found = {}
-    for item in fields(settings):
-        if get_origin(item.type) is tuple:
-            found[prefix + item.name] = get_args(item.type)[0]
-        for nested in (item.type, *get_args(item.type)):
+    types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | config.groups(settings)
+    for name, kind in types.items():
+        if get_origin(kind) is tuple:
+            found[prefix + name] = get_args(kind)[0]
+        for nested in (kind, *get_args(kind)):
             if is_dataclass(nested) and isinstance(nested, type):
-                found |= _list_options(nested, f"{prefix}{item.name}.")
+                found |= _list_options(nested, f"{prefix}{name}.")
     return found
 
 

@@ -166,7 +166,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         second = Stage2Config(
             stage1=stage1,
             out=folder,
-            tuning=TuningConfig(method=method),  # type: ignore[arg-type]
+            tuning=TuningConfig(method=method),
             batch_size=32,
             epochs=10,
             optim=OptimConfig(encoder_lr=5e-3, recommender_lr=1e-3),

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def _start(world_size: int, function: Callable[..., Any], arguments: tuple[Any, 
     context.set_forkserver_preload(_PRELOAD)
     results, port = context.Queue(), free_port()
     ranks = [
-        context.Process(target=_rank, args=(rank, world_size, port, results, function, arguments))
+        context.Process(target=_rank, args=(rank, world_size, port, warnings.filters, results, function, arguments))
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -70,10 +71,13 @@ def _start(world_size: int, function: Callable[..., Any], arguments: tuple[Any, 
     return results, ranks
 
 
-def _rank(rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Any) -> None:
+def _rank(
+    rank: int, size: int, port: int, filters: Any, results: Any, function: Callable[..., Any], arguments: Any
+) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
+    warnings.filters[:] = filters  # those of pytest's process
     try:
         results.put((rank, _plain(function(*arguments)), ""))
     except BaseException:

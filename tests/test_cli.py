@@ -26,7 +26,7 @@ def test_flags_yaml_and_defaults_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("prompt:\n  depth: 2\n  length: 7\noptim:\n  encoder_lr: 1e-4\n")
     settings = _parse("stage2", *STAGE2, "--config", tmp_path / "settings.yaml", "--prompt.depth", 9)
     assert isinstance(settings, config.Stage2Config)
-    assert settings.prompt == config.PromptConfig(depth=9, length=7)
+    assert settings.tuning.settings == config.PromptConfig(depth=9, length=7)
     assert settings.optim.encoder_lr == 1e-4
     assert settings.stage1 == Path("runs/a")
     assert settings.batch_size == config.Stage2Config(stage1=Path(), out=Path()).batch_size

@@ -7,24 +7,44 @@ in `__post_init__`; what depends on the data or the encoder (a depth, a width) i
 from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
-from ptmrec_dist.config.methods import (
-    AdapterConfig,
-    EncoderOptimConfig,
-    LastNConfig,
-    LoraConfig,
-    Method,
-    MethodConfig,
-    PromptConfig,
-    Schedule,
-    TunesEncoder,
-    TuningConfig,
-    ZeroConfig,
+from ptmrec_dist.config.plain import (
+    build,
+    chooses_recommender,
+    from_plain,
+    groups,
+    merged,
+    nested,
+    plain_settings,
+    settings_parser,
 )
-from ptmrec_dist.config.plain import build, chooses_recommender, from_plain, merged, nested, settings_parser
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_config
 from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
-from ptmrec_dist.config.tuned import ContrastiveConfig, JointConfig, Keep, OptimConfig, Stage2Config, TrainsBoth
+from ptmrec_dist.config.tuned import (
+    ContrastiveConfig,
+    EncoderOptimConfig,
+    JointConfig,
+    Keep,
+    OptimConfig,
+    Schedule,
+    Stage2Config,
+    TrainsBoth,
+    TunesEncoder,
+    ZeroConfig,
+)
+from ptmrec_dist.config.tuning import (
+    AdapterConfig,
+    FullConfig,
+    LastNConfig,
+    LoraConfig,
+    MethodConfig,
+    PromptConfig,
+    TowersConfig,
+    TuningConfig,
+    method_config,
+    method_entry,
+    used_settings,
+)
 from ptmrec_dist.config.use import (
     DeleteConfig,
     DemoConfig,
@@ -53,11 +73,11 @@ __all__ = [
     "EvaluateConfig",
     "ExperimentConfig",
     "FeaturesConfig",
+    "FullConfig",
     "JointConfig",
     "Keep",
     "LastNConfig",
     "LoraConfig",
-    "Method",
     "MethodConfig",
     "Modalities",
     "ModelsConfig",
@@ -79,6 +99,7 @@ __all__ = [
     "Stage1ZeroConfig",
     "Stage2Config",
     "SweepConfig",
+    "TowersConfig",
     "TrackingConfig",
     "TrainsBoth",
     "TunesEncoder",
@@ -88,8 +109,13 @@ __all__ = [
     "build",
     "chooses_recommender",
     "from_plain",
+    "groups",
     "merged",
+    "method_config",
+    "method_entry",
     "nested",
+    "plain_settings",
     "recommender_config",
     "settings_parser",
+    "used_settings",
 ]

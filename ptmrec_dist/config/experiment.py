@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require, require_device
-from ptmrec_dist.config.methods import Method
 from ptmrec_dist.config.recommenders import RECOMMENDERS
+from ptmrec_dist.config.tuning import METHODS
 
 Paradigm = Literal["frozen", "two_stage", "two_stage_without_kt", "joint", "contrastive"]
 
@@ -26,7 +26,7 @@ class ExperimentConfig:
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
     """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
     without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
-    methods: tuple[Method, ...] = ("prompt",)
+    methods: tuple[str, ...] = ("prompt",)
     """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`; `none` is skipped in `contrastive`."""
     modalities: tuple[Modalities, ...] = ("both",)
     """Modalities that the recommenders read (`both,text`)."""
@@ -61,6 +61,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         for name in self.recommenders:
             require(name in RECOMMENDERS, "recommenders", name, f"some of {', '.join(RECOMMENDERS)}")
+        for name in self.methods:
+            require(name in METHODS, "methods", name, f"some of {', '.join(METHODS)}")
         for name in ("recommenders", "paradigms", "methods", "modalities", "seeds"):
             values = getattr(self, name)
             require(len(values) > 0, name, list(values), "one or more")

@@ -1,10 +1,13 @@
 """Settings as plain nested values, as in YAML and sweeps: merging, dotted keys, and the parser that checks them."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
+from ptmrec_dist.config.table import Hyperparameters
+from ptmrec_dist.config.tuning import METHODS, TuningConfig
 from ptmrec_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,16 +36,47 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, **options)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    if not chooses_recommender(settings):
-        parser.add_class_arguments(settings, None)
-        return parser
-    chosen = recommender or next(item.default for item in fields(settings) if item.name == "recommender")
-    parser.add_class_arguments(settings, None, skip={"recommender", "model"})
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(settings)}
+    own = {"recommender", "model"} if chooses_recommender(settings) else set()
+    parser.add_class_arguments(settings, None, skip=own | ({"tuning"} & defaults.keys()))
+    if own:
+        _add_recommender(parser, recommender or defaults["recommender"])
+    if "tuning" in defaults:
+        _add_tuning(parser, settings)
+    return parser
+
+
+def _add_recommender(parser: "ArgumentParser", chosen: str) -> None:
     names = Literal[tuple(RECOMMENDERS)]  # type: ignore[valid-type]
     text = f"Recommender to train; the options below `model` are those of {chosen}."
     parser.add_argument("--recommender", type=names, default=chosen, help=text)
-    parser.add_class_arguments(recommender_entry(str(chosen)).config, "model")
-    return parser
+    parser.add_class_arguments(recommender_entry(chosen).config, "model")
+
+
+def _add_tuning(parser: "ArgumentParser", settings: type) -> None:
+    declared: Any = next(item for item in fields(settings) if item.name == "tuning")
+    default: TuningConfig = declared.default_factory()
+    parser.add_class_arguments(TuningConfig, "tuning", skip={"method", "settings"}, instantiate=False)
+    names = Literal[tuple(METHODS)]  # type: ignore[valid-type]
+    rates = ", ".join(f"{name} {entry.learning_rate:g}" for name, entry in METHODS.items())
+    text = f"Tuning method of the encoder; its settings are below its name. Default learning rates: {rates}."
+    parser.add_argument("--tuning.method", type=names, default=default.method, help=text)
+    for name, config in groups(settings).items():
+        parser.add_class_arguments(config, name)
+
+
+def groups(settings: type) -> dict[str, type[Hyperparameters]]:
+    """List the tuning methods that have settings, where a command tunes an encoder.
+
+    Args:
+        settings: The dataclass of the command's settings.
+
+    Returns:
+        Name to dataclass.
+    """
+    if "tuning" not in {item.name for item in fields(settings)}:
+        return {}
+    return {name: entry.config for name, entry in METHODS.items() if fields(entry.config)}
 
 
 def chooses_recommender(settings: type) -> bool:
@@ -72,7 +106,26 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
         UserError: Values that the settings refuse.
     """
     values = parser.instantiate(parsed)
-    return settings(**{item.name: values[item.name] for item in fields(settings)})  # type: ignore[arg-type]
+    given = {item.name: values[item.name] for item in fields(settings)}  # type: ignore[arg-type]
+    if "tuning" in given:
+        tuning = TuningConfig(**given["tuning"].as_dict())
+        own = values[tuning.method] if tuning.method in groups(settings) else tuning.settings
+        given["tuning"] = replace(tuning, settings=own)
+    return settings(**given)
+
+
+def plain_settings(settings: Any) -> dict[str, Any]:
+    """Turn settings into nested plain values, as `from_plain` takes them.
+
+    Args:
+        settings: A dataclass of this package.
+
+    Returns:
+        Nested dict of numbers, strings, lists and None; settings of a tuning method are below its name.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    own = plain["tuning"].pop("settings") if "tuning" in plain else {}
+    return plain | ({plain["tuning"]["method"]: own} if own else {})
 
 
 def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

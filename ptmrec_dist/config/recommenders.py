@@ -3,46 +3,15 @@
 The command line, its help, sweeps, experiments and the general tests are derived from the row.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
-from ptmrec_dist.config.common import require
-from ptmrec_dist.errors import UserError
-
-
-def bounded(default: Any, low: float, high: float | None = None, *, below: float | None = None) -> Any:
-    """Declare a number with its range.
-
-    Args:
-        default: Default value.
-        low: Smallest value.
-        high: Largest value; by default unbounded.
-        below: Exclusive upper bound; by default none.
-
-    Returns:
-        A dataclass field; `RecommenderConfig` checks the range.
-    """
-    expected = f"{low:g} or more"
-    if high is not None:
-        expected = f"a number in [{low:g}, {high:g}]"
-    if below is not None:
-        expected = f"a number in [{low:g}, {below:g})"
-    metadata = {"low": low, "high": high, "below": below, "expected": expected}
-    return field(default=default, metadata=metadata)
+from ptmrec_dist.config.table import Entry, Hyperparameters, bounded, configured, entry_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecommenderConfig:
+class RecommenderConfig(Hyperparameters):
     """Hyper-parameters of a recommender."""
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value, given = getattr(self, item.name), item.metadata
-            if not given:
-                continue
-            low, high, below = given["low"], given["high"], given["below"]
-            inside = low <= value and (high is None or value <= high) and (below is None or value < below)
-            require(inside, f"model.{item.name}", value, given["expected"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +119,11 @@ class SMOREConfig(MultiViewConfig):
 
 
 @dataclass(frozen=True)
-class RecommenderEntry:
+class RecommenderEntry(Entry):
     """A row of the table."""
 
     config: type[RecommenderConfig]
     """Hyper-parameters with their defaults."""
-    path: str
-    """`module:class` of the model; imported when it is built, because importing the graph library takes seconds."""
 
 
 _PACKAGE = "ptmrec_dist.recommenders"
@@ -184,8 +151,7 @@ def recommender_entry(name: str) -> RecommenderEntry:
     Raises:
         UserError: An unknown name.
     """
-    require(name in RECOMMENDERS, "recommender", name, f"one of {', '.join(RECOMMENDERS)}")
-    return RECOMMENDERS[name]
+    return entry_of(RECOMMENDERS, "recommender", name)
 
 
 def recommender_config(name: str, **values: Any) -> RecommenderConfig:
@@ -201,9 +167,4 @@ def recommender_config(name: str, **values: Any) -> RecommenderConfig:
     Raises:
         UserError: An unknown name or hyper-parameter, or a value out of its range.
     """
-    config = recommender_entry(name).config
-    known = [item.name for item in fields(config)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"model.{key}: {name} has no such hyper-parameter; it takes {', '.join(known)}")
-    return config(**values)
+    return cast(RecommenderConfig, configured(recommender_entry(name), name, "model", values))

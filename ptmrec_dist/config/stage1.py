@@ -6,6 +6,7 @@ from typing import Literal
 
 from ptmrec_dist.config.common import TrackingConfig, require, require_device
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
+from ptmrec_dist.config.table import resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,9 @@ class ChoosesRecommender:
     """Hyper-parameters of the recommender; a bare `RecommenderConfig` stands for its defaults."""
 
     def __post_init__(self) -> None:
-        expected = recommender_entry(self.recommender).config
-        if type(self.model) is RecommenderConfig:
-            object.__setattr__(self, "model", expected())
-        kind = f"a {expected.__name__}, the hyper-parameters of {self.recommender}"
-        require(type(self.model) is expected, "model", type(self.model).__name__, kind)
+        entry = recommender_entry(self.recommender)
+        model = resolved(entry, self.recommender, "model", self.model, bare=RecommenderConfig)
+        object.__setattr__(self, "model", model)
 
 
 @dataclass(frozen=True, kw_only=True)

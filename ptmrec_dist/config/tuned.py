@@ -4,11 +4,88 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, ReadsRun, require
-from ptmrec_dist.config.methods import EncoderOptimConfig, TunesEncoder, TuningConfig
+from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
 from ptmrec_dist.config.stage1 import ChoosesRecommender
+from ptmrec_dist.config.tuning import TuningConfig, method_entry
 
 Keep = Literal["best", "last"]
+Schedule = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptimConfig:
+    """AdamW of the tuned weights of the encoder."""
+
+    encoder_lr: float | None = None
+    """Learning rate of the tuned weights of the encoder; by default that of the tuning method."""
+    schedule: Schedule = "cosine"
+    """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they do not change."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient, to which it is clipped; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_lr", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"optim.{name}", value, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroConfig:
+    """DeepSpeed ZeRO: what is divided over the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """0: nothing; 1: optimiser state; 2: gradients too; 3: parameters too (for encoders too large for one device)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunesEncoder:
+    """Settings of every command that tunes an encoder: method, optimiser, engine, and handling of failures."""
+
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    """Tuning method of the encoder."""
+    optim: EncoderOptimConfig = field(default_factory=EncoderOptimConfig)
+    """Optimiser."""
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    """DeepSpeed ZeRO."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Floating-point precision of the encoder; everything else is always fp32."""
+    strict: bool = False
+    """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
+    workers: int = 0
+    """Loader processes per rank; 0 decodes in the rank's own process."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is also written after every epoch."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
+    check_every: int | None = None
+    """Steps between reads of the losses, when the run stops if one is not finite and handles signals; by default 1 on a CPU
+    and 10 on a GPU, where every read is a synchronisation."""
+    timeout: float = 600.0
+    """Seconds that a rank waits for the others, or for its own next step, before it stops with exit code 3."""
+    max_damaged: float = 0.0
+    """Largest fraction of a rank's items of an epoch that may be unreadable or missing: they are skipped and counted; beyond
+    it the run stops with exit code 3."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Tracking."""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
+        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a fraction in [0, 1)")
+        require_device(self.device)
+
+    @property
+    def encoder_lr(self) -> float:
+        """Learning rate of the tuned weights of the encoder."""
+        chosen = self.optim.encoder_lr
+        return method_entry(self.tuning.method).learning_rate if chosen is None else chosen
 
 
 @dataclass(frozen=True, kw_only=True)

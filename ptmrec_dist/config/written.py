@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin
 
+from ptmrec_dist.config.plain import groups
 from ptmrec_dist.errors import UserError
 
 
@@ -21,7 +22,7 @@ def as_declared(settings: type, values: Mapping[str, Any], prefix: str = "") -> 
     Raises:
         UserError: Nothing for a list, or no keys for settings that have some.
     """
-    types = {item.name: item.type for item in fields(settings)}
+    types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | groups(settings)
     found = dict(values)
     for name, value in values.items():
         declared = types.get(str(name).partition(".")[0])

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ptmrec_dist.config import EncoderConfig, MethodConfig
+from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
 from ptmrec_dist.encoders.base import checkpoint_blocks
 from ptmrec_dist.encoders.sources.open_clip import Backbone, load_backbone
-from ptmrec_dist.encoders.tuning import lora
-from ptmrec_dist.encoders.tuning.methods import attach, method_settings
+from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
 
@@ -50,7 +49,7 @@ class Encoder(nn.Module):
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
             self.load_tuned(tuned)
-            lora.merge(self.towers)
+            self.merge()
             self.requires_grad_(False)
         self.tune("none", None, torch.Generator())
 
@@ -77,27 +76,32 @@ class Encoder(nn.Module):
 
         Args:
             method: Name of the method.
-            settings: Its settings; None for methods that have none.
+            settings: Its settings; by default its defaults.
             generator: Source of the initial values.
 
         Raises:
             UserError: A method that a tower does not support, or that would tune nothing.
         """
-        self._attach(method, settings, generator)
-        if settings is not None and not self.num_tuned:
+        self._attach(method, settings or method_entry(method).config(), generator)
+        if isinstance(settings, TowersConfig) and not self.num_tuned:
             raise UserError(
                 f"{method}.towers: got {settings.towers!r}, but only the {' and '.join(self.towers)} tower is in use; "
-                "expected all"
+                f"expected {' or '.join(self.towers)} or both"
             )
 
-    def _attach(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
+    def merge(self) -> None:
+        """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
+        self._method.merge(self.towers)
+
+    def _attach(self, method: str, settings: MethodConfig, generator: torch.Generator) -> None:
         if method == "prompt" and self.prompts:
             raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
-        self.prompts.update(attach(self.towers, method, settings, generator))
+        self._method: TuningMethod[MethodConfig] = method_entry(method).load()(settings)
+        chosen = self._method.chosen(self.towers)
+        self.prompts.update(self._method.attach(chosen, generator) if chosen else {})
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._tuned, self.num_tuned = frozenset(tuned), sum(tuned.values())
-        described = {} if settings is None else asdict(settings)
-        self.description = {"method": method, "settings": json.dumps(described)}
+        self.description = {"method": method, "settings": json.dumps(asdict(settings))}
 
     def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
         """Encode a batch of items.
@@ -159,10 +163,10 @@ class Encoder(nn.Module):
             with safe_open(path, "pt") as file:
                 described = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            method, values = described["method"], json.loads(described["settings"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            settings = method_config(described["method"], **json.loads(described["settings"]))
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
-        self._attach(method, method_settings(method, values), torch.Generator())
+        self._attach(described["method"], settings, torch.Generator())
         fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         # An encoder that runs one tower takes that tower's weights.
@@ -194,5 +198,5 @@ def load_encoder(
     encoder = Encoder(load_backbone(EncoderConfig(model=str(backbone_folder))), modalities)
     if weights is not None:
         encoder.load_tuned(weights)
-        lora.merge(encoder.towers)
+        encoder.merge()
     return encoder.eval().requires_grad_(False)

@@ -112,9 +112,9 @@ def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.encoders.sources.open_clip import load_backbone
 
-    methods = {(settings.tuning.method, settings.method_settings) for settings in tuned}
-    for method, settings in sorted(methods, key=str):
-        Encoder(load_backbone(config.encoder), ("image", "text")).tune(method, settings, torch.Generator())
+    for tuning in sorted({settings.tuning for settings in tuned}, key=str):
+        encoder = Encoder(load_backbone(config.encoder), ("image", "text"))
+        encoder.tune(tuning.method, tuning.settings, torch.Generator())
 
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:

@@ -3,7 +3,6 @@
 Shape suffixes: I items.
 """
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,7 @@ def recommender_class(name: str) -> type[Recommender]:
     Raises:
         UserError: An unknown name.
     """
-    module, class_name = recommender_entry(name).path.split(":")
-    found: type[Recommender] = getattr(importlib.import_module(module), class_name)
+    found: type[Recommender] = recommender_entry(name).load()
     return found
 
 

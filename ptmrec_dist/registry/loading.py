@@ -49,7 +49,8 @@ def load_model(uri: str) -> Any:
         from ptmrec_dist.registry.registered_model import RegisteredModel
 
         with _naming_models(uri, None):
-            return RegisteredModel.of(mlflow.pyfunc.load_model(str(folder)))
+            # Other versions of packages are reported by the model itself, where they matter to its output.
+            return RegisteredModel.of(mlflow.pyfunc.load_model(str(folder), suppress_warnings=True))
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Registration of a finished run as a version of a model (`ptmrec register`)."""
 
+import logging
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,6 +19,8 @@ from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlfl
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import PER_USER_TAG
 from ptmrec_dist.registry.versions import CHAMPION, set_champion
+from ptmrec_dist.registry.wheel import FOLDER as WHEELS
+from ptmrec_dist.registry.wheel import requirements, write_wheel
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
@@ -137,15 +142,31 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
     kinds = {int: "long", bool: "boolean", str: "string"}
     params = [ParamSpec(name, kinds[type(value)], value) for name, value in asdict(Params()).items()]
-    mlflow.pyfunc.save_model(
-        str(package),
-        python_model=str(ENTRY),
-        artifacts={"model": str(served)},
-        signature=ModelSignature(Schema(wanted), Schema(found), ParamSchema(params)),
-        input_example=(pd.DataFrame({"user_id": [some_user]}), {"top_k": 3}),
-        # Given explicitly: to infer them, MLflow would load the model again in a separate process.
-        pip_requirements=[f"ptmrec-dist=={installed_version('ptmrec-dist')}"],
-    )
+    with TemporaryDirectory() as scratch, _unchecked_requirements():
+        wheels = Path(scratch, WHEELS)
+        version = write_wheel(wheels)
+        mlflow.pyfunc.save_model(
+            str(package),
+            python_model=str(ENTRY),
+            artifacts={"model": str(served), WHEELS: str(wheels)},
+            signature=ModelSignature(Schema(wanted), Schema(found), ParamSchema(params)),
+            input_example=(pd.DataFrame({"user_id": [some_user]}), {"top_k": 3}),
+            # Given explicitly: to infer them, MLflow would load the model again in a separate process.
+            pip_requirements=requirements(version),
+            # A folder without a project: MLflow would copy the lock file of one in the working folder, and install that.
+            uv_project_path=scratch,
+        )
+
+
+@contextmanager
+def _unchecked_requirements() -> Iterator[None]:
+    """Keep MLflow from warning that the wheel's version, which has a label of its own, is not installed here."""
+    log = logging.getLogger("mlflow.utils.requirements_utils")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def _publish(

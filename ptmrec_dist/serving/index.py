@@ -1,7 +1,7 @@
 """Maximum inner product search: exact, or approximate with a FAISS index for a million items and more.
 
 The exact search reads every item vector once per block of users: milliseconds for some ten thousand items. For more than a
-million, a FAISS inverted file (`pip install ptmrec-dist[faiss]`) reads only the lists with the nearest centroids and finds most
+million, a FAISS inverted file (`pip install faiss-cpu`) reads only the lists with the nearest centroids and finds most
 of the same items; `benchmarks/serving.py` measures recall and speed.
 
 Legend: B users, C candidates, I items, K items wanted, W items to search for, D width.
@@ -129,5 +129,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise UserError(f"index: FAISS cannot be imported ({error}); pip install 'ptmrec-dist[faiss]'") from error
+        raise UserError(
+            f"index: FAISS cannot be imported ({error}); install it with `pip install faiss-cpu`"
+        ) from error
     return faiss

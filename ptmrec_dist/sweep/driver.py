@@ -263,7 +263,7 @@ def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
         raise UserError(f"resume: {config.out} holds no sweep to resume; leave --resume out to start one")
     elif config.out.exists() and any(config.out.iterdir()):
         raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
-    found = {str((one.tuning, one.method_settings, one.select_on)): one for one in check_space(config, space)}
+    found = {str((one.tuning, one.select_on)): one for one in check_space(config, space)}
     for settings in found.values():
         check_start(settings, start)  # the encoder refuses methods that its towers do not support
     return from_plain(Stage2Config, settings_of(config, {}, out="trial"))

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ptmrec_dist.config import ContrastiveConfig
+from ptmrec_dist.config import ContrastiveConfig, method_entry
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
-from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
@@ -97,7 +96,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
         print(f"{config.out} is complete; nothing to do")
         return
     check_image_size(dataset, encoder, config.strict)
-    encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
+    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
     tuning = _prepare(config, dataset, encoder, join_world(config.device, config.timeout))
     if tuning.world.is_first:
         run.start()
@@ -260,10 +259,10 @@ def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], des
     fresh.mkdir()
     save_tensors(fresh / TUNED_FILE, state, description)
     encoder = _encoder(config)
-    if config.tuning.method not in ("prompt", "adapter"):
+    if method_entry(config.tuning.method).mergeable:
         encoder.load_tuned(fresh / TUNED_FILE)
         (fresh / TUNED_FILE).unlink()
-        lora.merge(encoder.towers)
+        encoder.merge()
     save_backbone(encoder.backbone, fresh)
     for path in sorted(fresh.iterdir(), key=lambda path: path.name == CONFIG_FILE):
         os.replace(path, config.out / path.name)

@@ -9,7 +9,6 @@ efficiency.json   time, throughput (stage 2) and memory of the epochs
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptmrec_dist.config import plain_settings as plain_settings
+from ptmrec_dist.config import used_settings
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, replacing, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
@@ -114,7 +115,7 @@ class RunFolder:
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
 
     def _check_same(self, before: dict[str, Any]) -> None:
-        old, new = flatten(before), flatten(self.settings)
+        old, new = flatten(used_settings(before)), flatten(self.settings)
         keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL | PATHS]
         changed = sorted(key for key in keys if old.get(key) != new.get(key))
         if changed == ["epochs"]:
@@ -150,19 +151,6 @@ class RunFolder:
         state = found[1]
         is_evaluated = not state.step and any(line["epoch"] == state.epoch for line in state.history)
         return max([state.epoch + (not is_evaluated), *evaluated])
-
-
-def plain_settings(settings: Any) -> dict[str, Any]:
-    """Turn a settings dataclass into plain values, as YAML and MLflow take them.
-
-    Args:
-        settings: A dataclass of `ptmrec_dist.config`.
-
-    Returns:
-        Nested dict of numbers, strings, lists and None.
-    """
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
-    return plain
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -109,7 +109,7 @@ def check_start(config: TrainsBoth, start: LoadedRun) -> Encoder | None:
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     check_image_size(start.dataset, encoder, config.strict)
-    encoder.tune(config.tuning.method, config.method_settings, torch.Generator().manual_seed(config.seed))
+    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
     return encoder
 
 

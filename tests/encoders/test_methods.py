@@ -9,23 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptmrec_dist.config import AdapterConfig, EncoderConfig, LastNConfig, LoraConfig, MethodConfig, PromptConfig
+from ptmrec_dist.config import (
+    AdapterConfig,
+    EncoderConfig,
+    FullConfig,
+    LastNConfig,
+    LoraConfig,
+    MethodConfig,
+    PromptConfig,
+)
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.sources.open_clip import load_backbone
-from ptmrec_dist.encoders.tuning import lora
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
 
 TEXTS = ["a red cup", "two", "the long way home over the hills and far away from everything else", "blue"]
 IMAGES = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-SETTINGS: dict[str, MethodConfig | None] = {
+SETTINGS: dict[str, MethodConfig] = {
     "prompt": PromptConfig(depth=2, length=3),
     "lora": LoraConfig(rank=2, alpha=6),
     "adapter": AdapterConfig(bottleneck=5),
     "last_n": LastNConfig(n=1),
-    "full": None,
-    "none": None,
+    "full": FullConfig(),
+    "none": MethodConfig(),
 }
 TRAINED = [method for method in SETTINGS if method != "none"]
 # The tiny CLIP: 3 image blocks of width 32, 2 text blocks of width 24, an MLP 4 times as wide.
@@ -201,7 +208,7 @@ def test_merged_updates_leave_a_plain_encoder_of_the_same_features(folder: Path)
     encoder = _encoder(folder, "lora")
     _train(encoder)
     expected = _encode(encoder)
-    lora.merge(encoder.towers)
+    encoder.merge()
     plain = load_backbone(EncoderConfig(model=str(folder))).clip.state_dict()
     assert {name: value.shape for name, value in encoder.clip.state_dict().items()} == {
         name: value.shape for name, value in plain.items()

@@ -37,8 +37,9 @@ from tests.ranks import run_on_ranks
 
 def _tuned(project: Project, out: Path, stage1: Path, method: str) -> None:
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 12, "device": "cpu", "tracking": UNTRACKED}
-    tuning = TuningConfig(method=method)  # type: ignore[arg-type]
-    settings |= {"lora": LoraConfig(rank=2), "prompt": PromptConfig(length=2), "optim": OptimConfig(encoder_lr=0.3)}
+    own = LoraConfig(rank=2) if method == "lora" else PromptConfig(length=2)
+    settings |= {"optim": OptimConfig(encoder_lr=0.3)}
+    tuning = TuningConfig(method=method, settings=own)
     run_on_ranks(1, train_stage2, Stage2Config(stage1=stage1, out=out, tuning=tuning, **settings))
 
 

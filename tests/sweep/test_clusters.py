@@ -54,4 +54,4 @@ def test_the_kubernetes_job_mounts_what_it_names_and_starts_a_command_that_we_ha
 
 def test_the_search_that_we_ship_is_one_that_stage_2_takes() -> None:
     config = cli.parse(SweepConfig, ["--config", str(CONFIGS / "search-prompt.yaml")], "ptmrec sweep")
-    assert {settings.prompt.length for settings in check_space(config, read_space(config))} == {1, 16}
+    assert {settings.tuning.settings.length for settings in check_space(config, read_space(config))} == {1, 16}

@@ -70,7 +70,7 @@ def test_what_a_trial_would_refuse_is_refused_before_any_starts(
 def test_every_choice_and_both_ends_are_read_by_the_parser_of_stage_2() -> None:
     config = _config(stage2={"optim": {"recommender_lr": 0.5}, "epochs": 7})
     read = check_space(config, read_space(config))
-    assert {settings.prompt.depth for settings in read} == {1, "all"}
+    assert {settings.tuning.settings.depth for settings in read} == {1, "all"}
     assert {settings.optim.encoder_lr for settings in read} == {1e-4, 1e-2}
     assert {(settings.epochs, settings.optim.recommender_lr) for settings in read} == {(7, 0.5)}
 

@@ -105,9 +105,8 @@ def _config(project: Project, out: Path, method: str = "full", **changes: Any) -
         "shards": project.shards,
         "encoder": EncoderConfig(model=str(project.clip)),
         "out": out,
-        "tuning": TuningConfig(method=method),  # type: ignore[arg-type]
+        "tuning": TuningConfig(method=method, **({"settings": LastNConfig(n=1)} if method == "last_n" else {})),
         "optim": EncoderOptimConfig(encoder_lr=1e-3),
-        "last_n": LastNConfig(n=1),
         "batch_size": 24,
         "epochs": 2,
         "device": "cpu",
@@ -196,8 +195,9 @@ def test_cold_items_take_no_part(tiny_project: Project, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_project: Project, tmp_path: Path) -> None:
+    tuning = TuningConfig(method="last_n", settings=LastNConfig(n=9))
     with pytest.raises(UserError, match=r"last_n\.n: got 9"):
-        fine_tune(_config(tiny_project, tmp_path / "clip", "last_n", last_n=LastNConfig(n=9)))
+        fine_tune(_config(tiny_project, tmp_path / "clip", tuning=tuning))
     with pytest.raises(UserError, match=r"tuning\.method: got 'none', expected a method that trains something"):
         _config(tiny_project, tmp_path / "clip", "none")
     assert not (tmp_path / "clip").exists()

@@ -47,12 +47,8 @@ def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
 def test_encoder_and_recommender_learn_together_from_scratch(
     tiny_project: Project, tmp_path: Path, recommender: str, method: str
 ) -> None:
-    tuning = TuningConfig(method=method)  # type: ignore[arg-type]
-    run_on_ranks(
-        2,
-        train_joint,
-        _config(tiny_project, tmp_path / "run", recommender=recommender, tuning=tuning, lora=LoraConfig(rank=2)),
-    )
+    tuning = TuningConfig(method=method, **({"settings": LoraConfig(rank=2)} if method == "lora" else {}))
+    run_on_ranks(2, train_joint, _config(tiny_project, tmp_path / "run", recommender=recommender, tuning=tuning))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["recommender"] == recommender
     assert record["stage1"] is None
@@ -124,9 +120,8 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, method: str, zero: int
 ) -> None:
     settings: dict[str, Any] = {
-        "tuning": TuningConfig(method=method),  # type: ignore[arg-type]
+        "tuning": TuningConfig(method=method, **({"settings": LastNConfig(n=1)} if method == "last_n" else {})),
         "zero": ZeroConfig(stage=zero),  # type: ignore[arg-type]
-        "last_n": LastNConfig(n=1),
         "epochs": 1,
     }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -147,7 +142,7 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
     [
         ({"recommender": "bpr"}, "recommender: bpr knows items by their IDs only"),
         ({"features": None}, "features: vbpr reads images and texts; add --features"),
-        ({"tuning": TuningConfig(method="lora"), "lora": LoraConfig(rank=40)}, "lora.rank: got 40"),
+        ({"tuning": TuningConfig(method="lora", settings=LoraConfig(rank=40))}, "lora.rank: got 40"),
     ],
 )
 def test_what_cannot_be_trained_jointly_is_refused_before_anything_is_written(

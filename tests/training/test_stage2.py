@@ -256,7 +256,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny_project: Project, tmp_path: Path, p
     ("changes", "message"),
     [
         (
-            {"prompt": PromptConfig(depth=9)},
+            {"tuning": TuningConfig(method="prompt", settings=PromptConfig(depth=9))},
             "prompt.depth: got 9, but the image tower has 3 layers, the text tower has 2",
         ),
         ({"stage1": Path("nowhere")}, "run: nowhere is not a run folder"),

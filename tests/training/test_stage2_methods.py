@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 
 from ptmrec_dist.config import (
     AdapterConfig,
+    FullConfig,
     LastNConfig,
     LoraConfig,
+    MethodConfig,
     OptimConfig,
+    PromptConfig,
     Stage2Config,
     TuningConfig,
     ZeroConfig,
@@ -26,11 +29,18 @@ from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
-METHODS = ("prompt", "lora", "adapter", "last_n", "full")
+METHODS: dict[str, MethodConfig] = {
+    "prompt": PromptConfig(),
+    "lora": LoraConfig(rank=2),
+    "adapter": AdapterConfig(bottleneck=4),
+    "last_n": LastNConfig(n=1),
+    "full": FullConfig(),
+}
 
 
 def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: Any) -> Stage2Config:
     checkpointing = changes.pop("gradient_checkpointing", False)
+    own = changes.pop("settings", METHODS[method])
     settings: dict[str, Any] = {
         "stage1": project.stage1,
         "out": out,
@@ -40,11 +50,8 @@ def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: 
         "device": "cpu",
         "tracking": UNTRACKED,
         "zero": ZeroConfig(stage=zero),  # type: ignore[arg-type]
-        "tuning": TuningConfig(method=method, gradient_checkpointing=checkpointing),  # type: ignore[arg-type]
+        "tuning": TuningConfig(method=method, gradient_checkpointing=checkpointing, settings=own),
         "optim": OptimConfig(encoder_lr=1e-3),
-        "lora": LoraConfig(rank=2),
-        "adapter": AdapterConfig(bottleneck=4),
-        "last_n": LastNConfig(n=1),
     }
     return Stage2Config(**(settings | changes))
 
@@ -113,17 +120,17 @@ def test_the_features_of_a_run_are_those_of_its_tuned_encoder(
     [
         (
             "last_n",
-            {"last_n": LastNConfig(n=3)},
+            LastNConfig(n=3),
             "last_n.n: got 3, but the image tower has 3 layers, the text tower has 2",
         ),
-        ("lora", {"lora": LoraConfig(rank=99)}, "lora.rank: got 99, but the image tower is only 32 wide"),
+        ("lora", LoraConfig(rank=99), "lora.rank: got 99, but the image tower is only 32 wide"),
     ],
 )
 def test_what_no_tower_can_take_is_refused_before_anything_is_written(
-    tiny_project: Project, tmp_path: Path, method: str, settings: dict[str, Any], message: str
+    tiny_project: Project, tmp_path: Path, method: str, settings: MethodConfig, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train_stage2(_config(tiny_project, tmp_path / "run", method, **settings))
+        train_stage2(_config(tiny_project, tmp_path / "run", method, settings=settings))
     assert not (tmp_path / "run").exists()
 
 

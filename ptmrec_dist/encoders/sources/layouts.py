@@ -78,7 +78,7 @@ def image_blocks(visual: Any) -> Blocks:
     if isinstance(visual, ModifiedResNet):
         return [visual.layer1, visual.layer2, visual.layer3, visual.layer4], None
     if isinstance(visual, TimmModel):
-        return _timm_blocks(visual.trunk)
+        return timm_blocks(visual.trunk)
     return [], None
 
 
@@ -94,14 +94,34 @@ def text_blocks(text: Any) -> Blocks:
     if not isinstance(text, HFTextEncoder):
         layout = replace(_OPEN_CLIP, prompts_at=0, causal=text.attn_mask is not None)
         return text.transformer.resblocks, replace(layout, width=int(text.transformer.width))
-    if text.config.model_type not in _HUGGING_FACE:
+    return hugging_face_blocks(text.transformer)
+
+
+def hugging_face_blocks(model: Any) -> Blocks:
+    """Find the blocks of a text model of transformers.
+
+    Args:
+        model: The model, without a head.
+
+    Returns:
+        Its transformer blocks with their layout; none where the kind of model is not known.
+    """
+    if model.config.model_type not in _HUGGING_FACE:
         return [], None
-    path, layout = _HUGGING_FACE[text.config.model_type]
-    blocks: Any = text.transformer.get_submodule(path)
-    return list(blocks), replace(layout, width=int(text.config.hidden_size))
+    path, layout = _HUGGING_FACE[model.config.model_type]
+    blocks: Any = model.get_submodule(path)
+    return list(blocks), replace(layout, width=int(model.config.hidden_size))
 
 
-def _timm_blocks(trunk: Any) -> Blocks:
+def timm_blocks(trunk: Any) -> Blocks:
+    """Find the blocks of a model of timm.
+
+    Args:
+        trunk: The model.
+
+    Returns:
+        Its transformer blocks with their layout, or the stages of another network without.
+    """
     named = (getattr(trunk, name) for name in ("blocks", "stages", "layers", "layer4") if hasattr(trunk, name))
     blocks = list(next(named, ()))
     kinds = {type(block) for block in blocks}

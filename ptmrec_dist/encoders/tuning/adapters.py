@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config import AdapterConfig
 from ptmrec_dist.encoders.base import Tower, require_layout
+from ptmrec_dist.encoders.tuning.base import TuningMethod
 
 
 class Bottleneck(nn.Module):
@@ -38,21 +39,16 @@ class Bottleneck(nn.Module):
         return tokens_BND + added_BND
 
 
-def attach(towers: Mapping[str, Tower], settings: AdapterConfig, generator: torch.Generator) -> None:
-    """Attach two bottlenecks to every block of every tower, after the last module of each sublayer.
+class Adapters(TuningMethod[AdapterConfig]):
+    """Two bottlenecks in every block of every tower, after the last module of each sublayer."""
 
-    Args:
-        towers: Modality to tower.
-        settings: Width of the bottleneck.
-        generator: Source of the initial values.
-
-    Raises:
-        UserError: A tower without known transformer blocks.
-    """
-    layouts = require_layout("adapter", towers)
-    for modality, tower in towers.items():
-        layout = layouts[modality]
-        for block in tower.blocks:
-            for end in layout.ends:
-                bottleneck = Bottleneck(layout.width, settings.bottleneck, generator)
-                block.set_submodule(end, nn.Sequential(block.get_submodule(end), bottleneck))
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Attach the bottlenecks; refuses a tower without known transformer blocks."""
+        layouts = require_layout("adapter", towers)
+        for modality, tower in towers.items():
+            layout = layouts[modality]
+            for block in tower.blocks:
+                for end in layout.ends:
+                    bottleneck = Bottleneck(layout.width, self.settings.bottleneck, generator)
+                    block.set_submodule(end, nn.Sequential(block.get_submodule(end), bottleneck))
+        return {}

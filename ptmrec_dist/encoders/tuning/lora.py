@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config import LoraConfig
 from ptmrec_dist.encoders.base import Layout, Tower, require_layout
+from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
 
@@ -53,58 +54,63 @@ class OpenAttention(nn.Module):
         return self.out_proj(attended_BHNW.transpose(1, 2).flatten(2)), None
 
 
-def attach(towers: Mapping[str, Tower], settings: LoraConfig, generator: torch.Generator) -> None:
-    """Attach a low-rank update to every projection of every block.
+class Lora(TuningMethod[LoraConfig]):
+    """A low-rank update of every projection of every block."""
 
-    Args:
-        towers: Modality to tower.
-        settings: Rank and scale.
-        generator: Source of the initial values of A.
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Attach the updates.
 
-    Raises:
-        UserError: A tower without known transformer blocks, with attention of another kind, narrower than the rank, or
-            whose features do not depend on an update.
-    """
-    import peft  # imported here, because it takes seconds
+        Args:
+            towers: Modality to tower.
+            generator: Source of the initial values of A.
 
-    layouts = require_layout("lora", towers)
-    for modality, tower in towers.items():
-        _check(modality, tower, layouts[modality], settings)
-    for modality, tower in towers.items():
-        for block in tower.blocks:
-            _open(block)
-        names = list(layouts[modality].projections)
-        wanted = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)
-        peft.inject_adapter_in_model(wanted, nn.ModuleList(tower.blocks))
-        for _, _, update in _updates(tower):
-            nn.init.kaiming_uniform_(update.lora_A["default"].weight, a=5**0.5, generator=generator)
-    for modality, tower in towers.items():
-        idle = _idle(tower)
-        if idle:
-            merge(towers)
-            raise UserError(
-                f"tuning.method: got lora, but the features of the {modality} tower ({tower.kind}) do not depend on an update "
-                f"of {', '.join(sorted(idle))}; choose another method"
-            )
+        Returns:
+            Nothing: updates are modules of the towers.
 
+        Raises:
+            UserError: A tower without known transformer blocks, with attention of another kind, narrower than the rank, or
+                whose features do not depend on an update.
+        """
+        import peft  # imported here, because it takes seconds
 
-def merge(towers: Mapping[str, Tower]) -> None:
-    """Merge every update into its weight and restore the towers' original attention; does nothing without updates.
+        layouts = require_layout("lora", towers)
+        for modality, tower in towers.items():
+            _check(modality, tower, layouts[modality], self.settings)
+        for modality, tower in towers.items():
+            for block in tower.blocks:
+                _open(block)
+            names = list(layouts[modality].projections)
+            wanted = peft.LoraConfig(r=self.settings.rank, lora_alpha=self.settings.alpha, target_modules=names)
+            peft.inject_adapter_in_model(wanted, nn.ModuleList(tower.blocks))
+            for _, _, update in _updates(tower):
+                nn.init.kaiming_uniform_(update.lora_A["default"].weight, a=5**0.5, generator=generator)
+        for modality, tower in towers.items():
+            idle = _idle(tower)
+            if idle:
+                self.merge(towers)
+                raise UserError(
+                    f"tuning.method: got lora, but the features of the {modality} tower ({tower.kind}) do not depend on an "
+                    f"update of {', '.join(sorted(idle))}; choose another method"
+                )
+        return {}
 
-    Args:
-        towers: Modality to tower.
+    def merge(self, towers: Mapping[str, Tower]) -> None:
+        """Merge every update into its weight and restore the towers' original attention; does nothing without updates.
 
-    Raises:
-        ValueError: A merged weight is not finite.
-    """
-    for tower in towers.values():
-        for parent, name, update in list(_updates(tower)):
-            update.merge(safe_merge=True)
-            setattr(parent, name, update.get_base_layer())
-        for block in tower.blocks:
-            attention = getattr(block, "attn", None)
-            if isinstance(attention, OpenAttention):
-                (block.attn,) = attention.fused
+        Args:
+            towers: Modality to tower.
+
+        Raises:
+            ValueError: A merged weight is not finite.
+        """
+        for tower in towers.values():
+            for parent, name, update in list(_updates(tower)):
+                update.merge(safe_merge=True)
+                setattr(parent, name, update.get_base_layer())
+            for block in tower.blocks:
+                attention = getattr(block, "attn", None)
+                if isinstance(attention, OpenAttention):
+                    (block.attn,) = attention.fused
 
 
 def _updates(tower: Tower) -> Iterator[tuple[nn.Module, str, Any]]:

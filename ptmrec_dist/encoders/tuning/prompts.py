@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config import PromptConfig
 from ptmrec_dist.encoders.base import Layout, Tower, at_most_layers, require_layout
+from ptmrec_dist.encoders.tuning.base import TuningMethod
 
 
 class DeepPrompts(nn.Module):
@@ -100,26 +101,17 @@ class DeepPrompts(nn.Module):
         return torch.cat([prompts, content], dim=-2)
 
 
-def attach(towers: Mapping[str, Tower], settings: PromptConfig, generator: torch.Generator) -> dict[str, DeepPrompts]:
-    """Attach new prompts to every tower.
+class Prompts(TuningMethod[PromptConfig]):
+    """New prompts in every tower."""
 
-    Args:
-        towers: Modality to tower.
-        settings: Depth and length.
-        generator: Source of the initial values.
-
-    Returns:
-        Modality to prompts; they must become part of the module that is trained.
-
-    Raises:
-        UserError: A tower that does not support prompts, or a depth larger than a tower.
-    """
-    layouts = require_layout("prompt", towers, promptable=True)
-    if settings.depth != "all":
-        at_most_layers("prompt.depth", settings.depth, towers, or_else=", or 'all'")
-    attached = {}
-    for modality, tower in towers.items():
-        depth = len(tower.blocks) if settings.depth == "all" else settings.depth
-        attached[modality] = DeepPrompts(depth, settings.length, layouts[modality], generator)
-        attached[modality].hook(tower)
-    return attached
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> dict[str, DeepPrompts]:
+        """Attach prompts, and return them by modality; refuses a tower that does not support them, or has fewer blocks."""
+        layouts = require_layout("prompt", towers, promptable=True)
+        depth, attached = self.settings.depth, {}
+        if depth != "all":
+            at_most_layers("prompt.depth", depth, towers, or_else=", or 'all'")
+        for modality, tower in towers.items():
+            blocks = len(tower.blocks) if depth == "all" else depth
+            attached[modality] = DeepPrompts(blocks, self.settings.length, layouts[modality], generator)
+            attached[modality].hook(tower)
+        return attached

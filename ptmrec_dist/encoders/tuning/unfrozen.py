@@ -1,33 +1,41 @@
-"""Tuning an encoder's own weights: all of them, or those of the last blocks of each tower."""
+"""Tuning an encoder's own weights: all of them, those of the last blocks of each tower, or none."""
 
 from collections.abc import Mapping
 
-from ptmrec_dist.config import LastNConfig
+import torch
+from torch import nn
+
+from ptmrec_dist.config import FullConfig, LastNConfig, MethodConfig
 from ptmrec_dist.encoders.base import Tower, at_most_layers
+from ptmrec_dist.encoders.tuning.base import TuningMethod
 
 
-def attach_full(towers: Mapping[str, Tower]) -> None:
-    """Make every weight that the towers use trainable.
+class Full(TuningMethod[FullConfig]):
+    """Every weight that the towers use is trained; running statistics of batch normalisation stay as they are."""
 
-    Args:
-        towers: Modality to tower.
-    """
-    for tower in towers.values():
-        for parameter in tower.parameters():
-            parameter.requires_grad_()
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Make every weight of the towers trainable."""
+        for tower in towers.values():
+            for parameter in tower.parameters():
+                parameter.requires_grad_()
+        return {}
 
 
-def attach_last_n(towers: Mapping[str, Tower], settings: LastNConfig) -> None:
-    """Make the last blocks of every tower trainable, and nothing after them.
+class LastN(TuningMethod[LastNConfig]):
+    """The last blocks of every tower are trained, and nothing after them."""
 
-    Args:
-        towers: Modality to tower.
-        settings: Number of blocks.
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Make the last blocks trainable; refuses more than a tower has."""
+        at_most_layers("last_n.n", self.settings.n, towers)
+        for tower in towers.values():
+            for block in tower.blocks[-self.settings.n :]:
+                block.requires_grad_()
+        return {}
 
-    Raises:
-        UserError: More blocks than a tower has.
-    """
-    at_most_layers("last_n.n", settings.n, towers)
-    for tower in towers.values():
-        for block in tower.blocks[-settings.n :]:
-            block.requires_grad_()
+
+class Frozen(TuningMethod[MethodConfig]):
+    """Nothing is trained: the control."""
+
+    def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
+        """Leave the towers as they are."""
+        return {}
