@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.memory import _status
 from ptmrec_dist.distributed import barrier, join_world
-from ptmrec_dist.training.engine import engine_config, make_engine
-from ptmrec_dist.training.engine_state import load_engine, save_engine
+from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.training.checkpoint import load_engine, save_engine
 from tests.ranks import run_on_ranks
 
 TABLES = 20
@@ -53,9 +53,9 @@ def main() -> None:
 def _peak(do: Callable[[Any, Path], None], steps: int, millions: int, zero: int, folder: Path) -> int:
     model = Model(millions * 1_000_000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    engine = make_engine(model, optimizer, engine_config(rows=1, zero_stage=zero), join_world("cpu"))
+    engine = make_engine(model, optimizer, join_world("cpu"), zero_stage=zero)
     for _ in range(steps):
-        engine.backward(engine())
+        engine.backward(engine(), last=True)
         engine.step()
     barrier()
     with open("/proc/self/clear_refs", "w") as marks:

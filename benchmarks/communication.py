@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from ptmrec_dist.config import Stage2Config
 from ptmrec_dist.distributed import join_world
+from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.training import stage2
-from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.optim import parameter_groups, schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
-from ptmrec_dist.watch import Watch
 from tests.conftest import Project, make_project
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
@@ -132,8 +132,8 @@ def _counted_step(project: Project, zero: int) -> tuple[dict[str, int], dict[str
     }
     config = Stage2Config(stage1=Path("none"), out=Path("none"), batch_size=ROWS * world.size)
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config))
-    engine = make_engine(tuner, optimizer, engine_config(rows=ROWS, zero_stage=zero), world)
-    monitor, watch = Monitor(world, 1), Watch(world, 60)
+    engine = make_engine(tuner, optimizer, world, zero_stage=zero)
+    monitor, watch = Monitor(world, 1), Heartbeat(world, 60)
     schedule = schedule_of(optimizer, "constant", 1)
     stage = Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     window = item_windows(tuner, dataset, world.size, world.rank)["even"]

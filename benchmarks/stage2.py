@@ -25,17 +25,17 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.open_clip import Backbone, _unfold_scalars, load_backbone
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.optim import parameter_groups, schedule_of
 from ptmrec_dist.training.stage2 import train_step
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Transfer, Tuner
-from ptmrec_dist.watch import Watch
 
 USERS, ITEMS, ROWS_PER_ITEM = 20_000, 7_000, 16
 
@@ -103,8 +103,8 @@ def make_stage(model: str, precision: str, options: argparse.Namespace, world: W
     )
     config = Stage2Config(stage1=Path("none"), out=Path("none"), batch_size=options.batch * world.size)
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=0.0)
-    engine = make_engine(tuner, optimizer, engine_config(rows=options.batch, zero_stage=1), world)
-    monitor, watch = Monitor(world, 10), Watch(world, 600)
+    engine = make_engine(tuner, optimizer, world, zero_stage=1)
+    monitor, watch = Monitor(world, 10), Heartbeat(world, 600)
     schedule = schedule_of(optimizer, "constant", 1)
     return Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
 

@@ -21,11 +21,11 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.open_clip import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.watch import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def extract_features(config: FeaturesConfig) -> None:
     world = join_world(config.device, config.timeout)
     encoder.to(world.device)
     stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers)
-    with Watch(world, config.timeout, "run the same command again") as watch:
+    with Heartbeat(world, config.timeout, "run the same command again") as watch:
         tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch)
     if world.is_first:
         manifest = write_features(
@@ -98,7 +98,7 @@ def encode_all(
     num_items: int,
     world: World,
     label: str | None = None,
-    watch: Watch | None = None,
+    watch: Heartbeat | None = None,
 ) -> dict[str, Tensor]:
     """Encode every item of a stream and return the whole table on all ranks.
 

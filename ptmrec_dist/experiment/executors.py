@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptmrec_dist.cluster import as_task, connected
 from ptmrec_dist.config import ExperimentConfig
+from ptmrec_dist.distributed.cluster import as_task, connected
 from ptmrec_dist.lock import COVERED_BY
 
 Executor = Callable[[list[str], int, Path], int | None]

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from ptmrec_dist.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
+from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.files import write_atomically

@@ -30,7 +30,7 @@ def train_on_ranks(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from ptmrec_dist.cluster import remove_group
+    from ptmrec_dist.distributed.cluster import remove_group
 
     remove_group(Path(job["log"] + GROUP_FILE))  # of an earlier attempt
     gpus = job["resources"].get("GPU", 0)
@@ -68,8 +68,8 @@ def train_rank(job: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    from ptmrec_dist.cluster import record_group
     from ptmrec_dist.config import Stage2Config, from_plain
+    from ptmrec_dist.distributed.cluster import record_group
     from ptmrec_dist.errors import UserError
     from ptmrec_dist.evaluation.metrics import SELECT
     from ptmrec_dist.training.early_stopping import EarlyStopping

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World, sum_over_ranks
-from ptmrec_dist.errors import Fault
+from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.tensor_file import write_pieces
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.files import sha256
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
@@ -144,6 +148,61 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
             f"cannot write {what} ({reason or 'the rank that writes says why'}); {kept}; mend it (make room?) and run the "
             "same command to resume"
         )
+
+
+def save_engine(engine: Engine, folder: Path) -> None:
+    """Write trained weights, buffers and moments, without what is frozen inside the encoder.
+
+    The first rank writes one tensor after the other; the others help to put each together and keep none.
+
+    Collective: every rank must call this.
+
+    Args:
+        engine: An engine.
+        folder: Folder of the checkpoint.
+
+    Raises:
+        OSError: The first rank could not write; every rank has taken part in all collectives by then.
+    """
+    failure: OSError | None = None
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    for name, pieces in engine.state(_trained(engine.module)).items():
+        try:
+            write_pieces(folder / f"{name}.safetensors" if is_first else None, pieces)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def load_engine(engine: Engine, folder: Path) -> None:
+    """Read what `save_engine` wrote, whatever number of ranks and ZeRO stage wrote it.
+
+    Collective: every rank must call this.
+
+    Args:
+        engine: An engine that has made no step yet.
+        folder: Folder of the checkpoint.
+
+    Raises:
+        UserError: The checkpoint is of another model.
+    """
+    trained = _trained(engine.module)
+    with (
+        safe_open(folder / "weights.safetensors", "pt") as weights,
+        safe_open(folder / "optimizer.safetensors", "pt") as moments,
+    ):
+        saved = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        if saved != {piece.name: piece.shape for piece in engine.state(trained)["weights"]}:
+            raise UserError(f"out: the checkpoint {folder} is of another model; choose another --out")
+        engine.load_state(trained, weights, moments)
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trainable parameters, and everything of the recommender (it may keep moving averages)."""
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if name in trainable or name.startswith("recommender.")}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,6 +20,8 @@ from ptmrec_dist.config import ContrastiveConfig, method_entry
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world
+from ptmrec_dist.distributed.engine import Engine, make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
@@ -27,16 +29,13 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
-from ptmrec_dist.training.engine import engine_config, make_engine, whole_parameters
-from ptmrec_dist.training.engine_state import save_engine
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, save_engine, writing
 from ptmrec_dist.training.image_text import ImageTextPairs
 from ptmrec_dist.training.loop import resume_from, run_epochs
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.optim import schedule_of, skip_to, steps_before
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors
-from ptmrec_dist.training.schedule import schedule_of, skip_to, steps_before
-from ptmrec_dist.watch import Watch
 
 LINEAGE_FILE = "lineage.json"
 """What a fine-tuned encoder comes from; once it is complete, also how it went."""
@@ -50,8 +49,8 @@ class FineTuning:
     """Settings."""
     encoder: Encoder
     """What is tuned."""
-    engine: Any
-    """DeepSpeed's engine around `ImageTextPairs`."""
+    engine: Engine
+    """The engine around `ImageTextPairs`."""
     stream: ItemStream
     """Where pairs come from."""
     schedule: LambdaLR
@@ -60,7 +59,7 @@ class FineTuning:
     """This rank and its peers."""
     monitor: Monitor
     """Reads the losses, and whether to stop."""
-    watch: Watch
+    watch: Heartbeat
     """Knows where the other ranks are."""
     lineage: dict[str, Any]
     """What the encoder comes from, and how many parameters are tuned."""
@@ -141,7 +140,7 @@ def train_step(tuning: FineTuning, batch: ItemBatch, step: int) -> None:
     pairs = batch.to(tuning.world.device)
     share = tuning.engine(cast(Tensor, pairs.images), cast(Tensor, pairs.texts))  # both towers have readers
     tuning.monitor.note(step, {"loss": share}, 1.0)
-    tuning.engine.backward(share)
+    tuning.engine.backward(share, last=True)
     tuning.monitor.update(tuning.engine)
     tuning.schedule.step()
 
@@ -155,7 +154,7 @@ class _Task:
     tracker: Tracker
 
     def start_epoch(self, epoch: int) -> int:
-        self.tuning.engine.train()
+        self.tuning.engine.module.train()
         return self.tuning.stream.steps(epoch)
 
     def windows(self, epoch: int, skip: int) -> Iterator[ItemBatch]:
@@ -187,10 +186,7 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
     pairs = ImageTextPairs(encoder.to(world.device), world)
     tuned = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
-    settings = engine_config(
-        rows=config.batch_size // world.size, zero_stage=config.zero.stage, grad_clip=config.optim.grad_clip
-    )
-    engine = make_engine(pairs, optimizer, settings, world)
+    engine = make_engine(pairs, optimizer, world, zero_stage=config.zero.stage, grad_clip=config.optim.grad_clip)
     every = config.check_every or (1 if world.device.type == "cpu" else 10)
     return FineTuning(
         config=config,
@@ -200,7 +196,7 @@ def _prepare(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, worl
         schedule=schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs)),
         world=world,
         monitor=Monitor(world, every, remedy="lower --optim.encoder_lr"),
-        watch=Watch(world, config.timeout),
+        watch=Heartbeat(world, config.timeout),
         lineage=lineage,
     )
 
@@ -216,7 +212,7 @@ def _resume(tuning: FineTuning, checkpoints: Checkpoints) -> LoopState:
 def _finish(tuning: FineTuning, loop: LoopState, run: RunFolder, tracker: Tracker) -> None:
     """Write the encoder, its configuration last: it marks the folder as complete."""
     config = tuning.config
-    with whole_parameters(tuning.engine, config.zero.stage):
+    with tuning.engine.whole():
         state = {name: value.cpu().clone() for name, value in tuning.encoder.tuned_state().items()}
     efficiency = tuning.meter.summary(tuning.world)
     losses = [line["loss"] for line in loop.history]

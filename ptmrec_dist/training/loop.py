@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 from ptmrec_dist.distributed import World, gather_rows
+from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
-from ptmrec_dist.training.engine_state import load_engine
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, load_engine
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.watch import Watch
 
 
 class Watched(Protocol):
@@ -25,7 +25,7 @@ class Watched(Protocol):
 
     world: World
     monitor: Monitor
-    watch: Watch
+    watch: Heartbeat
     meter: Meter
 
 
@@ -121,7 +121,7 @@ def _run_epoch(
 
 
 def resume_from(
-    engine: Any, checkpoints: Checkpoints, world: World, begin: LoopState, *, ordered_by_ranks: bool = True
+    engine: Engine, checkpoints: Checkpoints, world: World, begin: LoopState, *, ordered_by_ranks: bool = True
 ) -> tuple[Path | None, LoopState]:
     """Resume from the newest complete checkpoint, or start where there is none.
 

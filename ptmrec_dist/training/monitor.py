@@ -8,14 +8,13 @@ ZeRO 1 to 3 DeepSpeed looks at every gradient itself, and such an update is neve
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.engine import has_broken_gradient, update
 from ptmrec_dist.training.interrupt import Interrupt
 
 
@@ -58,7 +57,7 @@ class Monitor:
             self._steps.append(step)
             self._losses.append(values)
 
-    def update(self, engine: Any) -> None:
+    def update(self, engine: Engine) -> None:
         """Update the parameters, after a reading where one is due.
 
         Collective: every rank must call this, after it has noted the losses of the step.
@@ -70,11 +69,12 @@ class Monitor:
             UserError: A term or a gradient was not finite on some rank. The update was not made; without ZeRO, the updates
                 since the last reading may have been.
         """
-        self._broken.append(has_broken_gradient(engine).to(self._losses[-1].device).reshape(1))
+        broken = (~engine.gradient_norm().isfinite()).float()
+        self._broken.append(broken.to(self._losses[-1].device).reshape(1))
         step = self._steps[-1]
         if self.is_due:
             self.read()
-        if not update(engine):
+        if not engine.step():
             self.read()  # a loss that is not finite is the better explanation
             raise self._not_finite("the gradient", step)
 

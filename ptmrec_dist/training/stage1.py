@@ -23,9 +23,8 @@ from ptmrec_dist.distributed import barrier, join_world, require_same_random_num
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, load_engine, save_engine
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.engine_state import load_engine, save_engine
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, print_metrics
 from ptmrec_dist.training.records import RECOMMENDER_FILE
 from ptmrec_dist.training.runs import RunFolder, flatten, plain_settings, save_tensors
@@ -100,7 +99,7 @@ def train_step(stage: Stage1, users_G: Tensor, positives_G: Tensor, generator: t
     own = [rows_G.tensor_split(stage.world.size)[stage.world.rank] for rows_G in (users_G, positives_G, negatives_G)]
     loss = stage.engine(*own, len(users_G))
     stage.monitor.note(step, {"loss": loss}, 1.0)
-    stage.engine.backward(loss)
+    stage.engine.backward(loss, last=True)
     stage.monitor.update(stage.engine)
     stage.recommender.finish_step()
 

@@ -5,7 +5,6 @@ Legend: B interactions of this rank, G interactions of the global batch, E train
 
 import sys
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,16 @@ from ptmrec_dist.config import ChoosesRecommender, Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.engine import Engine, make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender, recommender_class
 from ptmrec_dist.recommenders.base import Features, Recommender
-from ptmrec_dist.training.engine import OneProcess, engine_config, make_engine
 from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.records import RunRecord
-from ptmrec_dist.watch import Watch
 
 
 class Objective(nn.Module):
@@ -96,7 +95,7 @@ class Stage1:
     """Frozen features; None for ID-only recommenders."""
     objective: Objective
     """The recommender and its features, on their device."""
-    engine: Any
+    engine: Engine
     """Turns a loss into a step."""
     users: Tensor
     """User of each training interaction, int64 [E], on the device."""
@@ -108,7 +107,7 @@ class Stage1:
     """This process and its peers."""
     monitor: Monitor
     """Reads the losses at the end of an epoch."""
-    watch: Watch
+    watch: Heartbeat
     """Watches over the ranks while they train."""
     meter: Meter = field(default_factory=Meter)
     """Time and memory of the epochs."""
@@ -186,16 +185,13 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         negatives=NegativeSampler(train, dataset.num_users, world.device),
         world=world,
         monitor=Monitor(world, every=sys.maxsize, remedy="lower --lr, or check the features for huge values"),
-        watch=Watch(world, config.timeout),
+        watch=Heartbeat(world, config.timeout),
     )
 
 
-def _engine(objective: Objective, config: Stage1Config, world: World) -> Any:
+def _engine(objective: Objective, config: Stage1Config, world: World) -> Engine:
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
-    if world.size == 1:
-        return OneProcess(objective, optimizer)
-    settings = engine_config(rows=-(-config.batch_size // world.size), zero_stage=config.zero.stage)
-    return make_engine(objective, optimizer, settings, world)
+    return make_engine(objective, optimizer, world, zero_stage=config.zero.stage)
 
 
 def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: FeatureStore | None) -> RunRecord:

@@ -21,7 +21,6 @@ from ptmrec_dist.evaluation.metrics import SELECT, selecting_part
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, writing
-from ptmrec_dist.training.engine import whole_parameters
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.loop import run_epochs
@@ -113,20 +112,13 @@ def train_step(stage: Stage2, window: list[TrainBatch], step: int) -> None:
     Raises:
         UserError: A term or a gradient was not finite on some rank; the update was not made.
     """
-    engine = stage.engine
     for index, batch in enumerate(window):
-        losses = engine(batch.to(stage.world.device), step * stage.config.accumulation + index)
+        losses = stage.engine(batch.to(stage.world.device), step * stage.config.accumulation + index)
         stage.monitor.note(step, losses, 1 / len(window))
-        last = index == len(window) - 1
-        engine.set_gradient_accumulation_boundary(last)
-        # The engine divides by the full window; a shorter one is scaled back.
-        loss = torch.stack(list(losses.values())).sum() * (stage.config.accumulation / len(window))
-        engine.backward(loss)
-        if last:
-            stage.monitor.update(engine)
-            stage.schedule.step()
-        else:
-            engine.step()
+        loss = torch.stack(list(losses.values())).sum() / len(window)
+        stage.engine.backward(loss, last=index == len(window) - 1)
+    stage.monitor.update(stage.engine)
+    stage.schedule.step()
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ class _Task:
         # On the CPU: GPUs of different models may generate different numbers from one seed, and ranks must agree.
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
         stage.tuner.recommender.start_epoch(generator)
-        stage.engine.train()
+        stage.tuner.train()
         return -(-stage.stream.steps(epoch) // config.accumulation)
 
     def windows(self, epoch: int, skip: int) -> Iterator[list[TrainBatch]]:
@@ -176,7 +168,7 @@ def _train(stage: Stage2, loop: LoopState, run: RunFolder, checkpoints: Checkpoi
 
 def _evaluate(stage: Stage2, loop: LoopState, run: RunFolder, evaluate: Evaluator, tracker: Tracker) -> None:
     """Refresh all features, evaluate, and keep the weights where they are the ones to keep so far."""
-    with whole_parameters(stage.engine, stage.config.zero.stage):
+    with stage.engine.whole():
         weights = Weights.of(stage.tuner)  # now: under ZeRO-3 a forward pass divides its parameters again
         _refresh_features(stage)
         recommender, weights = with_fitted_maps(stage, weights)

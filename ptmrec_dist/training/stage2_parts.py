@@ -13,20 +13,20 @@ from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor, TrainStream
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.engine import Engine, make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.optim import parameter_groups, schedule_of, steps_before
 from ptmrec_dist.training.records import require_encoder
-from ptmrec_dist.training.schedule import schedule_of, steps_before
 from ptmrec_dist.training.tuner import Transfer, Tuner
-from ptmrec_dist.watch import Watch
 
 Report = Callable[[dict[str, Any]], None]
 """Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value."""
@@ -42,8 +42,8 @@ class Stage2:
     """The run of stage 1."""
     tuner: Tuner
     """Encoder and recommender."""
-    engine: Any
-    """DeepSpeed's engine around the tuner."""
+    engine: Engine
+    """The engine around the tuner."""
     stream: TrainStream
     """Where steps come from."""
     schedule: LambdaLR
@@ -54,7 +54,7 @@ class Stage2:
     """This rank and its peers."""
     monitor: Monitor
     """Reads the losses, and whether to stop."""
-    watch: Watch
+    watch: Heartbeat
     """Knows where the other ranks are."""
     parameters: dict[str, int]
     """Trainable parameters: `encoder`, `recommender` and, of both, `trainable`."""
@@ -159,20 +159,21 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
     )
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=config.optim.weight_decay)
     schedule = schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs, config.accumulation))
-    settings = engine_config(
-        rows=config.batch_size // world.size,
-        zero_stage=config.zero.stage,
-        accumulation=config.accumulation,
-        grad_clip=config.optim.grad_clip,
-    )
     # Now: ZeRO-3 leaves a rank a part of each parameter.
     parameters = _parameter_counts(tuner)
     fitted = None
     if not tuner.transfer.weight:
         fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
-    engine = make_engine(tuner, optimizer, settings, world)
+    engine = make_engine(
+        tuner,
+        optimizer,
+        world,
+        zero_stage=config.zero.stage,
+        accumulation=config.accumulation,
+        grad_clip=config.optim.grad_clip,
+    )
     every = config.check_every or (1 if world.device.type == "cpu" else 10)
-    monitor, watch = Monitor(world, every), Watch(world, config.timeout)
+    monitor, watch = Monitor(world, every), Heartbeat(world, config.timeout)
     return Stage2(config, start, tuner, engine, stream, schedule, refresh, world, monitor, watch, parameters, fitted)
 
 

@@ -13,15 +13,14 @@ from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
 from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, save_engine
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.engine_state import save_engine
 from ptmrec_dist.training.evaluate import evaluate_phases, print_metrics
 from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.loop import resume_from
+from ptmrec_dist.training.optim import skip_to, steps_before
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
 from ptmrec_dist.training.runs import RunFolder, flatten, save_tensors
-from ptmrec_dist.training.schedule import skip_to, steps_before
 from ptmrec_dist.training.stage2_parts import Stage2
 from ptmrec_dist.training.tuner import Tuner
 

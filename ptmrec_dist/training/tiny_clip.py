@@ -14,11 +14,11 @@ from open_clip.transform import PreprocessCfg
 from tqdm import tqdm
 
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.engine import OneProcess
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.open_clip import Backbone, save_backbone
-from ptmrec_dist.training.engine import OneProcess
 from ptmrec_dist.training.image_text import ImageTextPairs
-from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.optim import schedule_of
 
 _TINY = {
     "embed_dim": 32,
@@ -59,7 +59,7 @@ def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, s
     with tqdm(total=steps, desc="image-text pairs", unit="step") as bar:
         for rows_B in rows:
             loss = engine(images[rows_B], tokens[rows_B])
-            engine.backward(loss)
+            engine.backward(loss, last=True)
             engine.step()
             schedule.step()
             bar.update()

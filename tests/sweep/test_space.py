@@ -100,7 +100,7 @@ def test_searched_keys_win_over_fixed_ones_and_leave_their_neighbours() -> None:
     ],
 )
 def test_ranks_are_counted_node_by_node(placement: str, nodes: list[int], ranks: int, groups: int) -> None:
-    from ptmrec_dist.cluster import _groups
+    from ptmrec_dist.distributed.cluster import _groups
 
     config = RayConfig(cpus=2, placement=placement)  # type: ignore[arg-type]
     assert _groups([{"CPU": float(cpus)} for cpus in nodes], ranks, config) == groups

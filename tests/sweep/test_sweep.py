@@ -14,8 +14,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from ptmrec_dist.cluster import record_group, remove_group
 from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
+from ptmrec_dist.distributed.cluster import record_group, remove_group
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
 from tests.conftest import Project

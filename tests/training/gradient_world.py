@@ -14,14 +14,15 @@ from ptmrec_dist.config import OptimConfig, Stage2Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pairs import InteractionMajor, TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.distributed import World, import_deepspeed, join_world
+from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.heartbeat import Heartbeat
+from ptmrec_dist.distributed.zero import import_deepspeed
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.training import stage2, tuner
-from ptmrec_dist.training.engine import engine_config, make_engine, parameter_groups
 from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.training.schedule import schedule_of
+from ptmrec_dist.training.optim import parameter_groups, schedule_of
 from ptmrec_dist.training.stage2_parts import Stage2
-from ptmrec_dist.watch import Watch
 from tests.conftest import Project
 from tests.training.tuner_world import Case, make_batch, make_tuner, term_gradients
 
@@ -117,9 +118,8 @@ def _gradients(project: Project, setting: Setting, world: World) -> dict[str, Te
     model, dataset = make_tuner(project.shards, project.features, project.clip, setting.case, ROWS)
     config = config_of(setting, world)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
-    settings = engine_config(rows=ROWS, zero_stage=setting.zero, accumulation=setting.accumulation)
-    engine = make_engine(model, optimizer, settings, world)
-    monitor, watch = Monitor(world, 1), Watch(world, 60)
+    engine: Any = make_engine(model, optimizer, world, zero_stage=setting.zero, accumulation=setting.accumulation)
+    monitor, watch = Monitor(world, 1), Heartbeat(world, 60)
     schedule = schedule_of(optimizer, "constant", 1)
     stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     whole = model.forward
@@ -133,7 +133,7 @@ def _gradients(project: Project, setting: Setting, world: World) -> dict[str, Te
             with _spied(stage.engine) as seen:
                 stage2.train_step(stage, window, 0)
             found |= {f"{name}/{term}/{parameter}": value for parameter, value in seen.items()}
-    stage.engine.destroy()
+    engine._engine.destroy()
     return found
 
 
@@ -155,14 +155,14 @@ def _spied(engine: Any) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
     step = engine.step
 
-    def look_and_step() -> None:
-        if engine.is_gradient_accumulation_boundary():
-            for name, parameter in engine.module.named_parameters():
-                if parameter.requires_grad:
-                    value = safe_get_full_grad(parameter)
-                    shape = getattr(parameter, "ds_shape", parameter.shape)
-                    seen[name] = torch.zeros(shape) if value is None else value.detach().clone().reshape(shape)
-        step()
+    def look_and_step() -> bool:
+        for name, parameter in engine.module.named_parameters():
+            if parameter.requires_grad:
+                value = safe_get_full_grad(parameter)
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                seen[name] = torch.zeros(shape) if value is None else value.detach().clone().reshape(shape)
+        done: bool = step()
+        return done
 
     engine.step = look_and_step
     try:

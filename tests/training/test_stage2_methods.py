@@ -58,8 +58,8 @@ def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: 
 
 def _trained(config: Stage2Config) -> dict[str, Any]:
     """Train; how far each of the encoder's weights moved by the last step, and which of them may."""
+
     from ptmrec_dist.training import stage2
-    from ptmrec_dist.training.engine import whole_parameters
     from ptmrec_dist.training.loaded import load_run
 
     found: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def _trained(config: Stage2Config) -> dict[str, Any]:
         fresh = stage2.check_start(config, load_run(config.stage1))
         assert fresh is not None
         before = {name: value.detach().clone() for name, value in fresh.named_parameters()}
-        with whole_parameters(stage.engine, config.zero.stage):
+        with stage.engine.whole():
             after = dict(stage.tuner.encoder.named_parameters())
             assert after.keys() == before.keys()
             found["moved"] = {n: v.detach() - before[n] for n, v in after.items() if not torch.equal(v, before[n])}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptmrec_dist.config import Schedule
-from ptmrec_dist.training.schedule import schedule_of, skip_to
+from ptmrec_dist.training.optim import schedule_of, skip_to
 
 
 def _optimizer() -> torch.optim.Optimizer:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.world import World
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 
 _STOPPED = "ptmrec/stopped"
 
 
-class Watch:
+class Heartbeat:
     """Sends heartbeats while it is open; turns the failure of a collective into a `Fault` that names rank and step.
 
     Args:
@@ -41,7 +41,7 @@ class Watch:
         self._store: Any = None
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Heartbeat":
         if self.world.size > 1:
             self._store = dist.distributed_c10d._get_default_store()
             self._thread.start()

@@ -1,12 +1,13 @@
 """Learning rates over the steps of a run."""
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ptmrec_dist.config import Schedule
+from ptmrec_dist.config import Schedule, TrainsBoth
+from ptmrec_dist.training.tuner import Tuner
 
 _WARM_UP = 0.1  # fraction of the steps
 
@@ -73,3 +74,19 @@ def skip_to(schedule: LambdaLR, done: int) -> None:
     if done:
         schedule.load_state_dict({**schedule.state_dict(), "last_epoch": done - 1, "_step_count": done + 1})
         schedule.step()
+
+
+def parameter_groups(tuner: Tuner, config: TrainsBoth) -> list[dict[str, Any]]:
+    """Split the trainable parameters by learning rate.
+
+    Args:
+        tuner: Encoder and recommender.
+        config: Settings, of which the learning rates count.
+
+    Returns:
+        Groups as torch optimisers take them; none is empty.
+    """
+    inside = [] if tuner.encoder is None else [p for p in tuner.encoder.parameters() if p.requires_grad]
+    beside = [p for p in tuner.recommender.parameters() if p.requires_grad]
+    groups = [{"params": inside, "lr": config.encoder_lr}, {"params": beside, "lr": config.optim.recommender_lr}]
+    return [group for group in groups if group["params"]]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptmrec_dist.training.tensor_file import Piece, write_pieces
+from ptmrec_dist.distributed.tensor_file import Piece, write_pieces
 
 TENSORS = {
     "b": torch.randn(3, 5),
