@@ -7,6 +7,7 @@ in `__post_init__`; what depends on the data or the encoder (a depth, a width) i
 from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
     chooses_recommender,
@@ -72,6 +73,7 @@ __all__ = [
     "EncoderOptimConfig",
     "EvaluateConfig",
     "ExperimentConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "FullConfig",
     "JointConfig",
