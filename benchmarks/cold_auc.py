@@ -28,9 +28,9 @@ def main() -> None:
     options = parser.parse_args()
     print("| | splits | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
     for way in options.ways:
-        folders = sorted(path.parent for path in options.out.glob(f"draw*/{way}/metrics.json"))
+        folders = sorted(path.parent for path in options.out.glob(f"split*/{way}/metrics.json"))
         if not folders:
-            parser.error(f"--ways: {way} has no finished run in {options.out}/draw*")
+            parser.error(f"--ways: {way} has no finished run in {options.out}/split*")
         by_user, by_item = np.array([_areas(folder) for folder in folders]).T
         print(f"| {way} | {len(folders)} | {mean_of_seeds(by_user)} | {mean_of_seeds(by_item)} |")
 

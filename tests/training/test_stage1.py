@@ -71,10 +71,10 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom", "mgcn", "smore") else set()
     assert set(metrics) == {"validation", "test"} | cold
-    # Each person likes a third of about 48 items, and most of it is masked: blind luck is about .4 at 20.
+    # Each user likes a third of about 48 items, and most of it is masked: chance level is about .4 at 20.
     assert metrics["test"]["recall@20"] > 0.7
-    if cold and recommender == "vbpr":
-        assert all(0 <= value <= 1 for part in cold for value in metrics[part].values())
+    for part in cold:  # of 9 and 3 items, whose first 20 are all of them; chance level of NDCG is .59 and .71
+        assert metrics[part]["ndcg@10"] > 0.8, part
 
 
 def _killed_in_epoch_5(config: Stage1Config) -> None:
