@@ -4,7 +4,8 @@ One rule holds for every loss: a rank computes the rows of its own users against
 is a mean over the rows of all ranks. `gather_rows` and `mean_over_ranks` keep its gradient exact, so that nothing else in the
 project multiplies by the world size.
 
-Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks, X trailing dimensions.
+Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks,
+X trailing dimensions.
 """
 
 import torch

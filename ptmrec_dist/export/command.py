@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -62,7 +61,9 @@ def export_encoder(config: ExportConfig) -> None:
     encoder.eval().requires_grad_(False)
     written = kind.modalities(encoder)
     if not written:
-        raise UserError(f"format: got {config.format}, but {config.run} has a {_kinds(encoder)}; expected {_others(encoder)}")
+        raise UserError(
+            f"format: got {config.format}, but {config.run} has a {_kinds(encoder)}; expected {_others(encoder)}"
+        )
     with staged(config.out) as fresh:
         kind.write(encoder, fresh)
         agreed = _compare(kind, encoder, fresh, written, config)
@@ -80,7 +81,9 @@ def export_encoder(config: ExportConfig) -> None:
     cosines = ", ".join(f"{modality} {cosine:.7f}" for modality, cosine in agreed.items())
     print(f"{config.out}: features equal by {record['checked_with']} (least cosine: {cosines})")
     if apart:
-        print(f"The model is the one before tuning; what was tuned is in {ADAPTER_FILE}. --format onnx has both in one graph.")
+        print(
+            f"The model is the one before tuning; what was tuned is in {ADAPTER_FILE}. --format onnx has both in one graph."
+        )
     for modality in (modality for modality in modalities if modality not in written):
         print(f"The {modality} model is not part of this format; export it by another one.")
 
@@ -108,8 +111,8 @@ def _compare(
     for modality, cosine in agreed.items():
         if cosine < _LEAST_COSINE:
             raise Fault(
-                f"export: {_LIBRARIES[config.format]} computes other {modality} features than this encoder (cosine {cosine:.6f}, "
-                f"expected {_LEAST_COSINE}); {config.out} was not written"
+                f"export: {_LIBRARIES[config.format]} computes other {modality} features than this encoder (cosine "
+                f"{cosine:.6f}, expected {_LEAST_COSINE}); {config.out} was not written"
             )
     return agreed
 
@@ -126,7 +129,11 @@ def _write_adapter(tuned: Path, folder: Path) -> None:
     """Write prompts or adapters, and what they are, beside the frozen model."""
     described = _described(tuned)
     shutil.copyfile(tuned, folder / ADAPTER_FILE)
-    config = {"peft_type": described["method"].upper(), "base_model_name_or_path": ".", **json.loads(described["settings"])}
+    config = {
+        "peft_type": described["method"].upper(),
+        "base_model_name_or_path": ".",
+        **json.loads(described["settings"]),
+    }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
 
 

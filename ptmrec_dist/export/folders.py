@@ -88,7 +88,11 @@ class TextFolder:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         read = tokenizer(
-            [prefix + text for text in texts], padding=True, truncation=True, max_length=tower.max_length, return_tensors="pt"
+            [prefix + text for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=tower.max_length,
+            return_tensors="pt",
         )
         with torch.no_grad():
             states = (model.get_encoder() if model.config.is_encoder_decoder else model)(**read).last_hidden_state

@@ -122,8 +122,15 @@ def format_named(name: str) -> Format:
         try:
             from ptmrec_dist.export.onnx import Onnx
         except ImportError as error:
-            raise UserError(f"format: onnx needs {error.name}; install ptmrec-dist[export], or choose another") from error
+            raise UserError(
+                f"format: onnx needs {error.name}; install ptmrec-dist[export], or choose another"
+            ) from error
         return Onnx()
     from ptmrec_dist.export import folders
 
-    return {"open_clip": folders.OpenClipFolder, "huggingface": folders.TextFolder, "timm": folders.TimmFolder}[name]()
+    kinds: dict[str, type[Format]] = {
+        "open_clip": folders.OpenClipFolder,
+        "huggingface": folders.TextFolder,
+        "timm": folders.TimmFolder,
+    }
+    return kinds[name]()

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import onnxscript  # noqa: F401 (torch's exporter needs it: its absence is found here)
@@ -58,36 +59,14 @@ class Onnx:
 
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Write a graph for each tower, and what its inputs are."""
-        large = sum(parameter.nbytes for parameter in encoder.parameters()) > _LARGEST_FILE
         described = {}
         for modality, tower in encoder.towers.items():
-            example = torch.cat([tower.example, tower.example])
-            shapes: dict[int, object] = {0: torch.export.Dim("batch")}
-            if modality == "text" and encoder.backbone.tokenize(_TEXTS).shape[1] != encoder.backbone.tokenize(_TEXTS[1:]).shape[1]:
-                shapes[1] = torch.export.Dim("tokens")
-            module = _Features(encoder, tower).eval()
-            with _quiet():
-                try:
-                    torch.onnx.export(
-                        module,
-                        (example,),
-                        str(folder / f"{modality}.onnx"),
-                        input_names=["inputs"],
-                        output_names=["features"],
-                        dynamic_shapes={"inputs": shapes},
-                        dynamo=True,
-                        external_data=large,
-                        verbose=False,
-                    )
-                except Exception as error:  # torch raises all kinds of errors for what ONNX cannot express
-                    reason = " ".join(str(error).split())[:300]
-                    raise UserError(
-                        f"format: torch cannot express the {modality} tower ({tower.kind}) in ONNX ({reason}); choose another format"
-                    ) from error
-            described[modality] = {
-                "shape": ["batch", *("tokens" if 1 in shapes and axis == 1 else size for axis, size in enumerate(example.shape) if axis)],
-                "dtype": str(example.dtype).removeprefix("torch."),
-            }
+            names = ["batch", *map(str, tower.example.shape[1:])]
+            if modality == "text" and len({encoder.backbone.tokenize([text]).shape[1] for text in _TEXTS}) > 1:
+                names[1] = "tokens"
+            free = {axis: torch.export.Dim(name) for axis, name in enumerate(names) if not name.isdigit()}
+            _write_graph(_Features(encoder, tower).eval(), tower, free, folder / f"{modality}.onnx")
+            described[modality] = {"shape": names, "dtype": str(tower.example.dtype).removeprefix("torch.")}
         (folder / INPUTS_FILE).write_text(json.dumps(described, indent=1))
 
     def features(self, folder: Path, encoder: Encoder, images: Sequence[Image.Image], texts: list[str]) -> Rows:
@@ -98,6 +77,27 @@ class Onnx:
             session = onnxruntime.InferenceSession(folder / f"{modality}.onnx", providers=["CPUExecutionProvider"])
             (rows[modality],) = session.run(None, {"inputs": inputs[modality].numpy()})
         return rows
+
+
+def _write_graph(features: _Features, tower: Tower, free: dict[int, Any], path: Path) -> None:
+    with _quiet():
+        try:
+            torch.onnx.export(
+                features,
+                (torch.cat([tower.example, tower.example]),),  # a batch of one would be fixed
+                str(path),
+                input_names=["inputs"],
+                output_names=["features"],
+                dynamic_shapes={"inputs": free},
+                dynamo=True,
+                external_data=sum(weight.nbytes for weight in features.parameters()) > _LARGEST_FILE,
+                verbose=False,
+            )
+        except Exception as error:  # torch raises all kinds of errors for what ONNX cannot express
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"format: onnx cannot express the {tower.kind} ({reason}); choose another format"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ptmrec_dist.config import EncoderConfig, method_config
@@ -15,7 +16,6 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.encoders.sources.vlmo.source import load_unified
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.run_folder import save_tensors
 from tests.encoders.vlmo_files import (
     HEADS,
     JOINT,
@@ -83,7 +83,9 @@ def _vlmo_block(weights: dict[str, Tensor], number: int, x: Tensor, texts: int, 
     rows = []
     for position, row in enumerate(x):
         expert = "vl" if joint and number >= LAYERS - JOINT else "text" if position < texts else "imag"
-        hidden = F.gelu(_linear(weights, f"{block}.mlp_{expert}.fc1", _norm(weights, f"{block}.norm2_{expert}", row, 1e-6)))
+        hidden = F.gelu(
+            _linear(weights, f"{block}.mlp_{expert}.fc1", _norm(weights, f"{block}.norm2_{expert}", row, 1e-6))
+        )
         rows.append(row + _linear(weights, f"{block}.mlp_{expert}.fc2", hidden))
     return torch.stack(rows)
 
@@ -102,7 +104,10 @@ def _vlmo_text(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
 
 def _vlmo_states(weights: dict[str, Tensor], image: Tensor | None, ids: list[int] | None) -> Tensor:
     """Final states of an image, a text, or a pair, without any padding."""
-    parts = [*([] if ids is None else [_vlmo_text(weights, ids)]), *([] if image is None else [_vlmo_image(weights, image)])]
+    parts = [
+        *([] if ids is None else [_vlmo_text(weights, ids)]),
+        *([] if image is None else [_vlmo_image(weights, image)]),
+    ]
     x = torch.cat(parts)
     for number in range(LAYERS):
         x = _vlmo_block(weights, number, x, 0 if ids is None else len(ids), joint=len(parts) == 2)
@@ -124,8 +129,12 @@ def _beit3_states(weights: dict[str, Tensor], image: Tensor | None, ids: list[in
         projected = (_linear(weights, f"{layer}.self_attn.{name}_proj.{way}", normed) for name in "qkv")
         inner = _norm(weights, f"{layer}.self_attn.inner_attn_ln.{way}", _attend(*projected), 1e-5)
         x = x + _linear(weights, f"{layer}.self_attn.out_proj.{way}", inner)
-        hidden = F.gelu(_linear(weights, f"{layer}.ffn.{way}.fc1", _norm(weights, f"{layer}.final_layer_norm.{way}", x, 1e-5)))
-        x = x + _linear(weights, f"{layer}.ffn.{way}.fc2", _norm(weights, f"{layer}.ffn.{way}.ffn_layernorm", hidden, 1e-5))
+        hidden = F.gelu(
+            _linear(weights, f"{layer}.ffn.{way}.fc1", _norm(weights, f"{layer}.final_layer_norm.{way}", x, 1e-5))
+        )
+        x = x + _linear(
+            weights, f"{layer}.ffn.{way}.fc2", _norm(weights, f"{layer}.ffn.{way}.ffn_layernorm", hidden, 1e-5)
+        )
     return _norm(weights, f"{stem}.layer_norm.{way}", x, 1e-5)
 
 
@@ -158,7 +167,9 @@ def test_beit3_equals_the_published_weights_written_out(beit3: Path) -> None:
         )
 
 
-def test_saved_model_is_found_by_its_folder_and_has_the_same_fingerprint(vlmo: Path, beit3: Path, tmp_path: Path) -> None:
+def test_saved_model_is_found_by_its_folder_and_has_the_same_fingerprint(
+    vlmo: Path, beit3: Path, tmp_path: Path
+) -> None:
     for name, path in (("vlmo", vlmo), ("beit3", beit3)):
         loaded = load_unified(str(path))
         save_backbone(loaded, tmp_path / name)
@@ -205,7 +216,11 @@ def _without(name: str) -> dict[str, Tensor]:
 
 
 BAD = {
-    "a missing weight of the trunk": (_without("transformer.blocks.1.norm2_text.bias"), {}, "norm2.text.bias is missing"),
+    "a missing weight of the trunk": (
+        _without("transformer.blocks.1.norm2_text.bias"),
+        {},
+        "norm2.text.bias is missing",
+    ),
     "relative positions": (
         published_vlmo() | {"transformer.blocks.0.gamma_1": torch.ones(WIDTH)},
         {},
@@ -248,7 +263,7 @@ def test_files_with_anything_but_tensors_are_refused_and_nothing_is_run(
         with pytest.raises(UserError, match=message):
             load_unified(str(path))
     path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="published.pt"):
+    with pytest.raises(UserError, match=r"cannot read|more than tensors"):
         load_unified(str(path))
     assert not (tmp_path / "was_run").exists()
     (path.parent / "vocab.txt").unlink()
@@ -299,7 +314,9 @@ def test_every_method_tunes_both_ways_and_nothing_else(
     for _ in range(2):  # the first step moves low-rank updates off zero
         optimizer.zero_grad()
         rows = _features(encoder)
-        ((rows["image"] * torch.linspace(-1, 1, WIDTH)).sum() + (rows["text"] * torch.linspace(1, -1, WIDTH)).sum()).backward()
+        (
+            (rows["image"] * torch.linspace(-1, 1, WIDTH)).sum() + (rows["text"] * torch.linspace(1, -1, WIDTH)).sum()
+        ).backward()
         optimizer.step()
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad and not name.endswith("key.bias"):  # which no softmax depends on
@@ -308,7 +325,7 @@ def test_every_method_tunes_both_ways_and_nothing_else(
     assert all(torch.equal(value, dict(encoder.named_parameters())[name]) for name, value in frozen.items())
     after = _features(encoder)
     assert all((after[modality] - before[modality]).abs().max() > 1e-3 for modality in after)
-    save_tensors(tmp_path / "tuned.safetensors", encoder.tuned_state(), encoder.description)
+    save_file(encoder.tuned_state(), tmp_path / "tuned.safetensors", encoder.description)
     again = Encoder(load_unified(str(path)), ("image", "text"))
     again.load_tuned(tmp_path / "tuned.safetensors")
     assert all(torch.equal(rows, after[modality]) for modality, rows in _features(again).items())

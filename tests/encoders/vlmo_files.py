@@ -79,8 +79,12 @@ def published_beit3(seed: int = 0) -> dict[str, Tensor]:
             for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
                 shapes |= _linear(f"{layer}.self_attn.{name}.{way}", WIDTH, WIDTH)
             shapes |= _norm(f"{layer}.self_attn.inner_attn_ln.{way}", WIDTH)
-            shapes |= _norm(f"{layer}.self_attn_layer_norm.{way}", WIDTH) | _norm(f"{layer}.final_layer_norm.{way}", WIDTH)
-            shapes |= _linear(f"{layer}.ffn.{way}.fc1", WIDTH, HIDDEN) | _linear(f"{layer}.ffn.{way}.fc2", HIDDEN, WIDTH)
+            shapes |= _norm(f"{layer}.self_attn_layer_norm.{way}", WIDTH) | _norm(
+                f"{layer}.final_layer_norm.{way}", WIDTH
+            )
+            shapes |= _linear(f"{layer}.ffn.{way}.fc1", WIDTH, HIDDEN) | _linear(
+                f"{layer}.ffn.{way}.fc2", HIDDEN, WIDTH
+            )
             shapes |= _norm(f"{layer}.ffn.{way}.ffn_layernorm", HIDDEN)
     return _random(shapes, seed)
 

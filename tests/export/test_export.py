@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, method_config
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save_backbone
 from ptmrec_dist.export.command import ADAPTER_CONFIG, ADAPTER_FILE, RECORD_FILE
-from ptmrec_dist.export.formats import least_cosine
 from ptmrec_dist.export.folders import OpenClipFolder
-from ptmrec_dist.training.run_folder import save_tensors
+from ptmrec_dist.export.formats import least_cosine
 from tests.conftest import Project
 
 TEXTS = ["a red thing", "two", "the long way home over the hills"]
@@ -31,7 +31,9 @@ METHODS = {"prompt": {"length": 2}, "lora": {"rank": 2}, "adapter": {"bottleneck
 
 def _pictures() -> list[Image.Image]:
     rng = np.random.default_rng(1)
-    return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (64, 64, 3), (20, 9, 3))]
+    return [
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in ((40, 60, 3), (64, 64, 3), (20, 9, 3))
+    ]
 
 
 def _tuned(source: EncoderConfig, folder: Path, method: str) -> Path:
@@ -45,7 +47,7 @@ def _tuned(source: EncoderConfig, folder: Path, method: str) -> Path:
         name: value + 0.03 * torch.randn(value.shape, generator=generator)
         for name, value in encoder.tuned_state().items()
     }
-    save_tensors(folder / TUNED_FILE, state, encoder.description)
+    save_file(state, folder / TUNED_FILE, encoder.description)
     return folder
 
 
@@ -124,7 +126,7 @@ def test_onnx_graphs_hold_every_method_and_take_any_batch(
     described = json.loads((tmp_path / "out" / "inputs.json").read_text())
     for modality, given in inputs.items():
         session = onnxruntime.InferenceSession(tmp_path / "out" / f"{modality}.onnx")
-        assert described[modality]["shape"][1:] == list(given.shape[1:])
+        assert described[modality]["shape"] == ["batch", *map(str, given.shape[1:])]
         for batch in (1, 3):
             (rows,) = session.run(None, {"inputs": given[:batch]})
             np.testing.assert_allclose(rows, ours[modality][:batch], atol=1e-5)
@@ -175,7 +177,11 @@ def test_a_run_of_stage_2_is_exported_with_its_tuned_weights(tiny_project: Proje
 
 
 def test_exports_that_cannot_be_are_refused_before_anything_is_written(
-    tiny_clip: Path, tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_clip: Path,
+    tiny_project: Project,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refused(run: Path, form: str, message: str, out: str = "out") -> None:
         assert _export(run, form, tmp_path / out) == 2

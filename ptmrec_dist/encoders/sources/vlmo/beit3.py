@@ -109,7 +109,7 @@ class Beit3(nn.Module):
         )
         self.norm = nn.ModuleDict({name: nn.LayerNorm(config.width, eps=_EPS) for name in ("image", "text")})
         self.heads = Heads(config.width)
-        self.paths = {name: list(blocks) for name, blocks in self.blocks.items()}  # type: ignore[arg-type]
+        self.paths = {name: list(blocks) for name, blocks in self.blocks.items()}  # type: ignore[call-overload]
         self.apply(initialise)
 
     def encode_image(self, pixels: Tensor) -> Tensor:

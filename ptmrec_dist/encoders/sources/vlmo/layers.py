@@ -93,8 +93,10 @@ class Path(nn.Module):
         Returns:
             [B, N, D].
         """
-        tokens_BND = tokens_BND + self.attn(self.norm1(tokens_BND), seen)
-        return tokens_BND + self.mlp(self.norm2(tokens_BND))
+        attended_BND: Tensor = self.attn(self.norm1(tokens_BND), seen)
+        tokens_BND = tokens_BND + attended_BND
+        transformed_BND: Tensor = self.mlp(self.norm2(tokens_BND))
+        return tokens_BND + transformed_BND
 
 
 class Patches(nn.Module):

@@ -225,6 +225,22 @@ class Vlmo(nn.Module):
         states_BND: Tensor = self.norm(run(self.paths["text"], self._embed_text(ids_BN), seen))
         return states_BND
 
+    def trained_by(self, objective: str) -> list[nn.Parameter]:
+        """Return what an objective trains besides what features depend on.
+
+        Args:
+            objective: `itc`, `itm` or `mlm`.
+
+        Returns:
+            Its heads, and for `itm` and `mlm` the experts of pairs.
+        """
+        heads = self.heads
+        if objective == "itc":
+            return [*heads.image.parameters(), *heads.text.parameters(), heads.logit_scale]
+        joint = [module for name, module in self.named_modules() if name.endswith((".norm2.joint", ".mlp.joint"))]
+        own: list[nn.Module] = [heads.words] if objective == "mlm" else [heads.pooler, heads.matching]
+        return [parameter for module in own + joint for parameter in module.parameters()]
+
     def encode_pair(self, pixels: Tensor, ids_BN: Tensor) -> Tensor:
         """Encode pairs of image and text together.
 
@@ -244,10 +260,13 @@ class Vlmo(nn.Module):
         return states
 
     def _embed_image(self, pixels: Tensor) -> Tensor:
-        embedded_BMD: Tensor = self.image_embedding(pixels)
-        return embedded_BMD + self.types(torch.ones(1, dtype=torch.long, device=pixels.device))
+        embedded_BMD: Tensor = self.image_embedding(pixels) + self._type(1, pixels)
+        return embedded_BMD
 
     def _embed_text(self, ids_BN: Tensor) -> Tensor:
-        embedded_BND: Tensor = self.text_embedding(ids_BN)
-        return embedded_BND + self.types(torch.zeros(1, dtype=torch.long, device=ids_BN.device))
+        embedded_BND: Tensor = self.text_embedding(ids_BN) + self._type(0, ids_BN)
+        return embedded_BND
 
+    def _type(self, number: int, inputs: Tensor) -> Tensor:
+        row_1D: Tensor = self.types(torch.full((1,), number, device=inputs.device))
+        return row_1D

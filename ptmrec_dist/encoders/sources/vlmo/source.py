@@ -6,17 +6,19 @@ a `config.json` where its sizes are not those of a published model; nothing in a
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from ptmrec_dist.encoders.base import Backbone, Tower, weights_digest
+from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, Tower, weights_digest
 from ptmrec_dist.encoders.sources.vlmo import published
 from ptmrec_dist.encoders.sources.vlmo.beit3 import Beit3, Beit3Config
 from ptmrec_dist.encoders.sources.vlmo.model import Vlmo, VlmoConfig
@@ -28,7 +30,15 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TINY = "tiny"
 """Name of the small VLMo that needs no file."""
 _TINY = VlmoConfig(
-    width=64, layers=4, joint_layers=1, heads=4, hidden=256, image_size=64, patch_size=16, text_length=64, vocabulary=109
+    width=64,
+    layers=4,
+    joint_layers=1,
+    heads=4,
+    hidden=256,
+    image_size=64,
+    patch_size=16,
+    text_length=64,
+    vocabulary=109,
 )
 _KINDS: dict[str, tuple[type[Any], type[Any]]] = {"vlmo": (Vlmo, VlmoConfig), "beit3": (Beit3, Beit3Config)}
 _log = logging.getLogger(__name__)
@@ -58,7 +68,8 @@ class Unified(Backbone):
     def load_image(self, image: Image.Image) -> Tensor:
         """Resize an image to a square, whatever its shape, to uint8 [3, S, S]."""
         side = self.image_size
-        return pil_to_tensor(resize(image.convert("RGB"), [side, side], InterpolationMode.BICUBIC))
+        pixels: Tensor = pil_to_tensor(resize(image.convert("RGB"), [side, side], InterpolationMode.BICUBIC))
+        return pixels
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Convert B texts to token ids, int64 [B, N]."""
@@ -72,6 +83,21 @@ class Unified(Backbone):
         """Return the tower of a modality; in a VLMo both share attention."""
         example = example_image(self.image_size) if modality == "image" else self.tokens(["a photo of a cup"])
         return ExpertTower(self.model, modality, self.features, example)
+
+    def heads(self, objective: str) -> Sequence[nn.Parameter]:
+        """Heads of the objective; those that read pairs train the experts of pairs, too."""
+        if isinstance(self.model, Vlmo):
+            return self.model.trained_by(objective)
+        super().heads(objective)  # refuses all but contrast
+        return list(self.model.heads.parameters())
+
+    def contrasted(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Project features by the heads of contrast, unless they are these projections already."""
+        heads = self.model.heads
+        images, texts = features["image"], features["text"]
+        if self.features == "class_token":  # its length does not matter: the projections are linear
+            images, texts = F.normalize(heads.image(images), dim=1), F.normalize(heads.text(texts), dim=1)
+        return images, texts, heads.logit_scale.exp().clamp(max=LARGEST_SCALE)
 
     def save(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors` and `tokenizer.json`."""
@@ -154,7 +180,9 @@ def _model(path: Path, settings: dict[str, Any]) -> Vlmo | Beit3:
     weights = published.read_weights(path)
     kind = settings.pop("model_type", "beit3" if published.is_beit3(weights) else "vlmo")
     if kind not in _KINDS:
-        raise UserError(f"encoder.model: {path.parent / CONFIG_FILE} has model_type {kind!r}; expected {' or '.join(_KINDS)}")
+        raise UserError(
+            f"encoder.model: {path.parent / CONFIG_FILE} has model_type {kind!r}; expected {' or '.join(_KINDS)}"
+        )
     weights = published.renamed(kind, weights)
     make, sizes = _KINDS[kind]
     try:
@@ -171,8 +199,9 @@ def _model(path: Path, settings: dict[str, Any]) -> Vlmo | Beit3:
     if odd or len(lacking) > len(heads):
         name = next(iter(odd or set(lacking) - set(heads)))
         raise UserError(
-            f"encoder.model: the weights in {path} do not fit a {kind} of these sizes ({name} is {_fault(name, weights, expected)}); "
-            "expected VLMo Base-Plus or BEiT-3, or a config.json with other sizes beside them"
+            f"encoder.model: the weights in {path} do not fit a {kind} of these sizes ({name} is "
+            f"{_fault(name, weights, expected)}); expected VLMo Base-Plus or BEiT-3, or a config.json with other sizes beside "
+            "them"
         )
     if heads:
         _log.warning("encoder.model: %s has no weights of %s; they start at random", path, ", ".join(heads))
