@@ -206,6 +206,7 @@ def log_a_trial(uri: str, parent: str) -> str | None:
     return tracker.run_id
 
 
+@pytest.mark.slow
 def test_four_trials_of_two_ranks_log_at_once_and_nothing_is_lost_or_doubled(backend, store, start):
     with start(name="sweep") as parent:
         runs = run_on_ranks(2 * TRIALS, log_a_trial, backend.uri, parent.run_id)

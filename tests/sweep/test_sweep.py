@@ -20,6 +20,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
 from tests.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 TEST_FILES = ("test.parquet", "cold_test.parquet")
 EPOCHS = 4
 

@@ -24,6 +24,7 @@ from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import REPOSITORY, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, free_port, run_on_ranks
 from tests.tiny_clip import write_tiny_clip
+from tests.vectors import all_vectors
 
 
 def _config(project: Project, out: Path, **changes: Any) -> Stage2Config:
@@ -78,6 +79,7 @@ def test_without_tuning_the_features_stay_as_they_are(tiny_project: Project, tmp
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_epoch_that_is_asked_for_is_kept(tiny_project: Project, tmp_path: Path, keep: str) -> None:
     optim = OptimConfig(encoder_lr=1.0, recommender_lr=30.0, schedule="constant")  # an epoch that does harm
@@ -107,6 +109,7 @@ def _assert_equal_runs(found: Path, expected: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["item", "interaction"])
 def test_ranks_and_zero_stages_learn_the_same(tiny_project: Project, tmp_path: Path, batching: str) -> None:
     """An epoch is one batch, so that it is the same on any number of ranks: only the order of additions differs."""
@@ -122,6 +125,7 @@ def test_ranks_and_zero_stages_learn_the_same(tiny_project: Project, tmp_path: P
         assert (value - start[name]).abs().max() > 1e-2, name  # a thousand times what they may differ by
 
 
+@pytest.mark.slow
 def test_zero_stages_accumulate_the_same(tiny_project: Project, tmp_path: Path) -> None:
     for stage in (0, 1, 2, 3):
         out = tmp_path / f"zero{stage}"
@@ -144,6 +148,7 @@ def _killed_at_step(config: Stage2Config, step: int) -> None:
     train_stage2(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero", "ranks", "step"), [(1, 1, 1), (2, 2, 3), (3, 2, 6)])
 def test_a_killed_run_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, zero: int, ranks: int, step: int
@@ -163,6 +168,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
     assert not (broken / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_share_the_features_of_a_refresh(tiny_project: Project, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = _config(tiny_project, out, checkpoint_every=1, keep_checkpoints=20)
@@ -200,6 +206,7 @@ def _asked_to_stop_at_step(config: Stage2Config, step: int) -> str:
     return "returned"
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(
     tiny_project: Project, tmp_path: Path
 ) -> None:
@@ -213,6 +220,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_step_and_the_run_goes_on(
     assert _json(broken / "metrics.json") == _json(whole / "metrics.json")
 
 
+@pytest.mark.slow
 def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path
 ) -> None:
@@ -239,6 +247,7 @@ def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_u
         assert (broken / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_project: Project, tmp_path: Path) -> None:
     run_on_ranks(2, train_stage2, _config(tiny_project, tmp_path / "ranks", epochs=1))
@@ -259,6 +268,7 @@ def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_project: Project, tmp
     assert _json(tmp_path / "launched" / "metrics.json") == _json(tmp_path / "ranks" / "metrics.json")
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("precision", "fraction"), [("fp32", 0.01), ("bf16", 0.3)])
@@ -269,7 +279,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny_project: Project, tmp_path: Path, p
     runs = [load_run(run) for run in (tiny_project.stage1, tmp_path / "cpu", tmp_path / "cuda")]
     found = [dict(run.features) for run in runs]
     for tables, run in zip(found, runs, strict=True):
-        users, items = run.recommender.representations(run.features)
+        users, items = all_vectors(run.recommender, run.features, run.dataset.num_users)
         tables["scores"] = users @ items.T
     for name, (start, cpu, gpu) in {name: [tables[name] for tables in found] for name in found[0]}.items():
         assert (gpu - cpu).norm() < fraction * (cpu - start).norm(), name
