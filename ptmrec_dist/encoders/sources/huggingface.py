@@ -37,6 +37,8 @@ PADDING = -1
 _INDEX_FILE = "model.safetensors.index.json"
 _LENGTH_FILES, _PROMPTS_FILE = "sentence_*_config.json", "config_sentence_transformers.json"
 _HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors", "local_files_only"}
+_T5 = ("t5", "mt5", "umt5")
+"""Models of an encoder and a decoder, of which sentence encoders are the first."""
 _UNLIMITED = 10**9
 """Tokenizers without a maximum length name a huge one."""
 _COPIED = ("*.json", "*.txt", "*.model")  # configuration and tokenizer; never code or pickles
@@ -95,8 +97,9 @@ class SentenceTower:
         self.model, self.tokenizer, self.max_length, self.prefix = model, tokenizer, max_length, prefix
         self._lower_case, self._folder, self._modules = lower_case, folder, modules
         self.kind = type(model.transformer).__name__
-        self.blocks, self.layout = hugging_face_blocks(model.transformer)
         config = read_settings(modules.transformer / "config.json", dict)
+        stack: Any = model.transformer.encoder if config["model_type"] in _T5 else model.transformer
+        self.blocks, self.layout = hugging_face_blocks(stack)
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
         self._pad_id = next(number for number in ids if number is not None)
         model.pooling.skip = 0 if modules.include_prompt else self._prefix_tokens()
@@ -245,7 +248,9 @@ def _loaded(folder: Path) -> tuple[nn.Module, Any]:
     try:
         hf_logging.set_verbosity_error()
         hf_logging.disable_progress_bar()
-        model, report = transformers.AutoModel.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        kind = transformers.AutoModelForTextEncoding if config.model_type in _T5 else transformers.AutoModel
+        model, report = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
@@ -256,20 +261,21 @@ def _loaded(folder: Path) -> tuple[nn.Module, Any]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-    kept = model.get_encoder() if model.config.is_encoder_decoder else model
-    if getattr(kept, "pooler", None) is not None:
-        kept.pooler = None  # features are pooled from the states
-    kept.config.use_cache = False
-    used = {id(value) for value in kept.state_dict(keep_vars=True).values()}
-    lacking = report["missing_keys"]  # transformers would leave them at random
-    random = [name for name, value in model.state_dict(keep_vars=True).items() if name in lacking and id(value) in used]
+    if isinstance(getattr(model, "decoder", None), nn.Module):
+        raise UserError(
+            f"{OPTION}: {folder} is an encoder with a decoder ({model.config.model_type}); expected one of the two, or a T5"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # features are pooled from the states
+    model.config.use_cache = False
+    random = sorted(report["missing_keys"] & model.state_dict().keys())  # transformers leaves them at random
     if random:
         raise UserError(
             f"{OPTION}: the weights of {folder} lack {len(random)} of the model's ({random[0]}); check config.json"
         )
     if not tokenizer.is_fast:
         raise UserError(f"{OPTION}: {folder} has no fast tokenizer (tokenizer.json); choose another model")
-    return kept, tokenizer
+    return model, tokenizer
 
 
 def _positions(model: Any) -> int | None:
