@@ -4,9 +4,17 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on the data or the encoder (a depth, a width) is checked where those are known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
+from ptmrec_dist.config.common import (
+    EncoderConfig,
+    Modalities,
+    RayConfig,
+    ReadsRun,
+    TrackingConfig,
+    encoder_label,
+)
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
     chooses_recommender,
@@ -72,6 +80,7 @@ __all__ = [
     "EncoderOptimConfig",
     "EvaluateConfig",
     "ExperimentConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "FullConfig",
     "JointConfig",
@@ -108,6 +117,7 @@ __all__ = [
     "as_declared",
     "build",
     "chooses_recommender",
+    "encoder_label",
     "from_plain",
     "groups",
     "merged",

@@ -3,7 +3,9 @@
 Legend: B batch, D width.
 """
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
-from ptmrec_dist.encoders.base import checkpoint_blocks
-from ptmrec_dist.encoders.sources.open_clip import Backbone, load_backbone
+from ptmrec_dist.encoders.base import Backbone, checkpoint_blocks
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
@@ -41,7 +43,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.clip = backbone.clip
+        self.model = backbone.model
         self.precision = precision
         self.towers = {modality: backbone.tower(modality) for modality in modalities}
         self.prompts = nn.ModuleDict()
@@ -63,7 +65,7 @@ class Encoder(nn.Module):
             The encoder.
         """
         super().train(mode)
-        self.clip.eval()
+        self.model.eval()
         return self
 
     @property
@@ -71,18 +73,25 @@ class Encoder(nn.Module):
         """Width of each modality's features."""
         return {modality: tower.out_width for modality, tower in self.towers.items()}
 
-    def tune(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
+    def tune(
+        self,
+        method: str,
+        settings: MethodConfig | None,
+        generator: torch.Generator,
+        objectives: Sequence[str] = (),
+    ) -> None:
         """Attach a tuning method to the towers; afterwards exactly the weights that it trains require gradients.
 
         Args:
             method: Name of the method.
             settings: Its settings; by default its defaults.
             generator: Source of the initial values.
+            objectives: Objectives on pairs of image and text (`itc`, `itm`, `mlm`), whose heads are trained too.
 
         Raises:
             UserError: A method that a tower does not support, or that would tune nothing.
         """
-        self._attach(method, settings or method_entry(method).config(), generator)
+        self._attach(method, settings or method_entry(method).config(), generator, objectives)
         if isinstance(settings, TowersConfig) and not self.num_tuned:
             raise UserError(
                 f"{method}.towers: got {settings.towers!r}, but only the {' and '.join(self.towers)} tower is in use; "
@@ -93,28 +102,34 @@ class Encoder(nn.Module):
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
         self._method.merge(self.towers)
 
-    def _attach(self, method: str, settings: MethodConfig, generator: torch.Generator) -> None:
+    def _attach(
+        self, method: str, settings: MethodConfig, generator: torch.Generator, objectives: Sequence[str]
+    ) -> None:
         if method == "prompt" and self.prompts:
             raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
         self._method: TuningMethod[MethodConfig] = method_entry(method).load()(settings)
         chosen = self._method.chosen(self.towers)
         self.prompts.update(self._method.attach(chosen, generator) if chosen else {})
+        for parameter in itertools.chain.from_iterable(map(self.backbone.heads, objectives)):
+            parameter.requires_grad_()
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._tuned, self.num_tuned = frozenset(tuned), sum(tuned.values())
         self.description = {"method": method, "settings": json.dumps(asdict(settings))}
+        if objectives:
+            self.description["objectives"] = ",".join(objectives)
 
     def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
         """Encode a batch of items.
 
-        Features have length 1: CLIP was trained on cosines, so the length of its outputs carries no information, and on raw
-        outputs (of length about 14) the recommenders' projections learn worse.
+        Features have length 1, unless the backbone is raw: CLIP was trained on cosines, so the length of its outputs carries
+        no information, and on raw outputs (of length about 14) the recommenders' projections learn worse.
 
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
             texts: Token ids int64 [B, N]; not needed without the text tower.
 
         Returns:
-            Modality to features float32 [B, D], of length 1.
+            Modality to features float32 [B, D].
         """
         inputs = {"image": images, "text": texts}
         features: dict[str, Tensor] = {}
@@ -127,7 +142,8 @@ class Encoder(nn.Module):
                 given = tower.example.to(given.device)
             with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 encoded_BD = tower.encode(given)
-            features[modality] = F.normalize(encoded_BD.float(), dim=1)[:count]
+            encoded_BD = encoded_BD.float()[:count]
+            features[modality] = encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
         return features
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -162,11 +178,12 @@ class Encoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 described = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                state = {_renamed(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             settings = method_config(described["method"], **json.loads(described["settings"]))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
-        self._attach(described["method"], settings, torch.Generator())
+        objectives = described["objectives"].split(",") if "objectives" in described else ()
+        self._attach(described["method"], settings, torch.Generator(), objectives)
         fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         # An encoder that runs one tower takes that tower's weights.
@@ -177,6 +194,11 @@ class Encoder(nn.Module):
             )
         for name, value in self.tuned_state().items():
             value.copy_(state[name])
+
+
+def _renamed(name: str) -> str:
+    """The name of a weight; version 0.1 called every model `clip`."""
+    return "model." + name.removeprefix("clip.") if name.startswith("clip.") else name
 
 
 def load_encoder(

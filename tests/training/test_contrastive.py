@@ -31,7 +31,7 @@ from ptmrec_dist.data.synthetic import generate_pairs
 from ptmrec_dist.distributed import World, gather_rows, join_world, mean_over_ranks, sum_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.features import extract_features, reader_of
-from ptmrec_dist.encoders.sources.open_clip import load_backbone, load_backbone_of, save_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import INPUTS_FILE
 from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
