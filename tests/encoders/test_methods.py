@@ -127,6 +127,7 @@ def test_training_moves_everything_that_is_tuned_and_no_bit_of_the_rest(folder: 
     assert F.cosine_similarity(_encode(encoder), features).max() < 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_tuned_weights_are_saved_alone_and_give_an_equal_encoder(folder: Path, tmp_path: Path, method: str) -> None:
     encoder = _encoder(folder, method)
