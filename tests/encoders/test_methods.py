@@ -18,10 +18,10 @@ from ptmrec_dist.config import (
     MethodConfig,
     PromptConfig,
 )
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
 
 TEXTS = ["a red cup", "two", "the long way home over the hills and far away from everything else", "blue"]
