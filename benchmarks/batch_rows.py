@@ -66,7 +66,7 @@ def _batch(items: int, seed: int) -> TrainBatch:
     rng = np.random.default_rng(seed)
     content = ItemBatch(torch.from_numpy(rng.choice(items, BATCH, replace=False)), None, None)
     rows = BATCH * ROWS_PER_ITEM
-    return TrainBatch.of(content, rng.integers(0, USERS, rows), np.arange(rows) % BATCH)
+    return TrainBatch.of(content, rng.integers(0, USERS, rows), np.arange(rows) % BATCH, np.arange(rows))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import load_run
@@ -28,9 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     print("| | splits | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
     for way in options.ways:
-        folders = sorted(path.parent for path in options.out.glob(f"draw*/{way}/metrics.json"))
+        folders = sorted(path.parent for path in options.out.glob(f"split*/{way}/metrics.json"))
         if not folders:
-            parser.error(f"--ways: {way} has no finished run in {options.out}/draw*")
+            parser.error(f"--ways: {way} has no finished run in {options.out}/split*")
         by_user, by_item = np.array([_areas(folder) for folder in folders]).T
         print(f"| {way} | {len(folders)} | {mean_of_seeds(by_user)} | {mean_of_seeds(by_item)} |")
 
@@ -39,8 +40,12 @@ def _areas(folder: Path) -> tuple[float, float]:
     run = load_run(folder)
     part = Evaluator(run.dataset, "validation")
     assert part.cold_items is not None, f"{run.dataset.folder} has no cold items"
-    users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(part.cold_items))
-    scores_UC = (users_UD @ items_CD.T).detach().numpy()
+    model, cold = run.recommender.eval(), torch.from_numpy(part.cold_items)
+    recent = recent_items(model, run.dataset, ("train",), torch.device("cpu"))
+    with torch.no_grad():
+        items_CD = model.cold_items({modality: table[cold] for modality, table in run.features.items()})
+        users_UD = scorer_of(model, run.features, recent).users(np.arange(run.dataset.num_users))
+        scores_UC = model.score(users_UD, items_CD).numpy()
     taken_UC = np.zeros(scores_UC.shape, dtype=bool)
     taken_UC[part.cold_positives.users, np.searchsorted(part.cold_items, part.cold_positives.items)] = True
     ranks_UC = rankdata(scores_UC, axis=1)  # scores of different users are on different scales

@@ -32,7 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("items", "images", "interactions", "encoder", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2], help="seeds of the splits")
+    parser.add_argument("--splits", type=int, nargs="+", default=[0, 1, 2], help="seeds of the splits")
+    parser.add_argument("--draws", type=_renamed, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--stage1", default="--recommender vbpr", help="flags of stage 1")
     parser.add_argument("--stage2", default="", help="common flags of stage 2")
     parser.add_argument("--metric", default="recall@20")
@@ -44,16 +45,20 @@ def main() -> None:
     options = parser.parse_args()
     variants = dict(text.split("=", 1) for text in options.variant or VARIANTS)
     with ThreadPoolExecutor(options.processes) as pool:
-        list(pool.map(lambda split: _start(options, split), options.draws))
-        jobs = [(split, name) for name in variants for split in options.draws]
+        list(pool.map(lambda split: _start(options, split), options.splits))
+        jobs = [(split, name) for name in variants for split in options.splits]
         list(pool.map(lambda job: _tune(options, *job, variants[job[1]]), jobs))
     for part in ("cold_validation", "validation") + (("cold_test", "test") if options.test else ()):
         _print_table(options, part, ["stage1", *variants])
 
 
+def _renamed(value: str) -> str:
+    raise argparse.ArgumentTypeError(f"got {value}; the option is --splits now")
+
+
 def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> None:
     """A metric of every variant, its gain over stage 1, and a paired t-test over splits."""
-    found = {name: np.array([_value(options, split, name, part) for split in options.draws]) for name in names}
+    found = {name: np.array([_value(options, split, name, part) for split in options.splits]) for name in names}
     start = found["stage1"]
     print(f"\n| {part} | {options.metric} | over stage 1 | p | by split |\n| --- | --- | --- | --- | --- |")
     for name, values in found.items():
@@ -64,12 +69,12 @@ def _print_table(options: argparse.Namespace, part: str, names: list[str]) -> No
 
 
 def _value(options: argparse.Namespace, split: int, name: str, part: str) -> float:
-    metrics: dict[str, Any] = json.loads((options.out / f"draw{split}" / name / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((options.out / f"split{split}" / name / "metrics.json").read_text())
     return float(metrics[part][options.metric])
 
 
 def _start(options: argparse.Namespace, split: int) -> None:
-    out = options.out / f"draw{split}"
+    out = options.out / f"split{split}"
     shards, features, stage1 = out / "shards", out / "features", out / "stage1"
     tables = ("--items", options.items, "--images", options.images, "--interactions", options.interactions)
     if not (shards / "manifest.json").exists():
@@ -82,7 +87,7 @@ def _start(options: argparse.Namespace, split: int) -> None:
 
 
 def _tune(options: argparse.Namespace, split: int, name: str, flags: str) -> None:
-    out = options.out / f"draw{split}"
+    out = options.out / f"split{split}"
     inputs = ("--stage1", out / "stage1", "--out", out / name, "--seed", split)
     if not (out / name / "metrics.json").exists():
         _ptmrec(options, "stage2", *inputs, *UNTRACKED, *shlex.split(options.stage2), *shlex.split(flags))

@@ -28,7 +28,7 @@ from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.evaluation import ranking
 from ptmrec_dist.evaluation.geometry import taste_alignment
 from ptmrec_dist.evaluation.ranking import rank_positives
-from ptmrec_dist.evaluation.scoring import top_items
+from ptmrec_dist.evaluation.scoring import table_scorer, top_items
 from ptmrec_dist.recommenders.multi_view import info_nce
 from ptmrec_dist.serving import fold_in
 from ptmrec_dist.serving.fold_in import PRIOR, fit_fold_in
@@ -147,7 +147,7 @@ def _constant(before: bool, scale: float) -> Call:
     positives = Histories(_interactions(20_000, len(users), number), len(users), number)
     if before:
         ranking._ranks_of_block = _ranks_of_all_at_once
-    return partial(rank_positives, users, items, positives, None)
+    return partial(rank_positives, table_scorer(users, items), positives, None)
 
 
 def _ranks_of_all_at_once(scores_BC: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
@@ -169,7 +169,8 @@ def _evaluations(before: bool, scale: float) -> Call:
 
     def evaluate() -> None:
         for _ in range(10):
-            top_items(users[:1000], items, some, Histories(seen, len(users), len(items)) if before else once, 20)
+            hidden = Histories(seen, len(users), len(items)) if before else once
+            top_items(table_scorer(users, items), some, hidden, 20)
 
     return evaluate
 

@@ -139,7 +139,8 @@ def _batch(stage: Stage2, size: int, seed: int) -> TrainBatch:
     texts = encoder.tokenize([f"product number {number} of a popular category, {seed}" for number in range(size)])
     items = torch.randperm(ITEMS, generator=generator)[:size]
     rows = size * ROWS_PER_ITEM
-    return TrainBatch.of(ItemBatch(items, images, texts), rng.integers(0, USERS, rows), np.arange(rows) % size)
+    content = ItemBatch(items, images, texts)
+    return TrainBatch.of(content, rng.integers(0, USERS, rows), np.arange(rows) % size, np.arange(rows))
 
 
 def _backbone(model: str) -> Backbone:

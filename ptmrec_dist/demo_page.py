@@ -4,6 +4,7 @@ Legend: B users shown, K items of a row.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,13 +140,20 @@ def _recommended(dataset: Dataset, users: np.ndarray) -> list[list[int]]:
 
 def _new_items(folder: Path, dataset: Dataset, users: np.ndarray) -> np.ndarray:
     """The held-out cold items that a run ranks first for each of them, int64 [B, K]."""
-    from ptmrec_dist.evaluation.scoring import top_items
+    from ptmrec_dist.evaluation.scoring import recent_items, scorer_of, top_items
     from ptmrec_dist.training.loaded import load_run
 
     run, cold = load_run(folder), dataset.cold_items("cold_test")
+    recommender, recent = (
+        run.recommender.eval(),
+        recent_items(run.recommender, dataset, ("train",), torch.device("cpu")),
+    )
     with torch.no_grad():
-        users_UD, items_CD = run.recommender.cold_representations(run.features, torch.from_numpy(cold))
-        columns_BK, _ = top_items(users_UD[users], items_CD, users, None, _ROW)
+        items_CD = recommender.cold_items(
+            {modality: table[torch.from_numpy(cold)] for modality, table in run.features.items()}
+        )
+    scorer = replace(scorer_of(recommender, run.features, recent), items=items_CD)
+    columns_BK, _ = top_items(scorer, users, None, _ROW)
     return np.asarray(cold[columns_BK.numpy()])
 
 

@@ -1,4 +1,4 @@
-"""What several rooms of tests share: real data where it is, and a tiny project that every chain of commands can run on."""
+"""Fixtures of several folders: real data where it is present, and a tiny project that every chain of commands can run on."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -132,7 +132,7 @@ def make_project(folder: Path, clip: Path) -> Project:
 
 
 def write_source(folder: Path, num_items: int, num_users: int) -> None:
-    """A catalogue of coloured squares, and people who each like one colour."""
+    """A catalogue of coloured squares, and users who each like one colour."""
     rng = np.random.default_rng(0)
     colours = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 200)}
     names = [list(colours)[item % 3] for item in range(num_items)]

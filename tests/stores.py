@@ -18,7 +18,7 @@ import pytest
 
 from tests.ranks import free_port
 
-KINDS = ("sqlite", "postgresql")
+KINDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.slow))
 _PATIENCE = 900  # seconds; a busy machine needs far more than a quiet one
 
 

@@ -41,6 +41,7 @@ def test_the_page_counts_products_and_users_of_the_packed_data(tiny_project: Pro
     assert f"{dataset.num_items:,} products and {dataset.num_users:,} users" in first
 
 
+@pytest.mark.slow
 def test_the_demo_promotes_its_model_through_the_gate_and_the_champion_answers(tmp_path: Path) -> None:
     """The whole command, in minutes: what README promises first."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}

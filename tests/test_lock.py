@@ -1,4 +1,4 @@
-"""One command at a time writes an output: the second is told who holds it, and what a killed one leaves is no hindrance."""
+"""One command at a time writes an output: the second names the holder, and a lock left by a killed process does not block."""
 
 import json
 import multiprocessing

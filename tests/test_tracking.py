@@ -22,7 +22,7 @@ ON = TrackingConfig(experiment="films")
 
 
 @pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A fresh store: the default one in the working directory, or a server on PostgreSQL."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RANK", raising=False)
@@ -37,8 +37,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def store(place: Store) -> MlflowClient:
-    return MlflowClient(place.uri)
+def store(backend: Store) -> MlflowClient:
+    return MlflowClient(backend.uri)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_run_holds_settings_metrics_tags_and_files(store, start, tmp_path):
     assert [file.path for file in store.list_artifacts(tracker.run_id)] == ["metrics.json"]
 
 
-def test_run_gone_on_with_doubles_nothing(store, start):
+def test_resumed_run_doubles_nothing(store, start):
     with start(params={"lr": 0.1}) as first:
         for step in (1, 2, 3):
             first.metrics({"loss": 1 / step, "validation.recall@20": step / 10}, step)
@@ -176,14 +176,14 @@ def test_server_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_store_that_fails_for_a_while_stops_nothing_and_loses_nothing(place, store, start, tmp_path, caplog):
+def test_store_that_fails_for_a_while_stops_nothing_and_loses_nothing(backend, store, start, tmp_path, caplog):
     with start() as tracker:
         tracker.metrics({"loss": 3.0}, 1)
-        place.execute("ALTER TABLE metrics RENAME TO away")
+        backend.execute("ALTER TABLE metrics RENAME TO away")
         with caplog.at_level(logging.WARNING):
             tracker.metrics({"loss": 2.0}, 2)
             tracker.artifacts([tmp_path / "absent.json"])
-        place.execute("ALTER TABLE away RENAME TO metrics")
+        backend.execute("ALTER TABLE away RENAME TO metrics")
         tracker.metrics({"loss": 1.0}, 3)
     assert "1 metrics and tags wait for the next call" in caplog.text
     assert "absent.json is not copied" in caplog.text
@@ -206,9 +206,10 @@ def log_a_trial(uri: str, parent: str) -> str | None:
     return tracker.run_id
 
 
-def test_four_trials_of_two_ranks_log_at_once_and_nothing_is_lost_or_doubled(place, store, start):
+@pytest.mark.slow
+def test_four_trials_of_two_ranks_log_at_once_and_nothing_is_lost_or_doubled(backend, store, start):
     with start(name="sweep") as parent:
-        runs = run_on_ranks(2 * TRIALS, log_a_trial, place.uri, parent.run_id)
+        runs = run_on_ranks(2 * TRIALS, log_a_trial, backend.uri, parent.run_id)
     assert runs[1::2] == [None] * TRIALS
     assert sorted(all_runs(store)) == sorted([parent.run_id, *runs[::2]])
     for trial, run_id in enumerate(runs[::2]):

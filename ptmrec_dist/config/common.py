@@ -21,7 +21,8 @@ def require(ok: bool, name: str, got: object, expected: str) -> None:
         UserError: `ok` is false.
     """
     if not ok:
-        raise UserError(f"{name}: got {got!r}, expected {expected}")
+        shown = "none" if got is None else str(got) if isinstance(got, Path) else repr(got)
+        raise UserError(f"{name}: got {shown}, expected {expected}")
 
 
 def check_model_name(name: str) -> None:

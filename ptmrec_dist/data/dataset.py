@@ -34,14 +34,15 @@ class Dataset:
     Args:
         folder: Folder that `ptmrec pack` wrote.
         with_test: Whether the test split can be read; without it, its files are not needed.
+        option: Option that names the folder, for messages.
 
     Raises:
         UserError: The folder is missing, is not a packed data set, has a newer format, or lacks files.
     """
 
-    def __init__(self, folder: Path, with_test: bool = True) -> None:
-        self.folder = folder
-        self.manifest = Manifest.read(folder)
+    def __init__(self, folder: Path, with_test: bool = True, option: str = "shards") -> None:
+        self.folder, self._option = folder, option
+        self.manifest = Manifest.read(folder, option)
         self.num_users = self.manifest.num_users
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
@@ -64,8 +65,8 @@ class Dataset:
         missing = [part for part in parts if part not in self.parts]
         if missing:
             raise UserError(
-                f"shards: {self.folder} has no {' and no '.join(missing)} interactions, only {', '.join(self.parts)}; pack "
-                "users with 3 interactions or more, or with another --split"
+                f"{self._option}: {self.folder} has no {' and no '.join(missing)} interactions, only {', '.join(self.parts)}; "
+                "pack users with 3 interactions or more, or with another --split"
             )
 
     def interactions(self, part: str) -> Interactions:
@@ -85,6 +86,30 @@ class Dataset:
             raise UserError(f"part: got {part!r}, but {self.folder} has {', '.join(self.parts)}")
         table = self._read(f"interactions/{part}", ["user_index", "item_index"])
         # Writable copies: torch.from_numpy warns about arrays that it may not write to.
+        return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
+
+    def sequences(self, *parts: str) -> Interactions:
+        """Read the interactions of several parts in one order of time.
+
+        Args:
+            *parts: As in `interactions`.
+
+        Returns:
+            User and item indices, int64 [E] each, by time where the data have times; otherwise part by part in the order in
+            which they were packed.
+
+        Raises:
+            UserError: The data set has no such part, or a file does not match the manifest.
+            Fault: A file cannot be read.
+        """
+        self.require(*parts)
+        columns = ["user_index", "item_index"]
+        timed = all("timestamp" in pl.read_parquet_schema(self._interactions_path(part)) for part in parts)
+        if timed:
+            columns.append("timestamp")
+        table = pl.concat([self._read(f"interactions/{part}", columns) for part in parts])
+        if timed:
+            table = table.sort("timestamp", maintain_order=True)
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
     def cold_items(self, part: str) -> np.ndarray:
@@ -160,11 +185,13 @@ class Dataset:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise Fault(f"shards: cannot read {path} ({error.strerror}); restore the data set or pack again") from error
+            raise Fault(
+                f"{self._option}: cannot read {path} ({error.strerror}); restore the data set or pack again"
+            ) from error
         found, expected = hashlib.sha256(content).hexdigest(), self.manifest.files.get(f"{table}.parquet", "none")
         if found != expected:
             raise UserError(
-                f"shards: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
+                f"{self._option}: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
                 "again, or rerun the command if it was packed again meanwhile"
             )
         return pl.read_parquet(io.BytesIO(content), columns=columns)
@@ -178,6 +205,6 @@ class Dataset:
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             raise UserError(
-                f"shards: {self.folder} lacks {len(missing)} of {len(wanted)} files, first {missing[0].name}; "
+                f"{self._option}: {self.folder} lacks {len(missing)} of {len(wanted)} files, first {missing[0].name}; "
                 "copy the complete folder or run `ptmrec pack` again"
             )

@@ -1,9 +1,15 @@
 """The items each user interacted with: sorted once into compressed rows, looked up many times.
 
-Shape suffixes: B users looked up, E distinct pairs, U users.
+`Histories` are sets, for what a user has seen; `RecentItems` are sequences in time order, for models that read them.
+
+Shape suffixes: B users or rows looked up, E pairs, L items of a history that are looked up, U users.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
 
@@ -60,6 +66,81 @@ class Histories:
             int64 [B].
         """
         return np.asarray(self.starts[users_B + 1] - self.starts[users_B])
+
+
+@dataclass(frozen=True)
+class PaddedHistories:
+    """The most recent items of some users in time order, padded on the left: the latest item is always the last one."""
+
+    items: Tensor
+    """Item indices, int64 [B, L]; any item where there is padding."""
+    mask: Tensor
+    """Whether there is an item, bool [B, L]; False is padding."""
+
+
+class RecentItems:
+    """Looks up the most recent items of users, on a device and without waiting for it.
+
+    Args:
+        interactions: User-item pairs in time order.
+        num_users: Number of users U.
+        length: Items of a history that are looked up L; a longer one loses its oldest items.
+        device: Where the histories are wanted.
+    """
+
+    def __init__(
+        self, interactions: Interactions, num_users: int, length: int, device: torch.device | str = "cpu"
+    ) -> None:
+        order_E, starts = grouped(interactions.users, num_users)
+        positions_E = np.empty_like(order_E)
+        positions_E[order_E] = np.arange(len(order_E))
+        # Padding has to point somewhere, also where there is no interaction at all.
+        items_E = np.append(interactions.items[order_E], 0)
+        columns = (items_E, starts, interactions.users, positions_E)
+        self._items, self._starts, self._users, self._positions = (
+            torch.tensor(column, device=device) for column in columns
+        )
+        self._window = torch.arange(-length, 0, device=device)
+
+    def latest(self, users_B: Tensor) -> PaddedHistories:
+        """Look up whole histories.
+
+        Args:
+            users_B: User indices, int64 [B], on the device.
+
+        Returns:
+            The last items of these users.
+        """
+        return self._until(self._starts[users_B + 1], users_B)
+
+    def before(self, rows_B: Tensor) -> PaddedHistories:
+        """Look up what came before some of the interactions: what may be known when they are predicted.
+
+        Args:
+            rows_B: Positions in `interactions`, int64 [B], on the device.
+
+        Returns:
+            The last items of each interaction's user before it.
+        """
+        return self._until(self._positions[rows_B], self._users[rows_B])
+
+    def _until(self, ends_B: Tensor, users_B: Tensor) -> PaddedHistories:
+        positions_BL = ends_B[:, None] + self._window
+        return PaddedHistories(self._items[positions_BL.clamp(min=0)], positions_BL >= self._starts[users_B][:, None])
+
+
+def grouped(keys_E: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort entries by key; entries of one key stay in their order.
+
+    Args:
+        keys_E: Key of each entry, below `number`, int64 [E].
+        number: Number of keys.
+
+    Returns:
+        Position of each entry, key by key, int64 [E], and the first one of each key, and E, int64 [number + 1].
+    """
+    starts = np.concatenate([[0], np.bincount(keys_E, minlength=number).cumsum()])
+    return np.argsort(keys_E, kind="stable"), starts
 
 
 def _distinct(keys_E: np.ndarray) -> np.ndarray:

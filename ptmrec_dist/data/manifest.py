@@ -69,11 +69,12 @@ class Manifest:
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path, option: str = "shards") -> "Manifest":
         """Read the manifest of a packed data set.
 
         Args:
             folder: Packed data set.
+            option: Option that names the folder, for messages.
 
         Returns:
             The manifest.
@@ -83,16 +84,16 @@ class Manifest:
         """
         path = folder / FILE_NAME
         if not folder.exists():
-            raise UserError(f"shards: no files at {folder}; expected a folder that `ptmrec pack` wrote")
+            raise UserError(f"{option}: no files at {folder}; expected a folder that `ptmrec pack` wrote")
         if not path.is_file():
-            raise UserError(f"shards: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
+            raise UserError(f"{option}: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             if fields["schema_version"] != SCHEMA_VERSION:
                 older = fields["schema_version"] < SCHEMA_VERSION
                 remedy = "remove the folder and pack again" if older else "update ptmrec-dist or pack again"
                 raise UserError(
-                    f"shards: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
+                    f"{option}: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
                     f"{remedy}"
                 )
             fields["modalities"] = tuple(fields["modalities"])
@@ -106,7 +107,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"shards: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error
+            raise UserError(f"{option}: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error
 
     def write(self, folder: Path) -> None:
         """Write the manifest atomically.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import grouped
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, moved
 
@@ -33,21 +34,26 @@ class TrainBatch:
     """The users of the rows, each once, int64 [V]."""
     user_counts: Tensor
     """Rows of each of them, int64 [V]."""
+    interactions: Tensor
+    """Position of each row among the training interactions, int64 [R]."""
 
     @classmethod
-    def of(cls, content: ItemBatch, users_R: np.ndarray, columns_R: np.ndarray) -> "TrainBatch":
+    def of(
+        cls, content: ItemBatch, users_R: np.ndarray, columns_R: np.ndarray, interactions_R: np.ndarray
+    ) -> "TrainBatch":
         """Build a batch on the host, where data-dependent sizes need no device synchronisation.
 
         Args:
             content: The items.
             users_R: User of each row, int64 [R].
             columns_R: Position of each row's item, int64 [R].
+            interactions_R: Position of each row among the training interactions, int64 [R].
 
         Returns:
             The batch.
         """
         users_V, counts_V = np.unique(users_R, return_counts=True)
-        return cls(content, *map(torch.from_numpy, (users_R, columns_R, users_V, counts_V)))
+        return cls(content, *map(torch.from_numpy, (users_R, columns_R, users_V, counts_V, interactions_R)))
 
     def to(self, device: torch.device) -> "TrainBatch":
         """Move everything to a device.
@@ -59,7 +65,7 @@ class TrainBatch:
             The moved batch.
         """
         content = self.content.to(device)
-        rest = (self.users, self.columns, self.distinct_users, self.user_counts)
+        rest = (self.users, self.columns, self.distinct_users, self.user_counts, self.interactions)
         return TrainBatch(content, *(moved(part, device) for part in rest))
 
 
@@ -85,10 +91,8 @@ class ItemMajor:
     """
 
     def __init__(self, stream: ItemStream, train: Interactions, num_items: int, limit: int | None, seed: int) -> None:
-        self.stream, self.limit, self.seed = stream, limit, seed
-        by_item = np.argsort(train.items, kind="stable")
-        self.users_E = train.users[by_item]
-        self.starts = np.searchsorted(train.items[by_item], np.arange(num_items + 1))
+        self.stream, self.train, self.limit, self.seed = stream, train, limit, seed
+        self.by_item, self.starts = grouped(train.items, num_items)
 
     def steps(self, epoch: int) -> int:
         """Count the steps of an epoch.
@@ -112,20 +116,17 @@ class ItemMajor:
             The remaining batches.
         """
         for content in self.stream.epoch(epoch, skip):
-            yield TrainBatch.of(content, *self._join(content.items.numpy(), epoch))
+            chosen = [self._interactions_of(int(item), epoch) for item in content.items]
+            columns_R = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
+            rows_R = np.concatenate([np.empty(0, np.int64), *chosen])
+            yield TrainBatch.of(content, self.train.users[rows_R], columns_R, rows_R)
 
-    def _join(self, items_B: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        users = [self._users_of(int(item), epoch) for item in items_B]
-        sizes = [len(users_of_item) for users_of_item in users]
-        columns = np.repeat(np.arange(len(items_B)), sizes)
-        return (np.concatenate(users) if users else np.empty(0, np.int64)), columns
-
-    def _users_of(self, item: int, epoch: int) -> np.ndarray:
-        users: np.ndarray = self.users_E[self.starts[item] : self.starts[item + 1]]
-        if self.limit is None or len(users) <= self.limit:
-            return users
+    def _interactions_of(self, item: int, epoch: int) -> np.ndarray:
+        rows: np.ndarray = self.by_item[self.starts[item] : self.starts[item + 1]]
+        if self.limit is None or len(rows) <= self.limit:
+            return rows
         # Seeded by item, not by rank: the sample does not depend on how items are distributed over ranks.
-        sampled: np.ndarray = np.random.default_rng((self.seed, epoch, item)).choice(users, self.limit, replace=False)
+        sampled: np.ndarray = np.random.default_rng((self.seed, epoch, item)).choice(rows, self.limit, replace=False)
         return sampled
 
 
@@ -175,4 +176,5 @@ class InteractionMajor:
             content = self.files.read(np.unique(self.train.items[rows]))
             items = content.items.numpy()
             rows = rows[np.isin(self.train.items[rows], items)]
-            yield TrainBatch.of(content, self.train.users[rows], np.searchsorted(items, self.train.items[rows]))
+            columns = np.searchsorted(items, self.train.items[rows])
+            yield TrainBatch.of(content, self.train.users[rows], columns, rows)

@@ -74,7 +74,7 @@ def accuracy(
     Args:
         settings: Settings.
         metrics: Metrics, a figure each.
-        styles: Name of a setting to how it is drawn.
+        styles: Name of a setting to its style.
         chance: What `chance_levels` gave.
 
     Returns:
@@ -99,7 +99,7 @@ def curves(settings: Sequence[Setting], styles: Styles) -> list[Figure]:
 
     Args:
         settings: Settings.
-        styles: Name of a setting to how it is drawn.
+        styles: Name of a setting to its style.
 
     Returns:
         The figures.

@@ -4,7 +4,7 @@ Metrics (metrics.py) are functions of the ranks of a user's positives, averaged 
 Ties are broken by item index.
 
 Shape suffixes: U users, I items, C candidates, B users of a block, G groups of candidates, P positives, S some of them, N users
-with positives, K cut-off, D width.
+with positives, K cut-off.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS, UserRanks
-from ptmrec_dist.evaluation.scoring import choose, score_blocks
+from ptmrec_dist.evaluation.scoring import Scorer, choose
 from ptmrec_dist.topk import group_maxima
 
 
@@ -44,8 +44,7 @@ class UserMetrics:
 
 
 def rank_positives(
-    users_UD: Tensor,
-    items_ID: Tensor,
+    scorer: Scorer,
     positives: Histories,
     seen: Histories | None,
     cutoff: int = max(CUTOFFS),
@@ -55,8 +54,7 @@ def rank_positives(
     """Rank the positives of every user.
 
     Args:
-        users_UD: User vectors, float32 [U, D].
-        items_ID: Item vectors, float32 [I, D].
+        scorer: Users, items, and their score.
         positives: Relevant items of each user.
         seen: Items to leave out of the ranking, normally those of the training part.
         cutoff: Largest K.
@@ -69,14 +67,13 @@ def rank_positives(
     Raises:
         UserError: A vector or a score is not finite, or positives lie outside the candidates.
     """
-    first, end = (0, len(users_UD)) if user_range is None else user_range
+    first, end = (0, positives.num_users) if user_range is None else user_range
     items_P = positives.items[positives.starts[first] : positives.starts[end]]
     if candidates is not None:
         _check_candidates(items_P, candidates)
     users_N = first + np.flatnonzero(positives.counts[first:end])
     counts_N = positives.counts_of(users_N)
-    vectors_ND = users_UD[torch.from_numpy(users_N).to(users_UD.device)]
-    ranks_P = _ranks(vectors_ND, items_ID, users_N, counts_N, items_P, seen, cutoff, candidates)
+    ranks_P = _ranks(scorer, users_N, counts_N, items_P, seen, cutoff, candidates)
     return Ranked(users=np.repeat(users_N, counts_N), items=items_P, ranks=ranks_P)
 
 
@@ -96,100 +93,8 @@ def metrics_of(ranked: Ranked, cutoffs: Sequence[int] = CUTOFFS) -> UserMetrics:
     return UserMetrics(users=users_N, values=values)
 
 
-def per_user_metrics(
-    users_UD: Tensor,
-    items_ID: Tensor,
-    positives: Histories,
-    seen: Histories | None,
-    cutoffs: Sequence[int] = CUTOFFS,
-    candidates: np.ndarray | None = None,
-    user_range: tuple[int, int] | None = None,
-) -> UserMetrics:
-    """Rank the positives of every user and compute the metrics of each user.
-
-    Args:
-        users_UD: As in `rank_positives`.
-        items_ID: As in `rank_positives`.
-        positives: As in `rank_positives`.
-        seen: As in `rank_positives`.
-        cutoffs: Values of K.
-        candidates: As in `rank_positives`.
-        user_range: As in `rank_positives`.
-
-    Returns:
-        Every metric of the table, at each K, of every user of the range that has positives.
-
-    Raises:
-        UserError: As in `rank_positives`.
-    """
-    ranked = rank_positives(users_UD, items_ID, positives, seen, max(cutoffs), candidates, user_range)
-    return metrics_of(ranked, cutoffs)
-
-
-def rank_sums(
-    users_UD: Tensor,
-    items_ID: Tensor,
-    positives: Histories,
-    seen: Histories | None,
-    cutoffs: Sequence[int] = CUTOFFS,
-    candidates: np.ndarray | None = None,
-    user_range: tuple[int, int] | None = None,
-) -> tuple[dict[str, float], int]:
-    """Sum the metrics over users, so that ranks can add their sums and counts before one division.
-
-    Args:
-        users_UD: User vectors, float32 [U, D].
-        items_ID: Item vectors, float32 [I, D].
-        positives: As in `per_user_metrics`.
-        seen: As in `per_user_metrics`.
-        cutoffs: As in `per_user_metrics`.
-        candidates: As in `per_user_metrics`.
-        user_range: As in `per_user_metrics`.
-
-    Returns:
-        The sum of each metric, and the number N of users with positives that it runs over.
-
-    Raises:
-        UserError: As in `per_user_metrics`.
-    """
-    metrics = per_user_metrics(users_UD, items_ID, positives, seen, cutoffs, candidates, user_range)
-    return {name: float(values_N.sum()) for name, values_N in metrics.values.items()}, len(metrics.users)
-
-
-def rank_metrics(
-    users_UD: Tensor,
-    items_ID: Tensor,
-    positives: Histories,
-    seen: Histories | None,
-    cutoffs: Sequence[int] = CUTOFFS,
-    candidates: np.ndarray | None = None,
-) -> dict[str, float]:
-    """Average the metrics over all users with positives.
-
-    Args:
-        users_UD: User vectors, float32 [U, D].
-        items_ID: Item vectors, float32 [I, D].
-        positives: As in `per_user_metrics`.
-        seen: As in `per_user_metrics`.
-        cutoffs: As in `per_user_metrics`.
-        candidates: As in `per_user_metrics`.
-
-    Returns:
-        Metric (`recall@10`, ...) to its mean.
-
-    Raises:
-        UserError: As in `per_user_metrics`, or no user has positives.
-    """
-    sums, count = rank_sums(users_UD, items_ID, positives, seen, cutoffs, candidates)
-    if count == 0:
-        raise UserError("positives: got none, expected interactions to rank for; choose a split that leaves some")
-    return {name: total / count for name, total in sums.items()}
-
-
-@torch.no_grad()
 def _ranks(
-    vectors_ND: Tensor,
-    items_ID: Tensor,
+    scorer: Scorer,
     users_N: np.ndarray,
     counts_N: np.ndarray,
     items_P: np.ndarray,
@@ -201,11 +106,10 @@ def _ranks(
 
     The positives of a user are contiguous in `items_P`, in the order of the users.
     """
-    chosen, columns = choose(len(items_ID), candidates)
-    items_CD = items_ID if candidates is None else items_ID[torch.from_numpy(chosen).to(items_ID.device)]
+    chosen, columns = choose(len(scorer.items), candidates)
     ends_N = np.cumsum(counts_N)
     ranks_P = np.full(len(items_P), cutoff + 1)
-    for rows, scores_BC in score_blocks(vectors_ND, items_CD, users_N, seen, columns):
+    for rows, scores_BC in scorer.blocks(users_N, chosen, columns, seen):
         own = slice(ends_N[rows.start] - counts_N[rows.start], ends_N[rows.stop - 1])
         counts_B = torch.from_numpy(counts_N[rows]).to(scores_BC.device)
         rows_P = torch.arange(len(counts_B), device=scores_BC.device).repeat_interleave(counts_B)

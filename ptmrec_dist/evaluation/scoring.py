@@ -1,54 +1,172 @@
 """Scores of all items for users, block by block, and top-k selection.
 
-Shape suffixes: B users to score for, C candidates, E entries, I items, K items wanted, D width.
+Shape suffixes: B users to score for, C candidates, U users, I items, K items wanted, D width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ptmrec_dist.data.histories import Histories
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.histories import Histories, RecentItems
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.topk import largest
 
 NO_ITEM = -1
 
 # Scores per block: on a CPU a block should fit into the cache, a GPU needs larger ones.
 _BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**27}
+_BLOCK_USERS = 4096  # whose vectors are computed at once
 
 
-@torch.no_grad()
-def score_blocks(
-    users_BD: Tensor, items_CD: Tensor, users: np.ndarray, seen: Histories | None, columns: np.ndarray
-) -> Iterator[tuple[slice, Tensor]]:
-    """Score candidates for users, one block of users at a time, in a reused buffer.
+def dot_product(users_BD: Tensor, items_CD: Tensor) -> Tensor:
+    """Score items for users by the dot product of their vectors.
 
     Args:
-        users_BD: Vectors of the users, float32 [B, D].
-        items_CD: Vectors of the candidates, float32 [C, D].
-        users: Their user indices, int64 [B]; only `seen` is looked up by them.
-        seen: Items to leave out: their scores are -inf.
-        columns: Column of each item among the candidates, `NO_ITEM` if it is not one, int64 [I].
+        users_BD: float32 [B, D].
+        items_CD: float32 [C, D].
 
-    Yields:
-        Rows of a block, and their scores, float32 [rows, C], which the next block overwrites.
-
-    Raises:
-        UserError: A vector or a score is not finite.
+    Returns:
+        float32 [B, C].
     """
-    _check_finite("users' vectors", users_BD)
-    _check_finite("items' vectors", items_CD)
-    block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // max(1, len(items_CD)))
-    memory_BC = items_CD.new_empty(min(block, len(users)), len(items_CD))
-    for start in range(0, len(users) if len(items_CD) else 0, block):
-        rows = slice(start, min(start + block, len(users)))
-        scores_BC = torch.mm(users_BD[rows], items_CD.T, out=memory_BC[: rows.stop - start])
-        _check_finite("scores", scores_BC.amax(dim=1))
-        if seen is not None:
-            _hide(scores_BC, seen, users[rows], columns)
-        yield rows, scores_BC
+    return users_BD @ items_CD.T
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Vectors of users, float32 [B, D], and of items [C, D] to scores [B, C], in memory of their own."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Users, whose vectors are computed block by block, items, and the score of a pair."""
+
+    users: Callable[[np.ndarray], Tensor]
+    """User indices, int64 [B], to their vectors, float32 [B, D]."""
+    items: Tensor
+    """Vectors of all items, float32 [I, D]."""
+    score: Score = dot_product
+    """Score of users and items."""
+
+    @torch.no_grad()
+    def blocks(
+        self, users_B: np.ndarray, chosen: np.ndarray, columns: np.ndarray, seen: Histories | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Score candidates for users, one block of users at a time.
+
+        Args:
+            users_B: User indices, int64 [B].
+            chosen: Item of each column, ascending, int64 [C].
+            columns: Column of each item among the candidates, `NO_ITEM` if it is not one, int64 [I].
+            seen: Items to leave out: their scores are -inf.
+
+        Yields:
+            Positions of a block in `users_B`, and their scores, float32 [rows, C], which may be overwritten.
+
+        Raises:
+            UserError: A vector or a score is not finite.
+        """
+        if not len(chosen):
+            return
+        items_CD = self.items
+        if len(chosen) < len(items_CD):
+            items_CD = items_CD[torch.from_numpy(chosen).to(items_CD.device)]
+        _check_finite("items' vectors", items_CD)
+        block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // len(items_CD))
+        for start, vectors_BD in self._vectors(users_B, block):
+            for some_BD in vectors_BD.split(block):
+                scores_BC = self.score(some_BD, items_CD)
+                _check_finite("scores", scores_BC.amax(dim=1))
+                rows = slice(start, start + len(some_BD))
+                if seen is not None:
+                    _hide(scores_BC, seen, users_B[rows], columns)
+                yield rows, scores_BC
+                start = rows.stop
+
+    def _vectors(self, users_B: np.ndarray, block: int) -> Iterator[tuple[int, Tensor]]:
+        """Vectors of some blocks of users at a time, and the position of the first."""
+        size = block * max(1, _BLOCK_USERS // block)
+        for start in range(0, len(users_B), size):
+            vectors_BD = self.users(users_B[start : start + size])
+            _check_finite("users' vectors", vectors_BD)
+            yield start, vectors_BD
+
+
+def table_scorer(users_UD: Tensor, items_ID: Tensor, score: Score = dot_product) -> Scorer:
+    """Score items for users whose vectors are at hand.
+
+    Args:
+        users_UD: Vectors of users, float32 [U, D].
+        items_ID: Vectors of all items, float32 [I, D].
+        score: Score of users and items.
+
+    Returns:
+        The scorer.
+    """
+    return Scorer(lambda users_B: users_UD[torch.from_numpy(users_B).to(users_UD.device)], items_ID, score)
+
+
+def scorer_of(recommender: Recommender, features: Features, recent: RecentItems | None) -> Scorer:
+    """Let a recommender score all items for any users.
+
+    Args:
+        recommender: The model; put it into evaluation mode first.
+        features: Features of all items, [I, d_m], on the model's device.
+        recent: What `recent_items` returned for it.
+
+    Returns:
+        The full score.
+    """
+    with torch.no_grad():
+        tables = recommender.tables(features)
+        items_ID = recommender.items(features, tables)
+    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, recommender.score)
+
+
+def user_vectors(
+    recommender: Recommender, tables: Tables, recent: RecentItems | None, device: torch.device
+) -> Callable[[np.ndarray], Tensor]:
+    """Let a recommender compute vectors of users.
+
+    Args:
+        recommender: The model.
+        tables: What its `tables` returned.
+        recent: What `recent_items` returned for it.
+        device: Where the model is.
+
+    Returns:
+        A function from user indices, int64 [B], to vectors, float32 [B, D].
+    """
+
+    @torch.no_grad()
+    def vectors(users_B: np.ndarray) -> Tensor:
+        users = torch.from_numpy(users_B).to(device)
+        return recommender.users(Queries(users, recent.latest(users) if recent is not None else None), tables)
+
+    return vectors
+
+
+def recent_items(
+    recommender: Recommender, dataset: Dataset, parts: tuple[str, ...], device: torch.device
+) -> RecentItems | None:
+    """Read the histories of users, if a recommender asks for them.
+
+    Args:
+        recommender: The model.
+        dataset: The packed data set.
+        parts: Parts of the data set that histories may contain.
+        device: Where the model is.
+
+    Returns:
+        The most recent items of every user, as many as the recommender reads; None if a user is an index.
+    """
+    if not recommender.history_length:
+        return None
+    return RecentItems(dataset.sequences(*parts), dataset.num_users, recommender.history_length, device)
 
 
 def choose(num_items: int, candidates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -71,19 +189,13 @@ def choose(num_items: int, candidates: np.ndarray | None) -> tuple[np.ndarray, n
 
 @torch.no_grad()
 def top_items(
-    users_BD: Tensor,
-    items_ID: Tensor,
-    users: np.ndarray,
-    seen: Histories | None,
-    k: int,
-    candidates: np.ndarray | None = None,
+    scorer: Scorer, users_B: np.ndarray, seen: Histories | None, k: int, candidates: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the items with the highest scores for some users.
 
     Args:
-        users_BD: Vectors of these users, float32 [B, D].
-        items_ID: Vectors of all items, float32 [I, D].
-        users: Their user indices, int64 [B]; only `seen` is looked up by them.
+        scorer: Users, items, and their score.
+        users_B: User indices, int64 [B].
         seen: Items to leave out.
         k: Items per user.
         candidates: Item indices to choose from, int64 [C]; by default all.
@@ -95,13 +207,12 @@ def top_items(
     Raises:
         UserError: A vector or a score is not finite.
     """
-    chosen, columns = choose(len(items_ID), candidates)
-    chosen_C = torch.from_numpy(chosen).to(items_ID.device)
-    items_CD = items_ID if candidates is None else items_ID[chosen_C]
-    items_BK = torch.full((len(users), k), NO_ITEM, device=items_ID.device)
-    scores_BK = torch.full((len(users), k), -torch.inf, device=items_ID.device)
+    chosen, columns = choose(len(scorer.items), candidates)
+    chosen_C = torch.from_numpy(chosen).to(scorer.items.device)
+    items_BK = torch.full((len(users_B), k), NO_ITEM, device=scorer.items.device)
+    scores_BK = torch.full((len(users_B), k), -torch.inf, device=scorer.items.device)
     kept = min(k, len(chosen))
-    for rows, scores_BC in score_blocks(users_BD, items_CD, users, seen, columns):
+    for rows, scores_BC in scorer.blocks(users_B, chosen, columns, seen):
         top_scores, top_columns = _top(scores_BC, kept)
         scores_BK[rows, :kept] = top_scores
         items_BK[rows, :kept] = chosen_C[top_columns].where(top_scores > -torch.inf, NO_ITEM)

@@ -13,7 +13,8 @@ from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Features, Inputs, Recommender
+from ptmrec_dist.recommenders.base import Inputs, Recommender
+from ptmrec_dist.recommenders.rows import Features
 
 
 def build_recommender(

@@ -1,23 +1,18 @@
 """BPR: matrix factorisation trained on pairs of a positive and a negative item.
 
-Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
+Shape suffixes: B batch rows, C chosen items, D width of the embeddings.
 """
 
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import BPRConfig
-from ptmrec_dist.recommenders.base import (
-    FeatureRows,
-    Features,
-    Inputs,
-    Recommender,
-    bpr_term,
-    embedding_table,
-    l2_term,
-    look_up,
-)
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.layers import embedding_table
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, rows_of
 
 
 class BPR(Recommender):
@@ -40,35 +35,27 @@ class BPR(Recommender):
         config: Hyper-parameters, see `BPRConfig`.
     """
 
-    propagates: ClassVar[bool] = False
     multimodal: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: BPRConfig) -> None:
         super().__init__(inputs)
         self.reg_weight = config.reg_weight
-        self.users = embedding_table(inputs.num_users, config.dim)
-        self.items = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, config.dim)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return the embeddings, users [U, dim] and items [I, dim]."""
-        return self.collaborative()
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Return the embeddings of users, [B, dim]."""
+        return F.embedding(queries.users, self.user_embeddings.weight)
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
-        """Compute the terms `bpr` and `l2`, [B] each; reads neither representations nor features."""
-        users_BD = self.users(users_B)
-        positives_BD, negatives_BD = look_up(self.items.weight, positives_B, negatives_B)
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Return the embeddings of items, [C, dim]."""
+        return rows_of(self.item_embeddings.weight, chosen)
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
+        """Compute the terms `bpr` and `l2`, [B] each; reads neither tables nor features."""
+        users_BD = self.user_embeddings(batch.users)
+        positives_BD, negatives_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
         return {
             "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
         }
-
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Return the embeddings, users [U, dim] and items [I, dim]."""
-        return self.users.weight, self.items.weight

@@ -1,6 +1,6 @@
 """BUIR: users and items that predict each other, without negatives.
 
-Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
+Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
 """
 
 from typing import ClassVar
@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.config.recommenders import BUIRConfig
-from ptmrec_dist.recommenders.base import FeatureRows, Features, Inputs, Recommender, embedding_table, l2_term
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.layers import embedding_table
+from ptmrec_dist.recommenders.losses import l2_term
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 
 class BUIR(Recommender):
@@ -41,7 +44,6 @@ class BUIR(Recommender):
         config: Hyper-parameters, see `BUIRConfig`.
     """
 
-    propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = False
 
     target_users: Tensor
@@ -53,11 +55,11 @@ class BUIR(Recommender):
         self.reg_weight = config.reg_weight
         self.momentum = config.momentum
         self.edge_dropout = config.edge_dropout
-        self.users = embedding_table(inputs.num_users, config.dim)
-        self.items = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, config.dim)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.predictor = nn.Linear(config.dim, config.dim)
-        self.register_buffer("target_users", self.users.weight.detach().clone())
-        self.register_buffer("target_items", self.items.weight.detach().clone())
+        self.register_buffer("target_users", self.user_embeddings.weight.detach().clone())
+        self.register_buffer("target_items", self.item_embeddings.weight.detach().clone())
         self.graph = InteractionGraph(
             torch.tensor(inputs.train.users), torch.tensor(inputs.train.items), inputs.num_users, inputs.num_items
         )
@@ -70,46 +72,38 @@ class BUIR(Recommender):
     def finish_step(self) -> None:
         """Let the target follow the online embeddings."""
         with torch.no_grad():
-            self.target_users.lerp_(self.users.weight, 1 - self.momentum)
-            self.target_items.lerp_(self.items.weight, 1 - self.momentum)
+            self.target_users.lerp_(self.user_embeddings.weight, 1 - self.momentum)
+            self.target_items.lerp_(self.item_embeddings.weight, 1 - self.momentum)
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Propagate and predict, users [U, 2 dim] and items [I, 2 dim]; features are not read."""
-        users_UD, items_ID = self.collaborative()
-        return (
-            torch.cat([self.predictor(users_UD), users_UD], dim=1),
-            torch.cat([items_ID, self.predictor(items_ID)], dim=1),
+    def tables(self, features: Features) -> Tables:
+        """Propagate the online embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
+        users_UD, items_ID = self._graph().propagate(
+            self.user_embeddings.weight, self.item_embeddings.weight, self.layers
         )
+        return {"users": users_UD, "items": items_ID}
 
-    def propagate(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Propagate, users [U, dim] and items [I, dim]: the loss predicts from the batch's rows only."""
-        return self.collaborative()
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Return [q(f(u)) ; f(u)], [B, 2 dim]."""
+        users_BD = F.embedding(queries.users, tables["users"])
+        return torch.cat([self.predictor(users_BD), users_BD], dim=1)
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Return [f(i) ; q(f(i))], [C, 2 dim]."""
+        items_CD = rows_of(tables["items"], chosen)
+        return torch.cat([items_CD, self.predictor(items_CD)], dim=1)
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `user_to_item`, `item_to_user` and `l2`, [B] each; negatives are not read."""
-        assert representations is not None
-        users_UD, items_ID = representations
-        predicted_users_BD = self.predictor(F.embedding(users_B, users_UD))
-        predicted_items_BD = self.predictor(F.embedding(positives_B, items_ID))
+        predicted_users_BD = self.predictor(F.embedding(batch.users, tables["users"]))
+        predicted_items_BD = self.predictor(F.embedding(batch.positives, tables["items"]))
         with torch.no_grad():
             target_users_UD, target_items_ID = self._graph().propagate(
                 self.target_users, self.target_items, self.layers
             )
-        to_item_B = 2 - 2 * F.cosine_similarity(predicted_users_BD, target_items_ID[positives_B])
-        to_user_B = 2 - 2 * F.cosine_similarity(predicted_items_BD, target_users_UD[users_B])
-        penalty_B = l2_term(self.users(users_B), self.items(positives_B))
+        to_item_B = 2 - 2 * F.cosine_similarity(predicted_users_BD, target_items_ID[batch.positives])
+        to_user_B = 2 - 2 * F.cosine_similarity(predicted_items_BD, target_users_UD[batch.users])
+        penalty_B = l2_term(self.user_embeddings(batch.users), self.item_embeddings(batch.positives))
         return {"user_to_item": to_item_B, "item_to_user": to_user_B, "l2": self.reg_weight * penalty_B}
-
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Propagate the online embeddings, users [U, dim] and items [I, dim]."""
-        return self._graph().propagate(self.users.weight, self.items.weight, self.layers)
 
     def _graph(self) -> InteractionGraph:
         """The whole graph; in training, with edges dropped at random."""

@@ -3,7 +3,6 @@
 Shape suffixes: B batch rows, C chosen items, N training items, U users, I items, D width of the embeddings.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -11,18 +10,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import (
-    FeatureRows,
-    Features,
-    Inputs,
-    Recommender,
-    bpr_term,
-    embedding_table,
-    modal_maps,
-    row_gaps,
-)
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
+from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 
 
 class FREEDOM(Recommender):
@@ -56,7 +49,6 @@ class FREEDOM(Recommender):
         config: Hyper-parameters, see `FREEDOMConfig`.
     """
 
-    propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = False
 
@@ -65,8 +57,8 @@ class FREEDOM(Recommender):
         self.layers = config.layers
         self.reg_weight = config.reg_weight
         self.edge_dropout = config.edge_dropout
-        self.users = embedding_table(inputs.num_users, config.dim)
-        self.items = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, config.dim)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.maps = modal_maps(inputs.features, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
@@ -88,45 +80,45 @@ class FREEDOM(Recommender):
         """Sample the edges used in this epoch's training."""
         self.pruned_graph = self.graph.prune(self.edge_dropout, generator)
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Propagate the embeddings, users [U, dim] and items [I, dim]; features enter through the frozen graph alone."""
-        return self.collaborative()
+    def tables(self, features: Features) -> Tables:
+        """Propagate the embeddings over both graphs, `users` [U, dim] and `items` [I, dim].
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
+        Features enter through the frozen graph alone.
+        """
+        return self._propagated(self.pruned_graph if self.training else self.graph)
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Return propagated users, [B, dim]."""
+        return F.embedding(queries.users, tables["users"])
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Return propagated items, [C, dim]."""
+        return rows_of(tables["items"], chosen)
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the term `bpr` and for each modality `bpr_MODALITY`, [B] each."""
-        assert representations is not None
-        users_UD, items_ID = representations
-        users_BD = F.embedding(users_B, users_UD)
-        terms = {"bpr": bpr_term(users_BD, row_gaps(items_ID, positives_B, negatives_B))}
+        users_BD = F.embedding(batch.users, tables["users"])
+        terms = {"bpr": bpr_term(users_BD, row_gaps(tables["items"], batch.positives, batch.negatives))}
         for modality in self.modalities:
-            projected_BD = self.maps[modality](row_gaps(features[modality], positives_B, negatives_B))
+            gaps_BD = row_gaps(features[modality], batch.positives, batch.negatives)
+            projected_BD = F.linear(gaps_BD, self.maps[modality].get_parameter("weight"))
             terms[f"bpr_{modality}"] = self.reg_weight * bpr_term(users_BD, projected_BD)
         return terms
 
-    def fit_projections(self, features: Features) -> None:
+    def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return propagated users [B, dim] and items [C, dim]: all scores of warm items come from IDs."""
+        return self.users(queries, tables), self.items({}, tables, chosen)
+
+    def cold_map(self) -> dict[str, LinearMap]:
+        """Return W_m, [dim, d_m], for each modality."""
+        return {modality: (self.maps[modality].get_parameter("weight"), None) for modality in self.modalities}
+
+    def fit_cold_map(self, features: Features) -> None:
         """Fit each W_m separately to the items' vectors, if a weight lambda of 0 leaves it untrained."""
         if not self.reg_weight:
-            _, items_ID = self.graph.propagate(self.users.weight, self.items.weight, self.layers)
-            targets_ID = (items_ID + self.similar_items(self.items.weight)).detach()
+            targets_ID = self._propagated(self.graph)["items"].detach()
             fit_maps(self.maps, features, self.warm_items, targets_ID[self.warm_items])
 
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Propagate the embeddings, users [U, dim] and items [I, dim], over both graphs."""
-        graph = self.pruned_graph if self.training else self.graph
-        users_UD, items_ID = graph.propagate(self.users.weight, self.items.weight, self.layers)
-        return users_UD, items_ID + self.similar_items(self.items.weight)
-
-    def modal_users(self, features: Features) -> Tensor:
-        """Propagate the users, [U, dim]."""
-        return self.collaborative()[0]
-
-    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
-        """Return W_m, [*, d_m] -> [*, dim]."""
-        return self.maps[modality]
+    def _propagated(self, graph: InteractionGraph) -> dict[str, Tensor]:
+        users_UD, items_ID = graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
+        return {"users": users_UD, "items": items_ID + self.similar_items(self.item_embeddings.weight)}

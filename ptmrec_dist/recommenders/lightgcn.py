@@ -1,6 +1,6 @@
 """LightGCN: embeddings smoothed over the graph of interactions.
 
-Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
+Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
 """
 
 from typing import ClassVar
@@ -10,18 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import LightGCNConfig
-from ptmrec_dist.recommenders.base import (
-    FeatureRows,
-    Features,
-    Inputs,
-    Recommender,
-    bpr_term,
-    embedding_table,
-    l2_term,
-    look_up,
-    row_gaps,
-)
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.layers import embedding_table
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
 
 
 class LightGCN(Recommender):
@@ -48,39 +41,35 @@ class LightGCN(Recommender):
         config: Hyper-parameters, see `LightGCNConfig`.
     """
 
-    propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: LightGCNConfig) -> None:
         super().__init__(inputs)
         self.layers = config.layers
         self.reg_weight = config.reg_weight
-        self.users = embedding_table(inputs.num_users, config.dim)
-        self.items = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, config.dim)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.graph = InteractionGraph(
             torch.tensor(inputs.train.users), torch.tensor(inputs.train.items), inputs.num_users, inputs.num_items
         )
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Propagate the embeddings, users [U, dim] and items [I, dim]; features are not read."""
-        return self.collaborative()
+    def tables(self, features: Features) -> Tables:
+        """Propagate the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
+        users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
+        return {"users": users_UD, "items": items_ID}
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
-        """Compute the terms `bpr` (on representations) and `l2` (on embeddings of layer 0), [B] each."""
-        assert representations is not None
-        users_UD, items_ID = representations
-        users_BD = F.embedding(users_B, users_UD)
-        gaps_BD = row_gaps(items_ID, positives_B, negatives_B)
-        penalty_B = l2_term(self.users(users_B), *look_up(self.items.weight, positives_B, negatives_B))
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Return propagated embeddings of users, [B, dim]."""
+        return F.embedding(queries.users, tables["users"])
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Return propagated embeddings of items, [C, dim]."""
+        return rows_of(tables["items"], chosen)
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
+        """Compute the terms `bpr` (on propagated embeddings) and `l2` (on embeddings of layer 0), [B] each."""
+        users_BD = F.embedding(batch.users, tables["users"])
+        gaps_BD = row_gaps(tables["items"], batch.positives, batch.negatives)
+        items_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
+        penalty_B = l2_term(self.user_embeddings(batch.users), *items_BD)
         return {"bpr": bpr_term(users_BD, gaps_BD), "l2": self.reg_weight * penalty_B}
-
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Propagate the embeddings, users [U, dim] and items [I, dim]."""
-        return self.graph.propagate(self.users.weight, self.items.weight, self.layers)

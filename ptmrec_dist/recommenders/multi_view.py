@@ -6,8 +6,8 @@ I items, D width of a view, V all views of contents side by side, W the view of 
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import (
-    FeatureRows,
-    Features,
-    Inputs,
-    Recommender,
-    bpr_term,
-    embedding_table,
-    l2_term,
-    modal_maps,
-)
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph, cosine_graph
+from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
 from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
 _BLOCK_LOGITS = 2**25  # 128 MiB
@@ -50,7 +44,7 @@ class MultiViewRecommender(Recommender):
     batches of all ranks, repetitions included.
 
     Nothing in this objective compares features with users, so eq. 12 of PTMRec gets separate projections. They are
-    zero until `fit_projections` fits them: ridge regression from features to the vectors f of items with training
+    zero until `fit_cold_map` fits them: ridge regression from features to the vectors f of items with training
     interactions. A cold item is scored by f_u . mean_m P_m x_im.
 
     Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
@@ -66,7 +60,6 @@ class MultiViewRecommender(Recommender):
         UserError: A modality is missing.
     """
 
-    propagates: ClassVar[bool] = True
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]]
@@ -83,8 +76,8 @@ class MultiViewRecommender(Recommender):
         super().__init__(inputs)
         self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
-        self.users = embedding_table(inputs.num_users, dim)
-        self.items = embedding_table(inputs.num_items, dim)
+        self.user_embeddings = embedding_table(inputs.num_users, dim)
+        self.item_embeddings = embedding_table(inputs.num_items, dim)
         self.maps = modal_maps(inputs.features, dim, bias=map_bias)
         self.gates = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         self.preferences = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
@@ -103,7 +96,7 @@ class MultiViewRecommender(Recommender):
                 for modality, neighbours in knn.items()
             }
         )
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: dict[str, Tensor] = {}
 
     @abstractmethod
     def see(self, projected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -132,118 +125,106 @@ class MultiViewRecommender(Recommender):
         """Sample the dropout masks once per epoch, so that ranks agree and an interrupted epoch can be resumed."""
         if not self.dropout:
             return
-        width = len(self.views) * self.users.embedding_dim
+        width = len(self.views) * self.item_embeddings.embedding_dim
 
         def mask(rows: int) -> Tensor:
             uniform_NV = torch.rand(rows, width, generator=generator, device=generator.device)
-            return ((uniform_NV >= self.dropout) / (1 - self.dropout)).to(self.users.weight.device)
+            return ((uniform_NV >= self.dropout) / (1 - self.dropout)).to(self.item_embeddings.weight.device)
 
-        self._kept = mask(self.users.num_embeddings), mask(self.items.num_embeddings)
+        self._kept = {
+            "users": mask(self.user_embeddings.num_embeddings),
+            "items": mask(self.item_embeddings.num_embeddings),
+        }
 
-    def propagate(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Compute all views before they are fused, users [U, W] and items [I, W], C in the first D columns."""
-        users_UD, items_ID = self.collaborative()
+    def tables(self, features: Features) -> Tables:
+        """Compute all views before they are fused, `users` [U, W] and `items` [I, W], C in the first D columns."""
+        ids_I = self.item_embeddings.weight
+        users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, ids_I, self.layers)
         seen = self.see({modality: self.maps[modality](features[modality]) for modality in self.modalities})
         items_IV = torch.cat(
-            [
-                self.item_graphs[view](self.items.weight * torch.sigmoid(self.gates[view](seen[view])))
-                for view in self.views
-            ],
-            dim=1,
+            [self.item_graphs[view](ids_I * torch.sigmoid(self.gates[view](seen[view]))) for view in self.views], dim=1
         )
         users_UV = self.graph.items_to_users(items_IV)
-        return torch.cat([users_UD, users_UV], dim=1), torch.cat([items_ID, items_IV], dim=1)
+        return {"users": torch.cat([users_UD, users_UV], dim=1), "items": torch.cat([items_ID, items_IV], dim=1)}
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Compute f of users [U, D] and items [I, D]."""
-        tables = self.propagate(features)
-        kept = self._dropout() or (None, None)
-        users, items = (self._fused(table_NW, kept_NV) for table_NW, kept_NV in zip(tables, kept, strict=True))
-        return users[0] + users[1], items[0] + items[1]
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Compute f of users, [B, D]."""
+        return self._fused("users", tables, queries.users).vectors_ND
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
-        """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each, from the result of `propagate`.
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Compute f of items, [C, D]; features enter through the tables alone."""
+        return self._fused("items", tables, chosen).vectors_ND
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
+        """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each.
 
         Collective: every rank must call this.
         """
-        assert representations is not None
-        kept = self._dropout() or (None, None)
         # Only nodes in the batch are fused, each once however often it occurs.
-        users_N, users_B = users_B.unique(return_inverse=True)
-        items_N, items_2B = torch.cat([positives_B, negatives_B]).unique(return_inverse=True)
-        users, items = (
-            _Fused(nodes_N, *self._fused(F.embedding(nodes_N, table_NW), None if mask is None else mask[nodes_N]))
-            for nodes_N, table_NW, mask in zip((users_N, items_N), representations, kept, strict=True)
-        )
-        users_BD = F.embedding(users_B, users.ids_ND + users.sides_ND)
-        positives_BD, negatives_BD = F.embedding(items_2B, items.ids_ND + items.sides_ND).chunk(2)
-        users_UW, items_IW = representations
+        users_N, users_B = batch.users.unique(return_inverse=True)
+        items_N, items_2B = torch.cat([batch.positives, batch.negatives]).unique(return_inverse=True)
+        users, items = self._fused("users", tables, users_N), self._fused("items", tables, items_N)
+        users_BD = F.embedding(users_B, users.vectors_ND)
+        positives_BD, negatives_BD = F.embedding(items_2B, items.vectors_ND).chunk(2)
+        positives_B = items_2B.chunk(2)[0]
         return {
             "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
-            "contrast_users": self._contrast(users, users_B, users_UW),
-            "contrast_items": self._contrast(items, items_2B.chunk(2)[0], items_IW),
+            "contrast_users": self._contrast(users, users_B, users_N, tables["users"]),
+            "contrast_items": self._contrast(items, positives_B, items_N, tables["items"]),
         }
 
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Compute C of users [U, D] and items [I, D]."""
-        return self.graph.propagate(self.users.weight, self.items.weight, self.layers)
+    def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return C of users [B, D] and items [C, D]."""
+        dim = self.item_embeddings.embedding_dim
+        users_BD = F.embedding(queries.users, tables["users"][:, :dim])
+        return users_BD, rows_of(tables["items"][:, :dim], chosen)
 
-    def modal_users(self, features: Features) -> Tensor:
-        """Compute f of users, [U, D]."""
-        return self.representations(features)[0]
-
-    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
-        """Return P_m, [*, d_m] -> [*, D]."""
-        return self.projections[modality]
+    def cold_map(self) -> dict[str, LinearMap]:
+        """Return P_m, [D, d_m], for each modality."""
+        return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
 
     @torch.no_grad()
-    def fit_projections(self, features: Features) -> None:
+    def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the vectors f of items with training interactions."""
         training = self.training
-        targets_ND = self.eval().representations(features)[1][self.warm_items]
+        targets_ND = self.eval().items(features, self.tables(features))[self.warm_items]
         self.train(training)
         fit_maps(self.projections, features, self.warm_items, targets_ND)
 
-    def _contrast(self, fused: "_Fused", rows_B: Tensor, table_NW: Tensor) -> Tensor:
+    def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_NW: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
         nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
-        keys_K, counts_K = gather_rows(fused.nodes_N[rows_B]).unique(return_counts=True)
-        keys_KD = F.embedding(keys_K, table_NW[:, : self.users.embedding_dim])
+        keys_K, counts_K = gather_rows(nodes_N[rows_B]).unique(return_counts=True)
+        keys_KD = F.embedding(keys_K, table_NW[:, : self.item_embeddings.embedding_dim])
         queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
         losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
         return self.cl_weight * losses_Q[inverse_B]
 
-    def _dropout(self) -> tuple[Tensor, Tensor] | None:
-        return self._kept if self.training else None
-
-    def _fused(self, table_NW: Tensor, kept_NV: Tensor | None) -> tuple[Tensor, Tensor]:
-        """C and the term added to it, [N, D] each."""
-        ids_ND, *views = table_NW.split(self.users.embedding_dim, dim=1)
+    def _fused(self, side: Literal["users", "items"], tables: Tables, chosen: Tensor | None) -> "_Fused":
+        """Fuse the views of chosen nodes of one side, or of all."""
+        dim = self.item_embeddings.embedding_dim
+        ids_ND, *views = rows_of(tables[side], chosen).split(dim, dim=1)
         preferences = [torch.sigmoid(self.preferences[view](ids_ND)) for view in self.views]
-        if kept_NV is not None:
-            kept = kept_NV.split(self.users.embedding_dim, dim=1)
+        if self.training and side in self._kept:
+            kept = rows_of(self._kept[side], chosen).split(dim, dim=1)
             preferences = [preference * kept_ND for preference, kept_ND in zip(preferences, kept, strict=True)]
-        named = (dict(zip(self.views, tables, strict=True)) for tables in (views, preferences))
-        return ids_ND, self.fuse(*named)
+        named = (dict(zip(self.views, nodes, strict=True)) for nodes in (views, preferences))
+        return _Fused(ids_ND, self.fuse(*named))
 
 
 class _Fused(NamedTuple):
-    """Distinct nodes of a batch."""
+    """Some nodes."""
 
-    nodes_N: Tensor
-    """Their indices, int64 [N]."""
     ids_ND: Tensor
     """Their C."""
     sides_ND: Tensor
     """The term added to it."""
+
+    @property
+    def vectors_ND(self) -> Tensor:
+        """Their f."""
+        return self.ids_ND + self.sides_ND
 
 
 def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmrec_dist.recommenders.base import Features
+from ptmrec_dist.recommenders.rows import Features
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidate strengths of the penalty, as fractions of the mean eigenvalue of the inputs' covariance."""

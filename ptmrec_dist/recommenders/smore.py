@@ -66,7 +66,9 @@ class SMORE(MultiViewRecommender):
         spectra[FUSED] = spectra["image"] * spectra["text"]
         return {
             view: torch.fft.irfft(
-                spectrum_IS * torch.view_as_complex(self.filters[view]), n=self.users.embedding_dim, norm="ortho"
+                spectrum_IS * torch.view_as_complex(self.filters[view]),
+                n=self.item_embeddings.embedding_dim,
+                norm="ortho",
             )
             for view, spectrum_IS in spectra.items()
         }

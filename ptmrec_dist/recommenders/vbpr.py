@@ -1,28 +1,20 @@
 """VBPR: matrix factorisation beside a second one whose item vectors come from images and texts.
 
-Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
+Shape suffixes: B batch rows, C chosen items, D width of the embeddings, X width of a modality's features.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config.recommenders import VBPRConfig
-from ptmrec_dist.recommenders.base import (
-    FeatureRows,
-    Features,
-    Inputs,
-    Recommender,
-    bpr_term,
-    embedding_table,
-    l2_term,
-    look_up,
-    modal_maps,
-    row_gaps,
-)
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
 from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
 
 
 class VBPR(Recommender):
@@ -42,7 +34,7 @@ class VBPR(Recommender):
     modality.
 
     In stage 2 a modality's projection (eq. 12) covers both halves, [P_m ; M W_m] with M modalities: P_m predicts from
-    features what an item's ID half would be. It is zero until `fit_projections` fits it, by ridge regression to the ID
+    features what an item's ID half would be. It is zero until `fit_cold_map` fits it, by ridge regression to the ID
     halves of items with training interactions. A cold item, which has no gamma_i, is scored by the mean over its
     modalities, [gamma_u ; theta_u] . [mean_m P_m x_im ; sum_m W_m x_im]. The ID half alone is a poor teacher here: it is what
     features left unexplained, so use whole scores as the teacher.
@@ -57,7 +49,6 @@ class VBPR(Recommender):
         config: Hyper-parameters, see `VBPRConfig`.
     """
 
-    propagates: ClassVar[bool] = False
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = False
 
@@ -65,8 +56,8 @@ class VBPR(Recommender):
         super().__init__(inputs)
         self.dim = config.dim
         self.reg_weight = config.reg_weight
-        self.users = embedding_table(inputs.num_users, 2 * config.dim)
-        self.items = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.maps = modal_maps(inputs.features, config.dim)
         self.id_maps = modal_maps(inputs.features, config.dim)
         for id_map in self.id_maps.parameters():
@@ -74,28 +65,21 @@ class VBPR(Recommender):
         self.warm_items: Tensor
         self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
 
-    def representations(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return users [U, 2 dim] and items [I, 2 dim], the ID half first."""
-        return self.users.weight, self._item_vectors(self.items.weight, features)
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Return both halves of users, [B, 2 dim], the ID half first."""
+        return F.embedding(queries.users, self.user_embeddings.weight)
 
-    def batch_representations(self, items: Tensor, rows: Features) -> tuple[Tensor, Tensor]:
-        """Return users [U, 2 dim] and the vectors of these items [C, 2 dim]."""
-        return self.users.weight, self._item_vectors(self.items(items), rows)
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Return both halves of items, [C, 2 dim]."""
+        return torch.cat([rows_of(self.item_embeddings.weight, chosen), self._project(features)], dim=1)
 
-    def loss(
-        self,
-        users_B: Tensor,
-        positives_B: Tensor,
-        negatives_B: Tensor,
-        representations: tuple[Tensor, Tensor] | None,
-        features: FeatureRows,
-    ) -> dict[str, Tensor]:
-        """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows; representations are not read."""
-        users_BD = self.users(users_B)
-        positives_BD, negatives_BD = look_up(self.items.weight, positives_B, negatives_B)
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
+        """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows."""
+        users_BD = self.user_embeddings(batch.users)
+        positives_BD, negatives_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
         # W is linear: projecting the difference of two items is half the work of projecting both.
         projected_BD = self._project(
-            {modality: row_gaps(features[modality], positives_B, negatives_B) for modality in self.modalities}
+            {modality: row_gaps(features[modality], batch.positives, batch.negatives) for modality in self.modalities}
         )
         gaps_BD = torch.cat([positives_BD - negatives_BD, projected_BD], dim=1)
         return {
@@ -103,28 +87,27 @@ class VBPR(Recommender):
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD, projected_BD),
         }
 
-    def collaborative(self) -> tuple[Tensor, Tensor]:
-        """Return the ID halves, users [U, dim] and items [I, dim]."""
-        return self.users.weight[:, : self.dim], self.items.weight
+    def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the ID halves, users [B, dim] and items [C, dim]."""
+        return self.users(queries, tables)[:, : self.dim], rows_of(self.item_embeddings.weight, chosen)
 
-    def modal_users(self, features: Features) -> Tensor:
-        """Return both halves of the users, [U, 2 dim]."""
-        return self.users.weight
+    def cold_map(self) -> dict[str, LinearMap]:
+        """Return [P_m ; M W_m], [2 dim, d_m], for each modality."""
+        weights = {
+            modality: (self.id_maps[modality].get_parameter("weight"), self.maps[modality].get_parameter("weight"))
+            for modality in self.modalities
+        }
+        return {
+            modality: (torch.cat([ids_DX, len(weights) * contents_DX]), None)
+            for modality, (ids_DX, contents_DX) in weights.items()
+        }
 
-    def modal_projection(self, modality: str) -> Callable[[Tensor], Tensor]:
-        """Return [P_m ; M W_m], [*, d_m] -> [*, 2 dim]."""
-
-        def project(rows: Tensor) -> Tensor:
-            return torch.cat([self.id_maps[modality](rows), len(self.modalities) * self.maps[modality](rows)], dim=-1)
-
-        return project
-
-    def fit_projections(self, features: Features) -> None:
+    def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the ID halves of items with training interactions."""
-        fit_maps(self.id_maps, features, self.warm_items, self.items.weight[self.warm_items])
-
-    def _item_vectors(self, ids_CD: Tensor, rows: Features) -> Tensor:
-        return torch.cat([ids_CD, self._project({modality: rows[modality] for modality in self.modalities})], dim=1)
+        fit_maps(self.id_maps, features, self.warm_items, self.item_embeddings.weight[self.warm_items])
 
     def _project(self, rows: Features) -> Tensor:
-        return torch.stack([self.maps[modality](table) for modality, table in rows.items()]).sum(dim=0)
+        projected = [
+            F.linear(rows[modality], self.maps[modality].get_parameter("weight")) for modality in self.modalities
+        ]
+        return torch.stack(projected).sum(dim=0)

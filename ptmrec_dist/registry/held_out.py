@@ -11,9 +11,10 @@ those count that neither version was trained on, with items known to both versio
 A user whom a version was trained on has the vector of that version; any other one is a visitor, whose history is the user's
 training items of the other version, or empty. Both versions thus score as they would in production.
 
-Legend: U users of the set, I items of a version, K items ranked, D width of item vectors, T width of both scores' vectors.
+Legend: U users of the set, B some of them, K items ranked, E their interactions, D width of the scores.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Dataset, Interactions
-from ptmrec_dist.data.histories import Histories
+from ptmrec_dist.data.histories import Histories, grouped
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
-from ptmrec_dist.serving.fold_in import FoldIn
+from ptmrec_dist.evaluation.scoring import Scorer
+from ptmrec_dist.serving.vectors import open_vectors
 
 PHASE = "held_out"
 _PAIR = ["user_id", "item_id"]
@@ -53,6 +55,8 @@ class _Version:
         self.users = _numbered(pl.read_parquet(folder / "users.parquet"))
         self.items = _numbered(pl.read_parquet(folder / "items.parquet", columns=["item_id", "warm"]))
         seen = pl.read_parquet(folder / "seen.parquet")
+        taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
+        self.vectors, self.score = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), taken)
         self.seen = pl.DataFrame(
             {
                 "user_id": self.users["user_id"].gather(seen["user_index"]),
@@ -63,25 +67,32 @@ class _Version:
     @property
     def scores_new_items(self) -> bool:
         """Whether it has a cold score."""
-        return "modal_users" in self.tables
+        return "modal_items" in self.tables
 
-    def user_vectors(self, users: pl.DataFrame, seen: pl.DataFrame) -> tuple[Tensor, Tensor]:
-        """Compute the vectors of users for the full score, [U, D], and for the cold score, [U, d']."""
-        full_D = self.tables["users"].shape[1]
-        own_T = [self.tables[name] for name in ("users", "modal_users") if name in self.tables]
-        rows = users.join(self.users, on="user_id", how="left", maintain_order="left")["row"]
-        known = rows.is_not_null().to_numpy()
-        vectors_UT = self._visitors(users, seen)
-        vectors_UT[torch.from_numpy(known)] = torch.cat(own_T, dim=1)[rows.drop_nulls().to_numpy(writable=True)]
-        return vectors_UT[:, :full_D], vectors_UT[:, full_D:]
+    def user_vectors(self, users: pl.DataFrame, seen: pl.DataFrame) -> Callable[[np.ndarray], Tensor]:
+        """Return a function from rows of `users`, ascending, int64 [B], to vectors of these users, [B, D]."""
+        known_U = (
+            users.join(self.users, on="user_id", how="left", maintain_order="left")["row"].fill_null(-1).to_numpy()
+        )
+        taken = seen.join(_numbered(users), on="user_id", maintain_order="left").join(
+            self.items.filter("warm"), on="item_id", suffix="_item", maintain_order="left"
+        )
+        order_E, starts = grouped(taken["row"].to_numpy(), len(users))
+        users_E, items_E = (taken[name].to_numpy()[order_E] for name in ("row", "row_item"))
 
-    def _visitors(self, users: pl.DataFrame, seen: pl.DataFrame) -> Tensor:
-        """Fold-in vectors of users from their seen items that are warm in this version, [U, T]."""
-        warm = self.items.filter("warm")
-        taken = seen.join(_numbered(users), on="user_id").join(warm, on="item_id", suffix="_item")
-        fold_in = FoldIn(*(self.tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
-        pairs = Interactions(taken["row"].to_numpy(), taken["row_item"].to_numpy())
-        return fold_in(self.tables["items"], pairs, len(users))
+        def vectors(rows_B: np.ndarray) -> Tensor:
+            known_B = known_U[rows_B] >= 0
+            visitors = rows_B[~known_B]
+            span = slice(starts[rows_B[0]], starts[rows_B[-1] + 1])
+            own_E = np.isin(users_E[span], visitors)
+            histories = Interactions(np.searchsorted(visitors, users_E[span][own_E]), items_E[span][own_E])
+            both_BD = torch.cat(
+                [self.vectors.known(known_U[rows_B[known_B]]), self.vectors.visitors(histories, len(visitors))]
+            )
+            order_B = np.argsort(np.concatenate([np.flatnonzero(known_B), np.flatnonzero(~known_B)]))
+            return both_BD[torch.from_numpy(order_B)]
+
+        return vectors
 
 
 def compare_on(dataset: Dataset, ours: Path, theirs: Path) -> HeldOut:
@@ -99,7 +110,7 @@ def compare_on(dataset: Dataset, ours: Path, theirs: Path) -> HeldOut:
         UserError: No interaction is left to compare both on.
     """
     versions = [_Version(ours), _Version(theirs)]
-    seen = pl.concat([version.seen for version in versions]).unique()
+    seen = pl.concat([version.seen for version in versions]).unique(maintain_order=True)
     items = _common_items(*versions)
     held, account = _held_out(dataset, items, seen)
     users = held.select("user_id").unique(maintain_order=True)
@@ -143,16 +154,16 @@ def _score(
     version: _Version, users: pl.DataFrame, items: pl.DataFrame, held: pl.DataFrame, seen: pl.DataFrame
 ) -> pl.DataFrame:
     """Metrics of each user on each part under one version."""
-    full_UT, cold_UT = version.user_vectors(users, seen)
-    tables = []
-    for part, users_UT, name in ((PHASE, full_UT, "items"), (f"cold_{PHASE}", cold_UT, "modal_items")):
+    vectors, tables = version.user_vectors(users, seen), []
+    for part, name in ((PHASE, "items"), (f"cold_{PHASE}", "modal_items")):
         ranked_items = items.filter(pl.col("part") == part).select("item_id")
         positives = _pairs(held.filter(pl.col("part") == part), users, ranked_items)
         if not len(positives.items):
             continue
         rows_K = ranked_items.join(version.items, on="item_id", how="left", maintain_order="left")["row"]
-        items_KT = version.tables[name][torch.from_numpy(rows_K.to_numpy(writable=True))]
-        ranked = rank_positives(users_UT, items_KT, positives, _pairs(seen, users, ranked_items))
+        items_KD = version.tables[name][torch.from_numpy(rows_K.to_numpy(writable=True))]
+        scorer = Scorer(vectors, items_KD, version.score)
+        ranked = rank_positives(scorer, positives, _pairs(seen, users, ranked_items))
         found = metrics_of(ranked)
         columns = {"user_id": users["user_id"].gather(found.users), **found.values}
         tables.append(pl.DataFrame(columns).select(pl.lit(part).alias("part"), pl.all()))

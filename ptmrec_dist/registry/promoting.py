@@ -113,7 +113,7 @@ def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs:
         _require_same_data(config, ours, theirs)
         verdict, account = judge(_per_user(client, ours), _per_user(client, theirs), config), ""
     else:
-        dataset = Dataset(config.on)
+        dataset = Dataset(config.on, option="on")
         uris = [f"models:/{config.name}/{version.version}" for version in (ours, theirs)]
         with verified_files(uris[0]) as our_files, verified_files(uris[1]) as their_files:
             found = compare_on(dataset, our_files / SERVED, their_files / SERVED)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import NO_ITEM, top_items
+from ptmrec_dist.evaluation.scoring import NO_ITEM, Score, dot_product, table_scorer, top_items
 
 FILE_NAME = "index.faiss"
 _PROBED = 1 / 32  # fraction of the lists that is searched
@@ -46,17 +46,17 @@ class ExactIndex:
     Args:
         items_ID: Vectors of all items, float32 [I, D].
         candidates: Item indices to choose from, int64 [C].
+        score: Score of users and items.
     """
 
-    def __init__(self, items_ID: Tensor, candidates: np.ndarray) -> None:
-        # With all items as candidates, pass none: the vectors then need not be gathered for every request.
-        self._items_ID, self._candidates = items_ID, None if len(candidates) == len(items_ID) else candidates
+    def __init__(self, items_ID: Tensor, candidates: np.ndarray, score: Score = dot_product) -> None:
+        self._items_ID, self._candidates, self._score = items_ID, candidates, score
 
     def search(self, users_BD: Tensor, seen: Interactions, k: int) -> tuple[Tensor, Tensor]:
         """Find the best items; see `Index`."""
         rows_B = np.arange(len(users_BD))
         hidden = Histories(seen, len(users_BD), len(self._items_ID))
-        return top_items(users_BD, self._items_ID, rows_B, hidden, k, self._candidates)
+        return top_items(table_scorer(users_BD, self._items_ID, self._score), rows_B, hidden, k, self._candidates)
 
 
 class FaissIndex:

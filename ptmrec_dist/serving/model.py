@@ -3,7 +3,7 @@
 The full and the cold score are on different scales, so a list never mixes them: it ranks the warm items by the full score, or
 (`include_cold`) all items by the cold score.
 
-Legend: B rows of a request, K list length, N new items, D and d' widths of the scores.
+Legend: B rows of a request, K list length, N distinct new items, D width of the scores.
 """
 
 import json
@@ -29,6 +29,7 @@ from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.users import Requesters, UserIndex
+from ptmrec_dist.serving.vectors import open_vectors
 
 if TYPE_CHECKING:
     from ptmrec_dist.serving.new_items import NewItems
@@ -59,11 +60,12 @@ class ServedModel:
         self.item_ids: pl.Series = items["item_id"]
         self.titles: pl.Series = items["title"]
         warm = items["warm"].to_numpy()
-        self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
+        vectors, self._score = open_vectors(folder, self._tables, warm, taken)
+        self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
-        self.users = UserIndex(self._tables, user_ids, self.item_ids.to_list(), warm, taken, self._limits)
+        self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
         modalities = tuple(described["modalities"]) if new_items else ()
         self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
 
@@ -148,14 +150,12 @@ class ServedModel:
         Raises:
             UserError: `include_cold` with an ID-only recommender.
         """
-        vectors_BD, index = (
-            (requesters.modal_users_BD, self._cold_index) if params.include_cold else (requesters.users_BD, self._index)
-        )
-        if vectors_BD is None:
+        if params.include_cold and "modal_items" not in self._tables:
             raise UserError("include_cold: this model knows items by their IDs only; request without it")
+        index = self._cold_index if params.include_cold else self._index
         nothing = np.zeros(0, np.int64)
         seen = requesters.seen if params.exclude_seen else Interactions(nothing, nothing)
-        return index.search(vectors_BD, seen, min(params.top_k, len(self.item_ids)))
+        return index.search(requesters.users_BD, seen, min(params.top_k, len(self.item_ids)))
 
     def score_new(self, requesters: Requesters, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Score items that the model has never seen, by the cold score.
@@ -170,13 +170,13 @@ class ServedModel:
         Raises:
             UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
-        if self._new_items is None or requesters.modal_users_BD is None:
+        if self._new_items is None:
             raise UserError(
                 "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
                 "the user's or from tables that were trained"
             )
-        vectors_BD = self._new_items.encode(columns)
-        scores_B = (requesters.modal_users_BD * vectors_BD).sum(dim=1)
+        items_ND, items_B = self._new_items.encode(columns)
+        scores_B = self._score(requesters.users_BD, items_ND).gather(1, items_B[:, None])[:, 0]
         return {
             "row": list(range(len(scores_B))),
             "user_id": list(requesters.names),
@@ -188,7 +188,7 @@ class ServedModel:
     def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
         if kind == "faiss":
             return FaissIndex(path, self._tables["items"], warm)
-        return ExactIndex(self._tables["items"], warm)
+        return ExactIndex(self._tables["items"], warm, self._score)
 
     def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
@@ -197,5 +197,5 @@ class ServedModel:
 
     @cached_property
     def _cold_index(self) -> Index:
-        items = self._tables.get("modal_items", torch.zeros(0, 0))
-        return ExactIndex(items, np.arange(len(items)))
+        items = self._tables["modal_items"]
+        return ExactIndex(items, np.arange(len(items)), self._score)

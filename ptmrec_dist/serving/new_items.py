@@ -1,6 +1,6 @@
 """New items of a request: from images and texts to item vectors of the cold score.
 
-Legend: B rows, N distinct new items, d' width of the cold score.
+Legend: B rows, N distinct new items, D width of the scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ class NewItems:
         self._limits = limits
         self._lock = Lock()
 
-    def encode(self, columns: Mapping[str, Sequence[Any]]) -> Tensor:
-        """Encode the item of each row; an item of several rows is encoded once.
+    def encode(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
+        """Encode the items of rows; an item of several rows is encoded once.
 
         Args:
             columns: `image` (as `ImageSource.read` takes it) and `text` of each row's item, those that the model reads.
 
         Returns:
-            float32 [B, d'].
+            Vectors of the distinct items, float32 [N, D], and which of them each row has, int64 [B].
 
         Raises:
             UserError: A missing column, cells that are no strings, an image that is refused, more than the limits.
@@ -69,7 +69,7 @@ class NewItems:
         batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
         # Decoded batch by batch: many large images at once would not fit into memory.
         vectors_ND = torch.cat([self._encode(self._images(batch, source), self._texts(batch)) for batch in batches])
-        return vectors_ND[[row_of[item] for item in items_B]]
+        return vectors_ND, torch.tensor([row_of[item] for item in items_B])
 
     def warm_up(self) -> None:
         """Encode a dummy item."""

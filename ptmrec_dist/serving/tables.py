@@ -1,9 +1,10 @@
 """Folder of a registered model, self-contained: JSON, Parquet and safetensors, no pickle.
 
     model.json           modalities of new items, kind of index, lineage, versions of packages
-    tables.safetensors   users [U, D], items [I, D]; fold_in.centre [D], fold_in.weight [D, D + d'], fold_in.bias [D + d'];
-                         of recommenders that read features also modal_users [U, d'], modal_items [I, d'],
-                         projection [sum of d_m, d'], projection_bias [d']; without them d' is 0
+    tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
+                         neither if vectors of users are computed from histories; of recommenders that read features also
+                         modal_items [I, D], projection [sum of d_m, D], projection_bias [D]
+    recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
     items.parquet        item_id, title, warm
     seen.parquet         user_index, item_index
@@ -12,10 +13,10 @@
     encoder/             backbone, and encoder.safetensors with its tuned weights; if the model scores new items
     digests.json         sha256 of each of them
 
-Items whose interactions are all held out are cold, the others warm. Warm items are ranked by the full score, users . items;
-cold and new ones, whose ID vectors are untrained, by the cold score, modal_users . modal_items.
+Items whose interactions are all held out are cold, the others warm. Warm items are ranked by the full score, of users with
+items; cold and new ones, whose ID vectors are untrained, by the cold score, of users with modal_items.
 
-Legend: U users, I items, P probing rows, D and d' widths of the scores, d_m width of a modality's features.
+Legend: U users, I items, D width of the scores, d_m width of a modality's features.
 """
 
 import json
@@ -29,11 +30,13 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
+from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import write_faiss
 from ptmrec_dist.serving.packages import installed_packages
+from ptmrec_dist.serving.vectors import is_stored, save_recommender
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.loaded import LoadedRun
 from ptmrec_dist.training.runs import save_tensors
@@ -54,10 +57,15 @@ def write_tables(
         lineage: Fingerprints of what the model was made from.
 
     Raises:
-        UserError: Weights that are not finite, a cold score that is not linear in the features, or FAISS is missing.
+        UserError: Weights that are not finite, FAISS is missing or cannot compute the score, or a recommender that cannot be
+            stored.
     """
     dataset, train = run.dataset, run.dataset.interactions("train")
-    tables = _tables_of(run.recommender, run.features, train)
+    run.recommender.eval()
+    if is_stored(run.recommender):
+        _refuse_faiss(run, index)
+        save_recommender(folder, run)
+    tables = _tables_of(run, train)
     for name, table in tables.items():
         if not torch.isfinite(table).all():
             raise UserError(f"run: {name} of {run.folder} hold NaN or infinite values; train again with a lower --lr")
@@ -92,42 +100,36 @@ def _per_user(run: LoadedRun) -> pl.DataFrame:
 
 
 @torch.no_grad()
-def _tables_of(recommender: Recommender, features: Features, train: Interactions) -> dict[str, Tensor]:
-    recommender.eval()
-    users_UD, items_ID = recommender.representations(features)
-    tables = {"users": users_UD, "items": items_ID}
+def _tables_of(run: LoadedRun, train: Interactions) -> dict[str, Tensor]:
+    recommender, features = run.recommender, run.features
+    scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
+    tables = {"items": scorer.items}
     if recommender.multimodal:
-        tables |= _modal_tables(recommender, features)
-    targets_UT = torch.cat([users_UD, tables["modal_users"]], dim=1) if recommender.multimodal else users_UD
-    fitted = fit_fold_in(targets_UT, items_ID, train)
-    return tables | {
-        "fold_in.centre": fitted.centre_D,
-        "fold_in.weight": fitted.weight_DT,
-        "fold_in.bias": fitted.bias_T,
-    }
+        tables |= {"modal_items": recommender.cold_items(features)} | _projection(recommender)
+    if not recommender.history_length:
+        users_UD = scorer.users(np.arange(run.dataset.num_users))
+        fitted = fit_fold_in(users_UD, scorer.items, train)
+        tables |= {
+            "users": users_UD,
+            "fold_in.centre": fitted.centre_D,
+            "fold_in.weight": fitted.weight_DT,
+            "fold_in.bias": fitted.bias_T,
+        }
+    return tables
 
 
-def _modal_tables(recommender: Recommender, features: Features) -> dict[str, Tensor]:
-    num_items = len(features[recommender.modalities[0]])
-    modal_users, modal_items = recommender.cold_representations(features, torch.arange(num_items))
-    projection, bias = _read_projection(recommender, features)
-    projected = torch.cat([features[modality] for modality in recommender.modalities], dim=1) @ projection + bias
-    if not torch.allclose(projected, modal_items, rtol=1e-3, atol=1e-4 * float(modal_items.abs().max())):
+def _projection(recommender: Recommender) -> dict[str, Tensor]:
+    """The maps of all modalities as one, of their features side by side: the mean over modalities is a map, too."""
+    weights, biases = zip(*recommender.cold_map().values(), strict=True)
+    projection = torch.cat([weight.T for weight in weights]) / len(weights)
+    bias = torch.zeros(projection.shape[1])
+    for own in biases:
+        bias += 0 if own is None else own / len(weights)
+    return {"projection": projection, "projection_bias": bias}
+
+
+def _refuse_faiss(run: LoadedRun, index: str) -> None:
+    if index == "faiss" and type(run.recommender).score is not Recommender.score:
         raise UserError(
-            f"run: {type(recommender).__name__} does not score cold items by a linear map of their features"
+            f"index: FAISS compares dot products, but {run.record.recommender} has a score of its own; choose --index exact"
         )
-    return {
-        "modal_users": modal_users,
-        "modal_items": modal_items,
-        "projection": projection,
-        "projection_bias": bias,
-    }
-
-
-def _read_projection(recommender: Recommender, features: Features) -> tuple[Tensor, Tensor]:
-    """Extract the affine map of the cold score from a recommender by evaluating it at zero and at every unit vector."""
-    widths = [features[modality].shape[1] for modality in recommender.modalities]
-    probes_PD = torch.cat([torch.zeros(1, sum(widths)), torch.eye(sum(widths))])
-    tables = dict(zip(recommender.modalities, probes_PD.split(widths, dim=1)))
-    outputs_PD = recommender.cold_items(tables, torch.arange(len(probes_PD)))
-    return outputs_PD[1:] - outputs_PD[0], outputs_PD[0]

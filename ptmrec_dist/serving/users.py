@@ -2,10 +2,10 @@
 
 An unknown user is treated as a visitor without a history and gets the list of an average user.
 
-Legend: U users, I items, B rows of a request, D and d' widths of the scores.
+Legend: I items, B rows of a request, D width of the scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.serving.fold_in import FoldIn
 from ptmrec_dist.serving.ids import Id, IdIndex, is_absent, parse_id, shown
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.params import Unknown
+from ptmrec_dist.serving.vectors import UserVectors
 
 _NAMES_SHOWN = 5
 
@@ -35,9 +35,7 @@ class Requesters:
     unknown_items: Sequence[list[str]]
     """Items of each row's history that the model does not know, or cannot use; they were skipped."""
     users_BD: Tensor
-    """Their vectors for the full score, float32 [B, D]."""
-    modal_users_BD: Tensor | None
-    """Their vectors for the cold score, float32 [B, d']; None in ID-only models."""
+    """Their vectors, float32 [B, D]."""
     seen: Interactions
     """Row and item of each of their interactions."""
 
@@ -46,29 +44,25 @@ class UserIndex:
     """Resolves users and visitors to vectors.
 
     Args:
-        tables: Tables of a served model.
+        vectors: Vectors of users and visitors.
         user_ids: User ids by user index.
         item_ids: Item ids by item index.
-        warm: Whether an item occurred in training, bool [I].
         seen: Training interactions.
         limits: Limits of a request.
     """
 
     def __init__(
         self,
-        tables: Mapping[str, Tensor],
+        vectors: UserVectors,
         user_ids: Sequence[str],
         item_ids: Sequence[str],
-        warm: np.ndarray,
         seen: Interactions,
         limits: Limits,
     ) -> None:
-        self._users_UD, self._modal_UD = tables["users"], tables.get("modal_users")
+        self._vectors = vectors
         self.user_ids = user_ids
         self._users, self._items = IdIndex(user_ids, "user_id"), IdIndex(item_ids, "history")
         self._seen = Histories(seen, len(user_ids), len(item_ids))
-        self._fold_in = FoldIn(*(tables[f"fold_in.{name}"] for name in ("centre", "weight", "bias")))
-        self._items_ID, self._usable = _history_items(tables, warm)
         self._limits = limits
 
     def known(self, rows_B: np.ndarray) -> Requesters:
@@ -80,11 +74,9 @@ class UserIndex:
         Returns:
             These users.
         """
-        rows = torch.from_numpy(rows_B)
-        modal = None if self._modal_UD is None else self._modal_UD[rows]
         names = [self.user_ids[row] for row in rows_B]
         unknown: list[list[str]] = [[] for _ in names]
-        return Requesters(names, [True] * len(names), unknown, self._users_UD[rows], modal, self._seen.of(rows_B))
+        return Requesters(names, [True] * len(names), unknown, self._vectors.known(rows_B), self._seen.of(rows_B))
 
     def resolve(self, users: Sequence[Any], histories: Sequence[Any], unknown: Unknown = "skip") -> Requesters:
         """Look up the users and visitors of a request.
@@ -135,11 +127,9 @@ class UserIndex:
 
     def _visitors(self, names: Sequence[Id | None], histories: Sequence[Sequence[Id]], unknown: Unknown) -> Requesters:
         taken, skipped = self._entries(histories, unknown)
-        both_BT = self._fold_in(self._items_ID, taken, len(histories))
-        users_BD, modal_BD = both_BT.tensor_split([self._users_UD.shape[1]], dim=1)
-        modal = None if self._modal_UD is None else modal_BD
+        users_BD = self._vectors.visitors(taken, len(histories))
         shown_names = [None if name is None else str(name) for name in names]
-        return Requesters(shown_names, [False] * len(names), skipped, users_BD, modal, taken)
+        return Requesters(shown_names, [False] * len(names), skipped, users_BD, taken)
 
     def _entries(self, histories: Sequence[Sequence[Id]], unknown: Unknown) -> tuple[Interactions, list[list[str]]]:
         """Look up the items of histories; returns the usable ones, and the names of the others by history."""
@@ -150,10 +140,10 @@ class UserIndex:
         items: list[int] = []
         skipped: list[list[str]] = []
         for row, (history, indices) in enumerate(zip(histories, found)):
-            used = [item for item in indices if item is not None and self._usable[item]]
+            used = [item for item in indices if item is not None and self._vectors.usable[item]]
             rows += [row] * len(used)
             items += used
-            left = [str(name) for name, item in zip(history, indices) if item is None or not self._usable[item]]
+            left = [str(name) for name, item in zip(history, indices) if item is None or not self._vectors.usable[item]]
             skipped.append(list(dict.fromkeys(left)))
         return Interactions(np.array(rows, dtype=np.int64), np.array(items, dtype=np.int64)), skipped
 
@@ -170,7 +160,7 @@ class UserIndex:
         unknown = [str(name) for name, item in pairs if item is None]
         if unknown:
             raise UserError(f"history: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
-        unusable = [name for name, item in pairs if not self._usable[item]]
+        unusable = [name for name, item in pairs if not self._vectors.usable[item]]
         if unusable:
             raise UserError(
                 f"history: item {str(unusable[0])!r} was held out of training, and this model knows items by their IDs "
@@ -178,23 +168,10 @@ class UserIndex:
             )
 
 
-def _history_items(tables: Mapping[str, Tensor], warm: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Vectors of items in a history, [I, D], and which items have one, bool [I].
-
-    The ID vector of a cold item is untrained. Where the vectors of the cold score live in the same space, the one computed
-    from its features is used instead.
-    """
-    items_ID, modal = tables["items"], tables.get("modal_items")
-    if modal is None or modal.shape != items_ID.shape:
-        return items_ID, warm
-    return items_ID.where(torch.from_numpy(warm)[:, None], modal), np.ones_like(warm)
-
-
 def _in_order(rows_and_groups: Sequence[tuple[np.ndarray, Requesters]]) -> Requesters:
     """Merge groups of users and visitors in the order of the request's rows."""
     order = np.argsort(np.concatenate([rows for rows, _ in rows_and_groups]))
     groups = [group for _, group in rows_and_groups]
-    modal = [group.modal_users_BD for group in groups if group.modal_users_BD is not None]
     seen_rows = [rows[group.seen.users] for rows, group in rows_and_groups]
 
     def joined(name: str) -> list[Any]:
@@ -206,7 +183,6 @@ def _in_order(rows_and_groups: Sequence[tuple[np.ndarray, Requesters]]) -> Reque
         joined("known"),
         joined("unknown_items"),
         torch.cat([group.users_BD for group in groups])[torch.from_numpy(order)],
-        torch.cat(modal)[torch.from_numpy(order)] if modal else None,
         Interactions(np.concatenate(seen_rows), np.concatenate([group.seen.items for group in groups])),
     )
 

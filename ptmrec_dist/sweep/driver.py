@@ -147,7 +147,7 @@ class Sweep:
         Raises:
             UserError: No trial reached an evaluation.
         """
-        from ptmrec_dist.sweep.figures import draw
+        from ptmrec_dist.sweep.figures import plot
         from ptmrec_dist.sweep.winner import Winner, table_of
 
         trials = self.book.read()
@@ -161,7 +161,7 @@ class Sweep:
         write_atomically(self.out / "best.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_atomically(self.out / "trials.csv", table_of(trials))
         print(f"best: trial {best.number}, {self.book.metric} {best.value:.4f}: {best.point}")
-        figures = draw(self.space, able, self.book.metric, self.out)
+        figures = plot(self.space, able, self.book.metric, self.out)
         tracker.metrics({f"best.{self.book.metric}": best.value or 0.0, "best.trial": best.number}, len(trials))
         tracker.artifacts([self.out / "best.yaml", self.out / "trials.csv", self.out / "sweep.yaml", *figures])
         if self.config.winner_seeds:

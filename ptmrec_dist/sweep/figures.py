@@ -20,8 +20,8 @@ _COLOURS = colormaps["cividis_r"]  # in grey, and to the colour-blind: the darke
 _WIDTH = 16  # characters of a name that fit beside the next axis
 
 
-def draw(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> list[Path]:
-    """Draw a sweep as `parallel_coordinates.png` and, where complete trials differ, `importance.png`.
+def plot(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> list[Path]:
+    """Plot a sweep as `parallel_coordinates.png` and, where complete trials differ, `importance.png`.
 
     Args:
         space: What was searched.
@@ -33,12 +33,12 @@ def draw(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> li
         The files written.
     """
     written = [_save(_parallel_coordinates(space, trials, metric), folder / "parallel_coordinates.png")]
-    shares = importances(space, trials)
-    if shares:
-        written.append(_save(_importance(shares, trials, metric), folder / "importance.png"))
+    fractions = importances(space, trials)
+    if fractions:
+        written.append(_save(_importance(fractions, trials, metric), folder / "importance.png"))
     else:
         complete = len(_complete(trials))
-        print(f"importance.png: not drawn, got {complete} complete trials, expected several of different values")
+        print(f"importance.png: not plotted, got {complete} complete trials, expected several of different values")
     return written
 
 
@@ -77,10 +77,10 @@ def _counts(trials: Sequence[Trial]) -> str:
     return f"{complete} complete trials, {len(trials) - complete} stopped early"
 
 
-def _importance(shares: dict[str, float], trials: Sequence[Trial], metric: str) -> Figure:
-    figure = Figure(figsize=(6.5, 1.6 + 0.45 * len(shares)), layout="constrained")
+def _importance(fractions: dict[str, float], trials: Sequence[Trial], metric: str) -> Figure:
+    figure = Figure(figsize=(6.5, 1.6 + 0.45 * len(fractions)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(list(shares)[::-1], list(shares.values())[::-1], color=_COLOUR)
+    bars = axes.barh(list(fractions)[::-1], list(fractions.values())[::-1], color=_COLOUR)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel(f"importance for {metric} (fANOVA)")
     figure.suptitle(f"{_counts(trials)} and left out", fontsize=10)

@@ -5,7 +5,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-GROUP_FILE = ".places"
+GROUP_FILE = ".placement_group"
 """Suffix to a job's `log`: the file that records its placement group."""
 
 _RAY_TRAIN = {

@@ -1,12 +1,13 @@
 """Evaluation of a recommender on a packed data set, and `ptmrec evaluate`.
 
 Warm protocol: every item that was there in training is ranked for every user. Cold protocol: the held-out items are ranked
-among themselves, scored through the modal projections, for they have no ID representation.
+among themselves, scored through the maps of eq. 12, for they have no ID representation.
 
-Legend: U users, I items, C cold items, D width.
+Legend: I items, C cold items, D width.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
 from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.files import write_atomically
-from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.loaded import load_run
 
 Metrics = dict[str, dict[str, float]]
@@ -28,7 +31,8 @@ Metrics = dict[str, dict[str, float]]
 class Evaluator:
     """Scores one phase of a data set; a validation evaluator has no way to reach the test split.
 
-    A part without interactions has no metrics.
+    A part without interactions has no metrics. Models that read histories get those of the training part, in the test phase
+    those of the validation part too.
 
     Args:
         dataset: The packed data set.
@@ -37,8 +41,12 @@ class Evaluator:
     """
 
     def __init__(self, dataset: Dataset, phase: str, mask_validation: bool = False) -> None:
-        self.phase = phase
-        self.num_users = dataset.num_users
+        self.phase, self.dataset = phase, dataset
+        self.known_parts = (
+            ("train",)
+            if phase == "validation"
+            else tuple(part for part in ("train", "validation") if part in dataset.parts)
+        )
         self.positives = _histories(dataset, phase) if phase in dataset.parts else None
         masked = ["validation"] if mask_validation and phase == "test" and "validation" in dataset.parts else []
         self.seen = _histories(dataset, "train", *masked)
@@ -64,9 +72,10 @@ class Evaluator:
         Returns:
             Metrics of the phase, of its cold part too where there is one and the recommender reads features.
         """
-        share = (self.num_users * world.rank // world.size, self.num_users * (world.rank + 1) // world.size)
+        number = self.dataset.num_users
+        own = (number * world.rank // world.size, number * (world.rank + 1) // world.size)
         metrics: Metrics = {}
-        for part, found in self.per_user(recommender, features, share).items():
+        for part, found in self.per_user(recommender, features, own).items():
             sums = {name: float(values_N.sum()) for name, values_N in found.values.items()}
             metrics[part] = _mean(sums, len(found.users), world)
         return metrics
@@ -100,20 +109,26 @@ class Evaluator:
         Returns:
             Part of the phase to its positives and their ranks.
         """
-        training = recommender.training
+        training, device = recommender.training, next(recommender.parameters()).device
         recommender.eval()
-        users_UD, items_ID = recommender.representations(features)
+        warm = scorer_of(recommender, features, recent_items(recommender, self.dataset, self.known_parts, device))
         found: dict[str, Ranked] = {}
         if self.positives is not None:
             found[self.phase] = rank_positives(
-                users_UD, items_ID, self.positives, self.seen, candidates=self.warm_items, user_range=user_range
+                warm, self.positives, self.seen, candidates=self.warm_items, user_range=user_range
             )
         if self.cold_items is not None and recommender.multimodal:
-            cold = torch.from_numpy(self.cold_items).to(users_UD.device)
-            users_UD, items_CD = recommender.cold_representations(features, cold)
-            items_ID = items_CD.new_zeros(len(items_ID), items_CD.shape[1]).index_copy(0, cold, items_CD)
+            chosen = torch.from_numpy(self.cold_items).to(device)
+            items_CD = recommender.cold_items(
+                {modality: features[modality][chosen] for modality in recommender.modalities}
+            )
+            items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
             found[f"cold_{self.phase}"] = rank_positives(
-                users_UD, items_ID, self.cold_positives, None, candidates=self.cold_items, user_range=user_range
+                replace(warm, items=items_ID),
+                self.cold_positives,
+                None,
+                candidates=self.cold_items,
+                user_range=user_range,
             )
         recommender.train(training)
         return found

@@ -6,7 +6,7 @@ deepspeed --num_gpus 2 launchers/stage1.py --shards shards/movies --recommender 
 Over ranks every rank holds the whole graph and samples the whole global batch, the same on all (or is refused), and takes its
 part of the rows: N ranks train as one process would on the same batches.
 
-Legend: G interactions of the global batch.
+Legend: B interactions of this rank, G interactions of the global batch.
 """
 
 import functools
@@ -22,6 +22,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import barrier, join_world, require_same_random_numbers
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders.base import Batch
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints, LoopState, load_engine, save_engine
 from ptmrec_dist.training.early_stopping import EarlyStopping
@@ -80,24 +81,24 @@ def train_stage1(config: Stage1Config) -> None:
     barrier()
 
 
-def train_step(stage: Stage1, users_G: Tensor, positives_G: Tensor, generator: torch.Generator, step: int) -> None:
+def train_step(stage: Stage1, rows_G: Tensor, generator: torch.Generator, step: int) -> None:
     """Do one step of Adam on a global batch of interactions; nothing in it waits for the device.
 
     Collective: every rank must call this, with the same batch and a generator in the same state.
 
     Args:
         stage: Model, engine, data.
-        users_G: int64 [G].
-        positives_G: int64 [G].
+        rows_G: Positions among the training interactions, int64 [G].
         generator: Source of the negatives.
         step: Number of the step since the start.
 
     Raises:
         UserError: ZeRO found a gradient that is not finite; the update was not made.
     """
-    negatives_G = stage.negatives.sample(users_G, generator)
-    own = [rows_G.tensor_split(stage.world.size)[stage.world.rank] for rows_G in (users_G, positives_G, negatives_G)]
-    loss = stage.engine(*own, len(users_G))
+    negatives_G = stage.negatives.sample(stage.users[rows_G], generator)
+    rows_B, negatives_B = (part.tensor_split(stage.world.size)[stage.world.rank] for part in (rows_G, negatives_G))
+    histories = None if stage.recent is None else stage.recent.before(rows_B)
+    loss = stage.engine(Batch(stage.users[rows_B], stage.items[rows_B], negatives_B, histories), len(rows_G))
     stage.monitor.note(step, {"loss": loss}, 1.0)
     stage.engine.backward(loss, last=True)
     stage.monitor.update(stage.engine)
@@ -142,7 +143,7 @@ def train_epoch(stage: Stage1, epoch: int) -> float:
     batches, stage.monitor.sums = order_E.split(stage.config.batch_size), {}
     for step, rows_G in enumerate(batches, start=epoch * len(batches)):
         stage.watch.at(step + 1)
-        train_step(stage, stage.users[rows_G], stage.items[rows_G], generator, step)
+        train_step(stage, rows_G, generator, step)
     stage.monitor.read()
     return stage.monitor.sums["loss"] / len(batches)
 
@@ -150,7 +151,7 @@ def train_epoch(stage: Stage1, epoch: int) -> float:
 def _evaluate(stage: Stage1, loop: LoopState, loss: float, run: RunFolder, evaluate: Evaluator) -> Metrics:
     """Evaluate, and keep the weights where they are the best so far on known items: their vectors are what is trained."""
     if evaluate.cold_items is not None:
-        stage.recommender.fit_projections(stage.objective.features)
+        stage.recommender.fit_cold_map(stage.objective.features)
     metrics = evaluate(stage.recommender, stage.objective.features, stage.world)
     best = loop.stopping.update(metrics["validation"][SELECT], loop.epoch)
     loop.history.append({"epoch": loop.epoch, "loss": loss, **flatten(metrics)})
@@ -165,7 +166,7 @@ def _finish(stage: Stage1, loop: LoopState, run: RunFolder, tracker: Tracker) ->
     """Evaluate the epoch that was kept on every part, the test split for the first time, and write lineage and metrics."""
     barrier()
     stage.objective.load(load_file(run.folder / RECOMMENDER_FILE))
-    stage.recommender.fit_projections(stage.objective.features)
+    stage.recommender.fit_cold_map(stage.objective.features)
     barrier()
     if stage.world.is_first:
         save_tensors(run.folder / RECOMMENDER_FILE, stage.objective.state())

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from ptmrec_dist.config import ChoosesRecommender, Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
+from ptmrec_dist.data.histories import RecentItems
 from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.engine import Engine, make_engine
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.recommenders import build_recommender, recommender_class
-from ptmrec_dist.recommenders.base import Features, Recommender
+from ptmrec_dist.recommenders.base import Batch, Recommender
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.loaded import neighbour_cache, tensors_of
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.monitor import Monitor
@@ -46,24 +49,21 @@ class Objective(nn.Module):
         """Modality to table as it stands, float32 [I, d_m]."""
         return self.frozen | dict(self.trained.items())
 
-    def forward(self, users_B: Tensor, positives_B: Tensor, negatives_B: Tensor, rows: int) -> Tensor:
+    def forward(self, batch: Batch, rows: int) -> Tensor:
         """Compute this rank's contribution to the mean loss of a global batch.
 
-        Every term is a mean over the rows of all ranks: the share counts W / G times the sum of the rank's rows, so that
-        the mean over the W ranks, as data parallel training takes it of gradients, is exact however uneven the shares.
+        Every term is a mean over the rows of all ranks: a rank counts W / G times the sum of its rows, so that the mean over
+        the W ranks, as data parallel training takes it of gradients, is exact however uneven their numbers of rows.
 
         Args:
-            users_B: int64 [B].
-            positives_B: int64 [B].
-            negatives_B: int64 [B].
+            batch: This rank's rows.
             rows: Rows G of the global batch.
 
         Returns:
             Scalar.
         """
         features = self.features
-        representations = self.recommender.propagate(features) if self.recommender.propagates else None
-        terms = self.recommender.loss(users_B, positives_B, negatives_B, representations, features)
+        terms = self.recommender.loss(batch, self.recommender.tables(features), features)
         return torch.stack(list(terms.values())).sum() * (self.world.size / rows)
 
     def state(self) -> dict[str, Tensor]:
@@ -103,6 +103,8 @@ class Stage1:
     """Item of each training interaction, int64 [E], on the device."""
     negatives: NegativeSampler
     """Draws items that a user did not take."""
+    recent: RecentItems | None
+    """What each user interacted with before, if the recommender reads histories."""
     world: World
     """This process and its peers."""
     monitor: Monitor
@@ -183,6 +185,7 @@ def prepare(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, 
         users=torch.tensor(train.users, device=world.device),
         items=torch.tensor(train.items, device=world.device),
         negatives=NegativeSampler(train, dataset.num_users, world.device),
+        recent=recent_items(recommender, dataset, ("train",), world.device),
         world=world,
         monitor=Monitor(world, every=sys.maxsize, remedy="lower --lr, or check the features for huge values"),
         watch=Heartbeat(world, config.timeout),

@@ -19,6 +19,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.loaded import LoadedRun, untrained_recommender
 from ptmrec_dist.training.meter import Meter
@@ -59,7 +60,7 @@ class Stage2:
     parameters: dict[str, int]
     """Trainable parameters: `encoder`, `recommender` and, of both, `trainable`."""
     fitted: Recommender | None = None
-    """Without knowledge transfer: a second recommender, whose maps for cold items are fitted before each evaluation."""
+    """Without knowledge transfer, or under ZeRO-3: a second recommender, which is evaluated; see `with_fitted_maps`."""
     report: Report = lambda line: None
     """Told of each evaluation, on every rank."""
     meter: Meter = field(default_factory=Meter)
@@ -156,13 +157,14 @@ def prepare(config: TrainsBoth, start: LoadedRun, encoder: Encoder | None, world
         config.seed,
         rows=config.batch_size // world.size,
         has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
+        recent=recent_items(start.recommender, start.dataset, ("train",), world.device),
     )
     optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=config.optim.weight_decay)
     schedule = schedule_of(optimizer, config.optim.schedule, steps_before(stream, config.epochs, config.accumulation))
     # Now: ZeRO-3 leaves a rank a part of each parameter.
     parameters = _parameter_counts(tuner)
     fitted = None
-    if not tuner.transfer.weight:
+    if not tuner.transfer.weight or config.zero.stage == 3:
         fitted = untrained_recommender(start.record, start.dataset, start.folder).to(world.device)
     engine = make_engine(
         tuner,

@@ -103,7 +103,8 @@ def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weig
     """Give the recommender that is evaluated and kept, with maps for cold items that fit the features in use.
 
     L_KT trains the maps on the features as they change. Without it nothing does, so they are fitted as stage 1 does, in a
-    second recommender: ZeRO's optimiser would undo a change in the one in training.
+    second recommender: ZeRO's optimiser would undo a change in the one in training. Under ZeRO-3 the second one is what is
+    evaluated anyway: ranks ask for different numbers of users, and each call of the one in training is collective.
 
     Args:
         stage: Stage 2; its features are those of the weights.
@@ -115,7 +116,8 @@ def with_fitted_maps(stage: Stage2, weights: Weights) -> tuple[Recommender, Weig
     if stage.fitted is None:
         return stage.tuner.recommender, weights
     stage.fitted.load_state_dict(weights.recommender)
-    stage.fitted.fit_projections(stage.tuner.features)
+    if not stage.tuner.transfer.weight:
+        stage.fitted.fit_cold_map(stage.tuner.features)
     return stage.fitted, replace(weights, recommender=_copied(stage.fitted.state_dict()))
 
 

@@ -3,20 +3,24 @@
 Each rank encodes its own items; features and item indices are gathered over the ranks with gradient; each rank computes
 the rows of its own users against the items of all ranks.
 
-Legend: B local items, G gathered items, R local rows (interactions), V distinct users of the rows, T tries, U users,
-I items, D width.
+Legend: B local items, G gathered items, R local rows (interactions), V users whose distributions are
+compared, T tries, I items, D width.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptmrec_dist.data.histories import PaddedHistories, RecentItems
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import gather_rows, mean_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.recommenders.base import BatchRows, Features, Recommender
+from ptmrec_dist.recommenders.base import Batch, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.rows import BatchRows, Features
 from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
 from ptmrec_dist.training.negatives import KnownPositives
 
@@ -53,6 +57,7 @@ class Tuner(nn.Module):
         rows: Most items that a rank brings to a step S; whoever brings fewer is filled up.
         has: Modality to which items have it, bool [I]; the stored features stand for what an item lacks, and the encoder
             learns nothing from it. By default every item has everything.
+        recent: What each user interacted with before, if the recommender reads histories.
     """
 
     def __init__(
@@ -65,16 +70,16 @@ class Tuner(nn.Module):
         seed: int,
         rows: int,
         has: Mapping[str, Tensor] | None = None,
+        recent: RecentItems | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.recommender = encoder, recommender
         self.known, self.transfer, self.seed, self.rows = known, transfer, seed, rows
         self.features = dict(features)
         self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
-        with torch.no_grad():
-            recommender.eval()
-            users_UD, items_ID = self._teacher_tables(self.features)
-            self.teacher = users_UD.clone(), items_ID.clone()
+        self.recent = recent
+        frozen = bool(transfer.weight) and not transfer.live_teacher
+        self.teacher = Teacher(recommender.eval(), self.features, transfer.id_only) if frozen else None
 
     def forward(self, batch: TrainBatch, step: int) -> dict[str, Tensor]:
         """Compute the named terms of the objective, each ready to be summed.
@@ -98,14 +103,14 @@ class Tuner(nn.Module):
             }
         positives_R = batch.content.items[batch.columns]
         negatives_R, found_R = self._negatives(batch.users, positives_R, items_G, counted_G, step)
-        representations = self.recommender.propagate(tables) if self.recommender.propagates else None
-        terms = self.recommender.loss(batch.users, positives_R, negatives_R, representations, rows)
+        histories = None if self.recent is None else self.recent.before(batch.interactions)
+        computed = self.recommender.tables(tables)
+        terms = self.recommender.loss(Batch(batch.users, positives_R, negatives_R, histories), computed, rows)
         losses = {name: mean_over_ranks(rows_R, found_R) for name, rows_R in terms.items()}
         if self.transfer.weight:
-            teacher = self._teacher(items_G, features_G, tables)
-            students_UD = self.recommender.modal_users(tables)
-            transfer = self._transfer(batch, items_G, counted_G, features_G, students_UD, teacher)
-            losses["kt"] = self.transfer.weight * transfer
+            queries, weights_V, counted_VG = self._queries(batch, histories, items_G, counted_G)
+            total_V = self._transfer(queries, computed, items_G, features_G, counted_VG)
+            losses["kt"] = self.transfer.weight * mean_over_ranks(total_V, weights_V)
         return losses
 
     def _gather(self, batch: TrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -134,42 +139,79 @@ class Tuner(nn.Module):
         chosen_R1 = free_RT.int().argmax(dim=1, keepdim=True)
         return candidates_RT.gather(1, chosen_R1).squeeze(1), free_RT.any(dim=1).float()
 
-    def _teacher_tables(self, features: Features) -> tuple[Tensor, Tensor]:
-        if self.transfer.id_only:
-            return self.recommender.collaborative()
-        return self.recommender.representations(features)
+    def _queries(
+        self, batch: TrainBatch, histories: PaddedHistories | None, items_G: Tensor, counted_G: Tensor
+    ) -> tuple[Queries, Tensor, Tensor]:
+        """Users whose distributions are compared, their weights [V], and the items that count, [V, G] or [1, G].
 
-    def _teacher(self, items_G: Tensor, features_G: Features, tables: Features) -> tuple[Tensor, Tensor]:
-        """What the teacher knows of all users, [U, D], and of the batch's items, [G, D]."""
-        if self.transfer.live_teacher and not self.transfer.id_only and not self.recommender.propagates_features:
-            return self.recommender.batch_representations(items_G, features_G)
-        users_UD, items_ID = self._teacher_tables(tables) if self.transfer.live_teacher else self.teacher
-        return users_UD, items_ID[items_G]
+        A user's distribution is the same in all of the user's rows, unless known positives are masked or histories differ.
+        """
+        counted_VG = counted_G[None, :]
+        if histories is None and not self.transfer.mask_known:
+            return Queries(batch.distinct_users), batch.user_counts.float(), counted_VG
+        if self.transfer.mask_known:
+            own_VG = batch.content.items[batch.columns][:, None] == items_G
+            counted_VG = counted_VG & (own_VG | ~self.known.contains(batch.users[:, None], items_G[None, :]))
+        return Queries(batch.users, histories), torch.ones_like(batch.users, dtype=torch.float32), counted_VG
 
     def _transfer(
-        self,
-        batch: TrainBatch,
-        items_G: Tensor,
-        counted_G: Tensor,
-        features_G: Features,
-        students_UD: Tensor,
-        teacher: tuple[Tensor, Tensor],
+        self, queries: Queries, tables: Tables, items_G: Tensor, features_G: Features, counted_VG: Tensor
     ) -> Tensor:
-        """L_KT; a user's distribution is the same in all of the user's rows unless known positives are masked."""
-        users_V, weights_V = batch.distinct_users, batch.user_counts.float()
-        counted_VG = counted_G[None, :]
-        if self.transfer.mask_known:
-            users_V, weights_V = batch.users, torch.ones_like(batch.users, dtype=torch.float32)
-            own_VG = batch.content.items[batch.columns][:, None] == items_G
-            counted_VG = counted_VG & (own_VG | ~self.known.contains(users_V[:, None], items_G[None, :]))
-        users_UD, items_GD = teacher
-        teacher_VG = users_UD[users_V] @ items_GD.T
-        modal_VD = students_UD[users_V]
-        total = teacher_VG.new_zeros(len(users_V))
-        for modality, rows_GD in features_G.items():
-            student_VG = modal_VD @ self.recommender.modal_projection(modality)(rows_GD).T
-            total = total + knowledge_transfer(student_VG, teacher_VG, counted_VG, self.transfer.temperature)
-        return mean_over_ranks(total, weights_V)
+        """L_KT of each query, [V]: the divergence of each modality's distribution over the items from the teacher's."""
+        if self.teacher is None:
+            teacher_VG = self._live_scores(queries, tables, items_G, features_G)
+        else:
+            teacher_VG = self.teacher(queries, items_G)
+        users_VD = self.recommender.users(queries, tables)
+        total_V = teacher_VG.new_zeros(len(teacher_VG))
+        for modality, linear in self.recommender.cold_map().items():
+            student_VG = self.recommender.score(users_VD, F.linear(features_G[modality], *linear))
+            total_V = total_V + knowledge_transfer(student_VG, teacher_VG, counted_VG, self.transfer.temperature)
+        return total_V
+
+    @torch.no_grad()
+    def _live_scores(self, queries: Queries, tables: Tables, items_G: Tensor, features_G: Features) -> Tensor:
+        """Scores of the live model, [V, G]."""
+        if self.transfer.id_only:
+            users_VD, items_GD = self.recommender.collaborative(queries, tables, items_G)
+            return users_VD @ items_GD.T
+        items_GD = self.recommender.items(features_G, tables, items_G)
+        return self.recommender.score(self.recommender.users(queries, tables), items_GD)
+
+
+class Teacher:
+    """The recommender as it is now, whatever becomes of its weights and of the features; it gives constant scores.
+
+    Args:
+        recommender: The recommender, in evaluation mode.
+        features: Features of all items, float32 [I, d_m] by modality.
+        id_only: Score by ID vectors alone.
+    """
+
+    @torch.no_grad()
+    def __init__(self, recommender: Recommender, features: Features, id_only: bool) -> None:
+        # The copy has its own weights, but not its own graphs, which never change and are not part of the state.
+        state = {id(value) for value in recommender.state_dict(keep_vars=True).values()}
+        shared = {id(buffer): buffer for buffer in recommender.buffers() if id(buffer) not in state}
+        self.recommender = copy.deepcopy(recommender, shared).requires_grad_(False)
+        self.tables = self.recommender.tables(features)
+        self.items_ID = None if id_only else self.recommender.items(features, self.tables)
+
+    @torch.no_grad()
+    def __call__(self, queries: Queries, items_G: Tensor) -> Tensor:
+        """Score items.
+
+        Args:
+            queries: Users, [V].
+            items_G: Item indices, int64 [G].
+
+        Returns:
+            float32 [V, G].
+        """
+        if self.items_ID is None:
+            users_VD, items_GD = self.recommender.collaborative(queries, self.tables, items_G)
+            return users_VD @ items_GD.T
+        return self.recommender.score(self.recommender.users(queries, self.tables), self.items_ID[items_G])
 
 
 def _first_copies(items_G: Tensor) -> Tensor:

@@ -50,6 +50,26 @@ def test_interactions_become_tensors_that_may_be_written_to(packed: Path) -> Non
     assert Dataset(packed).interactions("train").users.min() == 0
 
 
+@pytest.mark.parametrize("timed", [True, False])
+def test_sequences_of_several_parts_are_in_one_order_of_time(tmp_path: Path, timed: bool) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"{u}", f"{i}", label, float(time))
+        for (u, i), label, time in zip(np.ndindex(4, 12), rng.integers(0, 3, 48), rng.permutation(48), strict=True)
+    ]
+    table = pl.DataFrame(rows, schema=["userID", "itemID", "x_label", "timestamp"], orient="row")
+    (table if timed else table.drop("timestamp")).write_csv(tmp_path / "a.inter", separator="\t")
+    pack(PackConfig(interactions=tmp_path / "a.inter", out=tmp_path / "packed", split="given", core=0))
+    data = Dataset(tmp_path / "packed")
+    read = data.sequences("train", "validation")
+    known = [row for label in (0, 1) for row in rows if row[2] == label]
+    expected = sorted(known, key=lambda row: row[3]) if timed else known
+    found = zip((data.user_ids[user] for user in read.users), (data.item_ids[item] for item in read.items), strict=True)
+    assert list(found) == [row[:2] for row in expected]
+    with pytest.raises(UserError, match="no cold_test"):
+        data.sequences("train", "cold_test")
+
+
 def test_split_without_cold_items_has_none(packed: Path) -> None:
     assert Dataset(packed).cold_items("cold_test").tolist() == []
     with pytest.raises(UserError, match=r"got 'cold_test', but .* has train, validation, test"):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.data.histories import Histories
+from ptmrec_dist.data.histories import Histories, PaddedHistories, RecentItems, grouped
 
 USERS, ITEMS = 9, 12
 
@@ -40,3 +41,38 @@ def test_there_may_be_no_interactions() -> None:
     nothing = Interactions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
     assert Histories(nothing, 3, 4).counts.tolist() == [0, 0, 0]
     assert Histories(nothing, 0, 0).starts.tolist() == [0]
+
+
+def padded(items: list[int], length: int) -> list[int | None]:
+    """The last items of a list, with None before them."""
+    return ([None] * length + items)[-length:]
+
+
+def shown(found: PaddedHistories) -> list[list[int | None]]:
+    rows = zip(found.items.tolist(), found.mask.tolist(), strict=True)
+    return [[item if there else None for item, there in zip(*row, strict=True)] for row in rows]
+
+
+@pytest.mark.parametrize("length", [1, 3, 200])
+def test_recent_items_are_a_users_last_ones_in_time_order_and_stop_before_an_interaction_that_is_predicted(
+    interactions: Interactions, length: int
+) -> None:
+    recent = RecentItems(interactions, USERS, length)
+    taken = [interactions.items[interactions.users == user].tolist() for user in range(USERS)]
+    users = [7, 0, 2, 2, 8]
+    assert shown(recent.latest(torch.tensor(users))) == [padded(taken[user], length) for user in users]
+    rows = [79, 0, 41, 41, 12]
+    before = [interactions.items[:row][interactions.users[:row] == interactions.users[row]].tolist() for row in rows]
+    assert shown(recent.before(torch.tensor(rows))) == [padded(items, length) for items in before]
+
+
+def test_without_interactions_recent_items_are_all_padding() -> None:
+    nothing = Interactions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    assert shown(RecentItems(nothing, 2, 3).latest(torch.tensor([1, 0]))) == [[None] * 3] * 2
+
+
+def test_grouped_entries_of_a_key_stay_in_their_order(interactions: Interactions) -> None:
+    order, starts = grouped(interactions.users, USERS)
+    for user in range(USERS):
+        assert order[starts[user] : starts[user + 1]].tolist() == np.flatnonzero(interactions.users == user).tolist()
+    assert starts[-1] == len(order) == 80

@@ -196,6 +196,7 @@ def test_a_mistake_in_the_input_ends_all_ranks_in_one_line_and_writes_nothing(tm
     assert not config.out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "codes", "reported"),
     [

@@ -73,6 +73,7 @@ def test_features_of_every_family_are_those_of_open_clip(families: dict[str, Pat
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 def test_an_encoder_of_every_family_written_and_read_is_the_same(
     families: dict[str, Path], tmp_path: Path, family: str

@@ -67,6 +67,7 @@ def _train(encoder: Encoder) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in trained.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt", "lora", "adapter", "last_n"])
 @pytest.mark.parametrize("family", TAKES_ALL)
 def test_a_method_starts_from_the_features_reaches_all_that_it_trains_and_is_read_back(
@@ -88,6 +89,7 @@ def test_a_method_starts_from_the_features_reaches_all_that_it_trains_and_is_rea
     torch.testing.assert_close(_encode(again), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "method"),
     [

@@ -25,6 +25,7 @@ def _config(project: Project, out: Path) -> FeaturesConfig:
     )
 
 
+@pytest.mark.slow
 def test_ranks_write_what_one_process_writes(tiny_project: Project, tmp_path: Path) -> None:
     run_on_ranks(3, extract_features, _config(tiny_project, tmp_path / "features"))
     dataset = Dataset(tiny_project.shards)
@@ -76,6 +77,7 @@ def _with_a_rank_that_dies(arguments: list[str], logs: Path) -> None:
     command_on_rank("features", arguments, logs)
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_other_with_its_name_and_old_features_stay(tiny_project: Project, tmp_path: Path) -> None:
     config = _config(tiny_project, tmp_path / "features")
     extract_features(config)

@@ -136,6 +136,7 @@ def test_images_that_were_packed_smaller_than_the_encoder_takes_get_one_warning(
     assert (config.out.parent / "features" / "image.npy").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_tuned_features_also_record_what_was_filled(tmp_path: Path, tiny_clip: Path) -> None:
     config = _packed(tmp_path / "project")
     settings = _features(config, tiny_clip)

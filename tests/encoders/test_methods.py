@@ -142,6 +142,7 @@ def test_tuned_weights_are_saved_alone_and_give_an_equal_encoder(folder: Path, t
     torch.testing.assert_close(_encode(again), _encode(encoder), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_gradient_checkpointing_changes_no_gradient(folder: Path, method: str) -> None:
     found = []
@@ -167,6 +168,7 @@ def test_gradient_checkpointing_computes_the_blocks_again_instead_of_keeping_the
     assert passes == {False: 1, True: 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
 def test_bf16_features_of_every_method_are_close_and_float32(folder: Path, method: str) -> None:
     exact, coarse = _encode(_encoder(folder, method)), _encode(_encoder(folder, method, precision="bf16"))
@@ -280,6 +282,7 @@ def test_tuned_weights_of_another_encoder_or_none_at_all_are_refused(folder: Pat
         load_encoder(folder, tmp_path / "cut.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_real_clip_takes_every_method(shared_data: Callable[[str], Path], method: str) -> None:
     folder = shared_data("clip-xs")

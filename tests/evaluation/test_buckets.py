@@ -8,6 +8,7 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
 from ptmrec_dist.evaluation.ranking import Ranked, metrics_of, rank_positives
+from ptmrec_dist.evaluation.scoring import table_scorer
 
 CUTOFF = 20
 USERS, ITEMS = 70, 90
@@ -18,12 +19,8 @@ def ranked() -> Ranked:
     rng = np.random.default_rng(0)
     users, items = np.nonzero(rng.random((USERS, ITEMS)) < rng.random(USERS)[:, None] ** 3)
     vectors = torch.Generator().manual_seed(0)
-    return rank_positives(
-        torch.randn(USERS, 6, generator=vectors),
-        torch.randn(ITEMS, 6, generator=vectors),
-        Histories(Interactions(users, items), USERS, ITEMS),
-        None,
-    )
+    scorer = table_scorer(torch.randn(USERS, 6, generator=vectors), torch.randn(ITEMS, 6, generator=vectors))
+    return rank_positives(scorer, Histories(Interactions(users, items), USERS, ITEMS), None)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation import scoring
-from ptmrec_dist.evaluation.ranking import per_user_metrics, rank_metrics, rank_sums
-from ptmrec_dist.evaluation.scoring import NO_ITEM, top_items
+from ptmrec_dist.evaluation.ranking import UserMetrics, metrics_of, rank_positives
+from ptmrec_dist.evaluation.scoring import NO_ITEM, Scorer, table_scorer, top_items
 from tests.memory import largest_tensor
 
 USERS, ITEMS = 23, 31
@@ -28,6 +28,18 @@ def histories(users: np.ndarray, items: np.ndarray) -> Histories:
 def tables(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(USERS, 4, generator=generator), torch.randn(ITEMS, 4, generator=generator)
+
+
+def ranked_metrics(
+    users: torch.Tensor,
+    items: torch.Tensor,
+    positives: Histories,
+    seen: Histories | None,
+    cutoffs: tuple[int, ...] = (10, 20),
+    candidates: np.ndarray | None = None,
+) -> UserMetrics:
+    scorer = table_scorer(users, items)
+    return metrics_of(rank_positives(scorer, positives, seen, max(cutoffs), candidates), cutoffs)
 
 
 def brute_force_top(
@@ -72,7 +84,7 @@ def test_metrics_of_every_user_equal_brute_force(monkeypatch: pytest.MonkeyPatch
     users, items = tables()
     positives, seen = pairs(1, 70), pairs(2, 90) if with_seen else None
     expected = brute_force_metrics(users, items, positives, seen, (1, 3, 10))
-    got = per_user_metrics(users, items, positives, seen, (1, 3, 10))
+    got = ranked_metrics(users, items, positives, seen, (1, 3, 10))
     assert got.values.keys() == expected.keys()
     for name, values in expected.items():
         assert got.users.tolist() == list(values)
@@ -87,18 +99,10 @@ def test_the_first_of_many_items_equal_a_full_sort_also_among_equal_scores(level
     items = torch.randn(997, 1, generator=generator)
     if levels:
         items = torch.randint(levels, (997, 1), generator=generator).float()
-    got, scores = top_items(users, items, np.arange(9), None, 20)
+    got, scores = top_items(table_scorer(users, items), np.arange(9), None, 20)
     expected = sorted(range(997), key=lambda item: (-items[item, 0].item(), item))[:20]
     assert got.tolist() == [expected] * 9
     torch.testing.assert_close(scores, items[expected, 0].expand(9, 20))
-
-
-def test_rank_metrics_are_means_over_users_with_positives_only() -> None:
-    users, items = tables()
-    positives, seen = pairs(1, 40), pairs(2, 90)
-    expected = brute_force_metrics(users, items, positives, seen, (10, 20))
-    got = rank_metrics(users, items, positives, seen)
-    assert got == pytest.approx({name: sum(values.values()) / len(values) for name, values in expected.items()})
 
 
 def test_candidates_restrict_the_ranking() -> None:
@@ -106,19 +110,41 @@ def test_candidates_restrict_the_ranking() -> None:
     candidates = [30, 4, 7, 8, 21, 22]
     positives = pairs(1, 40, range(7, 9))
     expected = brute_force_metrics(users, items, positives, pairs(2, 90), (1, 3), candidates)
-    got = per_user_metrics(users, items, positives, pairs(2, 90), (1, 3), np.array(candidates))
+    got = ranked_metrics(users, items, positives, pairs(2, 90), (1, 3), np.array(candidates))
     for name, values in expected.items():
         np.testing.assert_allclose(got.values[name], list(values.values()), rtol=1e-12)
 
 
-def test_sums_and_counts_of_user_ranges_add_up_to_the_whole() -> None:
+def test_ranges_of_users_are_ranked_as_in_the_whole() -> None:
+    scorer, positives, seen = table_scorer(*tables()), pairs(1, 40), pairs(2, 90)
+    whole = rank_positives(scorer, positives, seen)
+    ranges = [rank_positives(scorer, positives, seen, user_range=bounds) for bounds in [(0, 8), (8, 9), (9, 23)]]
+    for column in ("users", "items", "ranks"):
+        np.testing.assert_array_equal(np.concatenate([getattr(one, column) for one in ranges]), getattr(whole, column))
+    assert len(rank_positives(scorer, positives, seen, user_range=(20, 23)).ranks) == 0
+
+
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+def test_vectors_of_users_are_computed_some_at_a_time_and_scored_by_the_models_own_score(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setitem(scoring._BLOCK_SCORES, "cpu", block)
+    monkeypatch.setattr(scoring, "_BLOCK_USERS", 6)
     users, items = tables()
-    positives, seen = pairs(1, 40), pairs(2, 90)
-    whole, count = rank_sums(users, items, positives, seen)
-    per_range = [rank_sums(users, items, positives, seen, user_range=bounds) for bounds in [(0, 8), (8, 9), (9, 23)]]
-    assert sum(range_count for _, range_count in per_range) == count
-    assert {name: sum(sums[name] for sums, _ in per_range) for name in whole} == pytest.approx(whole)
-    assert rank_sums(users, items, positives, seen, user_range=(20, 23))[1] == 0
+    asked: list[int] = []
+
+    def vectors(rows: np.ndarray) -> torch.Tensor:
+        asked.extend(rows.tolist())
+        assert len(rows) <= max(6, block // ITEMS)
+        return users[torch.from_numpy(rows)]
+
+    def distance(users_BD: torch.Tensor, items_CD: torch.Tensor) -> torch.Tensor:
+        return -torch.cdist(users_BD, items_CD)
+
+    got, _ = top_items(Scorer(vectors, items, distance), np.arange(USERS), pairs(2, 90), 7)
+    scores = np.array([[-float((user - item).norm()) for item in items] for user in users])
+    assert got.tolist() == [brute_force_top(scores, user, pairs(2, 90))[:7] for user in range(USERS)]
+    assert asked == list(range(USERS))
 
 
 @pytest.mark.parametrize("levels", [2, 6])
@@ -127,7 +153,7 @@ def test_equal_scores_are_ranked_by_item_index(levels: int) -> None:
     users = torch.tensor(rng.integers(0, levels, (USERS, 3)), dtype=torch.float32)
     items = torch.tensor(rng.integers(0, levels, (ITEMS, 3)), dtype=torch.float32)
     seen = pairs(2, 90)
-    got, _ = top_items(users, items, np.arange(USERS), seen, 7)
+    got, _ = top_items(table_scorer(users, items), np.arange(USERS), seen, 7)
     scores = (users @ items.T).numpy()
     assert got.tolist() == [brute_force_top(scores, user, seen)[:7] for user in range(USERS)]
 
@@ -140,7 +166,7 @@ def test_metrics_among_equal_scores_equal_brute_force(monkeypatch: pytest.Monkey
         users = torch.tensor(rng.integers(0, levels, (USERS, 2)), dtype=torch.float32)
         items = torch.tensor(rng.integers(0, levels, (ITEMS, 2)), dtype=torch.float32)
         expected = brute_force_metrics(users, items, pairs(1, 70), pairs(2, 90), (1, 3, 10))
-        got = per_user_metrics(users, items, pairs(1, 70), pairs(2, 90), (1, 3, 10))
+        got = ranked_metrics(users, items, pairs(1, 70), pairs(2, 90), (1, 3, 10))
         for name, values in expected.items():
             np.testing.assert_allclose(got.values[name], list(values.values()), rtol=1e-12)
 
@@ -155,14 +181,14 @@ def test_a_model_that_scores_all_items_alike_takes_no_more_memory_than_any_other
         (torch.ones(users, 2), torch.ones(number, 2)),
     )
     for vectors in (random, constant):
-        assert largest_tensor(lambda: per_user_metrics(*vectors, positives, None)) <= block  # noqa: B023
-        assert largest_tensor(lambda: top_items(*vectors, np.arange(users), None, 20)) <= block  # noqa: B023
+        assert largest_tensor(lambda: ranked_metrics(*vectors, positives, None)) <= block  # noqa: B023
+        assert largest_tensor(lambda: top_items(table_scorer(*vectors), np.arange(users), None, 20)) <= block  # noqa: B023
 
 
 def test_top_items_looks_up_what_the_given_users_have_seen() -> None:
     users, items = tables()
     seen, some = pairs(2, 90), np.array([12, 3, 22])
-    got, scores = top_items(users[some], items, some, seen, 5)
+    got, scores = top_items(table_scorer(users, items), some, seen, 5)
     all_scores = users @ items.T
     assert got.tolist() == [brute_force_top(all_scores.numpy(), user, seen)[:5] for user in some]
     torch.testing.assert_close(scores, all_scores[torch.tensor(some)].gather(1, got))
@@ -172,11 +198,11 @@ def test_users_with_too_few_items_left_get_no_item_for_the_rest() -> None:
     users, items = tables()
     everything_but_7 = np.delete(np.arange(ITEMS), 7)
     seen = histories(np.zeros(ITEMS - 1, dtype=np.int64), everything_but_7)
-    got, scores = top_items(users[:2], items, np.arange(2), seen, 3)
+    got, scores = top_items(table_scorer(users, items), np.arange(2), seen, 3)
     assert got[0].tolist() == [7, NO_ITEM, NO_ITEM]
     assert scores[0, 1:].tolist() == [-math.inf, -math.inf]
     assert NO_ITEM not in got[1]
-    few, _ = top_items(users[:2], items, np.arange(2), seen, 3, candidates=np.array([9, 7]))
+    few, _ = top_items(table_scorer(users, items), np.arange(2), seen, 3, candidates=np.array([9, 7]))
     assert few[0].tolist() == [7, NO_ITEM, NO_ITEM]
     assert sorted(few[1].tolist()) == [NO_ITEM, 7, 9]
 
@@ -185,7 +211,7 @@ def test_missing_items_are_no_hits() -> None:
     users, items = tables()
     positives = histories(np.array([0, 1]), np.array([ITEMS - 1, 7]))
     seen = histories(np.ones(ITEMS - 1, dtype=np.int64), np.delete(np.arange(ITEMS), 7))
-    assert per_user_metrics(users, items, positives, seen, (3,)).values["recall@3"][1] == 1
+    assert ranked_metrics(users, items, positives, seen, (3,)).values["recall@3"][1] == 1
 
 
 def test_a_positive_that_occurs_twice_counts_once() -> None:
@@ -194,7 +220,8 @@ def test_a_positive_that_occurs_twice_counts_once() -> None:
         histories(np.array([0, 0]), np.array([1, 2])),
         histories(np.array([0, 0, 0]), np.array([1, 2, 2])),
     )
-    assert rank_metrics(users, items, once, None) == rank_metrics(users, items, twice, None)
+    one, two = (rank_positives(table_scorer(users, items), positives, None) for positives in (once, twice))
+    assert one.ranks.tolist() == two.ranks.tolist()
 
 
 def test_vectors_and_scores_that_are_not_finite_are_refused_by_name() -> None:
@@ -203,17 +230,12 @@ def test_vectors_and_scores_that_are_not_finite_are_refused_by_name() -> None:
         broken = items.clone()
         broken[3, 1] = bad
         with pytest.raises(UserError, match=r"items. vectors: 1 of .* NaN or infinite"):
-            rank_metrics(users, broken, pairs(1, 40), None)
+            ranked_metrics(users, broken, pairs(1, 40), None)
     with pytest.raises(UserError, match=r"scores: .* NaN or infinite"):
-        rank_metrics(users.abs() * 1e30, items.abs() * 1e30, pairs(1, 40), None)
+        ranked_metrics(users.abs() * 1e30, items.abs() * 1e30, pairs(1, 40), None)
 
 
 def test_positives_outside_the_candidates_are_refused() -> None:
     positives = histories(np.array([0, 1]), np.array([4, 9]))
     with pytest.raises(UserError, match=r"1 items .* \(item index 9 is one\)"):
-        rank_metrics(*tables(), positives, None, candidates=np.array([4, 5]))
-
-
-def test_no_positives_at_all_is_refused() -> None:
-    with pytest.raises(UserError, match="positives: got none"):
-        rank_metrics(*tables(), pairs(1, 0), None)
+        ranked_metrics(*tables(), positives, None, candidates=np.array([4, 5]))

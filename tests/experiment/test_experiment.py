@@ -87,6 +87,7 @@ def finished(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     return config
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_run_and_its_row(finished: ExperimentConfig) -> None:
     tables = finished.out / "tables"
     for part in ("test", "cold_test"):
@@ -117,6 +118,7 @@ def _ndcg(folder: Path) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_differences_are_tested_against_the_frozen_encoder(finished: ExperimentConfig) -> None:
     from scipy import stats
 
@@ -134,6 +136,7 @@ def test_differences_are_tested_against_the_frozen_encoder(finished: ExperimentC
     assert float(row["t_test_users"]) >= float(f"{stats.ttest_rel(users['joint-lora'], users['frozen']).pvalue:.3g}")
 
 
+@pytest.mark.slow
 def test_tests_over_seeds_stand_beside_those_over_users_and_every_mark_is_explained(finished: ExperimentConfig) -> None:
     for part in ("test", "cold_test"):
         found = {
@@ -156,6 +159,7 @@ def test_tests_over_seeds_stand_beside_those_over_users_and_every_mark_is_explai
         assert "One split" in shown
 
 
+@pytest.mark.slow
 def test_the_page_has_every_figure_and_every_table_and_needs_nothing_else(finished: ExperimentConfig) -> None:
     html = (finished.out / "report.html").read_text()
     for heading in ("Accuracy", "Learning curves", "Recall by item popularity", "Recall by user history"):
@@ -168,6 +172,7 @@ def test_the_page_has_every_figure_and_every_table_and_needs_nothing_else(finish
     assert "batch_size: 24" in html
 
 
+@pytest.mark.slow
 def test_costs_count_what_is_trained(finished: ExperimentConfig) -> None:
     rows = {row["paradigm"]: row for row in _table(finished.out / "tables" / "costs.csv")}
     lora = 3 * 2 * 16 * 32 + 2 * 2 * 16 * 24
@@ -206,6 +211,7 @@ def test_every_cell_is_a_child_of_the_experiments_run(
     assert children == {cell.name for cell in lay_out(config).cells}
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished: ExperimentConfig) -> None:
     lost = finished.out / "runs" / "vbpr-both-two_stage-lora-seed1" / "metrics.json"
     expected = json.loads(lost.read_text())
@@ -218,6 +224,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(finished: Expe
     assert {path: path.read_text() for path in tables} == tables
 
 
+@pytest.mark.slow
 def test_an_experiment_that_was_moved_runs_nothing_again(finished: ExperimentConfig, tmp_path: Path) -> None:
     shutil.copytree(finished.out, tmp_path / "moved")
     moved = replace(finished, out=tmp_path / "moved")
@@ -245,6 +252,7 @@ def _stage1_trained_anew(tiny_project: Project, config: ExperimentConfig, folder
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -298,6 +306,7 @@ def test_a_grid_that_some_run_would_refuse_is_refused_before_any_begins(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_project: Project) -> None:
     other = _config(
         tiny_project,
@@ -327,6 +336,7 @@ def test_a_run_that_fails_is_named_with_its_reason(tiny_project: Project, tmp_pa
     assert (tmp_path / "out" / "features" / "plain" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_runs_that_tune_an_encoder_take_several_ranks(tiny_project: Project, tmp_path: Path) -> None:
     config = _config(

@@ -10,7 +10,8 @@ from torch import Tensor
 from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.recommenders.base import Batch, Recommender
+from tests.vectors import all_vectors, id_vectors
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,22 @@ class Toy:
     @property
     def cold_items(self) -> list[int]:
         return [self.num_items - 2, self.num_items - 1]
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.users, self.positives, self.negatives)
+
+    def loss(self, model: Recommender) -> dict[str, Tensor]:
+        return model.loss(self.batch, model.tables(self.features), self.features)
+
+    def vectors(self, model: Recommender) -> tuple[Tensor, Tensor]:
+        return all_vectors(model, self.features, self.num_users)
+
+    def id_vectors(self, model: Recommender) -> tuple[Tensor, Tensor]:
+        return id_vectors(model, self.features, self.num_users)
+
+    def cold_vectors(self, model: Recommender) -> Tensor:
+        return model.cold_items({modality: table[self.cold_items] for modality, table in self.features.items()})
 
     def adjacency(self) -> Tensor:
         """D^-1/2 A D^-1/2 over users and items, dense."""

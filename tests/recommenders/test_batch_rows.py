@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ptmrec_dist.recommenders.base import BatchRows, row_gaps
-from tests.recommenders.conftest import Toy
+from ptmrec_dist.recommenders.rows import BatchRows, row_gaps
 
 ITEMS_G = torch.tensor([7, 7, 3, 5, 3, 0])
 COUNTED_G = torch.tensor([False, True, True, True, False, False])
@@ -34,12 +33,3 @@ def test_an_item_outside_the_batch_is_refused(item: int) -> None:
     batch = BatchRows(ITEMS_G, COUNTED_G, _rows())
     with pytest.raises(IndexError):
         batch[torch.tensor([3, item])]
-
-
-@pytest.mark.parametrize("name", ["vbpr", "freedom"])
-def test_representations_of_some_items_are_rows_of_all(name: str, toy: Toy) -> None:
-    model, items = toy.build(name), torch.tensor([4, 0, 4, 2])
-    assert not model.propagates_features
-    users, all_items = model.representations(toy.features)
-    rows = {modality: table[items] for modality, table in toy.features.items()}
-    torch.testing.assert_close(model.batch_representations(items, rows), (users, all_items[items]))

@@ -8,8 +8,8 @@ from tests.recommenders.conftest import Toy
 
 def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
     model = toy.build("bpr", dim=3, reg_weight=0.2)
-    users, items = (table.tolist() for table in model.representations({}))
-    terms = model.loss(toy.users, toy.positives, toy.negatives, None, {})
+    users, items = (table.tolist() for table in toy.vectors(model))
+    terms = toy.loss(model)
     assert set(terms) == {"bpr", "l2"}
     for row, (u, p, n) in enumerate(zip(toy.users.tolist(), toy.positives.tolist(), toy.negatives.tolist())):
         margin = sum(users[u][d] * (items[p][d] - items[n][d]) for d in range(3))
@@ -22,8 +22,6 @@ def test_id_only_recommenders_refuse_what_needs_features(toy: Toy) -> None:
     for name in ("bpr", "lightgcn", "buir"):
         model = toy.build(name)
         with pytest.raises(UserError, match="IDs only"):
-            model.modal_users(toy.features)
+            model.cold_map()
         with pytest.raises(UserError, match="IDs only"):
-            model.modal_projection("image")
-        with pytest.raises(UserError, match="IDs only"):
-            model.cold_representations(toy.features, toy.positives)
+            model.cold_items(toy.features)

@@ -25,13 +25,12 @@ def test_whatever_scores_cold_items_is_trained_by_a_term_or_fitted(
         found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
         return {name for name, gradient in zip(names, found, strict=True) if gradient.any()}
 
-    users, items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
-    scoring = parameters_behind((users @ items.T).square().sum())
-    propagated = model.propagate(toy.features) if model.propagates else None
-    terms = model.loss(toy.users, toy.positives, toy.negatives, propagated, toy.features)
+    users, _ = toy.vectors(model)
+    scoring = parameters_behind((users @ toy.cold_vectors(model).T).square().sum())
+    terms = toy.loss(model)
     trained = parameters_behind(torch.stack(list(terms.values())).sum())
     before = {key: value.clone() for key, value in model.named_parameters()}
-    model.fit_projections(toy.features)
+    model.fit_cold_map(toy.features)
     fitted = {key for key, value in model.named_parameters() if not torch.equal(value, before[key])}
     assert scoring
     assert scoring <= trained | fitted

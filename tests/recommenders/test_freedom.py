@@ -19,81 +19,76 @@ def dense_item_graph(toy: Toy, weights: dict[str, float], knn: int) -> torch.Ten
 
 
 def dense_representations(model: FREEDOM, toy: Toy, item_graph: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    layer = torch.cat([model.users.weight, model.items.weight])
+    layer = torch.cat([model.user_embeddings.weight, model.item_embeddings.weight])
     adjacency = toy.adjacency()
     mean = (layer + adjacency @ layer + adjacency @ adjacency @ layer) / 3
-    return mean[: toy.num_users], mean[toy.num_users :] + item_graph @ model.items.weight
+    return mean[: toy.num_users], mean[toy.num_users :] + item_graph @ model.item_embeddings.weight
 
 
 @pytest.mark.parametrize("weights", [{"image": 0.3, "text": 0.7}, {"image": 1.0}, {"text": 1.0}])
 def test_representations_equal_the_dense_ones(toy: Toy, weights: dict[str, float]) -> None:
     model = toy.build("freedom", tuple(weights), dim=3, knn=2, image_weight=0.3)
     expected = dense_representations(model, toy, dense_item_graph(toy, weights, 2))
-    for got, want in zip(model.representations(toy.features), expected):
+    for got, want in zip(toy.vectors(model), expected):
         torch.testing.assert_close(got, want)
-    torch.testing.assert_close(model.modal_users(toy.features), expected[0])
+    torch.testing.assert_close(toy.id_vectors(model), toy.vectors(model))
 
 
 def test_loss_terms_equal_the_formula(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, knn=2, reg_weight=0.2)
-    users, items = model.representations(toy.features)
+    users, items = toy.vectors(model)
     u, p, n = toy.users, toy.positives, toy.negatives
-    terms = model.loss(u, p, n, (users, items), toy.features)
+    terms = toy.loss(model)
     assert set(terms) == {"bpr", "bpr_image", "bpr_text"}
     scores = users @ items.T
     torch.testing.assert_close(terms["bpr"], F.softplus(scores[u, n] - scores[u, p]))
     for modality, table in toy.features.items():
-        scores = users @ (table @ model.modal_projection(modality).weight.T).T
+        scores = users @ (table @ model.maps[modality].weight.T).T
         torch.testing.assert_close(terms[f"bpr_{modality}"], 0.2 * F.softplus(scores[u, n] - scores[u, p]))
 
 
 def test_gradients_equal_those_of_the_dense_model(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, knn=2, image_weight=0.3)
-    representations = model.representations(toy.features)
-    model.loss(toy.users, toy.positives, toy.negatives, representations, toy.features)["bpr"].mean().backward()
-    got = model.users.weight.grad, model.items.weight.grad
+    toy.loss(model)["bpr"].mean().backward()
+    got = model.user_embeddings.weight.grad, model.item_embeddings.weight.grad
     users, items = dense_representations(model, toy, dense_item_graph(toy, {"image": 0.3, "text": 0.7}, 2))
     gaps = items[toy.positives] - items[toy.negatives]
     loss = F.softplus(-(users[toy.users] * gaps).sum(dim=1)).mean()
-    expected = torch.autograd.grad(loss, [model.users.weight, model.items.weight])
+    expected = torch.autograd.grad(loss, [model.user_embeddings.weight, model.item_embeddings.weight])
     torch.testing.assert_close(got, expected)
 
 
 def test_untrained_embeddings_of_cold_items_affect_no_other_node(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, knn=4)
-    before = model.representations(toy.features)
+    before = toy.vectors(model)
     with torch.no_grad():
-        model.items.weight[toy.cold_items] += 100
-    after = model.representations(toy.features)
+        model.item_embeddings.weight[toy.cold_items] += 100
+    after = toy.vectors(model)
     torch.testing.assert_close(after[0], before[0])
     torch.testing.assert_close(after[1][: toy.cold_items[0]], before[1][: toy.cold_items[0]])
 
 
 def test_cold_items_are_scored_by_the_mean_of_their_projected_features(toy: Toy) -> None:
     model = toy.build("freedom", dim=3)
-    users, items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
-    projected = [
-        toy.features[modality][toy.cold_items] @ model.modal_projection(modality).weight.T for modality in toy.features
-    ]
-    torch.testing.assert_close(items, (projected[0] + projected[1]) / 2)
-    torch.testing.assert_close(users, model.representations(toy.features)[0])
+    projected = [toy.features[modality][toy.cold_items] @ model.maps[modality].weight.T for modality in toy.features]
+    torch.testing.assert_close(toy.cold_vectors(model), (projected[0] + projected[1]) / 2)
 
 
 def test_training_uses_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_one(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, edge_dropout=0.5)
-    whole = model.eval().representations(toy.features)[0]
+    whole = toy.vectors(model.eval())[0]
     generator = torch.Generator().manual_seed(0)
     model.train().start_epoch(generator)
-    first = model.representations(toy.features)[0]
+    first = toy.vectors(model)[0]
     model.start_epoch(generator)
-    second = model.representations(toy.features)[0]
+    second = toy.vectors(model)[0]
     assert not torch.allclose(first, whole)
     assert not torch.allclose(first, second)
-    torch.testing.assert_close(model.eval().representations(toy.features)[0], whole)
+    torch.testing.assert_close(toy.vectors(model.eval())[0], whole)
 
 
 def test_without_edge_dropout_every_epoch_uses_the_whole_graph(toy: Toy) -> None:
     model = toy.build("freedom", dim=3, edge_dropout=0.0)
-    whole = model.representations(toy.features)
+    whole = toy.vectors(model)
     model.start_epoch(torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.representations(toy.features), whole)
+    torch.testing.assert_close(toy.vectors(model), whole)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import multi_view
+from ptmrec_dist.recommenders.base import Batch
 from ptmrec_dist.recommenders.multi_view import info_nce
 from tests.memory import largest_tensor
 from tests.ranks import run_on_ranks
@@ -30,14 +31,14 @@ def test_untrained_embeddings_of_cold_items_affect_no_other_node_but_similar_ite
     name: str, toy: Toy
 ) -> None:
     model = toy.build(name, dim=4)
-    before = model.representations(toy.features)
+    before = toy.vectors(model)
     with torch.no_grad():
-        model.items.weight[toy.cold_items] += 100
-    after = model.representations(toy.features)
+        model.item_embeddings.weight[toy.cold_items] += 100
+    after = toy.vectors(model)
     warm = slice(0, toy.cold_items[0])
     torch.testing.assert_close(after[0], before[0])
     torch.testing.assert_close(after[1][warm], before[1][warm])
-    side = after[1][toy.cold_items] - model.collaborative()[1][toy.cold_items]
+    side = after[1][toy.cold_items] - toy.id_vectors(model)[1][toy.cold_items]
     assert (side.norm(dim=1) > 0).all()
 
 
@@ -46,8 +47,8 @@ def test_an_item_without_image_and_text_features_gives_finite_vectors(name: str,
     empty = {modality: table.clone().index_fill_(0, torch.tensor([2]), 0) for modality, table in toy.features.items()}
     without = dataclasses.replace(toy, features=empty)
     model = without.build(name)
-    assert all(table.isfinite().all() for table in model.representations(empty))
-    terms = model.loss(toy.users, toy.positives, toy.negatives, model.propagate(empty), empty)
+    assert all(table.isfinite().all() for table in without.vectors(model))
+    terms = without.loss(model)
     sum(term.sum() for term in terms.values()).backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -57,8 +58,8 @@ def _gradients_of_batches(name: str, toy: Toy, batches: list[list[int]]) -> dict
     world = join_world("cpu")
     model = toy.build(name, dim=4, cl_weight=0.5)
     rows = batches[world.rank]
-    batch = toy.users[rows], toy.positives[rows], toy.negatives[rows]
-    terms = model.loss(*batch, model.propagate(toy.features), toy.features)
+    batch = Batch(toy.users[rows], toy.positives[rows], toy.negatives[rows])
+    terms = model.loss(batch, model.tables(toy.features), toy.features)
     (sum(term.sum() for term in terms.values()) / sum(map(len, batches))).backward()
     found = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
     return {key: sum_over_ranks(gradient) if world.size > 1 else gradient for key, gradient in found.items()}
@@ -113,10 +114,10 @@ def test_the_contrast_holds_neither_all_pairs_of_rows_nor_more_than_a_block_of_d
 def test_a_batch_that_names_the_same_nodes_again_and_again_takes_little_memory(name: str, toy: Toy) -> None:
     model = toy.build(name, dim=4)
     rows = torch.arange(3).repeat(1000)
-    tables = model.propagate(toy.features)
+    tables, batch = model.tables(toy.features), Batch(toy.users[rows], toy.positives[rows], toy.negatives[rows])
 
     def step() -> None:
-        terms = model.loss(toy.users[rows], toy.positives[rows], toy.negatives[rows], tables, toy.features)
+        terms = model.loss(batch, tables, toy.features)
         sum(term.sum() for term in terms.values()).backward()
 
     assert largest_tensor(step) <= 8 * len(rows) * 4  # bytes of the vectors of positives and negatives

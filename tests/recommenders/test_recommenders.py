@@ -9,7 +9,9 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Batch, Queries
 from tests.recommenders.conftest import Toy
+from tests.vectors import all_vectors
 
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
@@ -36,19 +38,18 @@ def test_every_recommender_overfits_a_tiny_data_set(name: str) -> None:
         negatives = torch.tensor(
             [missing[user][(epoch + position) % len(missing[user])] for position, user in enumerate(users)]
         )
-        representations = model.propagate(features) if model.propagates else None
-        terms = model.loss(rows, torch.tensor(items), negatives, representations, features)
+        terms = model.loss(Batch(rows, torch.tensor(items), negatives), model.tables(features), features)
         optimizer.zero_grad()
         sum(term.mean() for term in terms.values()).backward()
         optimizer.step()
         model.finish_step()
-    user_table, item_table = model.eval().representations(features)
+    user_table, item_table = all_vectors(model.eval(), features, 9)
     scores = (user_table @ item_table.T).detach().numpy()
     assert all(scores[user, taken[user]].min() > scores[user, ~taken[user]].max() for user in range(9))
 
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
-def test_a_recommender_rebuilt_from_its_state_dict_gives_the_same_representations(name: str, toy: Toy) -> None:
+def test_a_recommender_rebuilt_from_its_state_dict_gives_the_same_vectors(name: str, toy: Toy) -> None:
     model, again = toy.build(name), toy.build(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,19 +58,18 @@ def test_a_recommender_rebuilt_from_its_state_dict_gives_the_same_representation
     assert {name for name, _ in model.named_parameters()} <= set(state)
     assert not any("graph" in name or "similar" in name for name in state)
     again.load_state_dict(state)
-    torch.testing.assert_close(again.representations(toy.features), model.representations(toy.features))
+    torch.testing.assert_close(toy.vectors(again), toy.vectors(model))
 
 
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_users_and_items_without_interactions_never_give_nan(name: str, toy: Toy) -> None:
     model = toy.build(name)
     model.start_epoch(torch.Generator().manual_seed(0))
-    users, items = model.propagate(toy.features)
+    tables = model.tables(toy.features)
     lone, cold = torch.tensor([toy.lone_user] * 2), torch.tensor(toy.cold_items)
-    terms = model.loss(lone, cold, cold.flip(0), (users, items), toy.features)
+    terms = model.loss(Batch(lone, cold, cold.flip(0)), tables, toy.features)
     sum(term.sum() for term in terms.values()).backward()
-    assert users.isfinite().all()
-    assert items.isfinite().all()
+    assert all(vectors.isfinite().all() for vectors in (*tables.values(), *toy.vectors(model)))
     assert all(term.shape == (2,) and term.isfinite().all() for term in terms.values())
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -77,11 +77,9 @@ def test_users_and_items_without_interactions_never_give_nan(name: str, toy: Toy
 @pytest.mark.parametrize("name", RECOMMENDERS)
 def test_losses_of_the_rows_of_two_halves_are_those_of_the_whole_batch(name: str, toy: Toy) -> None:
     model = toy.build(name)
-    representations = model.propagate(toy.features)
-    batch = toy.users, toy.positives, toy.negatives
-    whole = model.loss(*batch, representations, toy.features)
+    tables, whole = model.tables(toy.features), toy.loss(model)
     halves = [
-        model.loss(*(column[part] for column in batch), representations, toy.features)
+        model.loss(Batch(toy.users[part], toy.positives[part], toy.negatives[part]), tables, toy.features)
         for part in (slice(0, 2), slice(2, None))
     ]
     for term, values in whole.items():
@@ -89,6 +87,18 @@ def test_losses_of_the_rows_of_two_halves_are_those_of_the_whole_batch(name: str
             assert (values > torch.cat([half[term] for half in halves])).all()
             continue
         torch.testing.assert_close(values, torch.cat([half[term] for half in halves]))
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_vectors_of_some_users_and_items_are_rows_of_those_of_all(name: str, toy: Toy) -> None:
+    model, users, items = toy.build(name).eval(), torch.tensor([3, 11, 3]), torch.tensor([4, 0, 4, 12])
+    tables, (all_users, all_items) = model.tables(toy.features), toy.vectors(model)
+    rows = {modality: table[items] for modality, table in toy.features.items()}
+    torch.testing.assert_close(model.users(Queries(users), tables), all_users[users])
+    torch.testing.assert_close(model.items(rows, tables, items), all_items[items])
+    id_users, id_items = toy.id_vectors(model)
+    some = model.collaborative(Queries(users), tables, items)
+    torch.testing.assert_close(some, (id_users[users], id_items[items]))
 
 
 def test_id_only_recommenders_use_no_modality_whatever_is_requested(toy: Toy) -> None:

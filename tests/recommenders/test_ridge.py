@@ -67,14 +67,14 @@ def test_features_that_are_all_the_same_predict_nothing() -> None:
 @pytest.mark.parametrize("name", ["vbpr", "mgcn", "smore"])
 def test_recommenders_fit_their_projections_to_items_with_interactions(name: str, toy: Toy) -> None:
     model = toy.build(name, dim=4).train()
-    before = model.representations(toy.features)
-    model.fit_projections(toy.features)
+    before = toy.vectors(model)
+    model.fit_cold_map(toy.features)
     maps = model.id_maps if name == "vbpr" else model.projections
-    targets = (model.items.weight if name == "vbpr" else before[1])[: toy.cold_items[0]].detach()
+    targets = (model.item_embeddings.weight if name == "vbpr" else before[1])[: toy.cold_items[0]].detach()
     expected = nn.ModuleDict({key: nn.Linear(table.shape[1], 4, bias=False) for key, table in toy.features.items()})
     ridge.fit_maps(expected, toy.features, torch.arange(toy.cold_items[0]), targets)
     for modality in toy.features:
         assert maps[modality].weight.abs().sum() > 0
         torch.testing.assert_close(maps[modality].weight, expected[modality].weight)
     assert model.training
-    torch.testing.assert_close(model.representations(toy.features), before)
+    torch.testing.assert_close(toy.vectors(model), before)

@@ -76,25 +76,25 @@ def test_dropout_leaves_out_its_fraction_of_the_preferences_in_training_only(toy
         for layer in model.preferences.values():
             layer.weight.zero_()
             layer.bias.fill_(100)
-    whole = model.eval().representations(toy.features)[1] - model.collaborative()[1]
+    whole = toy.vectors(model.eval())[1] - toy.id_vectors(model)[1]
     generator = torch.Generator().manual_seed(0)
     outputs = []
     for _ in range(400):
         model.train().start_epoch(generator)
-        outputs.append(model.representations(toy.features)[1] - model.collaborative()[1])
-    again = model.representations(toy.features)[1] - model.collaborative()[1]
+        outputs.append(toy.vectors(model)[1] - toy.id_vectors(model)[1])
+    again = toy.vectors(model)[1] - toy.id_vectors(model)[1]
     torch.testing.assert_close(again, outputs[-1])  # within an epoch the masks stay the same
     assert not torch.allclose(outputs[0], outputs[1])
     warm = whole[: toy.cold_items[0]]
     average = torch.stack(outputs).mean(dim=0)[: toy.cold_items[0]]
     assert (average - warm).norm() < 0.1 * warm.norm()
-    torch.testing.assert_close(model.eval().representations(toy.features)[1] - model.collaborative()[1], whole)
+    torch.testing.assert_close(toy.vectors(model.eval())[1] - toy.id_vectors(model)[1], whole)
 
 
 def test_the_loss_sees_what_dropout_kept(toy: Toy) -> None:
     model = toy.build("smore", dim=8, dropout=0.5, reg_weight=2.0)
     model.train().start_epoch(torch.Generator().manual_seed(0))
-    users, items = model.representations(toy.features)
-    terms = model.loss(toy.users, toy.positives, toy.negatives, model.propagate(toy.features), toy.features)
+    users, items = toy.vectors(model)
+    terms = toy.loss(model)
     rows = (users[toy.users], items[toy.positives], items[toy.negatives])
     torch.testing.assert_close(terms["l2"], sum((table**2).sum(dim=1) for table in rows))

@@ -10,23 +10,29 @@ def test_scores_equal_two_dot_products_with_one_map_of_concatenated_features(
     toy: Toy, modalities: tuple[str, ...]
 ) -> None:
     model = toy.build("vbpr", modalities, dim=3)
-    users, items = model.representations(toy.features)
+    users, items = toy.vectors(model)
     one_map = torch.cat([model.maps[modality].weight for modality in modalities], dim=1)
     concatenated = torch.cat([toy.features[modality] for modality in modalities], dim=1)
-    own, modal = model.users.weight.split(3, dim=1)
+    own, modal = model.user_embeddings.weight.split(3, dim=1)
     assert users.shape == (toy.num_users, 6)
     assert items.shape == (toy.num_items, 6)
     assert model.modalities == modalities
-    torch.testing.assert_close(users @ items.T, own @ model.items.weight.T + modal @ (one_map @ concatenated.T))
+    torch.testing.assert_close(
+        users @ items.T, own @ model.item_embeddings.weight.T + modal @ (one_map @ concatenated.T)
+    )
 
 
 def test_loss_terms_equal_the_formula_on_representations(toy: Toy) -> None:
     model = toy.build("vbpr", dim=3, reg_weight=0.2)
-    users, items = model.representations(toy.features)
+    users, items = toy.vectors(model)
     u, p, n = toy.users, toy.positives, toy.negatives
     scores = users @ items.T
-    terms = model.loss(u, p, n, None, toy.features)
-    squares = [model.users.weight[u] ** 2, model.items.weight[p] ** 2, model.items.weight[n] ** 2]
+    terms = toy.loss(model)
+    squares = [
+        model.user_embeddings.weight[u] ** 2,
+        model.item_embeddings.weight[p] ** 2,
+        model.item_embeddings.weight[n] ** 2,
+    ]
     assert set(terms) == {"bpr", "l2"}
     torch.testing.assert_close(terms["bpr"], F.softplus(scores[u, n] - scores[u, p]))
     squares.append((items[p, 3:] - items[n, 3:]) ** 2)
@@ -37,26 +43,23 @@ def test_a_cold_item_is_scored_by_its_predicted_id_half_and_its_modal_half(toy: 
     model = toy.build("vbpr", dim=3)
     for id_map in model.id_maps.values():
         torch.nn.init.normal_(id_map.weight)
-    users, items = model.representations(toy.features)
-    torch.testing.assert_close(torch.cat(model.collaborative()), torch.cat([users[:, :3], items[:, :3]]))
+    users, items = toy.vectors(model)
+    torch.testing.assert_close(torch.cat(toy.id_vectors(model)), torch.cat([users[:, :3], items[:, :3]]))
     cold = torch.tensor(toy.cold_items)
-    cold_users, cold_items = model.cold_representations(toy.features, cold)
     predicted = sum(toy.features[name][cold] @ model.id_maps[name].weight.T for name in ("image", "text")) / 2
-    torch.testing.assert_close(cold_users, users)
-    torch.testing.assert_close(cold_items, torch.cat([predicted, items[cold, 3:]], dim=1))
+    torch.testing.assert_close(toy.cold_vectors(model), torch.cat([predicted, items[cold, 3:]], dim=1))
 
 
 def test_before_projections_are_fitted_a_cold_item_is_scored_by_its_modal_half_alone(toy: Toy) -> None:
     model = toy.build("vbpr", dim=3)
-    users, items = model.representations(toy.features)
-    cold_users, cold_items = model.cold_representations(toy.features, torch.tensor(toy.cold_items))
-    torch.testing.assert_close(cold_users @ cold_items.T, users[:, 3:] @ items[toy.cold_items, 3:].T)
+    users, items = toy.vectors(model)
+    torch.testing.assert_close(users @ toy.cold_vectors(model).T, users[:, 3:] @ items[toy.cold_items, 3:].T)
 
 
 def test_gradients_reach_live_features_of_the_batch_only(toy: Toy) -> None:
     model = toy.build("vbpr", dim=3)
     image = toy.features["image"].clone().requires_grad_()
-    terms = model.loss(toy.users, toy.positives, toy.negatives, None, toy.features | {"image": image})
+    terms = model.loss(toy.batch, {}, toy.features | {"image": image})
     terms["bpr"].sum().backward()
     touched = torch.zeros(toy.num_items, dtype=torch.bool)
     touched[torch.cat([toy.positives, toy.negatives])] = True

@@ -124,7 +124,7 @@ def write_stage2(catalogue: Catalogue) -> None:
 def reference_scores(run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
     """Full and cold scores [U, I], pair by pair from the model's weights."""
     weights = load_file(run.folder / RECOMMENDER_FILE)
-    users, items = weights["users.weight"], weights["items.weight"]
+    users, items = weights["user_embeddings.weight"], weights["item_embeddings.weight"]
     maps = {name.split(".")[1]: value for name, value in weights.items() if name.startswith("maps.")}
     full, cold = torch.zeros(len(users), len(items)), torch.zeros(len(users), len(items))
     for item in range(len(items)):

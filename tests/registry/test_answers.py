@@ -38,6 +38,7 @@ from tests.registry.films import (
     seen_items,
     warm_items,
 )
+from tests.vectors import all_vectors
 
 
 def test_model_ranks_the_warm_items_that_a_user_has_not_seen(catalogue, films):
@@ -116,7 +117,8 @@ def test_new_items_need_only_what_the_recommender_reads(recommender, modalities,
     )
     register(RegisterConfig(run=tmp_path / "run", name=f"{recommender}-{modalities}"))
     run = load_run(tmp_path / "run")
-    users, items = run.recommender.eval().cold_representations(run.features, torch.arange(NUM_ITEMS))
+    users, _ = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    items = run.recommender.cold_items(run.features)
     with tarfile.open(run.dataset.shard_paths()[0]) as tar:
         picture, text = (tar.extractfile(f"{7:09d}.{kind}").read() for kind in ("jpg", "txt"))
     row = {"image": base64.b64encode(picture).decode(), "text": text.decode()}
@@ -149,7 +151,7 @@ def test_id_only_models_recommend_but_take_no_new_items(catalogue, registered):
     model = load_model("models:/ids@candidate")
     weights = load_file(catalogue.ids_only / RECOMMENDER_FILE)
     run = load_run(catalogue.ids_only)
-    scores = weights["users.weight"] @ weights["items.weight"].T
+    scores = weights["user_embeddings.weight"] @ weights["item_embeddings.weight"].T
     answer = model.predict(pd.DataFrame({"user_id": run.dataset.user_ids[:1]}), params={"top_k": 3})
     assert lists_of(answer) == [expected_list(run, scores, 0, warm_items(run.dataset) - seen_items(run, 0), 3)]
     with pytest.raises(MlflowException, match="takes none"):
@@ -213,25 +215,25 @@ def test_missing_registry_is_named_and_not_created(tmp_path, monkeypatch):
 def test_visitors_get_the_list_of_the_user_whom_their_history_describes(catalogue, films):
     run = load_run(catalogue.stage2)
     items = [2, 7, 11]
-    vectors = {kind: reference_fold_in(run, items, kind) for kind in ("full", "cold")}
-    _, item_vectors = run.recommender.eval().representations(run.features)
-    _, modal_vectors = run.recommender.cold_representations(run.features, torch.arange(NUM_ITEMS))
+    vector = reference_fold_in(run, items)
+    _, item_vectors = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    modal_vectors = run.recommender.cold_items(run.features)
     request = pd.DataFrame({"history": [[run.dataset.item_ids[item] for item in items]]})
     for kind, table, allowed in (
         ("full", item_vectors, warm_items(run.dataset)),
         ("cold", modal_vectors, set(range(NUM_ITEMS))),
     ):
         answer = films.predict(request, params={"top_k": 5, "include_cold": kind == "cold"})
-        scores = (vectors[kind] @ table.detach().T)[None]
+        scores = (vector @ table.detach().T)[None]
         assert lists_of(answer.assign(user_id="visitor")) == [expected_list(run, scores, 0, allowed - set(items), 5)]
         assert answer["user_id"].to_list() == [None] * 5
 
 
-def reference_fold_in(run: LoadedRun, history: list[int], kind: str) -> torch.Tensor:
+def reference_fold_in(run: LoadedRun, history: list[int]) -> torch.Tensor:
     """The user whom a history describes: normal equations with a constant column, user by user."""
-    users, items = (table.detach() for table in run.recommender.eval().representations(run.features))
-    modal_users, modal_items = run.recommender.cold_representations(run.features, torch.arange(NUM_ITEMS))
-    targets = users if kind == "full" else modal_users.detach()
+    vectors = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    users, items = (table.detach() for table in vectors)
+    modal_items = run.recommender.cold_items(run.features)
     train = run.dataset.interactions("train")
     centre = torch.stack([items[item] for item in train.items]).mean(dim=0)
 
@@ -243,7 +245,7 @@ def reference_fold_in(run: LoadedRun, history: list[int], kind: str) -> torch.Te
     strength = PENALTY * spread.square().sum() / inputs.shape[1]
     rows = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
     penalty = torch.diag(torch.tensor([strength] * inputs.shape[1] + [0.0])).double()
-    weights = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ targets.double())
+    weights = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ users.double())
     vectors = torch.stack(
         [items[item] if item in warm_items(run.dataset) else modal_items[item].detach() for item in range(NUM_ITEMS)]
     )

@@ -74,6 +74,7 @@ def test_version_of_the_wheel_follows_its_content_alone(tmp_path, monkeypatch):
     assert write_wheel(tmp_path / "c") != first
 
 
+@pytest.mark.slow
 def test_model_answers_in_an_environment_made_by_pip_from_its_own_files(model, elsewhere):
     # As in the image of `mlflow models build-docker`: pip reads the model's requirements.txt from another working folder.
     environment = elsewhere.parent / "environment"

@@ -71,6 +71,7 @@ def server(request: pytest.FixtureRequest) -> Server:
     return found
 
 
+@pytest.mark.slow
 def test_users_and_visitors_get_their_lists(server, films):
     rows = [{"user_id": "3"}, {"history": ["2", "5"]}, {"user_id": 7}]
     status, answer = server.predict(*rows, top_k=4)
@@ -80,6 +81,7 @@ def test_users_and_visitors_get_their_lists(server, films):
     assert [row["user_id"] for row in answer["predictions"]] == ["3"] * 4 + [None] * 4 + ["7"] * 4
 
 
+@pytest.mark.slow
 def test_new_items_are_scored(server, films):
     row = {"user_id": "3", "image": in_base64(Image.new("RGB", (8, 8), "red"), "PNG"), "text": "a red film"}
     status, answer = server.predict(row, row | {"text": "another film"})
@@ -88,6 +90,7 @@ def test_new_items_are_scored(server, films):
     assert [row["score"] for row in answer["predictions"]] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_the_model_does_not_know_is_marked_in_the_answer(server):
     status, answer = server.predict({"user_id": "nobody"}, {"history": ["2", "nothing"]}, {"user_id": "1"}, top_k=1)
     assert status == 200
@@ -96,6 +99,7 @@ def test_what_the_model_does_not_know_is_marked_in_the_answer(server):
     assert [row["unknown_items"] for row in answer["predictions"]] == [[], ["nothing"], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "params", "message"),
     [
@@ -137,6 +141,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "kind", "message"), BROKEN)
 def test_bodies_that_cannot_be_read_get_one_line(body, kind, message, served):
     status, answer = served.post(body, kind)
@@ -147,6 +152,7 @@ def test_bodies_that_cannot_be_read_get_one_line(body, kind, message, served):
     assert str(Path(sys.prefix)) not in json.dumps(answer)
 
 
+@pytest.mark.slow
 def test_ids_in_csv_and_parquet_are_those_in_json(served):
     _, expected = served.predict({"user_id": "1"}, {"user_id": "0002"})
     assert served.post(b"user_id\n1\n0002\n", "text/csv") == (200, expected)
@@ -158,6 +164,7 @@ def test_ids_in_csv_and_parquet_are_those_in_json(served):
     )
 
 
+@pytest.mark.slow
 def test_every_answer_names_the_version(served, registered):
     version = registered.get_model_version_by_alias("films", "champion")
     with urlopen(f"http://127.0.0.1:{served.port}/version") as response:
@@ -191,6 +198,7 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in (folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite_registry, tmp_path):
     port = free_port()
@@ -203,12 +211,14 @@ def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite
     assert b"Traceback" not in (tmp_path / "log").read_bytes()
 
 
+@pytest.mark.slow
 def test_address_that_is_taken_is_one_line(served, sqlite_registry, tmp_path):
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(served.port))
     assert process.wait(timeout=300) == 2
     assert "cannot listen at 127.0.0.1:" in (tmp_path / "log").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_parquet_is_bounded_by_what_it_unpacks_to(served):
     table = io.BytesIO()
     pd.DataFrame({"user_id": ["1"] * 1_000_000}).to_parquet(table)

@@ -29,7 +29,9 @@ def oracle(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Pa
     wanted = run.dataset.interactions("validation")
     users = torch.zeros(NUM_USERS, NUM_ITEMS)
     users[wanted.users, wanted.items] = 1.0
-    save_file({"users.weight": users, "items.weight": torch.eye(NUM_ITEMS)}, folder / RECOMMENDER_FILE)
+    save_file(
+        {"user_embeddings.weight": users, "item_embeddings.weight": torch.eye(NUM_ITEMS)}, folder / RECOMMENDER_FILE
+    )
     write_record(folder, run.record)
     return folder
 

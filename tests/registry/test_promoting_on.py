@@ -22,6 +22,7 @@ from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_re
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
 from tests.registry.films import OFF, Catalogue
+from tests.vectors import all_vectors
 
 NEWCOMER, GONE, UNKNOWN = "newcomer", "3", "unknown"
 """Users whom only the later version knows, only the earlier one, and neither."""
@@ -81,7 +82,7 @@ class Reference:
     def __init__(self, run: LoadedRun, tables: dict[str, torch.Tensor]) -> None:
         dataset = run.dataset
         self.users, self.items = dataset.user_ids, dataset.item_ids
-        self.user_vectors, self.item_vectors = run.recommender.representations(run.features)
+        self.user_vectors, self.item_vectors = all_vectors(run.recommender, run.features, dataset.num_users)
         self.seen = pairs_of(dataset, "train")
         cold = {index for part in ("cold_validation", "cold_test") for index in dataset.cold_items(part)}
         self.warm = {item for index, item in enumerate(self.items) if index not in cold}
@@ -178,7 +179,10 @@ def clairvoyant(run: Path, newest: Path, out: Path) -> Path:
     )
     record = read_record(out)
     likes = [[float((user, item) in wanted) for item in start.dataset.item_ids] for user in start.dataset.user_ids]
-    save_file({"users.weight": torch.tensor(likes), "items.weight": torch.eye(width)}, out / RECOMMENDER_FILE)
+    save_file(
+        {"user_embeddings.weight": torch.tensor(likes), "item_embeddings.weight": torch.eye(width)},
+        out / RECOMMENDER_FILE,
+    )
     write_record(out, record)
     return out
 
@@ -191,7 +195,8 @@ def test_a_set_that_leaves_nothing_is_refused_in_one_line(catalogue, later, regi
     line = refusal(capsys, "promote", "--name", "nothing", "--on", str(shards))
     assert f"on: nothing is left of {len(trained)} interactions of " in line
     assert f": 0 held out, {len(trained)} that a version was trained on, 0 with" in line
-    assert "absent" in refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
+    line = refusal(capsys, "promote", "--name", "nothing", "--on", str(tmp_path / "absent"))
+    assert f"error: on: no files at {tmp_path / 'absent'}; expected" in line
 
 
 @torch.no_grad()

@@ -210,7 +210,7 @@ def test_model_with_weights_that_are_not_finite_is_not_registered(catalogue, emp
     shutil.copytree(catalogue.ids_only, tmp_path / "broken")
     record = read_record(tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / RECOMMENDER_FILE)
-    weights["users.weight"][-1, 0] = torch.nan
+    weights["user_embeddings.weight"][-1, 0] = torch.nan
     save_file(weights, tmp_path / "broken" / RECOMMENDER_FILE)
     write_record(tmp_path / "broken", record)
     with pytest.raises(UserError, match="NaN"):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from ptmrec_dist.config import (
@@ -33,6 +32,7 @@ from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
+from tests.vectors import all_vectors
 
 
 def _tuned(project: Project, out: Path, stage1: Path, method: str) -> None:
@@ -53,7 +53,9 @@ def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
     """The cold score of an item for the first user: of the run's own tables, and served from the item's image and text."""
     register(RegisterConfig(run=run, name=name))
     loaded = load_run(run)
-    users, items = loaded.recommender.eval().cold_representations(loaded.features, torch.tensor([item]))
+    model = loaded.recommender.eval()
+    users, _ = all_vectors(model, loaded.features, loaded.dataset.num_users)
+    items = model.cold_items({modality: table[[item]] for modality, table in loaded.features.items()})
     paths = loaded.dataset.shard_paths()
     with tarfile.open(paths[int(loaded.dataset.item_shards[item])]) as tar:
         image, text = (tar.extractfile(f"{item:09d}.{kind}").read() for kind in ("jpg", "txt"))  # type: ignore[union-attr]
@@ -62,6 +64,7 @@ def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
     return (users[0] @ items[0]).item(), float(answer["score"][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt", "lora"])
 def test_a_recommender_trained_on_tuned_features_serves_new_items_with_the_tuned_encoder(
     tiny_project: Project, empty_registry: MlflowClient, tmp_path: Path, method: str
@@ -77,6 +80,7 @@ def test_a_recommender_trained_on_tuned_features_serves_new_items_with_the_tuned
     assert Path(record["encoder"]["model"]) == tuned.resolve()
 
 
+@pytest.mark.slow
 def test_a_run_is_an_encoder_whose_features_are_those_that_the_run_left(tiny_project: Project, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     _tuned(tiny_project, tuned, tiny_project.stage1, "prompt")
@@ -90,6 +94,7 @@ def test_a_run_is_an_encoder_whose_features_are_those_that_the_run_left(tiny_pro
     assert names[0]["encoder"] == names[1]["encoder"] != frozen["encoder"]
 
 
+@pytest.mark.slow
 def test_an_encoder_is_tuned_again_from_where_a_run_left_it(
     tiny_project: Project, empty_registry: MlflowClient, tmp_path: Path
 ) -> None:
@@ -100,6 +105,7 @@ def test_an_encoder_is_tuned_again_from_where_a_run_left_it(
     assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_without_an_encoder_is_refused_as_one(tiny_project: Project, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 0, "device": "cpu", "tracking": UNTRACKED}
     train_stage1(Stage1Config(shards=tiny_project.shards, recommender="bpr", out=tmp_path / "ids", **settings))
@@ -109,6 +115,7 @@ def test_a_run_without_an_encoder_is_refused_as_one(tiny_project: Project, tmp_p
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_tuned_weights_that_were_changed_since_are_refused(tiny_project: Project, tmp_path: Path) -> None:
     _tuned(tiny_project, tmp_path / "first", tiny_project.stage1, "prompt")
     _stage1(tiny_project, tmp_path / "first" / "features", tmp_path / "refit")

@@ -34,6 +34,7 @@ def recommend_all(package: Path, out: Path) -> int:
     return cli.run("recommend", ["--model", str(package), "--all", "--out", str(out), "--top_k", "7"])
 
 
+@pytest.mark.slow
 def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp_path):
     assert recommend_all(package, tmp_path / "one.parquet") == 0
     found = pl.read_parquet(tmp_path / "one.parquet")
@@ -71,11 +72,11 @@ def test_what_was_there_stays_when_writing_fails(package, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "expected either --users or --all"),
+        ((), "users: got none, expected either --users or --all"),
         (("--all", "--users", "u1"), "expected either --users or --all"),
         (("--all",), "expected a file with --all"),
         (("--users", "u1", "--out", "a.parquet"), "expected a file with --all, none without"),
-        (("--all", "--out", "a.csv"), "expected a name that ends in .parquet"),
+        (("--all", "--out", "a.csv"), "out: got a.csv, expected a name that ends in .parquet"),
     ],
 )
 def test_contradicting_options_are_one_line(options, message, capsys):

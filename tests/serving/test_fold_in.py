@@ -8,12 +8,14 @@ from ptmrec_dist.config import PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.evaluation.ranking import rank_metrics
+from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
+from ptmrec_dist.evaluation.scoring import table_scorer
 from ptmrec_dist.serving.fold_in import PRIOR, FoldIn, fit_fold_in
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
 from tests.memory import largest_tensor
+from tests.vectors import all_vectors
 
 
 def test_map_that_users_follow_is_recovered_and_histories_are_looked_at_one_by_one():
@@ -80,16 +82,24 @@ def test_unseen_users_get_better_lists_than_the_most_popular_items(shared_data, 
     train_stage1(Stage1Config(out=tmp_path / "run", recommender="bpr", epochs=12, lr=3e-3, **common))
     run = load_run(tmp_path / "run")
     histories, taken = halves(unseen, run.dataset.item_ids)
-    user_vectors, item_vectors = (table.detach() for table in run.recommender.eval().representations({}))
+    user_vectors, item_vectors = (
+        table.detach() for table in all_vectors(run.recommender.eval(), {}, run.dataset.num_users)
+    )
     train = run.dataset.interactions("train")
     number = int(histories.users.max()) + 1
     visitors = fit_fold_in(user_vectors, item_vectors, train)(item_vectors, histories, number)
     known, wanted = (Histories(part, number, len(item_vectors)) for part in (histories, taken))
-    ours = rank_metrics(visitors, item_vectors, wanted, known)
+    ours = mean_metrics(visitors, item_vectors, wanted, known)
     popularity = torch.from_numpy(np.bincount(train.items, minlength=len(item_vectors))).float()[:, None]
-    popular = rank_metrics(torch.ones(number, 1), popularity, wanted, known)
+    popular = mean_metrics(torch.ones(number, 1), popularity, wanted, known)
     assert ours["recall@20"] > 1.1 * popular["recall@20"]
     assert ours["ndcg@20"] > popular["ndcg@20"]
+
+
+def mean_metrics(users: torch.Tensor, items: torch.Tensor, wanted: Histories, known: Histories) -> dict[str, float]:
+    """Metrics, averaged over the users."""
+    found = metrics_of(rank_positives(table_scorer(users, items), wanted, known))
+    return {name: float(values.mean()) for name, values in found.values.items()}
 
 
 def halves(log: pl.DataFrame, item_ids: list[str]) -> tuple[Interactions, Interactions]:

@@ -23,6 +23,7 @@ from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Project
+from tests.vectors import all_vectors
 
 BUFFER = io.BytesIO()
 Image.new("RGB", (8, 8), "red").save(BUFFER, "PNG")
@@ -74,7 +75,7 @@ def test_unknown_users_are_answered_as_visitors_without_a_history_and_marked(mod
 
 def test_an_unknown_user_gets_the_list_of_the_average_user(model, tiny_project):
     run = load_run(tiny_project.stage1)
-    users, items = run.recommender.eval().representations(run.features)
+    users, items = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
     train = run.dataset.interactions("train")
     centre = torch.stack([items[item] for item in train.items]).mean(dim=0)
     taken = {user: {int(item) for item in train.items[train.users == user]} for user in set(train.users.tolist())}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from ptmrec_dist.sweep.figures import draw, importances
+from ptmrec_dist.sweep.figures import importances, plot
 from ptmrec_dist.sweep.space import Space
 from ptmrec_dist.sweep.trials import State, Trial
 
@@ -46,7 +46,7 @@ def test_the_pictures_count_both_kinds_of_trials_and_show_every_setting(
         texts[Path(path).name] = [figure.get_suptitle(), *labels]
 
     monkeypatch.setattr(Figure, "savefig", note)
-    draw(SPACE, [*PRUNED[:7], *COMPLETE], "recall@20", tmp_path)
+    plot(SPACE, [*PRUNED[:7], *COMPLETE], "recall@20", tmp_path)
     assert texts.keys() == {"parallel_coordinates.png", "importance.png"}
     for name, shown in texts.items():
         assert shown[0].startswith("18 complete trials, 7 stopped early"), name
@@ -57,7 +57,7 @@ def test_the_pictures_count_both_kinds_of_trials_and_show_every_setting(
 def test_without_complete_trials_that_differ_there_is_no_importance_and_the_output_says_why(
     complete: list[Trial], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = draw(SPACE, [*PRUNED, *complete], "recall@20", tmp_path)
+    written = plot(SPACE, [*PRUNED, *complete], "recall@20", tmp_path)
     assert [path.name for path in written] == ["parallel_coordinates.png"]
     assert all(path.stat().st_size for path in written)
-    assert f"importance.png: not drawn, got {len(complete)} complete trials" in capsys.readouterr().out
+    assert f"importance.png: not plotted, got {len(complete)} complete trials" in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_results_of_ended_trials_are_replayed_into_optuna(tmp_path: Path) -> Non
     assert sum(abs(value - 0.25) < 0.25 for value in later) >= 8  # by chance 5
 
 
-def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_grid_starts_at_its_first_open_point(tmp_path: Path) -> None:
     space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
     config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation", "best")
     search = _search(config, book)
@@ -100,10 +100,10 @@ def test_asha_decides_after_an_interruption_as_it_would_have_without_one(tmp_pat
         for epoch in range(len(values)):
             undisturbed.on_trial_result(None, stub, {"epoch": epoch, SELECT: max(values[: epoch + 1])})
         _evaluate(book, number, *values)
-    goes_on = make_scheduler(config, 9, book)
+    resumed = make_scheduler(config, 9, book)
     for number, value in enumerate([0.0, 0.17, 0.25, 0.31, 0.44, 0.46, 0.9]):
         answers = []
-        for scheduler in (undisturbed, goes_on):
+        for scheduler in (undisturbed, resumed):
             stub = SimpleNamespace(trial_id=f"new {number}")
             scheduler.on_trial_add(None, stub)
             answers.append([scheduler.on_trial_result(None, stub, {"epoch": epoch, SELECT: value}) for epoch in (1, 2)])

@@ -20,6 +20,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.sweep.driver import run_sweep
 from tests.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 TEST_FILES = ("test.parquet", "cold_test.parquet")
 EPOCHS = 4
 
@@ -184,7 +186,7 @@ def test_a_trial_larger_than_the_cluster_is_refused_with_both_numbers(swept: Swe
     assert not (tmp_path / "out").exists()
 
 
-def test_a_resumed_sweep_keeps_what_has_ended_goes_on_with_the_rest_and_tests_the_winner_alone(swept: Swept) -> None:
+def test_a_resumed_sweep_keeps_what_has_ended_runs_the_rest_and_tests_the_winner_alone(swept: Swept) -> None:
     out = swept.config.out
     before = _trials(swept.config)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("trials/0000/*")}

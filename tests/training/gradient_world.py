@@ -189,4 +189,5 @@ def _union(model: tuner.Tuner, dataset: Dataset, shares: list[TrainBatch]) -> Tr
     taken = np.concatenate([share.content.items[share.columns].numpy() for share in shares])
     items = np.unique(np.concatenate([share.content.items.numpy() for share in shares]))
     whole = make_batch(model, dataset, items.tolist())
-    return replace(TrainBatch.of(whole.content, users, np.searchsorted(items, taken)))
+    rows = np.concatenate([share.interactions.numpy() for share in shares])
+    return replace(TrainBatch.of(whole.content, users, np.searchsorted(items, taken), rows))

@@ -22,6 +22,8 @@ from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 from tests.training.gradient_world import ROWS, Setting, config_of, item_windows
 from tests.training.tuner_world import Case, make_tuner
 
+pytestmark = pytest.mark.slow
+
 
 def _spoilt(forward: Callable[..., Any], factor: float, when: int) -> Callable[..., Any]:
     """The same losses; the gradient of call number `when` is multiplied on the last rank."""

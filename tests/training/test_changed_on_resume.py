@@ -61,6 +61,7 @@ def test_a_complete_run_says_that_it_cannot_be_extended(tiny_project: Project, t
             train_stage1(stage1_config(tiny_project, tmp_path / "run", epochs=epochs))
 
 
+@pytest.mark.slow
 def test_stage_2_resumes_to_more_epochs_where_learning_rates_are_constant(
     tiny_project: Project, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_cosine_schedule_depends_on_the_epochs_and_says_so(
         train(config(tiny_project, tmp_path / "run", 3))
 
 
+@pytest.mark.slow
 def test_stage_2_resumes_with_another_number_of_workers_to_the_last_digit(
     tiny_project: Project, tmp_path: Path
 ) -> None:

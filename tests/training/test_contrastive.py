@@ -122,6 +122,7 @@ def _features(project: Project, encoder: Path, out: Path) -> dict[str, np.ndarra
     return {modality: np.load(out / f"{modality}.npy") for modality in ("image", "text")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fine_tuned_encoder_serves_every_later_step(tiny_project: Project, tmp_path: Path, method: str) -> None:
     """Features, stage 1, stage 2 with low-rank updates on top, a registered model's encoder."""
@@ -160,6 +161,7 @@ def test_a_fine_tuned_encoder_serves_every_later_step(tiny_project: Project, tmp
         np.testing.assert_allclose(rows.numpy(), table[:9], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 3])
 def test_ranks_fine_tune_as_one_process_does(tiny_project: Project, tmp_path: Path, zero: int) -> None:
     """All pairs in every step, however they lie: negatives come from all ranks."""
@@ -175,6 +177,7 @@ def test_ranks_fine_tune_as_one_process_does(tiny_project: Project, tmp_path: Pa
         assert apart < 0.02 * moved, (modality, moved, apart)
 
 
+@pytest.mark.slow
 def test_images_find_their_texts_better_after_it(tiny_project: Project, tmp_path: Path) -> None:
     config = _config(tiny_project, tmp_path / "clip", epochs=12, batch_size=200)
     run_on_ranks(1, fine_tune, config)
@@ -252,6 +255,7 @@ def _same(one: Path, other: Path) -> None:
     assert not (one / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
     tiny_project: Project, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -265,6 +269,7 @@ def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
     _same(tmp_path / "clip", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_signal_lets_the_step_end_and_the_same_command_goes_on(
     tiny_project: Project, tmp_path: Path, undisturbed: Path
 ) -> None:

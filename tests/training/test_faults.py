@@ -18,6 +18,8 @@ from ptmrec_dist import cli
 from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 def _arguments(project: Project, out: Path, *more: str) -> list[str]:
     return [

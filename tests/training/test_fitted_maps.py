@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ptmrec_dist.config import Stage1Config, Stage2Config, ZeroConfig, recommender_config
 from ptmrec_dist.recommenders import ridge
@@ -17,6 +16,7 @@ from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
+from tests.vectors import all_vectors
 
 
 def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> LoadedRun:
@@ -62,7 +62,7 @@ def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.n
     model, features = run.recommender.eval(), {name: table.numpy() for name, table in run.features.items()}
     warm = np.unique(run.dataset.interactions("train").items)
     with torch.no_grad():
-        targets = model.representations(run.features)[1].numpy()
+        targets = all_vectors(model, run.features, run.dataset.num_users)[1].numpy()
     parts = []
     for name, table in features.items():
         fitted = table[cold] @ _ridge(table[warm], targets[warm][:, :own])
@@ -73,6 +73,7 @@ def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.n
     return np.mean(parts, axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "settings", "own"),
     [("vbpr", {}, 8), ("mgcn", {}, None), ("smore", {}, None), ("freedom", {"reg_weight": 0.0}, None)],
@@ -87,13 +88,14 @@ def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
         not torch.equal(table, load_run(tmp_path / "stage1").features[name]) for name, table in run.features.items()
     )
     cold = run.dataset.cold_items("cold_validation")
-    found: Tensor = run.recommender.cold_items(run.features, torch.tensor(cold))
+    found = run.recommender.cold_items({name: table[cold] for name, table in run.features.items()})
     np.testing.assert_allclose(found.detach().numpy(), _expected_vectors(run, own, cold), rtol=1e-3, atol=1e-4)
     # The history, the metrics of the finished run and the kept weights speak of the same maps.
     again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
     assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mgcn", "projections"), ("freedom", "maps")])
 def test_with_transfer_the_maps_that_it_trained_are_kept(
     tiny_project: Project, tmp_path: Path, recommender: str, maps: str
@@ -107,7 +109,7 @@ def test_with_transfer_the_maps_that_it_trained_are_kept(
     again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
     assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
     if recommender != "freedom":  # a fit would give others: what is kept was trained
-        run.recommender.fit_projections(run.features)
+        run.recommender.fit_cold_map(run.features)
         assert any(not torch.equal(value, kept[name]) for name, value in run.recommender.state_dict().items())
 
 
@@ -124,5 +126,5 @@ def test_maps_that_a_term_of_the_recommender_trains_stay_as_trained(tiny_project
         weight = run.recommender.maps[name].weight
         assert not torch.equal(weight, before[f"maps.{name}.weight"])
     kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
-    run.recommender.fit_projections(run.features)
+    run.recommender.fit_cold_map(run.features)
     assert all(torch.equal(value, kept[name]) for name, value in run.recommender.state_dict().items())

@@ -16,12 +16,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 def _forward_and_backward_without_waiting(project: Project) -> bool:
     device = torch.device("cuda")
-    tuner, dataset = make_tuner(project.shards, project.features, project.clip, Case())
+    tuner, dataset = make_tuner(project.shards, project.features, project.clip, Case(), device=device)
     batch = make_batch(tuner, dataset, [0, 1, 2, 3])
-    tuner.features = {modality: table.to(device) for modality, table in tuner.features.items()}
-    tuner.teacher = tuple(table.to(device) for table in tuner.teacher)
-    tuner.known._keys = tuner.known._keys.to(device)
-    tuner.to(device)
     for mode in ("default", "error"):  # the first pass may set things up
         torch.cuda.set_sync_debug_mode(mode)
         torch.stack(list(tuner(batch.to(device), 1).values())).sum().backward()
@@ -48,6 +44,7 @@ def test_the_image_tower_runs_on_flash_attention(tiny_project: Project) -> None:
         encoder.encode(images, None)["image"].sum().backward()
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_a_small_model_on_any_device(tiny_project: Project) -> None:
     options = ["--models", str(tiny_project.clip), "--batch", "4", "--length", "2", "--depth", "2", "--steps", "1"]
     command = [sys.executable, "-m", "benchmarks.stage2", *options]

@@ -14,6 +14,8 @@ from tests.ranks import run_on_ranks
 from tests.training.gradient_world import Setting, expected_gradients, found_gradients
 from tests.training.tuner_world import Case
 
+pytestmark = pytest.mark.slow
+
 PLAIN, MASKED, LIVE = Case(), Case(mask_known=True), Case("vbpr", live_teacher=True, id_only=True)
 FREEDOM, MGCN, SMORE = Case("freedom", mask_known=True), Case("mgcn"), Case("smore", live_teacher=True)
 SETTINGS = [

@@ -43,6 +43,7 @@ def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
     return JointConfig(**(settings | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recommender", "method"), [("vbpr", "prompt"), ("freedom", "lora"), ("vbpr", "none")])
 def test_encoder_and_recommender_learn_together_from_scratch(
     tiny_project: Project, tmp_path: Path, recommender: str, method: str
@@ -88,6 +89,7 @@ def test_it_starts_where_stage_1_starts(tiny_project: Project, tmp_path: Path) -
     assert first["cold_validation"] == pytest.approx(second["cold_validation"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 3])
 def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kept(
     tiny_project: Project, tmp_path: Path, zero: int
@@ -96,7 +98,7 @@ def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kep
     run = load_run(tmp_path / "run")
     kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
     assert kept["id_maps.image.weight"].any()
-    run.recommender.fit_projections(run.features)
+    run.recommender.fit_cold_map(run.features)
     for name, value in run.recommender.state_dict().items():
         torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -115,6 +117,7 @@ def _stopped_after(config: JointConfig, steps: int) -> None:
     train_joint(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "zero"), [("last_n", 0), ("full", 1), ("adapter", 2), ("lora", 3)])
 def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, method: str, zero: int

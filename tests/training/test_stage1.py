@@ -63,6 +63,7 @@ def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_pa
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
@@ -71,10 +72,10 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom", "mgcn", "smore") else set()
     assert set(metrics) == {"validation", "test"} | cold
-    # Each person likes a third of about 48 items, and most of it is masked: blind luck is about .4 at 20.
+    # Each user likes a third of about 48 items, and most of it is masked: chance level is about .4 at 20.
     assert metrics["test"]["recall@20"] > 0.7
-    if cold and recommender == "vbpr":
-        assert all(0 <= value <= 1 for part in cold for value in metrics[part].values())
+    for part in cold:  # of 9 and 3 items, whose first 20 are all of them; chance level of NDCG is .59 and .71
+        assert metrics[part]["ndcg@10"] > 0.8, part
 
 
 def _killed_in_epoch_5(config: Stage1Config) -> None:
@@ -91,6 +92,7 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
     train_stage1(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recommender", ["vbpr", "freedom", "buir", "smore"])
 def test_a_killed_run_ends_like_an_undisturbed_one(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -149,6 +151,7 @@ def _first_gradients(stage: Stage1) -> dict[str, torch.Tensor]:
     return {name: sum_over_ranks(grad) / stage.world.size for name, grad in zip(parameters, gradients, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_project: Project, tmp_path: Path, ranks: int) -> None:
     # 101 rows, and those of the last batch of an epoch, cannot be shared out evenly.
@@ -257,12 +260,12 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: 
     stage = prepare(config, dataset, open_store(config, dataset), join_world("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
     stage.recommender.start_epoch(generator)
-    rows = stage.users[:64], stage.items[:64]
-    train_step(stage, *rows, generator, 0)  # what is made at first use may wait
+    rows = torch.arange(64, device="cuda")
+    train_step(stage, rows, generator, 0)  # what is made at first use may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1, 4):
-            train_step(stage, *rows, generator, step)
+            train_step(stage, rows, generator, step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     stage.monitor.read()

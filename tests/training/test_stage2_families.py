@@ -12,6 +12,8 @@ from tests.encoders.families import write_family
 from tests.ranks import run_on_ranks
 from tests.training.test_stage2_methods import _config, _trained
 
+pytestmark = pytest.mark.slow
+
 
 def _trained_on_rank(config: Stage2Config) -> dict[str, Any]:
     """Here, so that each rank imports this module and with it the tiny models of timm."""

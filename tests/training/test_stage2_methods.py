@@ -29,6 +29,8 @@ from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, MethodConfig] = {
     "prompt": PromptConfig(),
     "lora": LoraConfig(rank=2),

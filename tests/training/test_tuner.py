@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ptmrec_dist.recommenders.base import Batch
 from tests.conftest import Project
 from tests.training.tuner_world import MODALITIES, Case, make_batch, make_tuner
+from tests.vectors import all_vectors
 
 
 def _trained_items(project: Project) -> list[int]:
@@ -29,9 +31,9 @@ def test_objective_equals_loops_over_rows(tiny_project: Project, mask_known: boo
     seen: dict[str, Tensor] = {}
     loss = tuner.recommender.loss
 
-    def spy(users: Tensor, positives: Tensor, negatives: Tensor, *rest: object) -> dict[str, Tensor]:
-        seen.update(users=users, positives=positives, negatives=negatives)
-        return loss(users, positives, negatives, *rest)  # type: ignore[arg-type]
+    def spy(rows: Batch, *rest: Any) -> dict[str, Tensor]:
+        seen.update(users=rows.users, positives=rows.positives, negatives=rows.negatives)
+        return loss(rows, *rest)
 
     tuner.recommender.loss = spy  # type: ignore[method-assign, assignment]
     with torch.no_grad():
@@ -43,20 +45,21 @@ def test_objective_equals_loops_over_rows(tiny_project: Project, mask_known: boo
             assert (user, negative) not in known
 
         place = {item: column for column, item in enumerate(items)}
-        projected = {m: model.modal_projection(m)(fresh[m]) for m in MODALITIES}
+        projected = {m: fresh[m] @ model.cold_map()[m][0].T for m in MODALITIES}
         modal = {item: sum(model.maps[m](fresh[m][place[item]]) for m in MODALITIES) for item in items}
-        own = {item: torch.cat([model.items.weight[item], modal[item]]) for item in items}
-        users = model.users.weight
+        own = {item: torch.cat([model.item_embeddings.weight[item], modal[item]]) for item in items}
+        users = model.user_embeddings.weight
         bpr = [
             -math.log(torch.sigmoid(users[u] @ own[p] - users[u] @ own[n]))
             for (u, p), n in zip(rows, seen["negatives"].tolist(), strict=True)
         ]
         assert losses["bpr"].item() == pytest.approx(np.mean(bpr), rel=1e-4)
 
+        before = all_vectors(model, tuner.features, dataset.num_users)  # no step was taken: the teacher is the model
         total = 0.0
         for user, positive in rows:
             kept = [i for i in items if not mask_known or i == positive or (user, i) not in known]
-            teacher = torch.tensor([tuner.teacher[0][user] @ tuner.teacher[1][i] for i in kept]).div(1.5).softmax(0)
+            teacher = torch.tensor([before[0][user] @ before[1][i] for i in kept]).div(1.5).softmax(0)
             for m in MODALITIES:
                 student = torch.tensor([users[user] @ projected[m][place[i]] for i in kept]).div(1.5).softmax(0)
                 total += sum(p * math.log(p / q) for p, q in zip(teacher.tolist(), student.tolist(), strict=True))

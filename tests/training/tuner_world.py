@@ -33,7 +33,9 @@ class Case:
     id_only: bool = False
 
 
-def make_tuner(shards: Path, features: Path, clip: Path, case: Case, rows: int = 9) -> tuple[Tuner, Dataset]:
+def make_tuner(
+    shards: Path, features: Path, clip: Path, case: Case, rows: int = 9, device: torch.device | str = "cpu"
+) -> tuple[Tuner, Dataset]:
     """The same tuner in every process: weights large enough that every term matters."""
     dataset = Dataset(shards)
     tables = tensors_of(open_features(features, dataset.fingerprint, dataset.num_items), MODALITIES)
@@ -53,8 +55,10 @@ def make_tuner(shards: Path, features: Path, clip: Path, case: Case, rows: int =
     encoder = Encoder(load_backbone(EncoderConfig(model=str(clip))), MODALITIES)
     encoder.tune("prompt", PromptConfig(), torch.Generator().manual_seed(0))
     transfer = Transfer(0.7, 1.5, case.live_teacher, case.id_only, case.mask_known)
-    known = KnownPositives(train, dataset.num_items)
-    return Tuner(encoder, recommender, tables, known, transfer, seed=3, rows=rows), dataset
+    known = KnownPositives(train, dataset.num_items, device)
+    tables = {modality: table.to(device) for modality, table in tables.items()}
+    tuner = Tuner(encoder, recommender.to(device), tables, known, transfer, seed=3, rows=rows)
+    return tuner.to(device), dataset
 
 
 def make_batch(tuner: Tuner, dataset: Dataset, items: list[int]) -> TrainBatch:
@@ -62,9 +66,9 @@ def make_batch(tuner: Tuner, dataset: Dataset, items: list[int]) -> TrainBatch:
     assert tuner.encoder is not None
     train = dataset.interactions("train")
     content = ItemFiles(dataset, reader_of(tuner.encoder)).read(np.array(items, dtype=np.int64))
-    rows = [(user, column) for column, item in enumerate(items) for user in train.users[train.items == item]]
-    users, columns = np.array(rows, dtype=np.int64).reshape(-1, 2).T
-    return TrainBatch.of(content, users.copy(), columns.copy())
+    rows = np.concatenate([np.zeros(0, np.int64), *(np.flatnonzero(train.items == item) for item in items)])
+    columns = np.repeat(np.arange(len(items)), [int((train.items == item).sum()) for item in items])
+    return TrainBatch.of(content, train.users[rows], columns, rows)
 
 
 def term_gradients(tuner: Tuner, batch: TrainBatch) -> dict[str, Tensor]:

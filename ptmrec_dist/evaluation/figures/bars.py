@@ -21,16 +21,16 @@ def bars(
 
     Args:
         parts: Name of the part to setting to its values, one a seed.
-        styles: Setting to how it is drawn.
+        styles: Setting to its style.
         label: What is measured.
-        chance: Part to the value at chance level, drawn as a dotted line.
+        chance: Part to the value at chance level, shown as a dotted line.
         from_zero: Draw bars from zero, for amounts; points without bars otherwise.
 
     Returns:
         An `<svg>` element; error bars are one standard deviation to either side, small points are single seeds.
     """
     heights = [sum(map(_height, settings)) for settings in parts.values()]
-    with axes(4.9, sum(heights) + 0.65 * len(parts) + 0.3, rows=len(parts), ratios=heights) as (drawn, plots):
+    with axes(4.9, sum(heights) + 0.65 * len(parts) + 0.3, rows=len(parts), ratios=heights) as (fig, plots):
         for plot, (part, settings) in zip(plots, parts.items(), strict=True):
             rows = _block(plot, settings, styles, from_zero)
             plot.set_title(part, loc="left", fontsize=11, fontweight="bold")
@@ -39,7 +39,7 @@ def bars(
                 ends = [row - _BAR / 2 for row in rows], [row + _BAR / 2 for row in rows]
                 plot.vlines([chance[part]] * len(rows), *ends, color=INK, linestyle=":", linewidth=1.6)
         plots[-1].set_xlabel(label)
-        return svg_of(drawn, _alternative(parts, label))
+        return svg_of(fig, _alternative(parts, label))
 
 
 def _height(setting: str) -> float:

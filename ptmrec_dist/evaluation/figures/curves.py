@@ -47,13 +47,13 @@ def learning_curves(series: Mapping[str, Sequence[Curve]], *, styles: Styles, la
 
     Args:
         series: Setting to its curves, one a seed.
-        styles: Setting to how it is drawn.
+        styles: Setting to its style.
         label: The metric.
 
     Returns:
         An `<svg>` element; a line is the mean over the seeds that reached the epoch, the band one standard deviation.
     """
-    with axes(4.9, 3.0 + legend_height(list(series))) as (drawn, (plot,)):
+    with axes(4.9, 3.0 + legend_height(list(series))) as (fig, (plot,)):
         for order, (name, curves) in enumerate(series.items()):
             epochs, values, spreads = zip(*_mean(curves), strict=True)
             low, high = ([v + side * s for v, s in zip(values, spreads, strict=True)] for side in (-1, 1))
@@ -76,8 +76,8 @@ def learning_curves(series: Mapping[str, Sequence[Curve]], *, styles: Styles, la
         plot.set_ylabel(label)
         plot.margins(x=0.04, y=0.08)
         plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        legend(drawn, list(series), styles)
-        return svg_of(drawn, _alternative(series, label))
+        legend(fig, list(series), styles)
+        return svg_of(fig, _alternative(series, label))
 
 
 def _mean(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:

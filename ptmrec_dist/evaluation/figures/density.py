@@ -24,7 +24,7 @@ def densities(clouds: Mapping[str, Cloud], most: float, *, colour: str) -> str:
     Returns:
         An `<svg>` element; the points lie in it as a picture, for there are thousands.
     """
-    with axes(4.9, 3.9 if len(clouds) > 1 else 5.4, rows=2, columns=len(clouds), ratios=(2.2, 1)) as (drawn, plots):
+    with axes(4.9, 3.9 if len(clouds) > 1 else 5.4, rows=2, columns=len(clouds), ratios=(2.2, 1)) as (fig, plots):
         for column, (modality, cloud) in enumerate(clouds.items()):
             above, below = plots[column], plots[len(clouds) + column]
             _map(above, cloud)
@@ -41,7 +41,7 @@ def densities(clouds: Mapping[str, Cloud], most: float, *, colour: str) -> str:
             below.set_xlabel("direction")
             if not column:
                 below.set_ylabel("density")
-        return svg_of(drawn, _alternative(clouds))
+        return svg_of(fig, _alternative(clouds))
 
 
 def _map(plot, cloud: Cloud) -> None:  # type: ignore[no-untyped-def]

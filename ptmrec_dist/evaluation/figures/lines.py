@@ -13,7 +13,7 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, styles: St
 
     Args:
         series: Setting to its buckets, a sequence a seed; all have the same buckets.
-        styles: Setting to how it is drawn.
+        styles: Setting to its style.
         label: The metric.
         of: What the buckets are made of.
 
@@ -22,7 +22,7 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, styles: St
     """
     names = [bucket.label for bucket in next(iter(series.values()))[0]]
     values = {setting: _by_bucket(seeds) for setting, seeds in series.items()}
-    with axes(4.9, 3.0 + legend_height(list(series))) as (drawn, (plot,)):
+    with axes(4.9, 3.0 + legend_height(list(series))) as (fig, (plot,)):
         for order, (setting, buckets) in enumerate(values.items()):
             means, spreads = zip(*map(mean_and_sd, buckets), strict=True)
             # Side by side within a bucket, so that error bars do not cover each other.
@@ -46,8 +46,8 @@ def bucket_lines(series: Mapping[str, Sequence[Sequence[Bucket]]], *, styles: St
         plot.set_ylabel(label)
         plot.set_ylim(bottom=0)
         plot.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        legend(drawn, list(series), styles)
-        return svg_of(drawn, _alternative(values, names, label, of))
+        legend(fig, list(series), styles)
+        return svg_of(fig, _alternative(values, names, label, of))
 
 
 def _by_bucket(seeds: Sequence[Sequence[Bucket]]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""What all figures share: fonts, how a setting is drawn, and the way into a page."""
+"""What all figures share: fonts, styles, and the way into a page."""
 
 import io
 import re
@@ -28,7 +28,7 @@ _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1
 _HALF, _WHOLE = 22, 46  # characters of a name that one of two columns of a legend has room for, and a single one
 
 Styles = Mapping[str, dict[str, Any]]
-"""Name of a setting to how it is drawn in every figure of a page: `color`, `marker` and `linestyle` of matplotlib."""
+"""Name of a setting to its style in every figure of a page: `color`, `marker` and `linestyle` of matplotlib."""
 
 _STYLE = {
     "figure.facecolor": "none",
@@ -78,13 +78,13 @@ def axes(
         The figure and its plots, row by row.
     """
     with rc_context(_STYLE):
-        drawn = figure.Figure(figsize=(width, height), layout="constrained")
-        plots = drawn.subplots(rows, columns, squeeze=False, height_ratios=ratios)
-        yield drawn, list(plots.flat)
+        fig = figure.Figure(figsize=(width, height), layout="constrained")
+        plots = fig.subplots(rows, columns, squeeze=False, height_ratios=ratios)
+        yield fig, list(plots.flat)
 
 
 def styles_of(names: Iterable[str]) -> Styles:
-    """Choose how each setting is drawn, once for all figures of a page.
+    """Choose a style for each setting, once for all figures of a page.
 
     Args:
         names: Names of the settings, the baseline first; a name that comes again is the same setting.
@@ -134,17 +134,17 @@ def legend_height(names: Sequence[str]) -> float:
     return 0.22 * -(-lines // _columns(names))
 
 
-def legend(drawn: figure.Figure, names: Sequence[str], styles: Styles) -> None:
+def legend(fig: figure.Figure, names: Sequence[str], styles: Styles) -> None:
     """Name the lines below the plot, where there are several.
 
     Args:
-        drawn: The figure.
+        fig: The figure.
         names: Names of the lines.
-        styles: Name to how it is drawn.
+        styles: Name to its style.
     """
     if len(names) > 1:
         handles = [Line2D([], [], linewidth=1.9, markersize=5, **styles[name]) for name in names]
-        made = drawn.legend(
+        made = fig.legend(
             handles,
             [" "] * len(names),  # a label that begins with an underscore would be left out
             frameon=False,
@@ -161,18 +161,18 @@ def _columns(names: Sequence[str]) -> int:
     return 2 if max(map(len, names)) <= _HALF else 1
 
 
-def svg_of(drawn: figure.Figure, alternative: str) -> str:
+def svg_of(fig: figure.Figure, alternative: str) -> str:
     """Turn a figure into an element of a page.
 
     Args:
-        drawn: The figure.
+        fig: The figure.
         alternative: What it says, for those who cannot see it.
 
     Returns:
         An `<svg>` element without a size of its own, so that it fills whatever column the page gives it.
     """
     buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for size in ("width", "height"):
