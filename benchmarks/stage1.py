@@ -79,8 +79,8 @@ def _prepare(interactions: Path, folder: Path) -> None:
     dataset, rng = Dataset(folder / "shards"), np.random.default_rng(0)
     tables = {name: rng.standard_normal((dataset.num_items, width), np.float32) for name, width in WIDTHS.items()}
     tables = {name: table / np.linalg.norm(table, axis=1, keepdims=True) for name, table in tables.items()}
-    names = {"encoder": "random", "model": "random", "pretrained": None}
-    write_features(folder / "features", tables, data=dataset.fingerprint, **names)
+    settings = {"model": "random", "pretrained": None}
+    write_features(folder / "features", tables, data=dataset.fingerprint, encoder="random", settings=settings)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,6 @@ their rate divided by that of the matrix product is the utilization of the devic
 import argparse
 import resource
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.distributed.engine import make_engine
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.sources.open_clip import Backbone, _unfold_scalars, load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
+from ptmrec_dist.encoders.sources.open_clip import OpenClip, _unfold_scalars
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.monitor import Monitor
 from ptmrec_dist.training.negatives import KnownPositives
@@ -143,14 +143,14 @@ def _batch(stage: Stage2, size: int, seed: int) -> TrainBatch:
     return TrainBatch.of(content, rng.integers(0, USERS, rows), np.arange(rows) % size, np.arange(rows))
 
 
-def _backbone(model: str) -> Backbone:
+def _backbone(model: str) -> OpenClip:
     if Path(model).is_dir():
         return load_backbone(EncoderConfig(model=model))
     clip = open_clip.create_model(model, pretrained=None)
     _unfold_scalars(clip)
     clip.eval().requires_grad_(False)
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
-    return Backbone(clip, open_clip.get_tokenizer(model), image_config, asdict(image_config), "random")
+    return OpenClip(clip, "random", open_clip.get_tokenizer(model), image_config, {})
 
 
 def _wait(device: torch.device) -> None:

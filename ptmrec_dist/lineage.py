@@ -4,12 +4,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 
 INPUTS_FILE = "inputs.json"
 """In every output that can be resumed: name of each input (`shards`, `features`, `encoder`, `stage1`) to its fingerprint."""
+_PATHS = ("path", "model", "image", "text")
+_SCHEMES = ("timm:", "hf:")
 
 
 def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -85,3 +88,53 @@ def find(relative: str | None, absolute: str, folder: Path) -> str:
     """
     beside = None if relative is None else Path(os.path.normpath(folder.resolve() / relative))
     return str(beside) if beside is not None and beside.exists() else absolute
+
+
+def split_scheme(source: str) -> tuple[str, str]:
+    """Split the name of an encoder.
+
+    Args:
+        source: A value of `encoder.model`, `encoder.image` or `encoder.text`.
+
+    Returns:
+        `timm:`, `hf:` or nothing, and the name or folder.
+    """
+    for scheme in _SCHEMES:
+        if source.startswith(scheme):
+            return scheme, source.removeprefix(scheme)
+    return "", source
+
+
+def with_hints(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Add to what a record names how its folders are seen from the record's folder.
+
+    Args:
+        made: `path` of an input, or the settings of an encoder.
+        folder: Folder of the record.
+
+    Returns:
+        The same with `relative`, where it names absolute paths.
+    """
+    paths = {name: split_scheme(value)[1] for name, value in made.items() if name in _PATHS and value is not None}
+    hints = {name: relative_to(path, folder) for name, path in paths.items() if Path(path).is_absolute()}
+    return {**made, "relative": hints} if hints else dict(made)
+
+
+def without_hints(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Resolve what `with_hints` added: every path is where the files are found now, or where they once were.
+
+    Args:
+        made: What a record names.
+        folder: Folder of the record.
+
+    Returns:
+        The same without `relative`.
+    """
+    resolved = dict(made)
+    hints = resolved.pop("relative", None) or {}
+    if isinstance(hints, str):  # written by version 0.1
+        hints = {"path" if "path" in made else "model": hints}
+    for name, relative in hints.items():
+        scheme, path = split_scheme(resolved[name])
+        resolved[name] = scheme + find(relative, path, folder)
+    return resolved

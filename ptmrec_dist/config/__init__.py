@@ -4,7 +4,14 @@ Nothing heavy is imported here, so that `ptmrec COMMAND --help` stays instant. A
 in `__post_init__`; what depends on the data or the encoder (a depth, a width) is checked where those are known.
 """
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, ReadsRun, TrackingConfig
+from ptmrec_dist.config.common import (
+    EncoderConfig,
+    Modalities,
+    RayConfig,
+    ReadsRun,
+    TrackingConfig,
+    encoder_label,
+)
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.plain import (
@@ -108,6 +115,7 @@ __all__ = [
     "as_declared",
     "build",
     "chooses_recommender",
+    "encoder_label",
     "from_plain",
     "groups",
     "merged",

@@ -1,11 +1,13 @@
 """Settings common to several commands, and checks of values."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import split_scheme
 
 
 def require(ok: bool, name: str, got: object, expected: str) -> None:
@@ -91,12 +93,68 @@ class TrackingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The image-text encoder, as open_clip names it or as a local folder."""
+    """The encoder: an image-text model, or separate models of images and texts, one or both."""
 
-    model: str
-    """open_clip model name (`ViT-B-32`) or a folder with `open_clip_config.json` and `.safetensors` weights."""
+    model: str | None = None
+    """open_clip model name (`ViT-B-32`, `hf-hub:ORGANISATION/NAME`), a folder with `open_clip_config.json` and `.safetensors`
+    weights, or a run that tuned an encoder."""
     pretrained: str | None = None
     """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
+    image: str | None = None
+    """Image encoder instead of `model`: `timm:NAME` or `timm:FOLDER` with `config.json` and `model.safetensors`."""
+    text: str | None = None
+    """Text encoder instead of `model`: `hf:NAME` or `hf:FOLDER`, a model of Hugging Face transformers; pooling and maximum
+    length are those of its sentence-transformers configuration, where it has one."""
+    prefix: str | None = None
+    """Put before every text, for text encoders that were trained with one (`'passage: '`)."""
+    prompt_name: str | None = None
+    """Prefix chosen by its name among those that the text encoder's configuration lists (`passage`)."""
+
+    def __post_init__(self) -> None:
+        separate = self.image or self.text
+        require(
+            bool(self.model) != bool(separate),
+            "encoder",
+            {name: value for name, value in asdict(self).items() if value is not None},
+            "--encoder.model, or --encoder.image and --encoder.text, one or both",
+        )
+        require(not (self.pretrained and separate), "encoder.pretrained", self.pretrained, "a tag with --encoder.model")
+        for name, scheme in {"image": "timm:", "text": "hf:"}.items():
+            value = getattr(self, name)
+            known = value is None or (value.startswith(scheme) and value != scheme)
+            require(known, f"encoder.{name}", value, f"{scheme}NAME or {scheme}FOLDER")
+        for name in ("prefix", "prompt_name"):
+            require(
+                bool(getattr(self, name) is None or self.text), f"encoder.{name}", getattr(self, name), "--encoder.text"
+            )
+        both = self.prefix is not None and self.prompt_name is not None
+        require(not both, "encoder.prompt_name", self.prompt_name, "either a prefix or the name of one")
+
+    def recorded(self) -> dict[str, str | None]:
+        """Describe the encoder for a record: folders as absolute paths, so that they are found from any working directory.
+
+        Returns:
+            `model` and `pretrained`; or those of the other settings that are given.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        for name in ("model", "image", "text"):
+            if name in given:
+                scheme, folder = split_scheme(given[name])
+                given[name] = scheme + (str(Path(folder).resolve()) if Path(folder).is_dir() else folder)
+        return given if self.model is None else {"pretrained": None, **given}
+
+
+def encoder_label(made: Mapping[str, Any]) -> str:
+    """Name an encoder briefly, for reports.
+
+    Args:
+        made: Its record.
+
+    Returns:
+        The last parts of its names or folders.
+    """
+    names = [split_scheme(made[name])[1] for name in ("model", "image", "text") if made.get(name)]
+    return " and ".join(Path(name).name for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +167,10 @@ class ReadsRun:
     """Frozen features of the run, if they were moved; they must have the same fingerprint."""
     encoder: Path | None = None
     """Folder of the run's encoder, if it was moved; it must have the same fingerprint."""
+    image_encoder: Path | None = None
+    """Folder of the run's separate image encoder, if it was moved."""
+    text_encoder: Path | None = None
+    """Folder of the run's separate text encoder, if it was moved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,7 @@ class FeaturesConfig:
     """Packed data set."""
     encoder: EncoderConfig | None = None
     """Encoder to read features from: `--encoder.model` is an open_clip name (with `--encoder.pretrained`, a tag), a folder, or
-    a run that tuned an encoder."""
+    a run that tuned an encoder; `--encoder.image` and `--encoder.text` are separate models."""
     image_npy: Path | None = None
     """Image features of your own instead of an encoder: `.npy` with a row for each item (row r is item r where item ids are
     row numbers, else rows follow the packed items), or `.parquet` with a column of item ids."""
@@ -135,7 +135,7 @@ class FeaturesConfig:
     item_column: str = "item_id"
     """Column of the item ids in a `.parquet` file of features."""
     raw: bool = False
-    """Keep rows of your own arrays as they are; by default they are scaled to length 1, as an encoder's are."""
+    """Keep rows as the encoder or your own arrays give them; by default they are scaled to length 1."""
     out: Path
     """Folder for `image.npy`, `text.npy` and `manifest.json`."""
     batch_size: int = 256
@@ -157,10 +157,7 @@ class FeaturesConfig:
             sum(one is not None for one in given) == 1,
             "encoder",
             self.encoder,
-            "--encoder.model, or --image_npy and --text_npy, one of the two",
-        )
-        require(
-            not self.raw or self.encoder is None, "raw", self.raw, "false with an encoder, whose features have length 1"
+            "--encoder.model or --encoder.image and --encoder.text, or else --image_npy and --text_npy",
         )
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")

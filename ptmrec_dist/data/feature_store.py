@@ -4,12 +4,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import staged
-from ptmrec_dist.lineage import find, relative_to
+from ptmrec_dist.lineage import with_hints, without_hints
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,16 @@ class FeatureManifest:
     """Fingerprint of the packed data set."""
     encoder: str | None
     """Fingerprint of the backbone; None for arrays that came from elsewhere."""
-    encoder_model: str | None
-    """open_clip name or last known folder of the backbone, relative to this folder or absolute."""
-    encoder_pretrained: str | None
-    """open_clip tag of the backbone's weights."""
+    encoder_settings: dict[str, Any]
+    """Settings of the backbone (`EncoderConfig`), with folders where they are now; empty for arrays that came from
+    elsewhere."""
     widths: dict[str, int]
     """Modality to width of its rows."""
     filled: dict[str, int] = field(default_factory=dict)
     """Modality to the number of items that lack it, whose rows are the mean of the others; modalities that no item
     lacks are left out. The items table of the data set lists the items."""
+    cut_texts: int = 0
+    """Texts that are longer than the encoder reads."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,7 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:
         content = json.loads((folder / "manifest.json").read_text())
-        relative, model = content.pop("encoder_relative", None), content["encoder_model"]
-        content["encoder_model"] = None if model is None else find(relative, model, folder)
-        manifest = FeatureManifest(**content)
+        manifest = FeatureManifest(**_current(content, folder))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
     if manifest.data != data_fingerprint:
@@ -91,9 +91,9 @@ def write_features(
     *,
     data: str,
     encoder: str | None = None,
-    model: str | None = None,
-    pretrained: str | None = None,
+    settings: dict[str, Any] | None = None,
     filled: dict[str, int] | None = None,
+    cut_texts: int = 0,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -102,9 +102,9 @@ def write_features(
         tables: Modality to float32 [I, d_m].
         data: Fingerprint of the packed data set.
         encoder: Fingerprint of the backbone; None for arrays that came from elsewhere.
-        model: open_clip name or folder of the backbone.
-        pretrained: open_clip tag of its weights.
+        settings: Settings of the backbone (`EncoderConfig.recorded`); None for arrays that came from elsewhere.
         filled: Modality to the number of items that lack it; by default none.
+        cut_texts: Texts that are longer than the encoder reads.
 
     Returns:
         The manifest written.
@@ -112,12 +112,12 @@ def write_features(
     check_replaceable(folder)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
     fingerprint = _fingerprint(tables, data, encoder)
-    manifest = FeatureManifest(fingerprint, data, encoder, model, pretrained, widths, filled or {})
-    relative = relative_to(model, folder) if model is not None and Path(model).is_absolute() else None
+    manifest = FeatureManifest(fingerprint, data, encoder, settings or {}, widths, filled or {}, cut_texts)
+    written = asdict(manifest) | {"encoder_settings": with_hints(manifest.encoder_settings, folder)}
     with staged(folder) as fresh:
         for name, table in tables.items():
             np.save(fresh / f"{name}.npy", table)
-        (fresh / "manifest.json").write_text(json.dumps(asdict(manifest) | {"encoder_relative": relative}, indent=1))
+        (fresh / "manifest.json").write_text(json.dumps(written, indent=1))
     return manifest
 
 
@@ -135,6 +135,16 @@ def check_replaceable(folder: Path) -> None:
     known = {"manifest.json", "image.npy", "text.npy", "neighbours"}
     if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= known:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
+
+
+def _current(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fields of a manifest as they are read now; version 0.1 had one for each setting of the encoder."""
+    if "encoder_model" in content:
+        model, pretrained = content.pop("encoder_model"), content.pop("encoder_pretrained")
+        hint = content.pop("encoder_relative", None)
+        old = {"model": model, "pretrained": pretrained, "relative": hint}
+        content["encoder_settings"] = {} if model is None else old
+    return content | {"encoder_settings": without_hints(content["encoder_settings"], folder)}
 
 
 def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Interface of encoders: towers, one per modality, each run by its model's own forward.
+"""Interface of encoders: a backbone with its towers, one per modality, each run by its model's own forward.
 
 Feature extraction needs `encode` alone. Tuning needs the tower's blocks, where they are known: methods hook into them or
 wrap modules inside them, and inputs still pass through the model's own forward.
@@ -6,11 +6,16 @@ wrap modules inside them, and inputs still pass through the model's own forward.
 Legend: B batch, N tokens, D width.
 """
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -73,6 +78,127 @@ class Tower(Protocol):
         Returns:
             All parameters that its features depend on.
         """
+
+
+@dataclass(frozen=True)
+class Backbone(ABC):
+    """A frozen pretrained encoder and the preprocessing of its inputs; each source has its own kind."""
+
+    model: nn.Module
+    """All its weights, in eval mode, without trainable parameters."""
+    fingerprint: str
+    """sha256 over weights, configuration, preprocessing and tuned weights."""
+    tuned: tuple[Path, ...] = field(default=(), kw_only=True)
+    """Files of tuned weights that are part of it, in the order of tuning."""
+    raw: bool = field(default=False, kw_only=True)
+    """Whether features keep the length that the model gives them; by default they are scaled to length 1."""
+
+    @property
+    @abstractmethod
+    def modalities(self) -> tuple[str, ...]:
+        """What it has towers for, among `image` and `text`."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Pixels to which the shorter side of an image is resized; 0 without an image tower."""
+
+    @abstractmethod
+    def load_image(self, image: Image.Image) -> Tensor:
+        """Resize and crop an image as in the encoder's training.
+
+        Normalisation is done on the device: bytes take a quarter of the bandwidth of floats.
+
+        Args:
+            image: An RGB image.
+
+        Returns:
+            uint8 [3, H, W].
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Convert texts to token ids.
+
+        Args:
+            texts: B texts.
+
+        Returns:
+            int64 [B, N].
+        """
+
+    @abstractmethod
+    def count_cut(self, texts: list[str]) -> int:
+        """Count the texts that are longer than the encoder reads.
+
+        Args:
+            texts: B texts.
+
+        Returns:
+            How many of them lose their end.
+        """
+
+    @abstractmethod
+    def tower(self, modality: str) -> Tower:
+        """Return the tower of a modality.
+
+        Args:
+            modality: `image` or `text`.
+
+        Returns:
+            The tower, run by the model's own forward.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and tokenizer as a folder that `load_backbone` reads.
+
+        Args:
+            folder: Existing folder.
+        """
+
+
+def output_width(option: str, tower: Tower) -> int:
+    """Run a tower once, so that one that fails is refused before anything is read.
+
+    Args:
+        option: The setting that names its model, for the message.
+        tower: The tower.
+
+    Returns:
+        Width of its features.
+
+    Raises:
+        UserError: It fails, or does not give one row per input.
+    """
+    try:
+        with torch.no_grad():
+            shape = tower.encode(tower.example).shape
+    except Exception as error:  # a model of any library
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{option}: its {tower.kind} does not run ({reason}); check its configuration") from error
+    if len(shape) != 2:
+        raise UserError(
+            f"{option}: its {tower.kind} gives {tuple(shape)} for one input, expected one row; choose another"
+        )
+    return int(shape[-1])
+
+
+def weights_digest(model: nn.Module, settings: str) -> str:
+    """Compute the digest of a model.
+
+    Args:
+        model: The model, on the CPU.
+        settings: What else its features depend on.
+
+    Returns:
+        sha256 over settings, and names and values of parameters and buffers.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:

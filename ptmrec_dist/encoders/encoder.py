@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
-from ptmrec_dist.encoders.base import checkpoint_blocks
-from ptmrec_dist.encoders.sources.open_clip import Backbone, load_backbone
+from ptmrec_dist.encoders.base import Backbone, checkpoint_blocks
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.clip = backbone.clip
+        self.model = backbone.model
         self.precision = precision
         self.towers = {modality: backbone.tower(modality) for modality in modalities}
         self.prompts = nn.ModuleDict()
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
             The encoder.
         """
         super().train(mode)
-        self.clip.eval()
+        self.model.eval()
         return self
 
     @property
@@ -106,15 +106,15 @@ class Encoder(nn.Module):
     def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
         """Encode a batch of items.
 
-        Features have length 1: CLIP was trained on cosines, so the length of its outputs carries no information, and on raw
-        outputs (of length about 14) the recommenders' projections learn worse.
+        Features have length 1, unless the backbone is raw: CLIP was trained on cosines, so the length of its outputs carries
+        no information, and on raw outputs (of length about 14) the recommenders' projections learn worse.
 
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
             texts: Token ids int64 [B, N]; not needed without the text tower.
 
         Returns:
-            Modality to features float32 [B, D], of length 1.
+            Modality to features float32 [B, D].
         """
         inputs = {"image": images, "text": texts}
         features: dict[str, Tensor] = {}
@@ -127,7 +127,8 @@ class Encoder(nn.Module):
                 given = tower.example.to(given.device)
             with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 encoded_BD = tower.encode(given)
-            features[modality] = F.normalize(encoded_BD.float(), dim=1)[:count]
+            encoded_BD = encoded_BD.float()[:count]
+            features[modality] = encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
         return features
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 described = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                state = {_renamed(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             settings = method_config(described["method"], **json.loads(described["settings"]))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
@@ -177,6 +178,11 @@ class Encoder(nn.Module):
             )
         for name, value in self.tuned_state().items():
             value.copy_(state[name])
+
+
+def _renamed(name: str) -> str:
+    """The name of a weight; version 0.1 called every model `clip`."""
+    return "model." + name.removeprefix("clip.") if name.startswith("clip.") else name
 
 
 def load_encoder(

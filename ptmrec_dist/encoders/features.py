@@ -8,6 +8,7 @@ Legend: B local batch, I items, D width.
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, w
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
+from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 
 _log = logging.getLogger(__name__)
+_ROWS_OF_SIMILAR_LENGTH = 64
 
 
 @exclusive_out
@@ -49,28 +52,53 @@ def extract_features(config: FeaturesConfig) -> None:
         _import_arrays(config, dataset)
         return
     require_content(dataset)
-    backbone = load_backbone(config.encoder)
-    encoder = Encoder(backbone, dataset.manifest.modalities, config.precision)
+    backbone = load_backbone(config.encoder, config.raw)
+    encoder = Encoder(backbone, _modalities(dataset, backbone), config.precision)
     check_image_size(dataset, encoder, config.strict)
     world = join_world(config.device, config.timeout)
     encoder.to(world.device)
-    stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader_of(encoder), workers=config.workers)
+    reader, cut = reader_of(encoder), _CutTexts(encoder)
+    if reader.tokenize is not None:
+        reader = replace(reader, tokenize=cut.tokenize)
+    stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader, workers=config.workers)
     with Heartbeat(world, config.timeout, "run the same command again") as watch:
-        tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch)
+        tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch, sort_by_length=True)
+    cut_texts = int(sum_over_ranks(torch.tensor(cut.count, device=world.device)))
     if world.is_first:
         manifest = write_features(
             config.out,
             {modality: table.numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
             encoder=backbone.fingerprint,
-            model=_absolute(config.encoder.model),
-            pretrained=config.encoder.pretrained,
-            filled=count_absent(dataset),
+            settings={**config.encoder.recorded(), **({"raw": True} if config.raw else {})},
+            filled={name: count for name, count in count_absent(dataset).items() if name in tables},
+            cut_texts=cut_texts,
         )
         _report(dataset, config.out, manifest)
-        for modality, count in manifest.filled.items():
-            print(f"{count} items have no {modality}: their {modality} rows are the mean of the others")
     barrier()
+
+
+def _modalities(dataset: Dataset, backbone: Backbone) -> tuple[str, ...]:
+    """Those that both the data set and the encoder have."""
+    has = dataset.manifest.modalities
+    common = tuple(modality for modality in has if modality in backbone.modalities)
+    if not common:
+        raise UserError(
+            f"encoder: it reads {' and '.join(backbone.modalities)}, but {dataset.folder} has {' and '.join(has)} alone; "
+            f"choose an encoder of {' or '.join(has)}s"
+        )
+    return common
+
+
+class _CutTexts:
+    """Counts the texts that an encoder cuts off while it tokenizes them."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.count = encoder, 0
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        self.count += self.encoder.backbone.count_cut(texts)
+        return self.encoder.tokenize(texts)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
@@ -90,6 +118,11 @@ def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
 def _report(dataset: Dataset, out: Path, manifest: FeatureManifest) -> None:
     widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())
     print(f"{dataset.num_items} items ({widths}) in {out}, fingerprint {manifest.fingerprint[:12]}")
+    for modality, count in manifest.filled.items():
+        print(f"{count} items have no {modality}: their {modality} rows are the mean of the others")
+    if manifest.cut_texts:
+        share = manifest.cut_texts / dataset.num_items
+        print(f"{manifest.cut_texts} texts ({share:.0%}) are longer than the encoder reads: their ends were cut off")
 
 
 def encode_all(
@@ -99,6 +132,7 @@ def encode_all(
     world: World,
     label: str | None = None,
     watch: Heartbeat | None = None,
+    sort_by_length: bool = False,
 ) -> dict[str, Tensor]:
     """Encode every item of a stream and return the whole table on all ranks.
 
@@ -111,6 +145,8 @@ def encode_all(
         world: This rank and the number of ranks.
         label: Name of the progress bar; None shows none.
         watch: Notified of every batch, as one step; None if the caller watches.
+        sort_by_length: Encode texts of similar length together, which saves padding; not for parameters that are divided
+            among ranks, which must all run the same number of batches.
 
     Returns:
         Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
@@ -123,15 +159,31 @@ def encode_all(
         for number, batch in enumerate(_with_progress(stream, label if world.is_first else None), start=1):
             if watch is not None:
                 watch.at(number)
-            moved = batch.to(world.device)
-            for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
-                tables[modality][batch.items] = rows_BD.cpu()
+            for part in _by_length(batch, encoder) if sort_by_length else [batch]:
+                moved = part.to(world.device)
+                for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
+                    tables[modality][part.items] = rows_BD.cpu()
     encoder.train(training)
     if watch is not None:
         watch.between()
     # Every row was written by one rank and is zero on the others, so the sum is exact.
     whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
     return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
+
+
+def _by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
+    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each."""
+    if batch.texts is None or not len(batch.items):
+        yield batch
+        return
+    trimmed = encoder.towers["text"].trimmed
+    lengths_B = torch.tensor([trimmed(text_N[None]).shape[1] for text_N in batch.texts])
+    if bool((lengths_B == lengths_B[0]).all()):
+        yield batch
+        return
+    for rows in lengths_B.argsort(stable=True).split(_ROWS_OF_SIMILAR_LENGTH):
+        images = None if batch.images is None else batch.images[rows]
+        yield ItemBatch(batch.items[rows], images, trimmed(batch.texts[rows]))
 
 
 def reader_of(encoder: Encoder) -> Reader:
@@ -181,8 +233,7 @@ def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
     Raises:
         UserError: There are such images, and `strict`.
     """
-    size = encoder.backbone.image_config.size
-    needed, packed = size if isinstance(size, int) else max(size), dataset.manifest.image_size
+    needed, packed = encoder.backbone.image_size, dataset.manifest.image_size
     if "image" not in encoder.towers or packed is None or packed >= needed:
         return
     found = (
@@ -215,11 +266,6 @@ def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
     read_I = has_I & table_ID.any(dim=1)
     mean_D = table_ID[read_I].mean(dim=0) if read_I.any() else table_ID.new_zeros(table_ID.shape[1])
     return table_ID.where(has_I[:, None], mean_D)
-
-
-def _absolute(model: str) -> str:
-    """Folders are recorded as absolute paths, so that later stages find them from any working directory."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _with_progress(stream: ItemStream, label: str | None) -> Iterator[ItemBatch]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ptmrec_dist.config import encoder_label
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.figures import styles_of
@@ -186,7 +187,7 @@ def _facts(dataset: Dataset, runs: list[_Run], seconds: Mapping[str, float]) -> 
     }
     encoder = runs[-1].record["encoder"]
     if encoder is not None:
-        facts["Encoder"] = f"{Path(encoder['model']).name}, {encoder['fingerprint'][:16]}"
+        facts["Encoder"] = f"{encoder_label(encoder)}, {encoder['fingerprint'][:16]}"
     facts |= {f"Run “{run.name}”": run.record["fingerprint"][:16] for run in runs}
     if seconds:
         phases = "; ".join(f"{phase} {duration:.0f} s" for phase, duration in seconds.items())

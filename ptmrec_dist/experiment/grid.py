@@ -158,7 +158,7 @@ class _Steps:
 
     def _features(self, encoder: str) -> tuple[str, Step]:
         """Features of the pretrained encoder (`plain`), or of a fine-tuned one."""
-        given = {"model": self.config.encoder.model, "pretrained": self.config.encoder.pretrained}
+        given = self.config.encoder.recorded()
         tuned = {"model": str(self._path(f"encoders/{encoder}"))}
         settings = {
             "shards": str(self.config.shards),
@@ -171,8 +171,11 @@ class _Steps:
 
     def _contrastive(self) -> tuple[str, Step]:
         name = encoder_step(self.cell.method, self.cell.seed)
-        encoder = {"model": self.config.encoder.model, "pretrained": self.config.encoder.pretrained}
-        settings = {"shards": str(self.config.shards), "encoder": encoder, **self._tuned("contrastive")}
+        settings = {
+            "shards": str(self.config.shards),
+            "encoder": self.config.encoder.recorded(),
+            **self._tuned("contrastive"),
+        }
         return name, Step("contrastive", self._path(name), settings)
 
     def _chosen(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def inputs_of(config: ExperimentConfig, plan: Plan, dataset: Dataset) -> dict[st
     """
     inputs = {"shards": dataset.fingerprint}
     if any(step.command in ("features", "contrastive") for step in plan.steps.values()):
-        from ptmrec_dist.encoders.sources.open_clip import load_backbone
+        from ptmrec_dist.encoders.sources.loading import load_backbone
 
         inputs["encoder"] = load_backbone(config.encoder).fingerprint
     return inputs

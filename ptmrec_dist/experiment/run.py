@@ -20,6 +20,7 @@ from ptmrec_dist.config import (
     Stage1Config,
     Stage2Config,
     TunesEncoder,
+    encoder_label,
     from_plain,
 )
 from ptmrec_dist.errors import UserError
@@ -66,7 +67,11 @@ def run_experiment(config: ExperimentConfig) -> None:
     with Tracker.start(
         config.tracking,
         name=out.name,
-        params={"cells": len(plan.cells), "encoder": config.encoder.model, "seeds": len(config.seeds)},
+        params={
+            "cells": len(plan.cells),
+            "encoder": encoder_label(config.encoder.recorded()),
+            "seeds": len(config.seeds),
+        },
         tags={"stage": "experiment"},
         run_id=known,
     ) as tracker:
@@ -110,11 +115,11 @@ def _check_methods(config: ExperimentConfig, tuned: list[TunesEncoder]) -> None:
     import torch
 
     from ptmrec_dist.encoders.encoder import Encoder
-    from ptmrec_dist.encoders.sources.open_clip import load_backbone
+    from ptmrec_dist.encoders.sources.loading import load_backbone
 
     for tuning in sorted({settings.tuning for settings in tuned}, key=str):
-        encoder = Encoder(load_backbone(config.encoder), ("image", "text"))
-        encoder.tune(tuning.method, tuning.settings, torch.Generator())
+        backbone = load_backbone(config.encoder)
+        Encoder(backbone, backbone.modalities).tune(tuning.method, tuning.settings, torch.Generator())
 
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:

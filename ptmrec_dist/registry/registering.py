@@ -31,7 +31,7 @@ from ptmrec_dist.training.runs import flatten
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from ptmrec_dist.encoders.sources.open_clip import Backbone
+    from ptmrec_dist.encoders.base import Backbone
 
 ENTRY = Path(__file__).with_name("pyfunc_entry.py")
 
@@ -68,7 +68,7 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
     made = run.record.encoder
     if made is None or run.record.train_features:
         return None
-    from ptmrec_dist.encoders.sources.open_clip import load_backbone_of  # takes seconds
+    from ptmrec_dist.encoders.sources.loading import load_backbone_of  # takes seconds
 
     require_encoder(run.record, run.folder)
     return load_backbone_of(made)
@@ -81,7 +81,7 @@ def _write_model(
     modalities = run.record.modalities if backbone is not None else []
     write_tables(folder, run, modalities, index, lineage)
     if backbone is not None:
-        from ptmrec_dist.encoders.sources.open_clip import save_backbone
+        from ptmrec_dist.encoders.sources.loading import save_backbone
 
         save_backbone(backbone, folder / "encoder")
         if (run.folder / ENCODER_FILE).is_file():

@@ -16,6 +16,7 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import ptmrec_dist
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.packages import installed_packages
 
 FOLDER = "wheels"
@@ -34,6 +35,9 @@ def write_wheel(folder: Path) -> str:
 
     Returns:
         Its version: the installed one with a digest of the content as local label.
+
+    Raises:
+        UserError: The package was installed by something that left its metadata out.
     """
     installed = distribution("ptmrec-dist")
     public, files = installed.version.partition("+")[0], _package_files() | _metadata_files(installed)
@@ -82,11 +86,18 @@ def _package_files() -> dict[str, bytes]:
 
 def _metadata_files(installed: Distribution) -> dict[str, bytes]:
     """Metadata without version, so that it is the same for each label, and without what an installer adds."""
-    metadata = re.sub(r"^Version: .*$", "Version: ", installed.read_text("METADATA") or "", count=1, flags=re.MULTILINE)
-    files = {"METADATA": metadata, "WHEEL": _WHEEL, "entry_points.txt": installed.read_text("entry_points.txt") or ""}
+    metadata = re.sub(r"^Version: .*$", "Version: ", _read(installed, "METADATA"), count=1, flags=re.MULTILINE)
+    files = {"METADATA": metadata, "WHEEL": _WHEEL, "entry_points.txt": _read(installed, "entry_points.txt")}
     licenses = [file for file in installed.files or () if ".dist-info/licenses/" in file.as_posix()]
     files |= {f"licenses/{file.name}": file.read_text() for file in licenses}
     return {f"DIST-INFO/{name}": content.encode() for name, content in files.items()}
+
+
+def _read(installed: Distribution, name: str) -> str:
+    text = installed.read_text(name)
+    if text is None:
+        raise UserError(f"ptmrec-dist is installed without {name}, expected what its wheel has; install it again")
+    return text
 
 
 def _record(files: dict[str, bytes], info: str) -> bytes:

@@ -26,8 +26,9 @@ _RANGES: dict[str, Any] = {
     "randint": (IntDistribution, {}),
     "lograndint": (IntDistribution, {"log": True}),
 }
+_INPUTS = ("shards", "features", "encoder", "image_encoder", "text_encoder")
 # The sweep sets these itself: they determine where a trial starts and writes, and what its result is.
-_FIXED = {"stage1", "shards", "features", "encoder", "out", "device", "tracking", "select_on", "keep", "epochs"}
+_FIXED = {*_INPUTS, "stage1", "out", "device", "tracking", "select_on", "keep", "epochs"}
 
 
 def read_space(config: SweepConfig) -> Space:
@@ -75,7 +76,7 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
         Nested plain settings, every path absolute.
     """
     own: dict[str, Any] = {"stage1": str(config.stage1.resolve()), "device": config.device}
-    for name in ("shards", "features", "encoder"):
+    for name in _INPUTS:
         if getattr(config, name) is not None:
             own[name] = str(getattr(config, name).resolve())
     return merged(merged(merged(own, config.stage2), nested(point)), fixed)

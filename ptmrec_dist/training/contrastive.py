@@ -24,7 +24,8 @@ from ptmrec_dist.distributed.engine import Engine, make_engine
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
-from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, TUNED_FILE, load_backbone, save_backbone
+from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save_backbone
+from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
@@ -84,6 +85,11 @@ def fine_tune(config: ContrastiveConfig) -> None:
     dataset = Dataset(config.shards)
     require_content(dataset, "image", "text")
     encoder = _encoder(config)
+    if not hasattr(encoder.model, "logit_scale"):
+        raise UserError(
+            "encoder: separate models of images and texts have no common space to be compared in; contrastive takes an "
+            "image-text model, --encoder.model"
+        )
     if encoder.backbone.tuned:
         raise UserError(
             f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "

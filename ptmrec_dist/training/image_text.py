@@ -68,6 +68,6 @@ class ImageTextPairs(nn.Module):
         images_BD, texts_BD = self.encoder.encode(images, texts).values()
         rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
         own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
-        scale = cast(Tensor, self.encoder.clip.logit_scale).exp().clamp(max=_LARGEST_SCALE)
+        scale = cast(Tensor, self.encoder.model.logit_scale).exp().clamp(max=_LARGEST_SCALE)
         gathered = gather_rows(images_BD), gather_rows(texts_BD)
         return mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))

@@ -9,10 +9,12 @@ from typing import Any
 from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_json, sha256, write_atomically
-from ptmrec_dist.lineage import find, relative_to
+from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
+_ENCODER_OPTIONS = {"model": "encoder", "image": "image_encoder", "text": "text_encoder"}
+"""What the record of an encoder names, and the option that says where it is now."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RunRecord:
     graph_features: dict[str, str] | None
     """`path` and `fingerprint` of the features that item graphs are made of: the frozen ones, also in stage 2."""
     encoder: dict[str, Any] | None
-    """`model`, `pretrained` and `fingerprint` of the backbone."""
+    """Settings and `fingerprint` of the backbone: `model` and `pretrained`, or `image` and `text`; see `EncoderConfig`."""
     stage1: dict[str, str] | None = None
     """`path` and `fingerprint` of the stage 1 run that it started from, where there was one."""
     mlflow_run: str | None = None
@@ -128,8 +130,10 @@ def require_encoder(record: RunRecord, folder: Path) -> None:
     Raises:
         UserError: There are no files.
     """
-    if record.encoder is not None and Path(record.encoder["model"]).is_absolute():
-        require_files("encoder", record.encoder["model"], folder)
+    for name, option in _ENCODER_OPTIONS.items():
+        _, path = split_scheme((record.encoder or {}).get(name) or "")
+        if Path(path).is_absolute():
+            require_files(option, path, folder)
 
 
 def _fingerprint(folder: Path, record: RunRecord) -> str:
@@ -149,19 +153,12 @@ def _names_files(value: Any) -> bool:
 
 def _with_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Add to every absolute path how it is seen from the run's folder."""
-    for made in filter(_names_files, record.values()):
-        path = made.get("path") or made["model"]
-        if Path(path).is_absolute():
-            made["relative"] = relative_to(path, folder)
-    return record
+    return {name: with_hints(made, folder) if _names_files(made) else made for name, made in record.items()}
 
 
 def _without_hints(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Resolve what `_with_hints` added: every path is where the files are found now, or where they once were."""
-    for made in filter(_names_files, record.values()):
-        name = "path" if "path" in made else "model"
-        made[name] = find(made.pop("relative", None), made[name], folder)
-    return record
+    """Resolve what `_with_hints` added."""
+    return {name: without_hints(made, folder) if _names_files(made) else made for name, made in record.items()}
 
 
 def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
@@ -174,6 +171,20 @@ def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
             made = getattr(record, name)
             if made is not None and not Path(made["path"]).is_relative_to(folder.resolve()):
                 changes[name] = made | {"path": str(now.features.resolve())}
-    if now.encoder is not None and record.encoder is not None:
-        changes["encoder"] = record.encoder | {"model": str(now.encoder.resolve()), "pretrained": None}
+    if record.encoder is not None:
+        changes["encoder"] = _relocated_encoder(record.encoder, now)
     return replace(record, **changes)
+
+
+def _relocated_encoder(made: dict[str, Any], now: ReadsRun) -> dict[str, Any]:
+    if now.encoder is not None:  # a whole encoder, also one that was separate models: its settings are in its folder
+        kept = {name: made[name] for name in ("fingerprint", "raw") if name in made}
+        return kept | {"model": str(now.encoder.resolve()), "pretrained": None}
+    for name, folder in {"image": now.image_encoder, "text": now.text_encoder}.items():
+        if folder is not None:
+            if made.get(name) is None:
+                raise UserError(
+                    f"{name}_encoder: got {folder}, but this run has no separate {name} encoder; leave it out"
+                )
+            made = made | {name: split_scheme(made[name])[0] + str(folder.resolve())}
+    return made

@@ -40,7 +40,7 @@ INCIDENTAL = {
     "strict",
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"shards", "features", "stage1", "encoder"}
+PATHS = {"shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}
 
 
 class RunFolder:

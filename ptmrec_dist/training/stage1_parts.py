@@ -213,7 +213,7 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
         made = store.manifest
         features = {"path": str(store.folder.resolve()), "fingerprint": made.fingerprint}
         if made.encoder is not None:
-            encoder = {"model": made.encoder_model, "pretrained": made.encoder_pretrained, "fingerprint": made.encoder}
+            encoder = {**made.encoder_settings, "fingerprint": made.encoder}
     return RunRecord(
         stage=0,
         recommender=config.recommender,

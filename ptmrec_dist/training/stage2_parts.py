@@ -17,7 +17,7 @@ from ptmrec_dist.distributed.engine import Engine, make_engine
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
-from ptmrec_dist.encoders.sources.open_clip import load_backbone_of
+from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.recommenders.base import Recommender

@@ -9,7 +9,7 @@ from torch import Tensor
 from ptmrec_dist.data.feature_store import open_features, write_features
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.encoders.features import count_absent
-from ptmrec_dist.encoders.sources.open_clip import tuned_fingerprint
+from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.tracking import Tracker
@@ -142,8 +142,7 @@ def save_kept(stage: Stage2, weights: Weights, folder: Path) -> None:
         {modality: table.cpu().numpy() for modality, table in stage.tuner.features.items()},
         data=stage.start.dataset.fingerprint,
         encoder=made["fingerprint"],
-        model=made["model"],
-        pretrained=made["pretrained"],
+        settings={name: value for name, value in made.items() if name != "fingerprint"},
         filled={
             modality: count
             for modality, count in count_absent(stage.start.dataset).items()

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ptmrec_dist.config import EncoderConfig
-from ptmrec_dist.encoders.sources.open_clip import load_backbone, load_backbone_of, save_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from tests.tiny_clip import write_tiny_clip
 
@@ -22,8 +22,8 @@ def test_an_encoder_written_and_read_is_the_same(tiny_clip: Path, tmp_path: Path
     copy = load_backbone(EncoderConfig(model=str(tmp_path / "copy")))
     assert copy.fingerprint == backbone.fingerprint
     assert copy.image_config == backbone.image_config
-    for name, value in backbone.clip.state_dict().items():
-        assert torch.equal(copy.clip.state_dict()[name], value), name
+    for name, value in backbone.model.state_dict().items():
+        assert torch.equal(copy.model.state_dict()[name], value), name
 
 
 def test_fingerprints_differ_with_weights_and_with_image_settings(tiny_clip: Path, tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_fingerprints_differ_with_weights_and_with_image_settings(tiny_clip: Pat
 
 def test_everything_is_frozen_and_no_parameter_is_a_scalar(tiny_clip: Path) -> None:
     backbone = load_backbone(EncoderConfig(model=str(tiny_clip)))
-    assert not backbone.clip.training
-    for name, parameter in backbone.clip.named_parameters():
+    assert not backbone.model.training
+    for name, parameter in backbone.model.named_parameters():
         assert not parameter.requires_grad, name
         assert parameter.dim() > 0, name
 

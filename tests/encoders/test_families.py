@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.sources.open_clip import load_backbone, save_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.errors import UserError
 from tests.encoders.families import CONFIGS, write_family
 

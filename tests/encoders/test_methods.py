@@ -19,7 +19,7 @@ from ptmrec_dist.config import (
     PromptConfig,
 )
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
@@ -160,7 +160,7 @@ def test_gradient_checkpointing_computes_the_blocks_again_instead_of_keeping_the
     for checkpointing in (False, True):
         encoder = _encoder(folder, "adapter", ("image",), gradient_checkpointing=checkpointing)
         calls: list[int] = []
-        encoder.clip.visual.transformer.resblocks[1].mlp.register_forward_pre_hook(
+        encoder.model.visual.transformer.resblocks[1].mlp.register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
         encoder.encode(IMAGES, None)["image"].sum().backward()
@@ -211,8 +211,8 @@ def test_merged_updates_leave_a_plain_encoder_of_the_same_features(folder: Path)
     _train(encoder)
     expected = _encode(encoder)
     encoder.merge()
-    plain = load_backbone(EncoderConfig(model=str(folder))).clip.state_dict()
-    assert {name: value.shape for name, value in encoder.clip.state_dict().items()} == {
+    plain = load_backbone(EncoderConfig(model=str(folder))).model.state_dict()
+    assert {name: value.shape for name, value in encoder.model.state_dict().items()} == {
         name: value.shape for name, value in plain.items()
     }
     torch.testing.assert_close(_encode(encoder), expected, rtol=1e-4, atol=1e-5)

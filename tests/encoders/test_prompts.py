@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptmrec_dist.config import EncoderConfig, PromptConfig
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from tests.tiny_clip import write_tiny_clip
 
@@ -71,7 +71,7 @@ def test_prompted_features_equal_prompting_spelled_out(folder: Path, depth: Any)
     ids = encoder.backbone.tokenize(TEXTS)
     features = encoder.encode(_images(), ids)
     for modality, inputs, reference in (("image", _images(), _image_reference), ("text", ids, _text_reference)):
-        expected = reference(plain.clip, inputs, encoder.prompts[modality].vectors_PLD)
+        expected = reference(plain.model, inputs, encoder.prompts[modality].vectors_PLD)
         torch.testing.assert_close(features[modality], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -89,8 +89,8 @@ def test_without_prompts_the_features_are_those_of_open_clip(folder: Path) -> No
     features = encoder.encode(torch.stack(list(map(encoder.backbone.load_image, images))), encoder.tokenize(TEXTS))
     transform = image_transform_v2(encoder.backbone.image_config, is_train=False)
     with torch.no_grad():
-        image = encoder.clip.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
-        text = encoder.clip.encode_text(encoder.backbone.tokenize(TEXTS), normalize=True)
+        image = encoder.model.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
+        text = encoder.model.encode_text(encoder.backbone.tokenize(TEXTS), normalize=True)
     torch.testing.assert_close(features["image"], image, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features["text"], text, rtol=1e-4, atol=1e-5)
 
@@ -115,7 +115,7 @@ def test_only_prompts_get_a_gradient_and_all_of_them_do(folder: Path) -> None:
     ]
     for parameter in encoder.prompts.parameters():
         assert (parameter.grad.abs().sum(dim=(1, 2)) > 0).all()
-    assert all(parameter.grad is None for parameter in encoder.clip.parameters())
+    assert all(parameter.grad is None for parameter in encoder.model.parameters())
 
 
 def test_training_mode_never_reaches_the_frozen_backbone(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_real_clip_gives_the_features_of_open_clip(shared_data: Callable[[str], 
     std = torch.tensor(encoder.backbone.image_config.std).view(3, 1, 1)
     ids = encoder.backbone.tokenize(["a film about a dog", "war"])
     with torch.no_grad():
-        expected = encoder.clip.encode_image((images / 255 - mean) / std, normalize=True)
+        expected = encoder.model.encode_image((images / 255 - mean) / std, normalize=True)
         features = encoder.encode(images, ids)
-        texts = encoder.clip.encode_text(ids, normalize=True)
+        texts = encoder.model.encode_text(ids, normalize=True)
     torch.testing.assert_close(features["image"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features["text"], texts, rtol=1e-4, atol=1e-5)

@@ -29,7 +29,7 @@ from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.training.loaded import LoadedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
 from ptmrec_dist.training.runs import RunFolder
@@ -106,8 +106,7 @@ def write_stage2(catalogue: Catalogue) -> None:
         {modality: table.numpy() for modality, table in tables.items()},
         data=start.dataset.fingerprint,
         encoder=backbone.fingerprint,
-        model=str(catalogue.root / "clip"),
-        pretrained=None,
+        settings={"model": str(catalogue.root / "clip"), "pretrained": None},
     )
     save_file(encoder.tuned_state(), catalogue.stage2 / ENCODER_FILE, encoder.description)
     shutil.copy(catalogue.stage1 / RECOMMENDER_FILE, catalogue.stage2)

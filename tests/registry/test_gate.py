@@ -56,7 +56,7 @@ def test_a_significant_loss_on_the_other_part_is_refused_however_much_is_won() -
     assert "cold_validation recall@20" in worse_on_new.finding
 
 
-def test_a_small_loss_and_one_that_may_be_luck_are_accepted() -> None:
+def test_a_small_loss_and_an_insignificant_one_are_accepted() -> None:
     assert against_champion(0.97 * WARM + NOISE / 100, COLD + 0.05 + NOISE).passed
     few = slice(0, 6)
     spread = np.array([0.3, -0.3, 0.2, -0.2, 0.1, -0.28])
@@ -67,7 +67,7 @@ def test_a_small_loss_and_one_that_may_be_luck_are_accepted() -> None:
     assert verdict.passed
 
 
-def test_a_loss_that_every_user_has_alike_is_no_luck() -> None:
+def test_a_loss_that_every_user_has_alike_is_significant() -> None:
     ones = np.ones(N)
     ours, theirs = table(validation=ones, cold_validation=ones), table(validation=2 * ones, cold_validation=0 * ones)
     assert not judge(ours, theirs, PromoteConfig(name="a")).passed

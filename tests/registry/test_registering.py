@@ -24,7 +24,7 @@ from ptmrec_dist.config import (
     TrackingConfig,
 )
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ptmrec_dist.config import PackConfig, Stage1Config
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.encoders.sources.open_clip import load_backbone_of, save_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving import ServedModel, packages
 from ptmrec_dist.serving.digests import write_digests

@@ -14,7 +14,7 @@ from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of
-from ptmrec_dist.encoders.sources.open_clip import load_backbone
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.loaded import tensors_of
 from ptmrec_dist.training.negatives import KnownPositives

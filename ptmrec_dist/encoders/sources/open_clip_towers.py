@@ -13,9 +13,8 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.base import output_width
 from ptmrec_dist.encoders.sources.layouts import image_blocks, text_blocks
-from ptmrec_dist.errors import UserError
 
 
 class ImageTower:
@@ -37,7 +36,7 @@ class ImageTower:
         height, width = (size, size) if isinstance(size, int) else size
         noise = torch.Generator().manual_seed(0)
         self.example = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=noise)
-        self.out_width = _width(self)
+        self.out_width = output_width("encoder.model", self)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model's own image tower, uint8 [B, 3, H, W] to [B, out_width]."""
@@ -74,7 +73,7 @@ class TextTower:
         self.kind = type(self.text).__name__
         self.blocks, self.layout = text_blocks(self.text)
         self.example = example
-        self.out_width = _width(self)
+        self.out_width = output_width("encoder.model", self)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model's own text tower, token ids int64 [B, N] to [B, out_width]."""
@@ -134,13 +133,3 @@ def _ends(text: Any, ids_BN: Tensor) -> Tensor:
 def _filler(text: Any) -> int:
     """An id other than the end-of-text id."""
     return 1 if _pooling(text) == ("eos", 0) else 0
-
-
-def _width(tower: Tower) -> int:
-    """Width of a tower's features, by running it once, so that a tower that fails is refused before anything is read."""
-    try:
-        with torch.no_grad():
-            return int(tower.encode(tower.example).shape[-1])
-    except Exception as error:  # a model of any library
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"encoder.model: its {tower.kind} does not run ({reason}); check its configuration") from error

@@ -1,0 +1,320 @@
+"""Text encoders of Hugging Face transformers: from a folder as published, or by a name on the hub.
+
+A folder holds `config.json`, `model.safetensors`, the files of a fast tokenizer and, where it is a model of
+sentence-transformers, their configuration: pooling, maximum length, prompts. No code from a folder is ever run.
+
+Legend: B batch, N tokens, D width.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.utils import logging as hf_logging
+
+from ptmrec_dist.encoders.base import output_width, weights_digest
+from ptmrec_dist.encoders.sources.layouts import hugging_face_blocks
+from ptmrec_dist.encoders.sources.pooling import (
+    OPTION,
+    WEIGHTS_FILE,
+    Pooling,
+    SentenceModules,
+    read_modules,
+    read_settings,
+)
+from ptmrec_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
+PADDING = -1
+"""Stands for padding among token ids: ids of padding tokens may also occur as tokens."""
+_INDEX_FILE = "model.safetensors.index.json"
+_LENGTH_FILES, _PROMPTS_FILE = "sentence_*_config.json", "config_sentence_transformers.json"
+_HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors", "local_files_only"}
+_T5 = ("t5", "mt5", "umt5")
+"""Models of an encoder and a decoder, of which sentence encoders are the first."""
+_UNLIMITED = 10**9
+"""Tokenizers without a maximum length name a huge one."""
+_COPIED = ("*.json", "*.txt", "*.model")  # configuration and tokenizer; never code or pickles
+_NOT_FEATURES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+
+
+class SentenceEncoder(nn.Module):
+    """A transformer with its pooling.
+
+    Args:
+        transformer: A model that returns `last_hidden_state`.
+        pooling: Pools it.
+        behind: What follows, in order.
+    """
+
+    def __init__(self, transformer: nn.Module, pooling: Pooling, behind: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.transformer, self.pooling, self.behind = transformer, pooling, nn.ModuleDict(behind)
+
+    def states(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
+        """Run the transformer, token ids [B, N] to states [B, N, D]."""
+        states_BND: Tensor = self.transformer(input_ids=ids_BN, attention_mask=mask_BN.long()).last_hidden_state
+        return states_BND
+
+    def forward(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
+        """Encode texts, token ids [B, N] with their mask to rows [B, D]."""
+        rows_BD: Tensor = self.pooling(self.states(ids_BN, mask_BN), mask_BN)
+        for module in self.behind.values():
+            rows_BD = module(rows_BD)
+        return rows_BD
+
+
+class SentenceTower:
+    """A frozen text encoder with its tokenizer.
+
+    Args:
+        model: The model, in eval mode.
+        tokenizer: A fast tokenizer of transformers.
+        max_length: Most tokens that it reads; None where nothing limits it.
+        prefix: Put before every text.
+        lower_case: Whether texts are put into lower case before they are tokenized.
+        folder: Where it was loaded from.
+        modules: What the folder says of itself.
+    """
+
+    def __init__(
+        self,
+        model: SentenceEncoder,
+        tokenizer: Any,
+        max_length: int | None,
+        prefix: str,
+        lower_case: bool,
+        folder: Path,
+        modules: SentenceModules,
+    ) -> None:
+        self.model, self.tokenizer, self.max_length, self.prefix = model, tokenizer, max_length, prefix
+        self._lower_case, self._folder, self._modules = lower_case, folder, modules
+        self.kind = type(model.transformer).__name__
+        config = read_settings(modules.transformer / "config.json", dict)
+        stack: Any = model.transformer.encoder if config["model_type"] in _T5 else model.transformer
+        self.blocks, self.layout = hugging_face_blocks(stack)
+        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
+        self._pad_id = next(number for number in ids if number is not None)
+        model.pooling.skip = 0 if modules.include_prompt else self._prefix_tokens()
+        self.example = self.tokenize(["a photo of a cup"])
+        self.out_width = output_width(OPTION, self)
+        settings = {
+            "config": {name: value for name, value in config.items() if name not in _NOT_FEATURES},
+            "modules": modules.described,
+            "tokenizer": _tokenizer_state(tokenizer),
+            "max_length": max_length,
+            "prefix": prefix,
+            "lower_case": lower_case,
+        }
+        self.fingerprint = weights_digest(model, json.dumps(settings, sort_keys=True))
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Convert texts to token ids, int64 [B, N] with `PADDING` behind shorter ones."""
+        if not texts:
+            return torch.empty(0, 1, dtype=torch.int64)
+        # A text without a token would leave nothing to attend to.
+        rows = [torch.tensor(encoding.ids or [self._pad_id]) for encoding in self._encodings(texts)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+
+    def count_cut(self, texts: list[str]) -> int:
+        """Count the texts of more tokens than it reads."""
+        return sum(bool(encoding.overflowing) for encoding in self._encodings(texts)) if texts else 0
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Run transformer and pooling, token ids int64 [B, N] to [B, out_width]."""
+        mask_BN = inputs != PADDING
+        rows_BD: Tensor = self.model(inputs.where(mask_BN, self._pad_id), mask_BN)
+        return rows_BD
+
+    def trimmed(self, inputs: Tensor) -> Tensor:
+        """Cut the columns that hold padding in all texts of the batch."""
+        return inputs[:, : int((inputs != PADDING).sum(dim=1).max())] if len(inputs) else inputs
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """All parameters."""
+        return list(self.model.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write a folder as it was published: configuration and tokenizer unchanged, weights as they are now.
+
+        Args:
+            folder: Existing folder.
+        """
+        for source in filter(Path.is_dir, dict.fromkeys((self._folder, *self._modules.folders))):
+            target = folder / source.relative_to(self._folder)
+            target.mkdir(exist_ok=True)
+            for path in (path for pattern in _COPIED for path in source.glob(pattern) if path.name != _INDEX_FILE):
+                shutil.copyfile(path, target / path.name)
+        _save(self.model.transformer, folder / self._modules.transformer.relative_to(self._folder))
+        for name, module in self.model.behind.items():
+            if module.state_dict():
+                _save(module, folder / name)
+
+    def _encodings(self, texts: list[str]) -> list[Any]:
+        """Tokens of each text, and those cut off."""
+        read = [self.prefix + text for text in texts]
+        read = [text.lower() for text in read] if self._lower_case else read
+        options = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
+        encodings: list[Any] = self.tokenizer(read, padding=False, **options).encodings
+        return encodings
+
+    def _prefix_tokens(self) -> int:
+        """Tokens of the prefix, without the special one behind a text."""
+        ids = self._encodings([""])[0].ids
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids) if ids else 0
+
+
+def load_hugging_face(source: str, prefix: str | None = None, prompt_name: str | None = None) -> SentenceTower:
+    """Load a text encoder of transformers and freeze it.
+
+    Args:
+        source: A folder, or a name on the Hugging Face hub.
+        prefix: Put before every text; by default what `prompt_name` names.
+        prompt_name: Name of a prompt of the folder; by default the folder's own default, or none.
+
+    Returns:
+        Its tower, on the CPU.
+
+    Raises:
+        UserError: A folder that lacks a file, needs code of its own or holds other weights; an unknown prompt.
+    """
+    folder = Path(source).resolve() if Path(source).is_dir() else _downloaded(source)
+    modules = read_modules(folder)
+    settings = _transformer_settings(modules.transformer)
+    _check_files(modules.transformer)
+    transformer, tokenizer = _loaded(modules.transformer)
+    lengths = [settings.get("max_seq_length") or tokenizer.model_max_length, _positions(transformer)]
+    max_length = min((length for length in lengths if length is not None and length < _UNLIMITED), default=None)
+    model = SentenceEncoder(transformer, Pooling(modules.modes), modules.behind).eval().requires_grad_(False)
+    chosen = _prefix(folder, prefix, prompt_name)
+    lower_case = bool(settings.get("do_lower_case"))
+    return SentenceTower(model, tokenizer, max_length, chosen, lower_case, folder, modules)
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_COPIED, "*.safetensors"])).resolve()
+    except Exception as error:  # of the hub, or of the network
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{OPTION}: {name!r} is neither a folder nor could it be downloaded ({reason})") from error
+
+
+def _transformer_settings(folder: Path) -> dict[str, Any]:
+    """Settings of sentence-transformers' module around the transformer; none without a file."""
+    found = next(iter(sorted(folder.glob(_LENGTH_FILES))), None)
+    settings = {} if found is None else read_settings(found, dict)
+    kinds = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+    options = {name for kind in kinds for name in settings.get(kind) or ()} - _HARMLESS
+    task = settings.get("transformer_task", "feature-extraction")
+    if options or task != "feature-extraction":
+        asked = ", ".join(sorted(options)) or f"transformer_task {task!r}"
+        raise UserError(f"{OPTION}: {found} asks for {asked}, which is not supported; choose another model")
+    return settings
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder that would run code of its own, or whose weights are in a pickle or outside."""
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = read_settings(folder / name, dict) if (folder / name).is_file() or name == "config.json" else {}
+        for key in ("auto_map", "trust_remote_code"):
+            if settings.get(key):
+                raise UserError(
+                    f"{OPTION}: {folder / name} asks for code of its own ({key}), which is never run; choose a model that "
+                    f"transformers {transformers.__version__} knows"
+                )
+    parts = [WEIGHTS_FILE]
+    if not (folder / WEIGHTS_FILE).is_file() and (folder / _INDEX_FILE).is_file():
+        parts = sorted(set(read_settings(folder / _INDEX_FILE, dict).get("weight_map", {}).values()))
+    lacking = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
+    if lacking or not parts:
+        raise UserError(
+            f"{OPTION}: {folder} has no {(lacking or [WEIGHTS_FILE])[0]}; weights in other formats are not read"
+        )
+
+
+def _loaded(folder: Path) -> tuple[nn.Module, Any]:
+    """The transformer without a pooler of its own, and the tokenizer."""
+    options = {"trust_remote_code": False, "local_files_only": True}
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    try:
+        hf_logging.set_verbosity_error()
+        hf_logging.disable_progress_bar()
+        config = transformers.AutoConfig.from_pretrained(folder, **options)
+        kind = transformers.AutoModelForTextEncoding if config.model_type in _T5 else transformers.AutoModel
+        model, report = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # transformers and safetensors raise all kinds of errors
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{OPTION}: cannot load {folder}: {reason or type(error).__name__}") from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+    if isinstance(getattr(model, "decoder", None), nn.Module):
+        raise UserError(
+            f"{OPTION}: {folder} is an encoder with a decoder ({model.config.model_type}); expected one of the two, or a T5"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # features are pooled from the states
+    model.config.use_cache = False
+    random = sorted(report["missing_keys"] & model.state_dict().keys())  # transformers leaves them at random
+    if random:
+        raise UserError(
+            f"{OPTION}: the weights of {folder} lack {len(random)} of the model's ({random[0]}); check config.json"
+        )
+    if not tokenizer.is_fast:
+        raise UserError(f"{OPTION}: {folder} has no fast tokenizer (tokenizer.json); choose another model")
+    return model, tokenizer
+
+
+def _positions(model: Any) -> int | None:
+    """Most tokens for which the model has positions; None without a limit."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # Families of RoBERTa count positions from behind the id of padding.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None or limit < 0 else int(limit)
+
+
+def _prefix(folder: Path, prefix: str | None, prompt_name: str | None) -> str:
+    if prefix is not None:
+        return prefix
+    path = folder / _PROMPTS_FILE
+    settings = read_settings(path, dict) if path.is_file() else {}
+    prompts = {str(name): str(text or "") for name, text in (settings.get("prompts") or {}).items()}
+    name = prompt_name or settings.get("default_prompt_name")
+    listed = ", ".join(f"{name} {text!r}" for name, text in prompts.items()) or "none"
+    if name is not None and name not in prompts:
+        raise UserError(
+            f"encoder.prompt_name: got {name!r}, but {folder} lists {listed}; give one of them or --encoder.prefix"
+        )
+    if name is None and any(prompts.values()):
+        _log.warning(
+            "encoder.text: %s lists prompts (%s) but none as its default, so texts are read without; choose one by "
+            "--encoder.prompt_name, or none by --encoder.prefix ''",
+            folder,
+            listed,
+        )
+    return prompts[name] if name is not None else ""
+
+
+def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """All that determines token ids; padding and truncation are set at each call."""
+    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in described.items() if key not in ("padding", "truncation")}
+
+
+def _save(module: nn.Module, folder: Path) -> None:
+    save_file({name: value.contiguous().clone() for name, value in module.state_dict().items()}, folder / WEIGHTS_FILE)
