@@ -88,7 +88,8 @@ def _frozen(model: Any) -> Any:
         if name.endswith("weight") and parameter.abs().max() < 0.01:  # a norm that starts by hiding its branch
             nn.init.ones_(parameter)
         if parameter.dim() > 1 and "norm" not in name:
-            nn.init.normal_(parameter, std=0.5 if "embed" in name else parameter[0].numel() ** -0.5)
+            looked_up = "embed" in name and "proj" not in name
+            nn.init.normal_(parameter, std=0.5 if looked_up else parameter[0].numel() ** -0.5)
     return model.eval().requires_grad_(False)
 
 
