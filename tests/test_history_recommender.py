@@ -23,7 +23,7 @@ from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Rec
 from ptmrec_dist.recommenders.layers import modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from tests.conftest import Project
 
 LENGTH = 4
@@ -100,7 +100,7 @@ def chain(
         yield folder
 
 
-def _vectors(run: LoadedRun) -> np.ndarray:
+def _vectors(run: FinishedRun) -> np.ndarray:
     maps = {name: linear.get_parameter("weight").detach() for name, linear in run.recommender.maps.items()}
     vectors = sum(table @ maps[name].T for name, table in run.features.items()) / len(maps)
     return np.asarray(vectors)
