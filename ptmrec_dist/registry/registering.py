@@ -153,8 +153,6 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
             input_example=(pd.DataFrame({"user_id": [some_user]}), {"top_k": 3}),
             # Given explicitly: to infer them, MLflow would load the model again in a separate process.
             pip_requirements=requirements(version),
-            # A folder without a project: MLflow would copy the lock file of one in the working folder, and install that.
-            uv_project_path=scratch,
         )
 
 
