@@ -19,7 +19,7 @@ from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.vbpr import VBPR
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.tuner import Transfer, Tuner
+from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 
 USERS, WIDTH, BATCH, ROWS_PER_ITEM = 20_000, 512, 128, 5
 
@@ -43,14 +43,14 @@ def main() -> None:
         print(f"teacher {name}: {before:.1f} ms a step before, {after:.1f} ms after, ratio {before / after:.1f}")
 
 
-def _seconds(tuner: Tuner, batch: TrainBatch, step: int) -> float:
+def _seconds(tuner: Transfer, batch: TrainBatch, step: int) -> float:
     tuner.zero_grad()
     start = time.perf_counter()
     torch.stack(list(tuner(batch, step).values())).sum().backward()
     return time.perf_counter() - start
 
 
-def _tuner(items: int, live_teacher: bool) -> Tuner:
+def _tuner(items: int, live_teacher: bool) -> Transfer:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     train = Interactions(rng.integers(0, USERS, items * ROWS_PER_ITEM), np.repeat(np.arange(items), ROWS_PER_ITEM))
@@ -58,8 +58,8 @@ def _tuner(items: int, live_teacher: bool) -> Tuner:
     recommender = build_recommender(
         "vbpr", num_users=USERS, num_items=items, train=train, features=features, modalities=tuple(features)
     )
-    transfer = Transfer(1.0, 1.0, live_teacher, id_only=False, mask_known=False)
-    return Tuner(None, recommender, features, KnownPositives(train, items), transfer, seed=0, rows=BATCH)
+    transfer = TransferSettings(1.0, 1.0, live_teacher, id_only=False, mask_known=False)
+    return Transfer(None, recommender, features, KnownPositives(train, items), transfer, seed=0, rows=BATCH)
 
 
 def _batch(items: int, seed: int) -> TrainBatch:

@@ -50,7 +50,7 @@ def main() -> None:
             print("|", zero, "|", rank, "|", " | ".join(f"{size / 1e6:,.0f}" for size in sizes), "|", flush=True)
 
 
-def _peak(do: Callable[[Any, Path], None], steps: int, millions: int, zero: int, folder: Path) -> int:
+def _peak(do: Callable[[Any, Any, Path], None], steps: int, millions: int, zero: int, folder: Path) -> int:
     model = Model(millions * 1_000_000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     engine = make_engine(model, optimizer, join_world("cpu"), zero_stage=zero)
@@ -61,7 +61,7 @@ def _peak(do: Callable[[Any, Path], None], steps: int, millions: int, zero: int,
     with open("/proc/self/clear_refs", "w") as marks:
         marks.write("5")  # the peak starts anew
     held = _status("VmRSS")
-    do(engine, folder)
+    do(engine, dict(model.named_parameters()), folder)
     return _status("VmHWM") - held
 
 

@@ -18,18 +18,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ptmrec_dist.config import Stage2Config
 from ptmrec_dist.distributed import join_world
-from ptmrec_dist.distributed.engine import make_engine
-from ptmrec_dist.distributed.heartbeat import Heartbeat
-from ptmrec_dist.training import stage2
-from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.training.optim import parameter_groups, schedule_of
-from ptmrec_dist.training.stage2_parts import Stage2
+from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.tune import make_trainer
 from tests.conftest import Project, make_project
 from tests.ranks import run_on_ranks
 from tests.tiny_clip import write_tiny_clip
-from tests.training.gradient_world import ROWS, item_windows
+from tests.training.gradient_world import ROWS, NoStream, Setting, config_of, item_windows
+from tests.training.steps import temporary_session
 from tests.training.tuner_world import Case, make_tuner
 
 
@@ -130,17 +126,14 @@ def _counted_step(project: Project, zero: int) -> tuple[dict[str, int], dict[str
         "frozen": sum(p.numel() for p in parameters if not p.requires_grad),
         "widths": list(tuner.encoder.widths.values()) if tuner.encoder is not None else [],
     }
-    config = Stage2Config(stage1=Path("none"), out=Path("none"), batch_size=ROWS * world.size)
-    optimizer = torch.optim.AdamW(parameter_groups(tuner, config))
-    engine = make_engine(tuner, optimizer, world, zero_stage=zero)
-    monitor, watch = Monitor(world, 1), Heartbeat(world, 60)
-    schedule = schedule_of(optimizer, "constant", 1)
-    stage = Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
+    config = config_of(Setting(Case(), zero), world)
     window = item_windows(tuner, dataset, world.size, world.rank)["even"]
-    stage2.train_step(stage, window, 0)
-    with Counted() as counted:
-        stage2.train_step(stage, window, 1)
-    return dict(counted.bytes), numbers | {"terms": len(monitor.losses)}
+    with temporary_session(config, world) as session:
+        trainer = make_trainer(config, session, tuner, StreamedBatches(NoStream()))
+        trainer.train_step(window)
+        with Counted() as counted:
+            trainer.train_step(window)
+    return dict(counted.bytes), numbers | {"terms": len(trainer.state.losses)}
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -19,11 +19,13 @@ from typing import Any
 from safetensors.torch import load_file
 
 from ptmrec_dist.config import Stage2Config, TrackingConfig, ZeroConfig
-from ptmrec_dist.training import stage2
 from ptmrec_dist.training.checkpoint import Checkpoints
+from ptmrec_dist.training.stage2 import train_stage2
+from ptmrec_dist.training.trainer import Trainer
 from tests.conftest import Project, make_project
 from tests.ranks import exit_codes_on_ranks
 from tests.tiny_clip import write_tiny_clip
+from tests.training.steps import before_each_step
 
 MOMENTS = ("before the forward pass", "before the update", "halfway into a checkpoint")
 
@@ -62,25 +64,22 @@ def _killed(config: Stage2Config, step: int, victim: int | None, moment: str) ->
     """Train on a rank; the victim kills itself at the given moment."""
     _hush()
     rank = int(os.environ["RANK"])
-    whole_step, save = stage2.train_step, Checkpoints.save
-    reached = [0]
+    save, reached = Checkpoints.save, [0]
 
     def die(now: str) -> None:
         if moment == now and reached[0] >= step and victim in (None, rank):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def step_or_death(stage: stage2.Stage2, window: Any, number: int) -> None:
+    def watch(trainer: Trainer, number: int) -> None:
         reached[0] = number + 1
-        update = stage.engine.step
-
-        def update_or_death() -> None:
-            die(MOMENTS[1])
-            update()
-
         die(MOMENTS[0])
-        stage.engine.step = update_or_death
-        whole_step(stage, window, number)
-        stage.engine.step = update
+        update = type(trainer.engine).step
+
+        def update_or_death() -> bool:
+            die(MOMENTS[1])
+            return update(trainer.engine)
+
+        trainer.engine.step = update_or_death  # type: ignore[method-assign]
 
     def save_or_death(self: Checkpoints, state: Any, write: Any, world: Any) -> None:
         def write_half(folder: Path) -> None:
@@ -89,13 +88,14 @@ def _killed(config: Stage2Config, step: int, victim: int | None, moment: str) ->
 
         save(self, state, write_half, world)
 
-    stage2.train_step, Checkpoints.save = step_or_death, save_or_death  # type: ignore[method-assign]
-    stage2.train_stage2(config)
+    before_each_step(watch)
+    Checkpoints.save = save_or_death  # type: ignore[method-assign]
+    train_stage2(config)
 
 
 def _uninterrupted(config: Stage2Config) -> None:
     _hush()
-    stage2.train_stage2(config)
+    train_stage2(config)
 
 
 def _hush() -> None:

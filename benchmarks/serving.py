@@ -25,6 +25,7 @@ import torch
 
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.registry.registering import save_pyfunc
 from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.serving.batch import write_all
@@ -32,7 +33,6 @@ from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index, write_faiss
 from ptmrec_dist.serving.params import Params
-from ptmrec_dist.training.runs import save_tensors
 from tests.ranks import free_port
 from tests.stores import running
 

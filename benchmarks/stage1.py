@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,66 +98,80 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _stage1(name: str, folder: Path, epochs: int) -> dict[str, Any]:
-    from ptmrec_dist.training.evaluate import Evaluator
-    from ptmrec_dist.training.stage1 import train_epoch
-
     started = time.process_time()
-    stage = _stage(name, folder)
-    built = time.process_time() - started
-    evaluate = Evaluator(stage.dataset, "validation")
-    training, evaluation = [], []
-    for epoch in range(epochs):
-        started = time.process_time()
-        train_epoch(stage, epoch)
-        trained = time.process_time()
-        evaluate(stage.recommender, stage.objective.features, stage.world)
-        training.append(trained - started)
-        evaluation.append(time.process_time() - trained)
+    with _trainer(name, folder) as (trainer, dataset):
+        built = time.process_time() - started
+        evaluate = _evaluator(dataset, "validation")
+        training, evaluation = [], []
+        for _ in range(epochs):
+            started = time.process_time()
+            _train_epoch(trainer)
+            trained = time.process_time()
+            evaluate(trainer)
+            training.append(trained - started)
+            evaluation.append(time.process_time() - trained)
     return {"build": built, "epoch": sorted(training)[epochs // 2], "evaluation": sorted(evaluation)[epochs // 2]}
 
 
-def _stage(name: str, folder: Path, **settings: Any) -> Any:
+@contextmanager
+def _trainer(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, Any]]:
+    """A trainer of stage 1 and its data set."""
     from ptmrec_dist.allocator import keep_freed_memory
-    from ptmrec_dist.config import Stage1Config, recommender_config
+    from ptmrec_dist.config import Stage1Config, TrackingConfig, recommender_config
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.distributed import join_world
-    from ptmrec_dist.training.stage1_parts import open_store, prepare
+    from ptmrec_dist.training.inputs import open_store
+    from ptmrec_dist.training.run_folder import RunFolder
+    from ptmrec_dist.training.session import open_session
+    from ptmrec_dist.training.stage1 import make_objective, make_trainer
 
     keep_freed_memory()
     model = recommender_config(name, **settings.pop("model", {}))
     config = Stage1Config(
         shards=folder / "shards",
         features=folder / "features",
-        out=folder / "run",
+        out=folder / f"run-{name}",
+        checkpoint_every=10**9,
+        tracking=TrackingConfig(enabled=False),
         recommender=name,
         model=model,
         device="cpu",
         **settings,
     )
-    dataset = Dataset(config.shards)
-    return prepare(config, dataset, open_store(config, dataset), join_world("cpu"))
+    dataset, world = Dataset(config.shards), join_world("cpu")
+    objective = make_objective(config, dataset, open_store(config, dataset), world)
+    with open_session(config, RunFolder(config.out, config, {}), world, {}) as session:
+        yield make_trainer(config, session, objective, dataset), dataset
+
+
+def _train_epoch(trainer: Any) -> None:
+    trainer.train_epoch()
+    trainer.state.epoch, trainer.state.step = trainer.state.epoch + 1, 0
+
+
+def _evaluator(dataset: Any, phase: str) -> Callable[[Any], dict[str, dict[str, float]]]:
+    from ptmrec_dist.training.evaluate import Evaluator
+
+    evaluator = Evaluator(dataset, phase)
+    return lambda trainer: evaluator(trainer.objective.recommender, trainer.objective.features, trainer.world)
 
 
 def _time_to(target: float, folder: Path) -> dict[str, Any]:
     """Seconds until the best epoch on validation has the target test Recall@20; test evaluations are not timed."""
-    from ptmrec_dist.training.evaluate import Evaluator
-    from ptmrec_dist.training.stage1 import train_epoch
-
-    started, aside = time.process_time(), 0.0
-    stage = _stage("lightgcn", folder, **FAST)
-    validation, test = (Evaluator(stage.dataset, phase) for phase in ("validation", "test"))
-    best = 0.0
-    for epoch in range(200):
-        train_epoch(stage, epoch)
-        found = validation(stage.recommender, {}, stage.world)["validation"]["recall@20"]
-        if found <= best:
-            continue
-        best, paused = found, time.process_time()
-        reached = test(stage.recommender, {}, stage.world)["test"]["recall@20"]
-        aside += time.process_time() - paused
-        if reached >= target:
-            seconds = time.process_time() - started - aside
-            return {"settings": FAST, "epochs": epoch + 1, "validation": best, "test": reached, "seconds": seconds}
+    started, aside, best = time.process_time(), 0.0, 0.0
+    with _trainer("lightgcn", folder, **FAST) as (trainer, dataset):
+        validation, test = (_evaluator(dataset, phase) for phase in ("validation", "test"))
+        for epoch in range(200):
+            _train_epoch(trainer)
+            found = validation(trainer)["validation"]["recall@20"]
+            if found <= best:
+                continue
+            best, paused = found, time.process_time()
+            reached = test(trainer)["test"]["recall@20"]
+            aside += time.process_time() - paused
+            if reached >= target:
+                seconds = time.process_time() - started - aside
+                return {"settings": FAST, "epochs": epoch + 1, "validation": best, "test": reached, "seconds": seconds}
     raise SystemExit(f"200 epochs did not reach {target}")
 
 

@@ -19,23 +19,22 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch.utils.flop_counter import FlopCounterMode
 
-from ptmrec_dist.config import EncoderConfig, PromptConfig, Stage2Config
+from ptmrec_dist.config import EncoderConfig, OptimConfig, PromptConfig, Stage2Config, TrackingConfig
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engine import make_engine
-from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.sources.open_clip import OpenClip, _unfold_scalars
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.training.monitor import Monitor
+from ptmrec_dist.training.batches import StreamedBatches
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.optim import parameter_groups, schedule_of
-from ptmrec_dist.training.stage2 import train_step
-from ptmrec_dist.training.stage2_parts import Stage2
-from ptmrec_dist.training.tuner import Transfer, Tuner
+from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
+from ptmrec_dist.training.trainer import Trainer
+from ptmrec_dist.training.tune import make_trainer
+from tests.training.gradient_world import NoStream
+from tests.training.steps import temporary_session
 
 USERS, ITEMS, ROWS_PER_ITEM = 20_000, 7_000, 16
 
@@ -56,8 +55,18 @@ def main() -> None:
     print(f"{'model':<24} {'precision':<9} {'items/s':>9} {'TFLOP/s':>9} {'of matmul':>9} {'peak GB':>8}")
     for model in options.models:
         for precision in options.precisions:
-            stage = make_stage(model, precision, options, world)
-            seconds, flops = measure(stage, options)
+            objective = make_objective(model, precision, options, world)
+            config = Stage2Config(
+                stage1=Path("none"),
+                out=Path("none"),
+                batch_size=options.batch * world.size,
+                optim=OptimConfig(schedule="constant"),
+                check_every=10,
+                tracking=TrackingConfig(enabled=False),
+            )
+            with temporary_session(config, world) as session:
+                trainer = make_trainer(config, session, objective, StreamedBatches(NoStream()))
+                seconds, flops = measure(trainer, options)
             rate = flops / seconds
             utilization = rate / rates[precision]
             items = options.batch / seconds
@@ -81,8 +90,8 @@ def matmul_rate(precision: str, device: torch.device) -> float:
     return best
 
 
-def make_stage(model: str, precision: str, options: argparse.Namespace, world: World) -> Stage2:
-    """Stage 2 on random interactions, with VBPR, under ZeRO 1."""
+def make_objective(model: str, precision: str, options: argparse.Namespace, world: World) -> Transfer:
+    """The objective of stage 2 on random interactions, with VBPR."""
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
@@ -98,28 +107,20 @@ def make_stage(model: str, precision: str, options: argparse.Namespace, world: W
         "vbpr", num_users=USERS, num_items=ITEMS, train=train, features=features, modalities=tuple(features)
     ).to(world.device)
     known = KnownPositives(train, ITEMS, world.device)
-    tuner = Tuner(
-        encoder, recommender, features, known, Transfer(1.0, 1.0, False, False, False), seed=0, rows=options.batch
-    )
-    config = Stage2Config(stage1=Path("none"), out=Path("none"), batch_size=options.batch * world.size)
-    optimizer = torch.optim.AdamW(parameter_groups(tuner, config), weight_decay=0.0)
-    engine = make_engine(tuner, optimizer, world, zero_stage=1)
-    monitor, watch = Monitor(world, 10), Heartbeat(world, 600)
-    schedule = schedule_of(optimizer, "constant", 1)
-    return Stage2(config, None, tuner, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
+    return Transfer(encoder, recommender, features, known, TransferSettings(weight=1.0), seed=0, rows=options.batch)
 
 
-def measure(stage: Stage2, options: argparse.Namespace) -> tuple[float, float]:
+def measure(trainer: Trainer, options: argparse.Namespace) -> tuple[float, float]:
     """Seconds and FLOPs of a step; batches are in host memory, as from the loader."""
-    batches = [_batch(stage, options.batch, seed) for seed in range(4)]
-    train_step(stage, [batches[0]], 0)
+    batches = [_batch(trainer, options.batch, seed) for seed in range(4)]
+    trainer.train_step([batches[0]])
     with FlopCounterMode(display=False) as counter:
-        train_step(stage, [batches[1]], 1)
-    _wait(stage.world.device)
+        trainer.train_step([batches[1]])
+    _wait(trainer.world.device)
     start = time.perf_counter()
     for step in range(options.steps):
-        train_step(stage, [batches[step % 4]], step + 2)
-    _wait(stage.world.device)
+        trainer.train_step([batches[step % 4]])
+    _wait(trainer.world.device)
     return (time.perf_counter() - start) / options.steps, float(counter.get_total_flops())
 
 
@@ -130,8 +131,8 @@ def peak_memory(world: World) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _batch(stage: Stage2, size: int, seed: int) -> TrainBatch:
-    encoder: Any = stage.tuner.encoder
+def _batch(trainer: Trainer, size: int, seed: int) -> TrainBatch:
+    encoder: Any = trainer.objective.encoder
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     height, width = encoder.backbone.image_config.size, encoder.backbone.image_config.size
     height, width = (height, width) if isinstance(height, int) else height

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ptmrec_dist.encoders.encoder import Encoder
     from ptmrec_dist.recommenders import build_recommender
     from ptmrec_dist.registry.loading import load_model
-    from ptmrec_dist.training.loaded import load_run
+    from ptmrec_dist.training.finished_run import load_run
 
 __version__ = version("ptmrec-dist")
 __all__ = ["Encoder", "__version__", "build_recommender", "load_model", "load_run"]
@@ -23,7 +23,7 @@ _PUBLIC = {
     "Encoder": "ptmrec_dist.encoders.encoder",
     "build_recommender": "ptmrec_dist.recommenders",
     "load_model": "ptmrec_dist.registry.loading",
-    "load_run": "ptmrec_dist.training.loaded",
+    "load_run": "ptmrec_dist.training.finished_run",
 }
 
 

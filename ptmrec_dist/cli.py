@@ -36,6 +36,7 @@ COMMANDS = {
     "sweep": Command(config.SweepConfig, "ptmrec_dist.sweep.driver:run_sweep"),
     "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
     "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report"),
+    "export": Command(config.ExportConfig, "ptmrec_dist.export.command:export_encoder"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
     "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),

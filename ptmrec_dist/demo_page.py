@@ -141,7 +141,7 @@ def _recommended(dataset: Dataset, users: np.ndarray) -> list[list[int]]:
 def _new_items(folder: Path, dataset: Dataset, users: np.ndarray) -> np.ndarray:
     """The held-out cold items that a run ranks first for each of them, int64 [B, K]."""
     from ptmrec_dist.evaluation.scoring import recent_items, scorer_of, top_items
-    from ptmrec_dist.training.loaded import load_run
+    from ptmrec_dist.training.finished_run import load_run
 
     run, cold = load_run(folder), dataset.cold_items("cold_test")
     recommender, recent = (

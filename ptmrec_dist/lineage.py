@@ -12,7 +12,7 @@ from ptmrec_dist.files import write_atomically
 INPUTS_FILE = "inputs.json"
 """In every output that can be resumed: name of each input (`shards`, `features`, `encoder`, `stage1`) to its fingerprint."""
 _PATHS = ("path", "model", "image", "text")
-_SCHEMES = ("timm:", "hf:")
+_SCHEMES = ("timm:", "hf:", "vlmo:")
 
 
 def write_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -97,7 +97,7 @@ def split_scheme(source: str) -> tuple[str, str]:
         source: A value of `encoder.model`, `encoder.image` or `encoder.text`.
 
     Returns:
-        `timm:`, `hf:` or nothing, and the name or folder.
+        `timm:`, `hf:`, `vlmo:` or nothing, and the name or folder.
     """
     for scheme in _SCHEMES:
         if source.startswith(scheme):

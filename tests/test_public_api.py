@@ -7,7 +7,7 @@ import ptmrec_dist
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.registry import load_model
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 
 
 def test_public_names_are_the_objects_that_the_package_uses() -> None:

@@ -22,10 +22,10 @@ from ptmrec_dist.config.table import bounded
 from ptmrec_dist.config.tuning import METHODS, MethodEntry, TowersConfig
 from ptmrec_dist.encoders.base import Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 from tests.conftest import Project
 from tests.ranks import run_on_ranks
 
@@ -59,43 +59,9 @@ class Toy(Recommender):
         return {"bpr": bpr_term(self.user_embeddings(batch.users), positives_BD - negatives_BD)}
 
 
-class ToyHistory(Recommender):
-    """A user is the mean of the recent items, and these are their features: there is no table of users, and no ID."""
-
-    multimodal: ClassVar[bool] = True
-
-    def __init__(self, inputs: Inputs, config: ToyConfig) -> None:
-        super().__init__(inputs)
-        self.history_length = 4
-        self.maps = modal_maps(inputs.features, config.width)
-
-    def tables(self, features: Features) -> Tables:
-        return {"vectors": self.cold_items(features)}
-
-    def users(self, queries: Queries, tables: Tables) -> Tensor:
-        assert queries.histories is not None
-        taken_BL1 = queries.histories.mask[:, :, None]
-        vectors_BLD = F.embedding(queries.histories.items, tables["vectors"])
-        return (vectors_BLD * taken_BL1).sum(dim=1) / taken_BL1.sum(dim=1).clamp(min=1)
-
-    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
-        return rows_of(tables["vectors"], chosen)
-
-    def score(self, users_BD: Tensor, items_CD: Tensor) -> Tensor:
-        return F.normalize(users_BD) @ F.normalize(items_CD).T
-
-    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        gaps_BD = row_gaps(tables["vectors"], batch.positives, batch.negatives)
-        return {"bpr": bpr_term(self.users(batch.queries, tables), gaps_BD)}
-
-    def cold_map(self) -> dict[str, LinearMap]:
-        return {modality: (linear.get_parameter("weight"), None) for modality, linear in self.maps.items()}
-
-
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECOMMENDERS, "toy", RecommenderEntry(ToyConfig, f"{__name__}:Toy"))
-    monkeypatch.setitem(RECOMMENDERS, "toy_history", RecommenderEntry(ToyConfig, f"{__name__}:ToyHistory"))
 
 
 def test_a_recommender_from_outside_stands_in_help_with_its_own_hyper_parameters(
@@ -105,7 +71,7 @@ def test_a_recommender_from_outside_stands_in_help_with_its_own_hyper_parameters
         cli.main(["stage1", "--recommender", "toy", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "Width of a toy vector" in shown
-    assert "vbpr,freedom,mgcn,smore,toy,toy_history" in shown
+    assert "vbpr,freedom,mgcn,smore,toy" in shown
     assert "--model.dim" not in shown
 
 

@@ -14,6 +14,7 @@ from ptmrec_dist.config.common import (
 )
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
     chooses_recommender,
@@ -79,6 +80,7 @@ __all__ = [
     "EncoderOptimConfig",
     "EvaluateConfig",
     "ExperimentConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "FullConfig",
     "JointConfig",

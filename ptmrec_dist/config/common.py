@@ -97,7 +97,7 @@ class EncoderConfig:
 
     model: str | None = None
     """open_clip model name (`ViT-B-32`, `hf-hub:ORGANISATION/NAME`), a folder with `open_clip_config.json` and `.safetensors`
-    weights, or a run that tuned an encoder."""
+    weights, a run that tuned an encoder, or `vlmo:FILE`, `vlmo:FOLDER`, `vlmo:tiny` (VLMo and BEiT-3)."""
     pretrained: str | None = None
     """open_clip's tag of pretrained weights (`laion2b_s34b_b79k`); not for a folder."""
     image: str | None = None
@@ -139,8 +139,9 @@ class EncoderConfig:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         for name in ("model", "image", "text"):
             if name in given:
-                scheme, folder = split_scheme(given[name])
-                given[name] = scheme + (str(Path(folder).resolve()) if Path(folder).is_dir() else folder)
+                scheme, path = split_scheme(given[name])
+                local = Path(path).exists() if scheme == "vlmo:" else Path(path).is_dir()  # weights may be one file
+                given[name] = scheme + (str(Path(path).resolve()) if local else path)
         return given if self.model is None else {"pretrained": None, **given}
 
 

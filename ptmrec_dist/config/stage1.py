@@ -59,8 +59,10 @@ class Stage1Config(ChoosesRecommender):
     learns."""
     eval_every: int = 1
     """Epochs between evaluations."""
-    checkpoint_every: int = 10
-    """Epochs between checkpoints."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept."""
     zero: Stage1ZeroConfig = field(default_factory=Stage1ZeroConfig)
     """DeepSpeed ZeRO, where several ranks train."""
     timeout: float = 600.0
@@ -77,7 +79,7 @@ class Stage1Config(ChoosesRecommender):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        for name in ("batch_size", "patience", "eval_every", "checkpoint_every"):
+        for name in ("batch_size", "patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("epochs", "patience_after"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

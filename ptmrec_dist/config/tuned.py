@@ -145,7 +145,7 @@ class TrainsBoth(TunesEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(ReadsRun, TrainsBoth):
-    """Tune the encoder under DeepSpeed, guided by what stage 1 learned about users."""
+    """Tune the encoder, guided by what stage 1 learned about users."""
 
     stage1: Path
     """Run folder of stage 1: the recommender to start from, the features and the encoder they came from."""

@@ -5,6 +5,7 @@ Engines, heartbeats and clusters are imported from their own modules: they need 
 
 from ptmrec_dist.distributed.collectives import (
     barrier,
+    fetch_rows,
     gather_rows,
     mean_over_ranks,
     require_same_random_numbers,
@@ -15,6 +16,7 @@ from ptmrec_dist.distributed.world import World, join_world
 __all__ = [
     "World",
     "barrier",
+    "fetch_rows",
     "gather_rows",
     "join_world",
     "mean_over_ranks",

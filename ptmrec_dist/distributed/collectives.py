@@ -4,7 +4,8 @@ One rule holds for every loss: a rank computes the rows of its own users against
 is a mean over the rows of all ranks. `gather_rows` and `mean_over_ranks` keep its gradient exact, so that nothing else in the
 project multiplies by the world size.
 
-Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks.
+Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks,
+X trailing dimensions.
 """
 
 import torch
@@ -50,6 +51,33 @@ def gather_rows(rows_BD: Tensor, size: int | None = None, filler: int = 0) -> Te
     counts = _gather_equal(torch.tensor([len(rows_BD)], device=rows_BD.device)).tolist()
     padded = gather_rows(rows_BD, max(counts)).split(max(counts) or 1)
     return torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)])
+
+
+def fetch_rows(rows_BX: Tensor, wanted_R: Tensor) -> Tensor:
+    """Fetch rows of any ranks, without gradient; only those that are wanted are sent.
+
+    Collective: every rank must call this, with the same trailing shape and dtype.
+
+    Args:
+        rows_BX: This rank's rows [B, ...].
+        wanted_R: Positions among the rows of all ranks in rank order, int64 [R]; a rank may want none.
+
+    Returns:
+        The wanted rows, [R, ...].
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows_BX[wanted_R]
+    counts_W = _gather_equal(torch.tensor([len(rows_BX)], device=rows_BX.device))
+    ends_W = counts_W.cumsum(0)
+    owner_R = torch.searchsorted(ends_W, wanted_R, right=True)
+    order_R = owner_R.argsort(stable=True)
+    asked_W = owner_R.bincount(minlength=len(counts_W))
+    served_W = torch.empty_like(asked_W)
+    dist.all_to_all_single(served_W, asked_W)
+    asked, served = asked_W.tolist(), served_W.tolist()
+    first = ends_W[dist.get_rank()] - len(rows_BX)
+    positions = _exchange(wanted_R[order_R], asked, served) - first
+    return _exchange(rows_BX.detach()[positions], served, asked)[order_R.argsort()]
 
 
 def mean_over_ranks(rows_R: Tensor, weights_R: Tensor | None = None) -> Tensor:
@@ -120,6 +148,13 @@ def require_same_random_numbers(count: int, world: World) -> None:
             f"device: rank {others} generates other random numbers than rank 0 from the same seed, as GPUs of different models "
             "may; expected devices of one model, choose them or use --device cpu"
         )
+
+
+def _exchange(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+    """Send consecutive rows to every rank, and receive some from every rank."""
+    fresh = rows.new_empty((sum(received), *rows.shape[1:]))
+    dist.all_to_all_single(fresh, rows.contiguous(), received, sent)
+    return fresh
 
 
 def _gather_equal(rows_SD: Tensor) -> Tensor:

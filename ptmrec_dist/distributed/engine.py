@@ -43,6 +43,9 @@ class Engine(Protocol):
 
         Args:
             *inputs: What its `forward` takes.
+
+        Returns:
+            What it returns.
         """
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+from ptmrec_dist.files import replacing
 
 _NAMES = {
     torch.float64: "F64",
@@ -81,6 +84,18 @@ def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
                     failure = error
     if failure is not None:
         raise failure
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically.
+
+    Args:
+        path: File to write.
+        tensors: Name to tensor, on any device.
+        metadata: Strings to store beside them.
+    """
+    with replacing(path) as fresh:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
 
 
 def _header(ordered: list[Piece]) -> bytes:

@@ -42,6 +42,10 @@ class Layout:
     """Name of the argument that takes the attention mask; without a keyword it is the second one."""
 
 
+LARGEST_SCALE = 100.0
+"""CLIP's bound of the inverse of the temperature."""
+
+
 class Tower(Protocol):
     """One modality of an encoder."""
 
@@ -152,6 +156,36 @@ class Backbone(ABC):
         Returns:
             The tower, run by the model's own forward.
         """
+
+    def heads(self, objective: str) -> Sequence[nn.Parameter]:
+        """Return what an objective on pairs of image and text trains besides what features depend on.
+
+        Args:
+            objective: `itc`, `itm` or `mlm`.
+
+        Returns:
+            Parameters; by default contrast needs none.
+
+        Raises:
+            UserError: The encoder cannot be trained on it.
+        """
+        if objective != "itc":
+            raise UserError(
+                f"objectives: got {objective}, but this encoder does not read an image and a text together; expected itc"
+            )
+        return []
+
+    def contrasted(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what image-text contrast compares.
+
+        Args:
+            features: Of both modalities, of length 1, [B, D] each.
+
+        Returns:
+            Rows of images and of texts of length 1, [B, D'] each, and the inverse of the temperature.
+        """
+        scale = cast(Tensor, self.model.logit_scale)
+        return features["image"], features["text"], scale.exp().clamp(max=LARGEST_SCALE)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -3,7 +3,9 @@
 Legend: B batch, D width.
 """
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -71,18 +73,25 @@ class Encoder(nn.Module):
         """Width of each modality's features."""
         return {modality: tower.out_width for modality, tower in self.towers.items()}
 
-    def tune(self, method: str, settings: MethodConfig | None, generator: torch.Generator) -> None:
+    def tune(
+        self,
+        method: str,
+        settings: MethodConfig | None,
+        generator: torch.Generator,
+        objectives: Sequence[str] = (),
+    ) -> None:
         """Attach a tuning method to the towers; afterwards exactly the weights that it trains require gradients.
 
         Args:
             method: Name of the method.
             settings: Its settings; by default its defaults.
             generator: Source of the initial values.
+            objectives: Objectives on pairs of image and text (`itc`, `itm`, `mlm`), whose heads are trained too.
 
         Raises:
             UserError: A method that a tower does not support, or that would tune nothing.
         """
-        self._attach(method, settings or method_entry(method).config(), generator)
+        self._attach(method, settings or method_entry(method).config(), generator, objectives)
         if isinstance(settings, TowersConfig) and not self.num_tuned:
             raise UserError(
                 f"{method}.towers: got {settings.towers!r}, but only the {' and '.join(self.towers)} tower is in use; "
@@ -93,15 +102,21 @@ class Encoder(nn.Module):
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
         self._method.merge(self.towers)
 
-    def _attach(self, method: str, settings: MethodConfig, generator: torch.Generator) -> None:
+    def _attach(
+        self, method: str, settings: MethodConfig, generator: torch.Generator, objectives: Sequence[str]
+    ) -> None:
         if method == "prompt" and self.prompts:
             raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
         self._method: TuningMethod[MethodConfig] = method_entry(method).load()(settings)
         chosen = self._method.chosen(self.towers)
         self.prompts.update(self._method.attach(chosen, generator) if chosen else {})
+        for parameter in itertools.chain.from_iterable(map(self.backbone.heads, objectives)):
+            parameter.requires_grad_()
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
         self._tuned, self.num_tuned = frozenset(tuned), sum(tuned.values())
         self.description = {"method": method, "settings": json.dumps(asdict(settings))}
+        if objectives:
+            self.description["objectives"] = ",".join(objectives)
 
     def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
         """Encode a batch of items.
@@ -167,7 +182,8 @@ class Encoder(nn.Module):
             settings = method_config(described["method"], **json.loads(described["settings"]))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
-        self._attach(described["method"], settings, torch.Generator())
+        objectives = described["objectives"].split(",") if "objectives" in described else ()
+        self._attach(described["method"], settings, torch.Generator(), objectives)
         fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
         found = {name: tuple(value.shape) for name, value in state.items()}
         # An encoder that runs one tower takes that tower's weights.

@@ -1,6 +1,3 @@
 """Slow imports, done once in the fork server of an experiment's runs."""
 
-from ptmrec_dist.distributed.zero import import_deepspeed
 from ptmrec_dist.training import joint, stage1, stage2  # noqa: F401
-
-import_deepspeed()

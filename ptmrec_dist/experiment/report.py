@@ -18,7 +18,7 @@ from ptmrec_dist.evaluation.outcomes import PARTS, Setting
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.loaded import open_data_of
+from ptmrec_dist.training.finished_run import open_data_of
 from ptmrec_dist.training.records import RunRecord, read_record
 
 

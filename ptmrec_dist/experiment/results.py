@@ -23,7 +23,7 @@ from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.experiment.grid import Cell, Plan, encoder_step
 from ptmrec_dist.files import read_json
 from ptmrec_dist.training.contrastive import LINEAGE_FILE
-from ptmrec_dist.training.runs import EFFICIENCY_FILE, plain_settings
+from ptmrec_dist.training.run_folder import EFFICIENCY_FILE, plain_settings
 
 LEVEL = 0.05
 _NAMES = ("recommender", "modalities", "paradigm", "method")

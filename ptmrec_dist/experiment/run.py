@@ -32,7 +32,7 @@ from ptmrec_dist.files import read_json, read_yaml
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.runs import PATHS
+from ptmrec_dist.training.run_folder import PATHS
 
 _SETTINGS: dict[str, type] = {
     "features": FeaturesConfig,

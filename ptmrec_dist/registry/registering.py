@@ -24,9 +24,9 @@ from ptmrec_dist.registry.wheel import requirements, write_wheel
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
-from ptmrec_dist.training.runs import flatten
+from ptmrec_dist.training.run_folder import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +63,7 @@ def register(config: RegisterConfig) -> None:
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
 
 
-def _backbone_of(run: LoadedRun) -> "Backbone | None":
+def _backbone_of(run: FinishedRun) -> "Backbone | None":
     """Load the encoder for new items; None if the run's features do not come from an encoder."""
     made = run.record.encoder
     if made is None or run.record.train_features:
@@ -75,7 +75,7 @@ def _backbone_of(run: LoadedRun) -> "Backbone | None":
 
 
 def _write_model(
-    run: LoadedRun, backbone: "Backbone | None", folder: Path, index: str, lineage: dict[str, str]
+    run: FinishedRun, backbone: "Backbone | None", folder: Path, index: str, lineage: dict[str, str]
 ) -> None:
     folder.mkdir()
     modalities = run.record.modalities if backbone is not None else []
@@ -89,7 +89,7 @@ def _write_model(
     write_digests(folder)
 
 
-def _lineage(run: LoadedRun) -> dict[str, str]:
+def _lineage(run: FinishedRun) -> dict[str, str]:
     record = run.record
     made_from = {"data": record.data, "features": record.features, "stage1": record.stage1, "encoder": record.encoder}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
@@ -153,8 +153,6 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
             input_example=(pd.DataFrame({"user_id": [some_user]}), {"top_k": 3}),
             # Given explicitly: to infer them, MLflow would load the model again in a separate process.
             pip_requirements=requirements(version),
-            # A folder without a project: MLflow would copy the lock file of one in the working folder, and install that.
-            uv_project_path=scratch,
         )
 
 
@@ -170,7 +168,7 @@ def _unchecked_requirements() -> Iterator[None]:
 
 
 def _publish(
-    client: "MlflowClient", package: Path, run: LoadedRun, config: RegisterConfig, tags: dict[str, str]
+    client: "MlflowClient", package: Path, run: FinishedRun, config: RegisterConfig, tags: dict[str, str]
 ) -> str:
     """Upload first, set the alias last: after any failure the alias still points at a complete model."""
     from mlflow.entities import LoggedModelStatus

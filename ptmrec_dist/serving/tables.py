@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.recommenders.base import Recommender
@@ -38,14 +39,13 @@ from ptmrec_dist.serving.index import write_faiss
 from ptmrec_dist.serving.packages import installed_packages
 from ptmrec_dist.serving.vectors import is_stored, save_recommender
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.loaded import LoadedRun
-from ptmrec_dist.training.runs import save_tensors
+from ptmrec_dist.training.finished_run import FinishedRun
 
 PER_USER_FILE = "per_user.parquet"
 
 
 def write_tables(
-    folder: Path, run: LoadedRun, modalities: Sequence[str], index: str, lineage: Mapping[str, str]
+    folder: Path, run: FinishedRun, modalities: Sequence[str], index: str, lineage: Mapping[str, str]
 ) -> None:
     """Write a model's folder, except for its encoder and its digests.
 
@@ -88,7 +88,7 @@ def write_tables(
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
 
-def _per_user(run: LoadedRun) -> pl.DataFrame:
+def _per_user(run: FinishedRun) -> pl.DataFrame:
     """Metrics of each user on every part; validation positives are never masked, so that versions are comparable."""
     names = np.array(run.dataset.user_ids)
     frames = []
@@ -100,7 +100,7 @@ def _per_user(run: LoadedRun) -> pl.DataFrame:
 
 
 @torch.no_grad()
-def _tables_of(run: LoadedRun, train: Interactions) -> dict[str, Tensor]:
+def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
     recommender, features = run.recommender, run.features
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
     tables = {"items": scorer.items}
@@ -128,7 +128,7 @@ def _projection(recommender: Recommender) -> dict[str, Tensor]:
     return {"projection": projection, "projection_bias": bias}
 
 
-def _refuse_faiss(run: LoadedRun, index: str) -> None:
+def _refuse_faiss(run: FinishedRun, index: str) -> None:
     if index == "faiss" and type(run.recommender).score is not Recommender.score:
         raise UserError(
             f"index: FAISS compares dot products, but {run.record.recommender} has a score of its own; choose --index exact"

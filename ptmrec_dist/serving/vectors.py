@@ -22,13 +22,13 @@ from torch import Tensor
 from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import RecentItems
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Score, dot_product, recent_items, user_vectors
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.serving.fold_in import FoldIn
-from ptmrec_dist.training.loaded import LoadedRun
-from ptmrec_dist.training.runs import save_tensors
+from ptmrec_dist.training.finished_run import FinishedRun
 
 _FOLDER = "recommender"
 _CHECKED = 64  # users whose vectors are compared with those of the rebuilt recommender
@@ -114,7 +114,7 @@ def is_stored(recommender: Recommender) -> bool:
     return recommender.history_length > 0 or type(recommender).score is not Recommender.score
 
 
-def save_recommender(folder: Path, run: LoadedRun) -> None:
+def save_recommender(folder: Path, run: FinishedRun) -> None:
     """Store a recommender, and check that it is the same when it is read back.
 
     Args:

@@ -28,9 +28,9 @@ from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.loaded import LoadedRun, load_run
-from ptmrec_dist.training.runs import PATHS, flatten, plain_settings
-from ptmrec_dist.training.stage2_parts import check_start
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
+from ptmrec_dist.training.run_folder import PATHS, flatten, plain_settings
+from ptmrec_dist.training.tune import check_start
 
 # Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.
 _INCIDENTAL = {
@@ -246,7 +246,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _check(config: SweepConfig, space: Space, start: LoadedRun) -> Stage2Config:
+def _check(config: SweepConfig, space: Space, start: FinishedRun) -> Stage2Config:
     """Refuse up front what a trial would refuse; returns the settings of one trial."""
     before = config.out / "sweep.yaml"
     if before.is_file():

@@ -17,7 +17,7 @@ from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.runs import flatten
+from ptmrec_dist.training.run_folder import flatten
 
 
 class Winner:

@@ -73,8 +73,8 @@ def train_rank(job: dict[str, Any]) -> None:
     from ptmrec_dist.errors import UserError
     from ptmrec_dist.evaluation.metrics import SELECT
     from ptmrec_dist.training.early_stopping import EarlyStopping
-    from ptmrec_dist.training.loaded import load_run
-    from ptmrec_dist.training.stage2 import tune
+    from ptmrec_dist.training.finished_run import load_run
+    from ptmrec_dist.training.stage2 import tune_from
 
     settings = from_plain(Stage2Config, job["settings"])
     stopping = EarlyStopping(settings.patience, settings.keep)
@@ -92,7 +92,7 @@ def train_rank(job: dict[str, Any]) -> None:
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {context.get_world_size()} on node {node[:12]}")
         try:
-            tune(settings, load_run(settings.stage1, settings, job["with_test"]), report)
+            tune_from(settings, load_run(settings.stage1, settings, job["with_test"]), report)
         except UserError as error:  # raised by all ranks, and again in every attempt
             print(f"error: {error}")
             if rank == 0:

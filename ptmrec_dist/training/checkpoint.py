@@ -1,14 +1,14 @@
 """Checkpoints of a run: written aside, renamed when whole, the last few kept, a damaged one passed over.
 
-A checkpoint is a folder: whatever the trainer writes, and `loop.json` with the state of the loop and the sha256 of every
-file. Randomness needs no state of its own: every random number is a function of the seed, the epoch and the step.
+A checkpoint is a folder: weights and moments, what else the objective needs, and `loop.json` with the state of the trainer
+and the sha256 of every file.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.engine import Engine
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class LoopState:
-    """Where the loop stands; everything about it that is not a weight."""
+class TrainState:
+    """Where training stands: everything about it that is not a weight. The trainer alone changes it."""
 
     epoch: int = 0
     """Epoch to resume with."""
@@ -42,9 +42,11 @@ class LoopState:
     world_size: int = 1
     """Ranks that wrote it."""
     layout: str = ""
-    """Digest of how the items were divided into shards."""
+    """What the order within an epoch depended on, besides the seed."""
+    generator: str = ""
+    """State of the generator of the epoch's random numbers, as hexadecimal digits."""
     losses: dict[str, float] = field(default_factory=dict)
-    """Terms of the objective at the last step."""
+    """Terms of the objective at the last step that was read."""
     sums: dict[str, float] = field(default_factory=dict)
     """Terms of the objective, added up over the steps of the epoch."""
     stopping: EarlyStopping = field(default_factory=lambda: EarlyStopping(patience=1))
@@ -64,13 +66,13 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, state: LoopState, write: Callable[[Path], None], world: World) -> None:
+    def save(self, state: TrainState, write: Callable[[Path], None], world: World) -> None:
         """Write a checkpoint and drop the oldest beyond `keep`.
 
         Collective: every rank must call this; `write` runs on all of them.
 
         Args:
-            state: State of the loop.
+            state: State of the trainer.
             write: Writes the weights into the folder that it is given; a rank that cannot write takes part in all its
                 collectives before it raises.
             world: This rank and its peers.
@@ -97,11 +99,11 @@ class Checkpoints:
                 for old in self._all()[: -self.keep]:
                     shutil.rmtree(old)
 
-    def latest(self) -> tuple[Path, LoopState] | None:
+    def latest(self) -> tuple[Path, TrainState] | None:
         """Find the newest checkpoint that is whole.
 
         Returns:
-            Its folder and the state of the loop, or None where there is none.
+            Its folder and the state of the trainer, or None where there is none.
         """
         for folder in reversed(self._all()):
             state = _read_whole(folder)
@@ -150,8 +152,8 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
         )
 
 
-def save_engine(engine: Engine, folder: Path) -> None:
-    """Write trained weights, buffers and moments, without what is frozen inside the encoder.
+def save_engine(engine: Engine, trained: Mapping[str, Tensor], folder: Path) -> None:
+    """Write weights and moments.
 
     The first rank writes one tensor after the other; the others help to put each together and keep none.
 
@@ -159,6 +161,7 @@ def save_engine(engine: Engine, folder: Path) -> None:
 
     Args:
         engine: An engine.
+        trained: Name to parameter or buffer: everything that training changes.
         folder: Folder of the checkpoint.
 
     Raises:
@@ -166,7 +169,7 @@ def save_engine(engine: Engine, folder: Path) -> None:
     """
     failure: OSError | None = None
     is_first = not dist.is_initialized() or dist.get_rank() == 0
-    for name, pieces in engine.state(_trained(engine.module)).items():
+    for name, pieces in engine.state(trained).items():
         try:
             write_pieces(folder / f"{name}.safetensors" if is_first else None, pieces)
         except OSError as error:
@@ -175,19 +178,19 @@ def save_engine(engine: Engine, folder: Path) -> None:
         raise failure
 
 
-def load_engine(engine: Engine, folder: Path) -> None:
+def load_engine(engine: Engine, trained: Mapping[str, Tensor], folder: Path) -> None:
     """Read what `save_engine` wrote, whatever number of ranks and ZeRO stage wrote it.
 
     Collective: every rank must call this.
 
     Args:
         engine: An engine that has made no step yet.
+        trained: As for `save_engine`.
         folder: Folder of the checkpoint.
 
     Raises:
         UserError: The checkpoint is of another model.
     """
-    trained = _trained(engine.module)
     with (
         safe_open(folder / "weights.safetensors", "pt") as weights,
         safe_open(folder / "optimizer.safetensors", "pt") as moments,
@@ -196,13 +199,6 @@ def load_engine(engine: Engine, folder: Path) -> None:
         if saved != {piece.name: piece.shape for piece in engine.state(trained)["weights"]}:
             raise UserError(f"out: the checkpoint {folder} is of another model; choose another --out")
         engine.load_state(trained, weights, moments)
-
-
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trainable parameters, and everything of the recommender (it may keep moving averages)."""
-    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    state = module.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if name in trainable or name.startswith("recommender.")}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -219,7 +215,7 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _read_whole(folder: Path) -> LoopState | None:
+def _read_whole(folder: Path) -> TrainState | None:
     try:
         content = json.loads((folder / "loop.json").read_text())
         whole = all(sha256(folder / name) == mark for name, mark in content["files"].items())
@@ -228,4 +224,4 @@ def _read_whole(folder: Path) -> LoopState | None:
     if not whole:
         return None
     state = content["state"]
-    return LoopState(**(state | {"stopping": EarlyStopping(**state["stopping"])}))
+    return TrainState(**(state | {"stopping": EarlyStopping(**state["stopping"])}))

@@ -22,7 +22,7 @@ from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""

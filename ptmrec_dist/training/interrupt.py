@@ -1,17 +1,13 @@
-"""Ending politely: SIGTERM and SIGINT let the current step finish, so that a checkpoint can be written."""
+"""SIGTERM and SIGINT let the current step finish, so that a checkpoint can be written."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-
-from ptmrec_dist.distributed import sum_over_ranks
-
 
 class Interrupt:
-    """Notes SIGTERM and SIGINT while it is open, instead of dying of them; a second signal ends the process at once."""
+    """Notes SIGTERM and SIGINT while it is open, instead of ending the process; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -28,19 +24,6 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-
-    def requested_anywhere(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop.
-
-        Collective: every rank must call this.
-
-        Args:
-            device: Device of this rank.
-
-        Returns:
-            The same on every rank.
-        """
-        return bool(sum_over_ranks(torch.tensor([float(self.requested)], device=device)).item())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -1,9 +1,9 @@
-"""Training from scratch: encoder and recommender learn together, with no stage 1 before and no teacher beside.
+"""Training from scratch: encoder and recommender learn together, with no stage 1 before and no teacher.
 
 ptmrec joint --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 
 The end-to-end way of Large Multi-modal Encoders for Recommendation (arXiv 2310.20343), and of PTMRec's comparison with
-prompts that no recommender has prepared. The loop is stage 2's, started from an untrained recommender.
+prompts that no recommender has prepared. As stage 2, started from an untrained recommender.
 """
 
 import torch
@@ -13,9 +13,9 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.loaded import LoadedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.stage1_parts import open_store, untrained_record
-from ptmrec_dist.training.stage2 import tune
+from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
+from ptmrec_dist.training.inputs import open_store, untrained_record
+from ptmrec_dist.training.tune import tune
 
 
 @exclusive_out
@@ -40,4 +40,4 @@ def train_joint(config: JointConfig) -> None:
     torch.manual_seed(config.seed)
     world = join_world(config.device, config.timeout)
     recommender = untrained_recommender(record, dataset, config.out, world)
-    tune(config, LoadedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))
+    tune(config, FinishedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))

@@ -1,4 +1,4 @@
-"""What training costs: time an epoch, items a second, peak memory. Measured beside the training, never part of it."""
+"""What training costs: time per epoch, items per second, peak memory."""
 
 import resource
 import time
@@ -8,29 +8,34 @@ from contextlib import contextmanager
 import torch
 
 from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.training.objectives.base import Objective
 
 
 class Meter:
-    """Adds up the epochs that this process trained; those before an interruption are not among them."""
+    """Adds up the epochs that this process trained, without those before an interruption."""
 
     def __init__(self) -> None:
-        self.items = 0
+        self._items = 0
         self._epochs, self._seconds = 0, 0.0
 
     @contextmanager
-    def epoch(self) -> Iterator[None]:
-        """Time one epoch, evaluation left out.
+    def epoch(self, objective: Objective) -> Iterator[None]:
+        """Time one epoch, without evaluation, and count the items that its encoder reads.
+
+        Args:
+            objective: What is trained.
 
         Yields:
             Nothing.
         """
-        start = time.perf_counter()
+        start, read = time.perf_counter(), objective.encoded_items
         yield
+        self._items += objective.encoded_items - read
         self._seconds += time.perf_counter() - start
         self._epochs += 1
 
     def summary(self, world: World) -> dict[str, float]:
-        """Say what an epoch cost.
+        """Compute what an epoch cost.
 
         Collective: every rank must call this.
 
@@ -42,7 +47,7 @@ class Meter:
             `peak_memory_mb` of the first rank, of its GPU where it has one and of its process otherwise. Empty where no
             epoch was trained.
         """
-        items = float(sum_over_ranks(torch.tensor([float(self.items)], device=world.device)))
+        items = float(sum_over_ranks(torch.tensor([float(self._items)], device=world.device)))
         if not self._epochs:
             return {}
         if world.device.type == "cuda":

@@ -179,7 +179,8 @@ def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
 def _relocated_encoder(made: dict[str, Any], now: ReadsRun) -> dict[str, Any]:
     if now.encoder is not None:  # a whole encoder, also one that was separate models: its settings are in its folder
         kept = {name: made[name] for name in ("fingerprint", "raw") if name in made}
-        return kept | {"model": str(now.encoder.resolve()), "pretrained": None}
+        scheme, _ = split_scheme(made.get("model") or "")
+        return kept | {"model": scheme + str(now.encoder.resolve()), "pretrained": None}
     for name, folder in {"image": now.image_encoder, "text": now.text_encoder}.items():
         if folder is not None:
             if made.get(name) is None:

@@ -13,12 +13,13 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg
 from tqdm import tqdm
 
+from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.engine import OneProcess
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import save_backbone
 from ptmrec_dist.encoders.sources.open_clip import OpenClip
-from ptmrec_dist.training.image_text import ImageTextPairs
+from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.optim import schedule_of
 
 _TINY = {
@@ -59,7 +60,7 @@ def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, s
     engine, schedule = OneProcess(ImageTextPairs(encoder, alone), optimizer), schedule_of(optimizer, "cosine", steps)
     with tqdm(total=steps, desc="image-text pairs", unit="step") as bar:
         for rows_B in rows:
-            loss = engine(images[rows_B], tokens[rows_B])
+            loss = engine(ItemBatch(rows_B, images[rows_B], tokens[rows_B]), 0)["contrast"]
             engine.backward(loss, last=True)
             engine.step()
             schedule.step()

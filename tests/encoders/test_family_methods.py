@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.runs import save_tensors
 from tests.encoders.families import CONFIGS, write_family
 from tests.encoders.test_methods import SETTINGS
 

@@ -18,10 +18,10 @@ from ptmrec_dist.config import (
     MethodConfig,
     PromptConfig,
 )
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.runs import save_tensors
 from tests.tiny_clip import write_tiny_clip
 
 TEXTS = ["a red cup", "two", "the long way home over the hills and far away from everything else", "blue"]
@@ -127,6 +127,7 @@ def test_training_moves_everything_that_is_tuned_and_no_bit_of_the_rest(folder: 
     assert F.cosine_similarity(_encode(encoder), features).max() < 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_tuned_weights_are_saved_alone_and_give_an_equal_encoder(folder: Path, tmp_path: Path, method: str) -> None:
     encoder = _encoder(folder, method)

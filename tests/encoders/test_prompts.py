@@ -134,7 +134,7 @@ def test_no_items_give_no_rows_that_still_reach_the_prompts(folder: Path) -> Non
 
 
 def test_saved_prompts_load_into_an_equal_encoder(folder: Path, tmp_path: Path) -> None:
-    from ptmrec_dist.training.runs import save_tensors
+    from ptmrec_dist.distributed.tensor_file import save_tensors
 
     encoder = _encoder(folder, 2)
     save_tensors(tmp_path / "encoder.safetensors", encoder.tuned_state(), encoder.description)

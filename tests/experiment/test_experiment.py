@@ -188,6 +188,7 @@ def test_costs_count_what_is_trained(finished: ExperimentConfig) -> None:
     assert rows["frozen"]["items a second"] == ""
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_child_of_the_experiments_run(
     tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,9 +30,9 @@ from ptmrec_dist.distributed import join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
 from ptmrec_dist.encoders.sources.loading import load_backbone
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
-from ptmrec_dist.training.runs import RunFolder
+from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.tiny_clip import write_tiny_clip
 
@@ -120,7 +120,7 @@ def write_stage2(catalogue: Catalogue) -> None:
     run.finish(record, {"validation": {"recall@20": 0.25}, "test": {"recall@20": 0.125}})
 
 
-def reference_scores(run: LoadedRun) -> tuple[torch.Tensor, torch.Tensor]:
+def reference_scores(run: FinishedRun) -> tuple[torch.Tensor, torch.Tensor]:
     """Full and cold scores [U, I], pair by pair from the model's weights."""
     weights = load_file(run.folder / RECOMMENDER_FILE)
     users, items = weights["user_embeddings.weight"], weights["item_embeddings.weight"]
@@ -144,12 +144,12 @@ def warm_items(dataset: Dataset) -> set[int]:
     return set(range(NUM_ITEMS)) - cold
 
 
-def expected_list(run: LoadedRun, scores: torch.Tensor, user: int, allowed: set[int], top_k: int) -> list[str]:
+def expected_list(run: FinishedRun, scores: torch.Tensor, user: int, allowed: set[int], top_k: int) -> list[str]:
     ranked = sorted(allowed, key=lambda item: -scores[user, item].item())
     return [run.dataset.item_ids[item] for item in ranked[:top_k]]
 
 
-def seen_items(run: LoadedRun, user: int) -> set[int]:
+def seen_items(run: FinishedRun, user: int) -> set[int]:
     train = run.dataset.interactions("train")
     return {int(item) for other, item in zip(train.users, train.items) if other == user}
 

@@ -25,7 +25,7 @@ from ptmrec_dist.registry.recommending import recommend
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving.fold_in import PENALTY, PRIOR
 from ptmrec_dist.serving.images import MAX_IMAGE_PIXELS
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.films import (
@@ -229,7 +229,7 @@ def test_visitors_get_the_list_of_the_user_whom_their_history_describes(catalogu
         assert answer["user_id"].to_list() == [None] * 5
 
 
-def reference_fold_in(run: LoadedRun, history: list[int]) -> torch.Tensor:
+def reference_fold_in(run: FinishedRun, history: list[int]) -> torch.Tensor:
     """The user whom a history describes: normal equations with a constant column, user by user."""
     vectors = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
     users, items = (table.detach() for table in vectors)

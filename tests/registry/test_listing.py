@@ -9,7 +9,7 @@ from ptmrec_dist.cli import main
 from ptmrec_dist.config import RegisterConfig, SweepConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry.registering import register
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from tests.registry.commands import refusal
 from tests.registry.films import Catalogue
 

@@ -42,6 +42,7 @@ def test_loading_leaves_no_files_behind(registered, temporary):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_model_is_loaded_leaves_no_files_behind(sqlite_registry, tmp_path):
     program = (
         "import os, signal\n"

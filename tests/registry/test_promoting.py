@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ptmrec_dist.cli import main
 from ptmrec_dist.config import RegisterConfig, Stage1Config, recommender_config
 from ptmrec_dist.registry.registering import register
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal

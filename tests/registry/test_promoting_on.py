@@ -17,7 +17,7 @@ from ptmrec_dist.registry.held_out import compare_on
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving.fold_in import PRIOR
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.registry.commands import refusal
@@ -79,7 +79,7 @@ def newest(catalogue: Catalogue, later: Path, tmp_path_factory: pytest.TempPathF
 class Reference:
     """A version's answers, one dot product at a time."""
 
-    def __init__(self, run: LoadedRun, tables: dict[str, torch.Tensor]) -> None:
+    def __init__(self, run: FinishedRun, tables: dict[str, torch.Tensor]) -> None:
         dataset = run.dataset
         self.users, self.items = dataset.user_ids, dataset.item_ids
         self.user_vectors, self.item_vectors = all_vectors(run.recommender, run.features, dataset.num_users)

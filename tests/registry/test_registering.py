@@ -30,7 +30,7 @@ from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
 from tests.conftest import REPOSITORY
 from tests.registry.films import (

@@ -27,7 +27,7 @@ from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project

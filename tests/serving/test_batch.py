@@ -12,7 +12,7 @@ from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import write_tables
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
 from tests.ranks import run_on_ranks
 

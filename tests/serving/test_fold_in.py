@@ -11,7 +11,7 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import table_scorer
 from ptmrec_dist.serving.fold_in import PRIOR, FoldIn, fit_fold_in
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
 from tests.memory import largest_tensor

@@ -20,7 +20,7 @@ from ptmrec_dist.serving import ServedModel, packages
 from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.ids import IdIndex
 from ptmrec_dist.serving.tables import write_tables
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.vectors import all_vectors

@@ -13,7 +13,7 @@ from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.sweep.driver import run_sweep
 from ptmrec_dist.sweep.space import check_space, grid_points, read_space, settings_of
 from ptmrec_dist.training.records import read_record
-from ptmrec_dist.training.runs import plain_settings
+from ptmrec_dist.training.run_folder import plain_settings
 from tests.conftest import Project
 
 

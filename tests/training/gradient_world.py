@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptmrec_dist.config import OptimConfig, Stage2Config
+from ptmrec_dist.config import OptimConfig, Stage2Config, TrackingConfig, ZeroConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pairs import InteractionMajor, TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engine import make_engine
-from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.distributed.zero import import_deepspeed
 from ptmrec_dist.encoders.features import reader_of
-from ptmrec_dist.training import stage2, tuner
-from ptmrec_dist.training.monitor import Monitor
-from ptmrec_dist.training.optim import parameter_groups, schedule_of
-from ptmrec_dist.training.stage2_parts import Stage2
+from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.objectives import transfer
+from ptmrec_dist.training.tune import make_trainer
 from tests.conftest import Project
+from tests.training.steps import temporary_session
 from tests.training.tuner_world import Case, make_batch, make_tuner, term_gradients
 
 ROWS = 9
@@ -53,7 +51,9 @@ class Setting:
     accumulation: int = 1
 
 
-def item_windows(model: tuner.Tuner, dataset: Dataset, world: int, rank: int | None) -> dict[str, list[TrainBatch]]:
+def item_windows(
+    model: transfer.Transfer, dataset: Dataset, world: int, rank: int | None
+) -> dict[str, list[TrainBatch]]:
     """Item-major steps: a rank's share, or with None what one process would hold of all ranks' shares."""
     items = np.unique(dataset.interactions("train").items)
 
@@ -65,7 +65,9 @@ def item_windows(model: tuner.Tuner, dataset: Dataset, world: int, rank: int | N
     return {name: [batch(parts)] for name, parts in SPLITS[world].items()}
 
 
-def pair_windows(model: tuner.Tuner, dataset: Dataset, world: int, rank: int | None) -> dict[str, list[TrainBatch]]:
+def pair_windows(
+    model: transfer.Transfer, dataset: Dataset, world: int, rank: int | None
+) -> dict[str, list[TrainBatch]]:
     """Interaction-major steps of a real epoch: the first, and the last, in which some rank has fewer pairs or none."""
     assert model.encoder is not None
     files = ItemFiles(dataset, reader_of(model.encoder))
@@ -81,7 +83,7 @@ def pair_windows(model: tuner.Tuner, dataset: Dataset, world: int, rank: int | N
 
 
 def windows_of(
-    model: tuner.Tuner, dataset: Dataset, setting: Setting, world: int, rank: int | None
+    model: transfer.Transfer, dataset: Dataset, setting: Setting, world: int, rank: int | None
 ) -> dict[str, list[TrainBatch]]:
     """All steps that a setting is tried on; with accumulation, of two micro-batches and of one that an epoch cut short."""
     windows = item_windows(model, dataset, world, rank) | pair_windows(model, dataset, world, rank)
@@ -110,31 +112,38 @@ def found_gradients(
     """On a rank: gradients that the optimiser would see, of every setting, window, term and parameter."""
     world = join_world("cpu")
     if gather is not None:
-        tuner.gather_rows = gather
+        transfer.gather_rows = gather
     return {setting: _gradients(project, setting, world) for setting in settings}
 
 
 def _gradients(project: Project, setting: Setting, world: World) -> dict[str, Tensor]:
     model, dataset = make_tuner(project.shards, project.features, project.clip, setting.case, ROWS)
-    config = config_of(setting, world)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config))
-    engine: Any = make_engine(model, optimizer, world, zero_stage=setting.zero, accumulation=setting.accumulation)
-    monitor, watch = Monitor(world, 1), Heartbeat(world, 60)
-    schedule = schedule_of(optimizer, "constant", 1)
-    stage = Stage2(config, None, model, engine, None, schedule, None, world, monitor, watch, {})  # type: ignore[arg-type]
     whole = model.forward
     found: dict[str, Tensor] = {}
     terms: list[str] = []
-    for name, window in windows_of(model, dataset, setting, world.size, world.rank).items():
-        terms = terms or list(stage.engine(window[0], 11))
-        for term in terms:
-            # One term at a time: in their sum a wrong factor on one of them could hide.
-            model.forward = _only(term, whole)  # type: ignore[method-assign]
-            with _spied(stage.engine) as seen:
-                stage2.train_step(stage, window, 0)
-            found |= {f"{name}/{term}/{parameter}": value for parameter, value in seen.items()}
-    engine._engine.destroy()
+    with temporary_session(config_of(setting, world), world) as session:
+        trainer = make_trainer(config_of(setting, world), session, model, StreamedBatches(NoStream()))
+        engine: Any = trainer.engine
+        for name, window in windows_of(model, dataset, setting, world.size, world.rank).items():
+            terms = terms or list(engine(window[0], 11))
+            for term in terms:
+                # One term at a time: in their sum a wrong factor on one of them could hide.
+                model.forward = _only(term, whole)  # type: ignore[method-assign]
+                with _spied(engine) as seen:
+                    trainer.train_step(window)
+                found |= {f"{name}/{term}/{parameter}": value for parameter, value in seen.items()}
+        engine._engine.destroy()
     return found
+
+
+class NoStream:
+    """A stream whose batches are given to the trainer by hand."""
+
+    def steps(self, epoch: int) -> int:
+        return 1
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+        return iter(())
 
 
 def _only(term: str, forward: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -171,7 +180,7 @@ def _spied(engine: Any) -> Iterator[dict[str, Tensor]]:
         engine.step = step
 
 
-def config_of(setting: Setting, world: World, learning_rate: float = 0.0) -> Stage2Config:
+def config_of(setting: Setting, world: World, learning_rate: float = 0.0, **changes: Any) -> Stage2Config:
     """Settings of an engine; without a learning rate every gradient is that of the same weights."""
     import_deepspeed()
     return Stage2Config(
@@ -179,11 +188,15 @@ def config_of(setting: Setting, world: World, learning_rate: float = 0.0) -> Sta
         out=Path("unused"),
         batch_size=ROWS * world.size,
         accumulation=setting.accumulation,
-        optim=OptimConfig(encoder_lr=learning_rate, recommender_lr=learning_rate),
+        optim=OptimConfig(encoder_lr=learning_rate, recommender_lr=learning_rate, schedule="constant"),
+        zero=ZeroConfig(stage=setting.zero),  # type: ignore[arg-type]
+        tracking=TrackingConfig(enabled=False),
+        timeout=60,
+        **changes,
     )
 
 
-def _union(model: tuner.Tuner, dataset: Dataset, shares: list[TrainBatch]) -> TrainBatch:
+def _union(model: transfer.Transfer, dataset: Dataset, shares: list[TrainBatch]) -> TrainBatch:
     """What one process holds of these shares: every item once, all their rows."""
     users = np.concatenate([share.users.numpy() for share in shares])
     taken = np.concatenate([share.content.items[share.columns].numpy() for share in shares])

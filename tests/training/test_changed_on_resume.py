@@ -96,7 +96,7 @@ def _contrastive(project: Project, out: Path, epochs: int) -> ContrastiveConfig:
 def test_a_cosine_schedule_depends_on_the_epochs_and_says_so(
     tiny_project: Project, tmp_path: Path, train: Any, config: Any
 ) -> None:
-    from ptmrec_dist.training.runs import RunFolder
+    from ptmrec_dist.training.run_folder import RunFolder
 
     RunFolder(tmp_path / "run", config(tiny_project, tmp_path / "run", 2), {}).start()
     with pytest.raises(

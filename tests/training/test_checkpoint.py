@@ -9,15 +9,15 @@ import torch
 
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import Fault
-from ptmrec_dist.training.checkpoint import Checkpoints, LoopState
+from ptmrec_dist.training.checkpoint import Checkpoints, TrainState
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def _state(step: int) -> LoopState:
+def _state(step: int) -> TrainState:
     stopping = EarlyStopping(patience=3, kept=0.1 + 0.2, kept_epoch=step, stale=1)
-    return LoopState(epoch=step, step=2, total_steps=step, stopping=stopping, history=[{"epoch": 1, "loss": 1 / 3}])
+    return TrainState(epoch=step, step=2, total_steps=step, stopping=stopping, history=[{"epoch": 1, "loss": 1 / 3}])
 
 
 def _save(checkpoints: Checkpoints, step: int) -> None:

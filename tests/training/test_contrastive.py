@@ -35,12 +35,14 @@ from ptmrec_dist.encoders.sources.loading import load_backbone, load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import INPUTS_FILE
 from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
-from ptmrec_dist.training.image_text import contrastive_loss
+from ptmrec_dist.training.objectives.contrastive import contrastive_loss
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from ptmrec_dist.training.tiny_clip import IMAGE_SIZE, train_clip
+from ptmrec_dist.training.trainer import Trainer
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
+from tests.training.steps import before_each_step
 
 COUNTS = (4, 2)
 METHODS = ("prompt", "lora", "adapter", "last_n", "full")
@@ -227,16 +229,12 @@ def _arguments(project: Project, out: Path, *more: str) -> list[str]:
 
 def _befallen(arguments: list[str], logs: Path, rank: str, number: int) -> None:
     """The command on a rank; one rank gets a signal before its sixth step, in the midst of the second epoch."""
-    from ptmrec_dist.training import contrastive
 
-    whole_step = contrastive.train_step
-
-    def step(tuning: Any, batch: Any, step: int) -> None:
+    def kill(trainer: Trainer, step: int) -> None:
         if os.environ["RANK"] == rank and step == 5:
             os.kill(os.getpid(), number)
-        whole_step(tuning, batch, step)
 
-    contrastive.train_step = step
+    before_each_step(kill)
     command_on_rank("contrastive", arguments, logs)
 
 

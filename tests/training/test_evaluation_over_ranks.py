@@ -4,7 +4,7 @@ import pytest
 
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.training import evaluate
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
 from tests.ranks import run_on_ranks
 

@@ -1,6 +1,5 @@
 """What befalls one rank: the others stop soon, say which rank and which step, and the run goes on afterwards."""
 
-import itertools
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import torch
 from ptmrec_dist import cli
 from tests.conftest import Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
+from tests.training.steps import before_each_step
 
 pytestmark = pytest.mark.slow
 
@@ -30,16 +30,8 @@ def _arguments(project: Project, out: Path, *more: str) -> list[str]:
 
 def _stage2(arguments: list[str], logs: Path, sabotage: Callable[[int, int], None] | None = None) -> None:
     """The command on a rank; `sabotage(rank, step)` comes before each step."""
-    from ptmrec_dist.training import stage2
-
-    rank, whole_step = int(os.environ["RANK"]), stage2.train_step
-
-    def step(stage: Any, window: Any, number: int) -> None:
-        if sabotage is not None:
-            sabotage(rank, number)
-        whole_step(stage, window, number)
-
-    stage2.train_step = step
+    if sabotage is not None:
+        before_each_step(lambda trainer, step: sabotage(trainer.world.rank, step))
     command_on_rank("stage2", arguments, logs)
 
 
@@ -94,15 +86,7 @@ def test_a_lost_rank_ends_the_others_with_its_name_and_the_run_goes_on(
 
 
 def _stage1_until_step_3(arguments: list[str], logs: Path) -> None:
-    from ptmrec_dist.training import stage1
-
-    whole_step, steps = stage1.train_step, itertools.count()
-
-    def step(*batch: Any) -> torch.Tensor:
-        _killed(int(os.environ["RANK"]), next(steps))
-        return whole_step(*batch)
-
-    stage1.train_step = step
+    before_each_step(lambda trainer, step: _killed(trainer.world.rank, step))
     command_on_rank("stage1", arguments, logs)
 
 
@@ -130,17 +114,17 @@ def test_a_lost_rank_of_stage_1_ends_the_other_with_its_name_and_the_run_goes_on
 
 
 def _spoilt_on_rank_1(arguments: list[str], logs: Path) -> None:
-    from ptmrec_dist.training.tuner import Tuner
+    from ptmrec_dist.training.objectives.transfer import Transfer
 
-    transfer = Tuner._transfer
+    transfer = Transfer._transfer
 
-    def spoilt(self: Tuner, *inputs: Any) -> torch.Tensor:
+    def spoilt(self: Transfer, *inputs: Any) -> torch.Tensor:
         spoilt.calls += 1  # type: ignore[attr-defined]
         factor = float("nan") if os.environ["RANK"] == "1" and spoilt.calls == 6 else 1.0  # type: ignore[attr-defined]
         return transfer(self, *inputs) * factor
 
     spoilt.calls = 0  # type: ignore[attr-defined]
-    Tuner._transfer = spoilt  # type: ignore[method-assign]
+    Transfer._transfer = spoilt  # type: ignore[method-assign]
     _stage2(arguments, logs)
 
 
@@ -200,7 +184,7 @@ class _Filling:
             self.ballast.write_bytes(bytes(max(0, free - 8_192)))
 
 
-@pytest.mark.parametrize(("before", "after", "batching"), [(2, 3, "item"), (3, 1, "interaction")])
+@pytest.mark.parametrize(("before", "after", "batching"), [(1, 2, "item"), (2, 3, "item"), (3, 1, "interaction")])
 def test_another_number_of_ranks_goes_on_with_weights_and_moments(
     tiny_project: Project, tmp_path: Path, before: int, after: int, batching: str
 ) -> None:

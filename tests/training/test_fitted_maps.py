@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ptmrec_dist.config import Stage1Config, Stage2Config, ZeroConfig, recommender_config
 from ptmrec_dist.recommenders import ridge
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.loaded import LoadedRun, load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
@@ -19,7 +19,7 @@ from tests.ranks import run_on_ranks
 from tests.vectors import all_vectors
 
 
-def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> LoadedRun:
+def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str, Any], **changes: Any) -> FinishedRun:
     """Stage 1 with a recommender, then a stage 2 that moves features a lot."""
     train_stage1(
         Stage1Config(
@@ -57,7 +57,7 @@ def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(rows, np.vstack([targets, np.zeros((inputs.shape[1], targets.shape[1]))]), rcond=None)[0]
 
 
-def _expected_vectors(run: LoadedRun, own: int | None, cold: np.ndarray) -> np.ndarray:
+def _expected_vectors(run: FinishedRun, own: int | None, cold: np.ndarray) -> np.ndarray:
     """Vectors of cold items from maps fitted here and now; `own` is where VBPR's trained half begins."""
     model, features = run.recommender.eval(), {name: table.numpy() for name, table in run.features.items()}
     warm = np.unique(run.dataset.interactions("train").items)

@@ -1,8 +1,6 @@
 """Joint training: the loop of stage 2 from an untrained recommender, with no teacher."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,12 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.joint import train_joint
-from ptmrec_dist.training.loaded import load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
+from tests.training.steps import terminate_first_rank_before_step
 
 
 def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
@@ -104,16 +103,7 @@ def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kep
 
 
 def _stopped_after(config: JointConfig, steps: int) -> None:
-    from ptmrec_dist.training import stage2
-
-    whole_step = stage2.train_step
-
-    def step_and_signal(stage: Any, window: Any, number: int) -> None:
-        if number == steps and stage.world.is_first:
-            os.kill(os.getpid(), signal.SIGTERM)
-        whole_step(stage, window, number)
-
-    stage2.train_step = step_and_signal
+    terminate_first_rank_before_step(steps)
     train_joint(config)
 
 

@@ -1,9 +1,7 @@
 """A wrong model must be impossible: inputs that have changed are refused by name, and what was moved as a whole still works."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.finished import read_setting
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import read_record
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks
+from tests.training.steps import kill_before_step
 
 UNTRACKED_FLAGS = ("--tracking.enabled", "false", "--device", "cpu")
 
@@ -66,29 +65,13 @@ def _stage1(shards: Path, out: Path, **changes: Any) -> Stage1Config:
     return Stage1Config(**(settings | changes))
 
 
-def _kill_before(module: Any, name: str, call: int) -> None:
-    """Replace a function of a module by one that kills the process at its call number `call`, counted from 0."""
-    whole, calls = getattr(module, name), iter(range(call + 1))
-
-    def call_or_die(*arguments: Any) -> Any:
-        if next(calls) == call:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*arguments)
-
-    setattr(module, name, call_or_die)
-
-
 def _stage1_killed(config: Stage1Config) -> None:
-    from ptmrec_dist.training import stage1
-
-    _kill_before(stage1, "train_epoch", 1)
-    stage1.train_stage1(config)
+    kill_before_step(8)
+    train_stage1(config)
 
 
 def _stage2_killed(arguments: list[str]) -> None:
-    from ptmrec_dist.training import stage2
-
-    _kill_before(stage2, "train_step", 3)
+    kill_before_step(3)
     cli.run("stage2", arguments)
 
 
@@ -167,7 +150,8 @@ def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(
     _pack(tiny_project, shards, num_shards=3)
     assert cli.run("stage2", arguments) == 0
     assert (
-        "the epoch starts again, for its order depends on the shards (3 steps are repeated)" in capsys.readouterr().out
+        "the epoch starts again, for its order depends on ranks and shards (3 steps are repeated)"
+        in capsys.readouterr().out
     )
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
+from ptmrec_dist.training.objectives.losses import hashed_choice, knowledge_transfer
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

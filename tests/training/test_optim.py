@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptmrec_dist.config import Schedule
-from ptmrec_dist.training.optim import schedule_of, skip_to
+from ptmrec_dist.training.optim import schedule_of
 
 
 def _optimizer() -> torch.optim.Optimizer:
@@ -50,8 +50,7 @@ def test_constant_learning_rates_stay() -> None:
 @pytest.mark.parametrize("done", [0, 1, 3, 19])
 def test_a_run_that_goes_on_has_the_learning_rates_that_it_would_have_had(kind: Schedule, done: int) -> None:
     optimizer = _optimizer()
-    schedule = schedule_of(optimizer, kind, 20)
-    skip_to(schedule, done)
+    schedule = schedule_of(optimizer, kind, 20, done)
     for expected in _rates(kind, 20)[done:]:
         assert [group["lr"] for group in optimizer.param_groups] == expected
         optimizer.step()

@@ -1,9 +1,9 @@
 """Stage 1 from packed data to a run folder: what it learns, resuming after a kill, and refusals."""
 
+import contextlib
+import io
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.training import stage1
 from ptmrec_dist.training.evaluate import evaluate_run
-from ptmrec_dist.training.loaded import load_run
-from ptmrec_dist.training.stage1 import train_epoch, train_stage1, train_step
-from ptmrec_dist.training.stage1_parts import Stage1, open_store, parameter_counts, prepare
+from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.inputs import open_store
+from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
+from tests.training.steps import kill_before_step, temporary_session, terminate_first_rank_before_step
 
 
 def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
@@ -33,7 +35,7 @@ def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
         "out": out,
         "epochs": 6,
         "batch_size": 64,
-        "checkpoint_every": 2,
+        "checkpoint_every": 10,
         "model": recommender_config(changes.get("recommender", "vbpr"), dim=8),
         "lr": 0.02,
         "tracking": UNTRACKED,
@@ -79,32 +81,59 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
 
 
 def _killed_in_epoch_5(config: Stage1Config) -> None:
-    from ptmrec_dist.training import stage1
-
-    whole_epoch = stage1.train_epoch
-
-    def epoch_or_death(stage: stage1.Stage1, epoch: int) -> float:
-        if epoch == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole_epoch(stage, epoch)
-
-    stage1.train_epoch = epoch_or_death
+    """An epoch has 5 steps."""
+    kill_before_step(23)
     train_stage1(config)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recommender", ["vbpr", "freedom", "buir", "smore"])
-def test_a_killed_run_ends_like_an_undisturbed_one(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
+@pytest.mark.parametrize(
+    ("recommender", "every"), [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11)]
+)
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    tiny_project: Project, tmp_path: Path, recommender: str, every: int
+) -> None:
+    """It resumes within an epoch (7: at its second step, 11: at its third), or where one begins (10)."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train_stage1(_config(tiny_project, whole, recommender=recommender))
-    assert exit_codes_on_ranks(1, _killed_in_epoch_5, _config(tiny_project, broken, recommender=recommender)) == [-9]
+    settings: dict[str, Any] = {"recommender": recommender, "checkpoint_every": every}
+    train_stage1(_config(tiny_project, whole, **settings))
+    assert exit_codes_on_ranks(1, _killed_in_epoch_5, _config(tiny_project, broken, **settings)) == [-9]
     assert not (broken / "metrics.json").exists()
-    train_stage1(_config(tiny_project, broken, recommender=recommender))
+    train_stage1(_config(tiny_project, broken, **settings))
     assert _metrics(broken) == _metrics(whole)
     assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
     expected = load_file(whole / "recommender.safetensors")
     for name, value in load_file(broken / "recommender.safetensors").items():
         assert torch.equal(value, expected[name]), name
+
+
+def _terminated(config: Stage1Config, step: int) -> str:
+    terminate_first_rank_before_step(step)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train_stage1(config)
+    return out.getvalue()
+
+
+def test_a_terminated_run_says_where_it_was_and_ends_like_an_undisturbed_one(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    """Once within an epoch, where the losses are read, and once at its end, before it is evaluated."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_stage1(_config(tiny_project, whole))
+    assert (
+        "interrupted at step 5; run the same command to resume"
+        in run_on_ranks(1, _terminated, _config(tiny_project, broken), 1)[0]
+    )
+    assert "interrupted at step 9; run" in run_on_ranks(1, _terminated_within, _config(tiny_project, broken), 8)[0]
+    assert not (broken / "metrics.json").exists()
+    train_stage1(_config(tiny_project, broken))
+    assert (broken / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    assert (broken / "recommender.safetensors").read_bytes() == (whole / "recommender.safetensors").read_bytes()
+
+
+def _terminated_within(config: Stage1Config, step: int) -> str:
+    stage1._CHECK_EVERY = 1
+    return _terminated(config, step)
 
 
 def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> None:
@@ -121,34 +150,33 @@ def _trained(configs: list[Stage1Config]) -> list[dict[str, Any]]:
     """Of each run: the first batch's gradients, weights after two epochs, the share of moments that this rank keeps."""
     found = []
     for config in configs:
-        dataset = Dataset(config.shards)
-        stage = prepare(config, dataset, open_store(config, dataset), join_world("cpu"))
-        gradients = _first_gradients(stage)
-        for epoch in range(2):
-            train_epoch(stage, epoch)
-        optimizer = getattr(stage.engine.optimizer, "optimizer", stage.engine.optimizer)
-        kept = sum(entry["exp_avg"].numel() for entry in optimizer.state.values())
-        share = kept / parameter_counts(stage.objective)["trainable"]
-        found.append({"gradients": gradients, "weights": stage.objective.state(), "share": share})
+        dataset, world = Dataset(config.shards), join_world("cpu")
+        objective = make_objective(config, dataset, open_store(config, dataset), world)
+        with temporary_session(config, world) as session:
+            trainer: Any = make_trainer(config, session, objective, dataset)
+            gradients = _first_gradients(trainer)
+            trainer.fit()
+            kept = sum(entry["exp_avg"].numel() for entry in trainer.engine.optimizer.state.values())
+        fraction = kept / objective.parameter_counts()["trainable"]
+        found.append({"gradients": gradients, "weights": objective.weights(), "fraction": fraction})
     return found
 
 
-def _first_gradients(stage: Stage1) -> dict[str, torch.Tensor]:
-    """Gradients of 101 rows, as the mean over the ranks of what each makes of its share."""
-    rows = (stage.users[:101], stage.items[:101], stage.items[:101].roll(1))
-    own = [rows_G.tensor_split(stage.world.size)[stage.world.rank] for rows_G in rows]
-    parameters = dict(stage.objective.named_parameters())
+def _first_gradients(trainer: Any) -> dict[str, torch.Tensor]:
+    """Gradients of 101 rows, as the mean over the ranks of what each computes from its part."""
+    batch = trainer.batches.batch(torch.arange(101), torch.Generator().manual_seed(0))
+    parameters = dict(trainer.objective.named_parameters())
     fresh = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with torch.no_grad():  # weights large enough that every term matters
         generator = torch.Generator().manual_seed(0)
         for parameter in parameters.values():
             parameter.normal_(std=0.5, generator=generator)
-    loss = stage.objective(*own, 101)
+    loss = torch.stack(list(trainer.objective(batch, 0).values())).sum()
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(fresh[name])
-    return {name: sum_over_ranks(grad) / stage.world.size for name, grad in zip(parameters, gradients, strict=True)}
+    return {name: sum_over_ranks(grad) / trainer.world.size for name, grad in zip(parameters, gradients, strict=True)}
 
 
 @pytest.mark.slow
@@ -156,7 +184,15 @@ def _first_gradients(stage: Stage1) -> dict[str, torch.Tensor]:
 def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_project: Project, tmp_path: Path, ranks: int) -> None:
     # 101 rows, and those of the last batch of an epoch, cannot be shared out evenly.
     configs = [
-        _config(tiny_project, tmp_path, recommender=name, batch_size=100, lr=1e-3, zero=Stage1ZeroConfig(stage=stage))
+        _config(
+            tiny_project,
+            tmp_path,
+            recommender=name,
+            batch_size=100,
+            epochs=2,
+            lr=1e-3,
+            zero=Stage1ZeroConfig(stage=stage),
+        )
         for name, stage in CASES
     ]
     expected = _trained(configs)
@@ -169,7 +205,7 @@ def test_ranks_train_as_one_process_does_on_the_same_batches(tiny_project: Proje
                     label = f"{recommender} {kind} {name}"
                     np.testing.assert_allclose(found[kind][name], value.numpy(), rtol=1e-5, atol=atol, err_msg=label)
             # ZeRO divides the optimiser's state, up to what rounds the shares up.
-            assert found["share"] == pytest.approx(1 / ranks if stage else 1, rel=0.05)
+            assert found["fraction"] == pytest.approx(1 / ranks if stage else 1, rel=0.05)
 
 
 def test_evaluating_a_run_anew_gives_the_same_metrics(tiny_project: Project, tmp_path: Path) -> None:
@@ -257,15 +293,18 @@ def test_parameters_are_counted_by_where_they_lie(tiny_project: Project, tmp_pat
 def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     config = _config(tiny_project, tmp_path, recommender=recommender, device="cuda")
     dataset = Dataset(config.shards)
-    stage = prepare(config, dataset, open_store(config, dataset), join_world("cuda"))
+    world = join_world("cuda")
+    objective = make_objective(config, dataset, open_store(config, dataset), world)
     generator = torch.Generator("cuda").manual_seed(0)
-    stage.recommender.start_epoch(generator)
-    rows = torch.arange(64, device="cuda")
-    train_step(stage, rows, generator, 0)  # what is made at first use may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step in range(1, 4):
-            train_step(stage, rows, generator, step)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    stage.monitor.read()
+    objective.start_epoch(generator)
+    with temporary_session(config, world) as session:
+        trainer = make_trainer(config, session, objective, dataset)
+        steps = trainer.batches.epoch(0, 0, generator)
+        trainer.train_step(next(steps))  # what is made at first use may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                trainer.train_step(next(steps))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        trainer.read_losses()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,11 +18,12 @@ from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluate import evaluate_run
-from ptmrec_dist.training.loaded import load_run
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import REPOSITORY, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, free_port, run_on_ranks
 from tests.tiny_clip import write_tiny_clip
+from tests.training.steps import kill_before_step, terminate_first_rank_before_step
 from tests.vectors import all_vectors
 
 
@@ -135,16 +135,7 @@ def test_zero_stages_accumulate_the_same(tiny_project: Project, tmp_path: Path) 
 
 
 def _killed_at_step(config: Stage2Config, step: int) -> None:
-    from ptmrec_dist.training import stage2
-
-    whole_step = stage2.train_step
-
-    def step_or_death(stage: Any, window: Any, number: int) -> dict[str, float]:
-        if number == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return whole_step(stage, window, number)
-
-    stage2.train_step = step_or_death
+    kill_before_step(step)
     train_stage2(config)
 
 
@@ -192,16 +183,7 @@ def test_checkpoints_of_a_frozen_encoder_hold_no_features(tiny_project: Project,
 
 
 def _asked_to_stop_at_step(config: Stage2Config, step: int) -> str:
-    from ptmrec_dist.training import stage2
-
-    whole_step = stage2.train_step
-
-    def step_and_signal(stage: Any, window: Any, number: int) -> dict[str, float]:
-        if number == step and stage.world.is_first:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return whole_step(stage, window, number)
-
-    stage2.train_step = step_and_signal
+    terminate_first_rank_before_step(step)
     train_stage2(config)
     return "returned"
 

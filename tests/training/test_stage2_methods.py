@@ -61,24 +61,26 @@ def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: 
 def _trained(config: Stage2Config) -> dict[str, Any]:
     """Train; how far each of the encoder's weights moved by the last step, and which of them may."""
 
-    from ptmrec_dist.training import stage2
-    from ptmrec_dist.training.loaded import load_run
+    from ptmrec_dist.training.finished_run import load_run
+    from ptmrec_dist.training.trainer import Trainer
+    from ptmrec_dist.training.tune import check_start
 
     found: dict[str, Any] = {}
-    whole_end = stage2.finish
+    whole_fit = Trainer.fit
 
-    def look_and_finish(stage: Any, *rest: Any) -> None:
-        fresh = stage2.check_start(config, load_run(config.stage1))
+    def fit_and_look(trainer: Any) -> bool:
+        finished = whole_fit(trainer)
+        fresh = check_start(config, load_run(config.stage1))
         assert fresh is not None
         before = {name: value.detach().clone() for name, value in fresh.named_parameters()}
-        with stage.engine.whole():
-            after = dict(stage.tuner.encoder.named_parameters())
+        with trainer.engine.whole():
+            after = dict(trainer.objective.encoder.named_parameters())
             assert after.keys() == before.keys()
             found["moved"] = {n: v.detach() - before[n] for n, v in after.items() if not torch.equal(v, before[n])}
             found["may"] = [name for name, value in after.items() if value.requires_grad]
-        whole_end(stage, *rest)
+        return finished
 
-    stage2.finish = look_and_finish
+    Trainer.fit = fit_and_look  # type: ignore[method-assign]
     train_stage2(config)
     return found
 

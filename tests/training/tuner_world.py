@@ -16,9 +16,9 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.training.loaded import tensors_of
+from ptmrec_dist.training.finished_run import tensors_of
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.tuner import Transfer, Tuner
+from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 
 MODALITIES = ("image", "text")
 
@@ -35,7 +35,7 @@ class Case:
 
 def make_tuner(
     shards: Path, features: Path, clip: Path, case: Case, rows: int = 9, device: torch.device | str = "cpu"
-) -> tuple[Tuner, Dataset]:
+) -> tuple[Transfer, Dataset]:
     """The same tuner in every process: weights large enough that every term matters."""
     dataset = Dataset(shards)
     tables = tensors_of(open_features(features, dataset.fingerprint, dataset.num_items), MODALITIES)
@@ -54,14 +54,14 @@ def make_tuner(
         torch.nn.init.normal_(parameter, std=0.5)
     encoder = Encoder(load_backbone(EncoderConfig(model=str(clip))), MODALITIES)
     encoder.tune("prompt", PromptConfig(), torch.Generator().manual_seed(0))
-    transfer = Transfer(0.7, 1.5, case.live_teacher, case.id_only, case.mask_known)
+    transfer = TransferSettings(0.7, 1.5, case.live_teacher, case.id_only, case.mask_known)
     known = KnownPositives(train, dataset.num_items, device)
     tables = {modality: table.to(device) for modality, table in tables.items()}
-    tuner = Tuner(encoder, recommender.to(device), tables, known, transfer, seed=3, rows=rows)
+    tuner = Transfer(encoder, recommender.to(device), tables, known, transfer, seed=3, rows=rows)
     return tuner.to(device), dataset
 
 
-def make_batch(tuner: Tuner, dataset: Dataset, items: list[int]) -> TrainBatch:
+def make_batch(tuner: Transfer, dataset: Dataset, items: list[int]) -> TrainBatch:
     """A batch of these items with all their training interactions."""
     assert tuner.encoder is not None
     train = dataset.interactions("train")
@@ -71,7 +71,7 @@ def make_batch(tuner: Tuner, dataset: Dataset, items: list[int]) -> TrainBatch:
     return TrainBatch.of(content, train.users[rows], columns, rows)
 
 
-def term_gradients(tuner: Tuner, batch: TrainBatch) -> dict[str, Tensor]:
+def term_gradients(tuner: Transfer, batch: TrainBatch) -> dict[str, Tensor]:
     """The gradient of each term for every trainable parameter."""
     found: dict[str, Tensor] = {}
     losses = tuner(batch, step=11)

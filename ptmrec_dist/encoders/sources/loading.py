@@ -14,7 +14,7 @@ from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import sha256
-from ptmrec_dist.lineage import without_hints
+from ptmrec_dist.lineage import split_scheme, without_hints
 
 TUNED_FILE = "tuned.safetensors"
 """Tuned weights beside an encoder, for prompts or adapters, which the published formats do not cover."""
@@ -41,7 +41,7 @@ def load_backbone(settings: EncoderConfig, raw: bool = False) -> Backbone:
         from ptmrec_dist.encoders.sources.pair import load_pair  # transformers takes seconds
 
         return _as_raw(load_pair(settings), raw)
-    folder = Path(settings.model)
+    folder = Path(split_scheme(settings.model)[1])
     if (folder / RUN_FILE).is_file():
         return _as_raw(_load_from_run(folder, settings.pretrained), raw)
     backbone = _load_folder_or_name(settings)
@@ -102,8 +102,16 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
 def _load_folder_or_name(settings: EncoderConfig) -> Backbone:
     from ptmrec_dist.encoders.sources.open_clip import load_open_clip
     from ptmrec_dist.encoders.sources.pair import PAIR_FILE, load_pair, settings_in
+    from ptmrec_dist.encoders.sources.vlmo.source import is_unified, load_unified
 
-    folder = Path(str(settings.model))
+    scheme, name = split_scheme(str(settings.model))
+    if scheme == "vlmo:" or is_unified(Path(name)):
+        if settings.pretrained is not None:
+            raise UserError(
+                f"encoder.pretrained: got {settings.pretrained!r} with {settings.model}, which has its own weights"
+            )
+        return load_unified(name)
+    folder = Path(name)
     return load_pair(settings_in(folder)) if (folder / PAIR_FILE).is_file() else load_open_clip(settings)
 
 

@@ -45,10 +45,14 @@ class Adapters(TuningMethod[AdapterConfig]):
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
         """Attach the bottlenecks; refuses a tower without known transformer blocks."""
         layouts = require_layout("adapter", towers)
+        wrapped: set[nn.Module] = set()  # towers may have modules in common
         for modality, tower in towers.items():
             layout = layouts[modality]
             for block in tower.blocks:
                 for end in layout.ends:
-                    bottleneck = Bottleneck(layout.width, self.settings.bottleneck, generator)
-                    block.set_submodule(end, nn.Sequential(block.get_submodule(end), bottleneck))
+                    module = block.get_submodule(end)
+                    if module not in wrapped:
+                        bottleneck = Bottleneck(layout.width, self.settings.bottleneck, generator)
+                        wrapped.add(adapted := nn.Sequential(module, bottleneck))
+                        block.set_submodule(end, adapted)
         return {}

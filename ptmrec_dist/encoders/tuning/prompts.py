@@ -68,7 +68,7 @@ class DeepPrompts(nn.Module):
         return self._without(output)
 
     def _with(self, content_BND: Tensor, prompts_LD: Tensor) -> Tensor:
-        prompts_BLD = prompts_LD.expand(len(content_BND), -1, -1).to(content_BND.dtype)
+        prompts_BLD = prompts_LD.expand(content_BND.shape[0], -1, -1).to(content_BND.dtype)
         at = content_BND.shape[1] if self.layout.prompts_at is None else self.layout.prompts_at
         before, behind = content_BND[:, :at], content_BND[:, at:]
         return torch.cat([part for part in (before, prompts_BLD, behind) if part.shape[1]], dim=1)

@@ -1,31 +1,30 @@
 """Run folders: what a run was asked, what it came from, what it reached.
 
-config.yaml   the settings            history.jsonl   a line an evaluation
+config.yaml   the settings            history.jsonl   a line per evaluation
 inputs.json   fingerprints of what it is made from, written first and compared whenever the run is started again
-run.json      lineage, fingerprint    metrics.json    validation and test, the sign that the run is complete
+run.json      lineage, fingerprint    metrics.json    validation and test; written last: the run is complete
 recommender.safetensors   encoder.safetensors (what was tuned inside the encoder)   features/ (stage 2)
 efficiency.json   time, throughput (stage 2) and memory of the epochs
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ptmrec_dist.config import plain_settings as plain_settings
 from ptmrec_dist.config import used_settings
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, replacing, write_atomically
+from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
 
 EFFICIENCY_FILE = "efficiency.json"
-# Settings that change where or how fast a run goes, never what it learns.
+# Settings that change where or how fast a run trains, never what it learns.
 INCIDENTAL = {
     "out",
     "device",
@@ -104,14 +103,15 @@ class RunFolder:
         if efficiency:
             write_atomically(self.folder / EFFICIENCY_FILE, json.dumps(efficiency, indent=1))
 
-    def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]]) -> None:
+    def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]], mlflow_run: str | None = None) -> None:
         """Write lineage and metrics; the metrics last, for they mark the run as complete.
 
         Args:
             record: Lineage, its fingerprint still empty.
             metrics: Part to metric to value.
+            mlflow_run: MLflow run id.
         """
-        write_record(self.folder, record)
+        write_record(self.folder, replace(record, mlflow_run=mlflow_run))
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
 
     def _check_same(self, before: dict[str, Any]) -> None:
@@ -167,18 +167,6 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, in one move.
-
-    Args:
-        path: File to write.
-        tensors: Name to tensor, on any device.
-        metadata: What the file says about itself.
-    """
-    with replacing(path) as fresh:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
 
 
 def _is_foreign(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The objective of stage 2 over the global batch: L = L_rec + kt_weight * L_KT.
+"""Stage 2: encoder and recommender learn together over the global batch, L = L_rec + kt_weight * L_KT (PTMRec section 2.3).
 
 Each rank encodes its own items; features and item indices are gathered over the ranks with gradient; each rank computes
 the rows of its own users against the items of all ranks.
@@ -10,41 +10,49 @@ compared, T tries, I items, D width.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Generator, Tensor
 
 from ptmrec_dist.data.histories import PaddedHistories, RecentItems
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import gather_rows, mean_over_ranks
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Batch, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import BatchRows, Features
-from ptmrec_dist.training.losses import hashed_choice, knowledge_transfer
 from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.objectives.base import Objective, with_recommender
+from ptmrec_dist.training.objectives.losses import hashed_choice, knowledge_transfer
 
 NEGATIVE_TRIES = 8
 """Candidates sampled for a row's negative; a row that finds none among them is left out of L_rec."""
 
 
+FEATURES_FILE = "features.safetensors"
+
+
 @dataclass(frozen=True)
-class Transfer:
+class TransferSettings:
     """Settings of the knowledge transfer."""
 
-    weight: float
-    """Weight of L_KT."""
-    temperature: float
+    weight: float = 0.0
+    """Weight of L_KT; 0 trains without a teacher."""
+    temperature: float = 1.0
     """Divides the scores of both distributions."""
-    live_teacher: bool
+    live_teacher: bool = False
     """The live model teaches, not the one that stage 1 left."""
-    id_only: bool
+    id_only: bool = False
     """The teacher's ID vectors alone score, not everything that it knows."""
-    mask_known: bool
+    mask_known: bool = False
     """Other items that a user is known to like are left out of the user's distributions."""
 
 
-class Tuner(nn.Module):
+class Transfer(Objective):
     """Encoder and recommender, trained together on the global batch.
 
     Args:
@@ -66,7 +74,7 @@ class Tuner(nn.Module):
         recommender: Recommender,
         features: Features,
         known: KnownPositives,
-        transfer: Transfer,
+        transfer: TransferSettings,
         seed: int,
         rows: int,
         has: Mapping[str, Tensor] | None = None,
@@ -76,6 +84,7 @@ class Tuner(nn.Module):
         self.encoder, self.recommender = encoder, recommender
         self.known, self.transfer, self.seed, self.rows = known, transfer, seed, rows
         self.features = dict(features)
+        self._features_written = False
         self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
         self.recent = recent
         frozen = bool(transfer.weight) and not transfer.live_teacher
@@ -113,9 +122,46 @@ class Tuner(nn.Module):
             losses["kt"] = self.transfer.weight * mean_over_ranks(total_V, weights_V)
         return losses
 
+    def trained(self) -> dict[str, Tensor]:
+        """Return what is tuned inside the encoder, and the recommender's state."""
+        return with_recommender(self, super().trained())
+
+    def start_epoch(self, generator: Generator) -> None:
+        """Let the recommender resample what it samples once per epoch."""
+        self.recommender.start_epoch(generator)
+
+    def replace_features(self, tables: Features) -> None:
+        """Replace the stored features by those of the encoder as it is now.
+
+        Args:
+            tables: float32 [I, d_m] by modality.
+        """
+        self.features, self._features_written = dict(tables), False
+
+    def write(self, folder: Path) -> None:
+        """Write the stored features, unless the encoder is frozen: they are those that stage 2 started from.
+
+        They are written once per refresh, beside the checkpoints, which hold hard links to them: they are gone from the disk
+        with the last checkpoint that has them.
+        """
+        if self.encoder is None:
+            return
+        written = folder.parent / FEATURES_FILE
+        if not self._features_written:
+            save_tensors(written, self.features)
+            self._features_written = True
+        link_or_copy(written, folder / FEATURES_FILE)
+
+    def read(self, folder: Path) -> None:
+        """Read the stored features of the last refresh, which the interrupted run had in memory."""
+        if self.encoder is not None:
+            tables = load_file(folder / FEATURES_FILE)
+            self.features = {modality: tables[modality].to(table) for modality, table in self.features.items()}
+
     def _gather(self, batch: TrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Items and features of all ranks; rows that fill up do not count, and of an item that came twice only the first."""
         items_B = batch.content.items
+        self.encoded_items += len(items_B)
         if self.encoder is None:
             rows = {modality: table[items_B] for modality, table in self.features.items()}
         else:

@@ -1,4 +1,4 @@
-"""Finished runs read back: weights, data and features that are those they were trained on."""
+"""Finished runs: weights, data and features, which are those they were trained on."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord, read_recor
 
 
 @dataclass
-class LoadedRun:
+class FinishedRun:
     """A finished run, ready to score."""
 
     folder: Path
@@ -34,8 +34,8 @@ class LoadedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) -> LoadedRun:
-    """Read a finished run and everything that it stands on, checking every fingerprint.
+def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) -> FinishedRun:
+    """Read a finished run and everything that it was made from, checking every fingerprint.
 
     Args:
         folder: Run folder of stage 1 or stage 2.
@@ -65,7 +65,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
         raise UserError(
             f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({reason}); train again"
         ) from error
-    return LoadedRun(folder, record, dataset, features, recommender)
+    return FinishedRun(folder, record, dataset, features, recommender)
 
 
 def open_data_of(folder: Path, record: RunRecord, with_test: bool = True) -> Dataset:

@@ -33,7 +33,7 @@ def knowledge_transfer(student_VG: Tensor, teacher_VG: Tensor, counted_VG: Tenso
 
 
 def hashed_choice(users_R: Tensor, items_R: Tensor, counts: Tensor, salt: int, tries: int) -> Tensor:
-    """Draw numbers that depend on (salt, user, item) alone.
+    """Generate numbers that depend on (salt, user, item) alone.
 
     A random number that is a function of its row and not of a rank's generator is the same on any number of ranks.
 
@@ -42,7 +42,7 @@ def hashed_choice(users_R: Tensor, items_R: Tensor, counts: Tensor, salt: int, t
         items_R: int64 [R].
         counts: Exclusive upper bound, int64 scalar tensor.
         salt: Seed and step.
-        tries: Draws a row T.
+        tries: Numbers per row T.
 
     Returns:
         int64 [R, T], in 0 .. counts - 1.

@@ -7,10 +7,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.training.objectives.base import Objective
 
 _LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
 
@@ -41,7 +43,7 @@ def contrastive_loss(
     return (to_texts_B + to_images_B) / 2
 
 
-class ImageTextPairs(nn.Module):
+class ImageTextPairs(Objective):
     """Both towers, as a function from pairs to their loss over all ranks.
 
     Args:
@@ -53,21 +55,22 @@ class ImageTextPairs(nn.Module):
         super().__init__()
         self.encoder, self.world = encoder, world
 
-    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
+    def forward(self, batch: ItemBatch, step: int) -> dict[str, Tensor]:
         """Compute this rank's contribution to the mean loss over the pairs of all ranks.
 
         Collective: every rank must call this, also one that has no pairs left.
 
         Args:
-            images: uint8 [B, 3, H, W].
-            texts: Token ids int64 [B, N].
+            batch: Pairs: images uint8 [B, 3, H, W], texts as token ids int64 [B, N].
+            step: Not used.
 
         Returns:
-            Scalar whose mean over the ranks is the loss.
+            `contrast`, a scalar whose mean over the ranks is the loss.
         """
-        images_BD, texts_BD = self.encoder.encode(images, texts).values()
+        self.encoded_items += len(batch.items)
+        images_BD, texts_BD = self.encoder.encode(batch.images, batch.texts).values()
         rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
         own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
         scale = cast(Tensor, self.encoder.model.logit_scale).exp().clamp(max=_LARGEST_SCALE)
         gathered = gather_rows(images_BD), gather_rows(texts_BD)
-        return mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))
+        return {"contrast": mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))}

@@ -1,0 +1,1 @@
+"""Tuned encoders in the formats of other libraries."""

@@ -1,0 +1,1 @@
+"""Objectives of training: modules from a batch to named loss terms."""

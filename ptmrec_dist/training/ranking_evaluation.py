@@ -1,0 +1,84 @@
+"""Evaluation of a recommender that is trained on features as they are."""
+
+from dataclasses import replace
+
+from safetensors.torch import load_file
+
+from ptmrec_dist.config import Stage1Config
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.distributed import barrier
+from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases
+from ptmrec_dist.training.objectives.ranking import Ranking
+from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord
+from ptmrec_dist.training.session import Session
+
+
+class RankingEvaluation:
+    """Evaluation of a recommender between epochs; the best on known items is kept: their vectors are what is trained.
+
+    Args:
+        config: Settings.
+        session: The run while it trains.
+        objective: Recommender and features.
+        dataset: Packed data set.
+    """
+
+    def __init__(self, config: Stage1Config, session: Session, objective: Ranking, dataset: Dataset) -> None:
+        self.config, self.session, self.world = config, session, session.world
+        self.objective, self.dataset = objective, dataset
+        self.path = session.run.folder / RECOMMENDER_FILE
+        self.evaluator = Evaluator(dataset, "validation")
+
+    def measure(self, engine: Engine) -> Metrics:
+        """Evaluate on validation."""
+        if self.evaluator.cold_items is not None:
+            self.objective.recommender.fit_cold_map(self.objective.features)
+        return self.evaluator(self.objective.recommender, self.objective.features, self.world)
+
+    def deciding_part(self, metrics: Metrics) -> str:
+        """Return `validation`."""
+        return "validation"
+
+    def keep(self) -> None:
+        """Write the weights."""
+        if self.world.is_first:
+            save_tensors(self.path, self.objective.weights())
+
+    def finish(self, start: RunRecord, stopping: EarlyStopping) -> None:
+        """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.
+
+        The maps for cold items are fitted to the weights that were kept.
+
+        Collective: every rank must call this.
+
+        Args:
+            start: Lineage of what the run started from.
+            stopping: Early stopping, which knows what was kept.
+        """
+        if stopping.kept is None:  # no epoch was asked for
+            self.keep()
+        barrier()
+        self.objective.load_weights(load_file(self.path))
+        self.objective.recommender.fit_cold_map(self.objective.features)
+        barrier()
+        self.keep()
+        record = replace(
+            start,
+            stage=1,
+            train_features=self.config.train_features,
+            mask_validation_at_test=self.config.mask_validation_at_test,
+            parameters=self.objective.parameter_counts(),
+            kept_epoch=stopping.kept_epoch,
+        )
+        features, masked = self.objective.features, self.config.mask_validation_at_test
+        metrics = evaluate_phases(self.dataset, self.objective.recommender, features, self.world, masked)
+        self.session.finish(record, metrics)
+        if self.world.is_first:
+            counts, tables = record.parameters, "trained" if record.train_features else "frozen"
+            print(
+                f"parameters: {counts['trainable']:,} trainable; {counts['ids']:,} of IDs, {counts['rest']:,} of the rest, "
+                f"{counts['feature_tables']:,} of feature tables ({tables})"
+            )

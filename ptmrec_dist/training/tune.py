@@ -1,0 +1,196 @@
+"""Train encoder and recommender together, as stage 2 and joint training do: from a run, or from scratch."""
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
+from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.data.stream import ItemStream, Reader
+from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
+from ptmrec_dist.encoders.sources.loading import load_backbone_of
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.scoring import recent_items
+from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.finished_run import FinishedRun
+from ptmrec_dist.training.negatives import KnownPositives
+from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
+from ptmrec_dist.training.optim import parameter_groups, schedule_of
+from ptmrec_dist.training.records import require_encoder
+from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.session import Report, Session, open_session
+from ptmrec_dist.training.trainer import Plan, Trainer
+from ptmrec_dist.training.tuned_evaluation import TunedEvaluation
+
+
+def tune(
+    config: TrainsBoth, start: FinishedRun, transfer: TransferSettings | None = None, report: Report | None = None
+) -> None:
+    """Train encoder and recommender together from where a run stands, and write the run folder.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        start: A run of stage 1, or an untrained recommender. Where its data set does not show the test split, the run ends
+            with metrics of validation alone.
+        transfer: Knowledge transfer; None trains without a teacher.
+        report: Called with each evaluation on every rank, also with those that an interrupted run had made before.
+
+    Raises:
+        UserError: A run that is not of stage 1, ID-only or of other data; another encoder; a method that a tower cannot take; a
+            batch that cannot be divided over the ranks; a run folder of other settings.
+    """
+    run = RunFolder(config.out, config, start.record.inputs)
+    if run.is_complete:
+        print(f"{config.out} is complete; nothing to do")
+        return
+    encoder = check_start(config, start)
+    world = join_world(config.device, config.timeout)
+    if config.batch_size % world.size:
+        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
+    torch.manual_seed(config.seed)
+    batches = _batches(config, start, encoder, world)
+    objective = _objective(config, start, encoder, transfer or TransferSettings(), world)
+    tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
+    with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
+        evaluation = TunedEvaluation(config, session, objective, start)
+        trainer = make_trainer(config, session, objective, batches, evaluation)
+        for line in trainer.state.history:
+            session.report_line(line)
+        if not trainer.state.history:
+            trainer.evaluate()
+        if trainer.fit():
+            evaluation.finish(trainer.state.stopping.kept_epoch)
+
+
+def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
+    """Check that stage 2 can start from a run, and load the encoder that its features came from.
+
+    Args:
+        config: Settings.
+        start: A run of stage 1, or an untrained recommender.
+
+    Returns:
+        The encoder, ready to be tuned, or None where the features stay frozen.
+
+    Raises:
+        UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
+            it cannot take.
+    """
+    record = start.record
+    if record.stage > 1:
+        raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
+    if not start.recommender.multimodal:
+        raise UserError(
+            f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; choose vbpr, freedom "
+            "or another that reads features"
+        )
+    if record.encoder is None:
+        raise UserError(
+            f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
+            "`ptmrec features --encoder.model` to tune one"
+        )
+    if record.train_features:
+        raise UserError(
+            "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
+        )
+    require_content(start.dataset, *record.modalities)
+    start.dataset.require("validation")
+    if config.select_on not in ("auto", *start.dataset.parts):
+        raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
+    if config.tuning.method == "none":
+        return None
+    require_encoder(record, start.folder)
+    backbone = load_backbone_of(record.encoder)
+    encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
+    check_image_size(start.dataset, encoder, config.strict)
+    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
+    return encoder
+
+
+def make_trainer(
+    config: TrainsBoth,
+    session: Session,
+    objective: Transfer,
+    batches: StreamedBatches,
+    evaluation: TunedEvaluation | None = None,
+) -> Trainer:
+    """Build optimiser, engine and trainer.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        session: The run while it trains.
+        objective: Encoder and recommender.
+        batches: What each step is made on.
+        evaluation: What follows epochs.
+
+    Returns:
+        The trainer, ready for its first step.
+    """
+    optimizer = torch.optim.AdamW(parameter_groups(objective, config), weight_decay=config.optim.weight_decay)
+    engine = make_engine(
+        objective,
+        optimizer,
+        session.world,
+        zero_stage=config.zero.stage,
+        accumulation=config.accumulation,
+        grad_clip=config.optim.grad_clip,
+    )
+    plan = Plan(
+        epochs=config.epochs,
+        checkpoint_every=config.checkpoint_every,
+        check_every=config.check_every or (1 if session.world.device.type == "cpu" else 10),
+        evaluate_every=config.refresh_every,
+        seed=config.seed,
+    )
+    schedule = partial(schedule_of, optimizer, config.optim.schedule, sum(map(batches.steps, range(config.epochs))))
+    stopping = EarlyStopping(config.patience, config.keep)
+    return Trainer(session, objective, engine, batches, schedule, plan, stopping, evaluation)
+
+
+def _objective(
+    config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, transfer: TransferSettings, world: World
+) -> Transfer:
+    return Transfer(
+        None if encoder is None else encoder.to(world.device),
+        start.recommender.to(world.device),
+        {modality: table.to(world.device) for modality, table in start.features.items()},
+        KnownPositives(start.dataset.interactions("train"), start.dataset.num_items, world.device),
+        transfer,
+        config.seed,
+        rows=config.batch_size // world.size,
+        has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
+        recent=recent_items(start.recommender, start.dataset, ("train",), world.device),
+    )
+
+
+def _batches(config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, world: World) -> StreamedBatches:
+    dataset, local = start.dataset, config.batch_size // world.size
+    reader = Reader() if encoder is None else reader_of(encoder)
+    train = dataset.interactions("train")
+    if config.batching == "interaction":
+        files = ItemFiles(dataset, reader, config.max_damaged)
+        pairs = InteractionMajor(files, train, world.rank, world.size, local, config.seed)
+        return StreamedBatches(pairs, config.accumulation)
+    stream = ItemStream(
+        dataset,
+        world.rank,
+        world.size,
+        local,
+        reader,
+        wanted=np.bincount(train.items, minlength=dataset.num_items) > 0,
+        seed=config.seed,
+        workers=config.workers,
+        max_damaged=config.max_damaged,
+    )
+    items = ItemMajor(stream, train, dataset.num_items, config.users_per_item, config.seed)
+    return StreamedBatches(items, config.accumulation, f"{dataset.manifest.layout} on {world.size} ranks")

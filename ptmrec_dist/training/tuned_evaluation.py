@@ -1,0 +1,195 @@
+"""Evaluation of an encoder and a recommender that are trained together: on features that the encoder gives now.
+
+What is measured is what is kept: the weights, and the features of all items that they give.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.data.feature_store import open_features, write_features
+from ptmrec_dist.data.stream import ItemStream
+from ptmrec_dist.distributed import barrier
+from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.encoders.features import count_absent, encode_all, reader_of
+from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
+from ptmrec_dist.evaluation.metrics import selecting_part
+from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.training.checkpoint import writing
+from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases
+from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
+from ptmrec_dist.training.objectives.transfer import Transfer
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
+from ptmrec_dist.training.session import Session
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What stage 2 trains, copied to the CPU."""
+
+    recommender: dict[str, Tensor]
+    """State of the recommender."""
+    encoder: dict[str, Tensor]
+    """What was tuned inside the encoder; empty where it is frozen."""
+
+    @classmethod
+    def of(cls, objective: Transfer) -> "Weights":
+        """Copy the weights of an objective, whose parameters must be whole.
+
+        Args:
+            objective: Encoder and recommender.
+
+        Returns:
+            The copies.
+        """
+        inside = {} if objective.encoder is None else objective.encoder.tuned_state()
+        return cls(_copied(objective.recommender.state_dict()), _copied(inside))
+
+
+class TunedEvaluation:
+    """Refreshes the features of all items, evaluates, and writes what is kept.
+
+    Args:
+        config: Settings.
+        session: The run while it trains.
+        objective: Encoder and recommender, all parameters whole.
+        start: What they started from.
+    """
+
+    def __init__(self, config: TrainsBoth, session: Session, objective: Transfer, start: FinishedRun) -> None:
+        self.config, self.session, self.world = config, session, session.world
+        self.objective, self.start = objective, start
+        self.evaluator = Evaluator(start.dataset, "validation")
+        self.parameters = _parameter_counts(objective)  # now: ZeRO-3 leaves a rank a part of each parameter
+        self.weights = Weights({}, {})
+        self.refresh = self._all_items()
+        # Without knowledge transfer nothing trains the maps for cold items: a second recommender gets them fitted, for ZeRO's
+        # optimiser would undo a change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks
+        # ask for different numbers of users, and each call of the one in training is collective.
+        self.fitted: Recommender | None = None
+        if not objective.transfer.weight or config.zero.stage == 3:
+            self.fitted = untrained_recommender(start.record, start.dataset, start.folder).to(self.world.device)
+
+    def measure(self, engine: Engine) -> Metrics:
+        """Refresh the features of all items, and evaluate on validation."""
+        with engine.whole():
+            self.weights = Weights.of(self.objective)  # now: under ZeRO-3 a forward pass divides its parameters again
+            self._refresh_features()
+            return self.evaluator(self._fitted_recommender(), self.objective.features, self.world)
+
+    def deciding_part(self, metrics: Metrics) -> str:
+        """Return the part that the settings choose."""
+        return selecting_part(metrics, self.config.select_on)
+
+    def keep(self) -> None:
+        """Write the weights that were measured, and their features."""
+        folder = self.session.run.folder
+        with writing(self.world, f"the weights so far to {folder}", "the last checkpoint is still there"):
+            if self.world.is_first:
+                self._write(folder)
+
+    def finish(self, kept_epoch: int) -> None:
+        """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.
+
+        Collective: every rank must call this.
+
+        Args:
+            kept_epoch: Epoch that was kept.
+        """
+        barrier()
+        folder, dataset, masked = self.session.run.folder, self.start.dataset, self.config.mask_validation_at_test
+        # What was written is evaluated, as anyone who loads the run would find it.
+        kept = untrained_recommender(self.start.record, dataset, folder).to(self.world.device)
+        kept.load_state_dict(load_file(folder / RECOMMENDER_FILE))
+        store = open_features(folder / "features", dataset.fingerprint, dataset.num_items)
+        tables = {name: table.to(self.world.device) for name, table in tensors_of(store, list(store.tables)).items()}
+        begun = self.start
+        record = replace(
+            begun.record,
+            stage=2,
+            data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
+            features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
+            stage1=_reference(begun) if begun.record.stage == 1 else None,
+            parameters=self.parameters,
+            mask_validation_at_test=masked,
+            kept_epoch=kept_epoch,
+            fingerprint="",
+        )
+        self.session.finish(record, evaluate_phases(dataset, kept, tables, self.world, masked))
+        if self.world.is_first:
+            counts = self.parameters
+            print(
+                f"trained parameters: {counts['encoder']:,} in the encoder, {counts['recommender']:,} in the recommender"
+            )
+
+    def _all_items(self) -> ItemStream | None:
+        encoder, world = self.objective.encoder, self.world
+        if encoder is None:
+            return None
+        return ItemStream(
+            self.start.dataset,
+            world.rank,
+            world.size,
+            max(self.config.batch_size // world.size, 64),
+            reader_of(encoder),
+            workers=self.config.workers,
+            max_damaged=self.config.max_damaged,
+        )
+
+    def _refresh_features(self) -> None:
+        encoder, before = self.objective.encoder, self.objective.features
+        if encoder is None or self.refresh is None:
+            return
+        tables = encode_all(encoder, self.refresh, self.start.dataset.num_items, self.world, "refresh")
+        fresh = {modality: table.to(self.world.device) for modality, table in tables.items()}
+        # An item that could not be read keeps the features it had.
+        self.objective.replace_features(
+            {name: table.where(table.any(dim=1, keepdim=True), before[name]) for name, table in fresh.items()}
+        )
+
+    def _fitted_recommender(self) -> Recommender:
+        """The recommender that is evaluated and kept, with maps for cold items that fit the features in use."""
+        if self.fitted is None:
+            return self.objective.recommender
+        self.fitted.load_state_dict(self.weights.recommender)
+        if not self.objective.transfer.weight:
+            self.fitted.fit_cold_map(self.objective.features)
+        self.weights = replace(self.weights, recommender=_copied(self.fitted.state_dict()))
+        return self.fitted
+
+    def _write(self, folder: Path) -> None:
+        dataset, tables = self.start.dataset, self.objective.features
+        save_tensors(folder / RECOMMENDER_FILE, self.weights.recommender)
+        made = self.start.record.encoder
+        assert made is not None  # check_start refused runs without an encoder
+        if self.objective.encoder is not None:
+            tuned = folder / ENCODER_FILE
+            save_tensors(tuned, self.weights.encoder, self.objective.encoder.description)
+            fingerprint = tuned_fingerprint(made["fingerprint"], tuned)
+            made = {"model": str(folder.resolve()), "pretrained": None, "fingerprint": fingerprint}
+        write_features(
+            folder / "features",
+            {modality: table.cpu().numpy() for modality, table in tables.items()},
+            data=dataset.fingerprint,
+            encoder=made["fingerprint"],
+            settings={name: value for name, value in made.items() if name != "fingerprint"},
+            filled={name: count for name, count in count_absent(dataset).items() if name in tables},
+        )
+
+
+def _parameter_counts(objective: Transfer) -> dict[str, int]:
+    encoder = 0 if objective.encoder is None else objective.encoder.num_tuned
+    recommender = sum(parameter.numel() for parameter in objective.recommender.parameters() if parameter.requires_grad)
+    return {"encoder": encoder, "recommender": recommender, "trainable": encoder + recommender}
+
+
+def _reference(start: FinishedRun) -> dict[str, str]:
+    return {"path": str(start.folder.resolve()), "fingerprint": start.record.fingerprint}
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
