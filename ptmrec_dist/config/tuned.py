@@ -200,8 +200,8 @@ class ContrastiveConfig(TunesEncoder):
     batch_size: int = 256
     """Pairs per step, over all ranks; each is contrasted with all others of the step."""
     objectives: tuple[Literal["itc", "itm", "mlm"], ...] = ("itc",)
-    """Objectives, one or more (`itc,itm,mlm`). itc: image-text contrast; a VLMo also has itm: whether an image and a text
-    match, with hard negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
+    """One or more (`itc,itm,mlm`). itc: image-text contrast; a VLMo also has itm: whether an image and a text match, with hard
+    negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
     mask_rate: float = 0.15
     """Fraction of the words that mlm hides."""
     projection: int | None = None

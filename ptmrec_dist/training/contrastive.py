@@ -56,8 +56,8 @@ def fine_tune(config: ContrastiveConfig) -> None:
 
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded, lacks a tower, cannot take the method or has
-            nothing to project, a method that trains nothing, a folder of something else or of other settings, a batch that ranks cannot
-            share, a loss that is not finite.
+            nothing to project, a method that trains nothing, a folder of something else or of other settings, a batch that
+            ranks cannot share, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)

@@ -24,8 +24,8 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import extract_features
-from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
+from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
 from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
@@ -45,7 +45,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
     return EncoderConfig(image=f"timm:{image}", text=f"hf:{text}", prefix="film ")
 
 
-def _config(project: Project, pair: EncoderConfig, out: Path, method: str = "none", **changes: Any) -> ContrastiveConfig:
+def _config(
+    project: Project, pair: EncoderConfig, out: Path, method: str = "none", **changes: Any
+) -> ContrastiveConfig:
     settings: dict[str, Any] = {
         "shards": project.shards,
         "encoder": pair,
@@ -87,7 +89,9 @@ def test_projections_are_learned_alone_and_the_encoder_serves_every_later_step(
     source = load_backbone(pair)
     lineage = json.loads((out / LINEAGE_FILE).read_text())
     assert lineage["encoder"] == source.fingerprint
-    assert lineage["parameters"] == {"encoder": 16 * sum(source.tower(name).out_width for name in source.modalities) + 1}
+    assert lineage["parameters"] == {
+        "encoder": 16 * sum(source.tower(name).out_width for name in source.modalities) + 1
+    }
     assert lineage["loss"][-1] < lineage["loss"][0] - 0.5
     assert set(lineage["retrieval"]) == {"before", "after"}
     after = _state(out)
