@@ -104,7 +104,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
         trained = _objective(config, encoder.to(world.device), world)
-        held_out = held_out_pairs(dataset, encoder, session, config.batch_size // world.size)
+        held_out = held_out_pairs(dataset, encoder, session, config.batch_size // world.size, config.max_damaged)
         before = own_pairs_found(encoder, held_out, session)
         trainer = _trainer(config, session, encoder, trained, batches)
         if trainer.fit():
@@ -183,10 +183,23 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
     wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
+    if wanted.sum() < 2:
+        raise UserError(
+            f"shards: {dataset.folder} has {wanted.sum()} items with an image and a text that are not held out, expected 2 or "
+            "more; pack more items"
+        )
     local = config.batch_size // world.size
     reader = reader_of(encoder)
     return ItemStream(
-        dataset, world.rank, world.size, local, reader, wanted=wanted, seed=config.seed, workers=config.workers
+        dataset,
+        world.rank,
+        world.size,
+        local,
+        reader,
+        wanted=wanted,
+        seed=config.seed,
+        workers=config.workers,
+        max_damaged=config.max_damaged,
     )
 
 

@@ -14,7 +14,9 @@ from ptmrec_dist.training.session import Session
 _MOST_ITEMS = 1000
 
 
-def held_out_pairs(dataset: Dataset, encoder: Encoder, session: Session, batch_size: int) -> ItemStream:
+def held_out_pairs(
+    dataset: Dataset, encoder: Encoder, session: Session, batch_size: int, max_damaged: float
+) -> ItemStream:
     """Stream the pairs of the cold validation items; of many, a sample with a fixed seed.
 
     Args:
@@ -22,6 +24,7 @@ def held_out_pairs(dataset: Dataset, encoder: Encoder, session: Session, batch_s
         encoder: The encoder, for its preprocessing.
         session: The run.
         batch_size: Pairs per step on this rank.
+        max_damaged: Largest fraction of this rank's items that may be unreadable; they are left out.
 
     Returns:
         The stream of this rank; without items where the split has no cold items.
@@ -33,7 +36,8 @@ def held_out_pairs(dataset: Dataset, encoder: Encoder, session: Session, batch_s
     wanted = np.zeros(dataset.num_items, dtype=bool)
     wanted[items] = True
     world = session.world
-    return ItemStream(dataset, world.rank, world.size, batch_size, reader_of(encoder), wanted=wanted)
+    reader = reader_of(encoder)
+    return ItemStream(dataset, world.rank, world.size, batch_size, reader, wanted=wanted, max_damaged=max_damaged)
 
 
 def own_pairs_found(encoder: Encoder, pairs: ItemStream, session: Session) -> dict[str, float]:

@@ -40,7 +40,8 @@ class CommonSpace(nn.Module):
         )
         for name, given in widths.items():
             nn.init.normal_(self.projection(name).weight, std=given**-0.5, generator=generator)
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(_TEMPERATURE)))
+        # One element, not a scalar: DeepSpeed broadcasts no parameter without a dimension.
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(_TEMPERATURE)]))
 
     def projection(self, modality: str) -> nn.Linear:
         """Return the projection of a modality.
