@@ -120,6 +120,8 @@ def test_ranks_learn_as_one_process_does_and_an_interrupted_run_resumes_to_the_d
     assert {name for name in names if "space" in name} == {name for name in whole if "space" in name}
     for name in whole:
         assert torch.equal(resumed[name], whole[name]), name
+        if name.endswith("key.bias"):  # softmax does not depend on it: its gradient is rounding, which Adam enlarges
+            continue
         moved, apart = (whole[name] - start[name]).abs().max(), (ranks[name] - whole[name]).abs().max()
         assert apart <= 1e-3 * moved, (name, moved, apart)
     lineages = [json.loads((tmp_path / name / LINEAGE_FILE).read_text()) for name in ("one", "again", "two")]
