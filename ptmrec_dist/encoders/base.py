@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from PIL import Image
@@ -94,6 +94,8 @@ class Backbone(ABC):
     """sha256 over weights, configuration, preprocessing and tuned weights."""
     tuned: tuple[Path, ...] = field(default=(), kw_only=True)
     """Files of tuned weights that are part of it, in the order of tuning."""
+    config_file: ClassVar[str]
+    """What `save` writes that other folders do not have."""
     raw: bool = field(default=False, kw_only=True)
     """Whether features keep the length that the model gives them; by default they are scaled to length 1."""
 
