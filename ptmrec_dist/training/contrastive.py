@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.objectives.unified import UnifiedPairs
-from ptmrec_dist.training.optim import schedule_of
 from ptmrec_dist.training.run_folder import RunFolder, plain_settings
 from ptmrec_dist.training.session import Session, open_session
 from ptmrec_dist.training.trainer import Plan, Trainer
@@ -53,7 +51,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
 
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded or cannot take the method, a folder of something
-            else or of other settings, a batch that ranks cannot share, a loss that is not finite.
+            else or of other settings, a batch that cannot be divided over the ranks, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)
@@ -76,8 +74,6 @@ def fine_tune(config: ContrastiveConfig) -> None:
         config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed), config.objectives
     )
     world = join_world(config.device, config.timeout)
-    if config.batch_size % world.size:
-        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {
@@ -108,12 +104,12 @@ def _trainer(config: ContrastiveConfig, session: Session, objective: Objective, 
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every or (1 if session.world.device.type == "cpu" else 10),
+        check_every=config.check_every,
+        schedule=config.optim.schedule,
         seed=config.seed,
         remedy="lower --optim.encoder_lr",
     )
-    schedule = partial(schedule_of, optimizer, config.optim.schedule, sum(map(batches.steps, range(config.epochs))))
-    return Trainer(session, objective, engine, batches, schedule, plan, EarlyStopping(patience=config.epochs))
+    return Trainer(session, objective, engine, batches, plan, EarlyStopping(patience=config.epochs))
 
 
 def _finish(config: ContrastiveConfig, trainer: Trainer, encoder: Encoder, lineage: dict[str, Any]) -> None:
@@ -146,7 +142,7 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
     wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
-    local = config.batch_size // world.size
+    local = rows_per_rank(config.batch_size, world)
     reader = reader_of(encoder)
     return ItemStream(
         dataset, world.rank, world.size, local, reader, wanted=wanted, seed=config.seed, workers=config.workers
