@@ -199,6 +199,11 @@ class ContrastiveConfig(TunesEncoder):
     """Tuning method of the encoder."""
     batch_size: int = 256
     """Pairs per step, over all ranks; each is contrasted with all others of the step."""
+    objectives: tuple[Literal["itc", "itm", "mlm"], ...] = ("itc",)
+    """One or more (`itc,itm,mlm`). itc: image-text contrast; a VLMo also has itm: whether an image and a text match, with hard
+    negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
+    mask_rate: float = 0.15
+    """Fraction of the words that mlm hides."""
     epochs: int = 5
     """Passes over the catalogue."""
     seed: int = 0
@@ -209,4 +214,13 @@ class ContrastiveConfig(TunesEncoder):
         require(self.tuning.method != "none", "tuning.method", "none", "a method that trains something")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        named, given = set(self.objectives), ",".join(self.objectives)
+        require(
+            "itc" in named and len(named) == len(self.objectives), "objectives", given, "itc, and itm or mlm beside it"
+        )
+        together = self.tuning.method == "prompt" and named != {"itc"}
+        require(
+            not together, "objectives", given, "itc with prompts, which take no part in reading image and text together"
+        )
+        require(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "a fraction in (0, 1)")
         require(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -70,7 +70,10 @@ class Histories:
 
 @dataclass(frozen=True)
 class PaddedHistories:
-    """The most recent items of some users in time order, padded on the left: the latest item is always the last one."""
+    """The most recent items of some users in time order, padded on the left: the latest item is always the last one.
+
+    A history may be empty, and then is all padding.
+    """
 
     items: Tensor
     """Item indices, int64 [B, L]; any item where there is padding."""

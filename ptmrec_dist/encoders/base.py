@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from PIL import Image
@@ -28,18 +28,14 @@ class Layout:
 
     width: int
     """Width D of the tokens."""
-    ends: tuple[str, str]
-    """Paths of the modules that end attention and MLP, before each joins the residual stream."""
-    projections: tuple[str, ...]
-    """Names of the Linear layers of attention and MLP."""
+    ends: tuple[str, ...]
+    """Paths of the modules that end attention and MLP, before each joins the residual stream; none where they are not known."""
     promptable: bool = True
     """Whether a block takes a sequence of any length."""
     prompts_at: int | None = None
     """Number of tokens that stand before the prompts; None puts prompts behind all tokens."""
     causal: bool = False
     """Whether a token sees only itself and the tokens before it."""
-    mask: str = "attn_mask"
-    """Name of the argument that takes the attention mask; without a keyword it is the second one."""
 
 
 LARGEST_SCALE = 100.0
@@ -98,6 +94,8 @@ class Backbone(ABC):
     """sha256 over weights, configuration, preprocessing and tuned weights."""
     tuned: tuple[Path, ...] = field(default=(), kw_only=True)
     """Files of tuned weights that are part of it, in the order of tuning."""
+    config_file: ClassVar[str]
+    """What `save` writes that other folders do not have."""
     raw: bool = field(default=False, kw_only=True)
     """Whether features keep the length that the model gives them; by default they are scaled to length 1."""
 
@@ -237,57 +235,6 @@ def weights_digest(model: nn.Module, settings: str) -> str:
         digest.update(name.encode())
         digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def require_layout(method: str, towers: Mapping[str, Tower], promptable: bool = False) -> dict[str, Layout]:
-    """Refuse a method that works inside transformer blocks if a tower has no known ones.
-
-    Args:
-        method: Name of the method.
-        towers: Modality to tower.
-        promptable: Whether blocks must also accept longer sequences.
-
-    Returns:
-        Modality to layout.
-
-    Raises:
-        UserError: A tower without known transformer blocks.
-    """
-    layouts = {}
-    for modality, tower in towers.items():
-        if not _has_layout(tower, promptable):
-            inside = [] if tower.layout is None else ["adapter", "lora"]
-            takes = [*inside, *(["last_n"] if len(tower.blocks) else []), "full"]
-            lacks = "known transformer blocks" if tower.layout is None else "sequence of any length"
-            others = [f", or --{method}.towers {name}" for name in towers if _has_layout(towers[name], promptable)]
-            raise UserError(
-                f"tuning.method: got {method}, but the {modality} tower ({tower.kind}) has no {lacks}; "
-                f"expected {', '.join(takes)} or none{''.join(others)}"
-            )
-        layouts[modality] = cast(Layout, tower.layout)
-    return layouts
-
-
-def _has_layout(tower: Tower, promptable: bool) -> bool:
-    return tower.layout is not None and (tower.layout.promptable or not promptable)
-
-
-def at_most_layers(name: str, got: int, towers: Mapping[str, Tower], or_else: str = "") -> None:
-    """Refuse a number of layers that some tower does not have.
-
-    Args:
-        name: Name of the setting.
-        got: Its value.
-        towers: Modality to tower.
-        or_else: Other values of the setting, for the message.
-
-    Raises:
-        UserError: It is more than the layers of a tower.
-    """
-    layers = {modality: len(tower.blocks) for modality, tower in towers.items()}
-    if got > min(layers.values()):
-        have = ", ".join(f"the {modality} tower has {count} layers" for modality, count in layers.items())
-        raise UserError(f"{name}: got {got}, but {have}; use at most {min(layers.values())}{or_else}")
 
 
 def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:

@@ -65,7 +65,7 @@ class Scorer:
             seen: Items to leave out: their scores are -inf.
 
         Yields:
-            Positions of a block in `users_B`, and their scores, float32 [rows, C], which may be overwritten.
+            Positions of a block in `users_B`, and their scores, float32 [rows, C], which the next block overwrites.
 
         Raises:
             UserError: A vector or a score is not finite.
@@ -77,9 +77,14 @@ class Scorer:
             items_CD = items_CD[torch.from_numpy(chosen).to(items_CD.device)]
         _check_finite("items' vectors", items_CD)
         block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // len(items_CD))
+        # The same memory again and again saves a quarter of the time.
+        memory_BC = items_CD.new_empty(min(block, len(users_B)), len(items_CD)) if self.score is dot_product else None
         for start, vectors_BD in self._vectors(users_B, block):
             for some_BD in vectors_BD.split(block):
-                scores_BC = self.score(some_BD, items_CD)
+                if memory_BC is None:
+                    scores_BC = self.score(some_BD, items_CD)
+                else:
+                    scores_BC = torch.mm(some_BD, items_CD.T, out=memory_BC[: len(some_BD)])
                 _check_finite("scores", scores_BC.amax(dim=1))
                 rows = slice(start, start + len(some_BD))
                 if seen is not None:
@@ -124,7 +129,8 @@ def scorer_of(recommender: Recommender, features: Features, recent: RecentItems 
     with torch.no_grad():
         tables = recommender.tables(features)
         items_ID = recommender.items(features, tables)
-    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, recommender.score)
+    score = recommender.score if recommender.has_own_score else dot_product
+    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, score)
 
 
 def user_vectors(

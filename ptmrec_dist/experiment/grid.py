@@ -10,12 +10,13 @@ from ptmrec_dist.config import ExperimentConfig, merged
 from ptmrec_dist.recommenders import recommender_class
 
 _COMPLETE = {
-    "features": "manifest.json",
-    "contrastive": "open_clip_config.json",
-    "stage1": "metrics.json",
-    "stage2": "metrics.json",
-    "joint": "metrics.json",
+    "features": [{"manifest.json"}],
+    "contrastive": [{"open_clip_config.json"}, {"config.json", "model.safetensors"}],  # open_clip's; VLMo's
+    "stage1": [{"metrics.json"}],
+    "stage2": [{"metrics.json"}],
+    "joint": [{"metrics.json"}],
 }
+"""Command to the sets of files of which one is there when its output is complete."""
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +62,7 @@ class Step:
     @property
     def is_complete(self) -> bool:
         """Whether its output is complete."""
-        return (self.folder / _COMPLETE[self.command]).is_file()
+        return any(all((self.folder / name).is_file() for name in files) for files in _COMPLETE[self.command])
 
 
 @dataclass(frozen=True)

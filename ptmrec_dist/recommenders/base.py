@@ -150,6 +150,11 @@ class Recommender(nn.Module, ABC):
         """
         return users_BD @ items_CD.T
 
+    @property
+    def has_own_score(self) -> bool:
+        """Whether the score is not the dot product."""
+        return type(self).score is not Recommender.score
+
     @abstractmethod
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the objective, row by row.

@@ -81,16 +81,14 @@ class _Version:
         users_E, items_E = (taken[name].to_numpy()[order_E] for name in ("row", "row_item"))
 
         def vectors(rows_B: np.ndarray) -> Tensor:
-            known_B = known_U[rows_B] >= 0
-            visitors = rows_B[~known_B]
-            span = slice(starts[rows_B[0]], starts[rows_B[-1] + 1])
-            own_E = np.isin(users_E[span], visitors)
-            histories = Interactions(np.searchsorted(visitors, users_E[span][own_E]), items_E[span][own_E])
-            both_BD = torch.cat(
-                [self.vectors.known(known_U[rows_B[known_B]]), self.vectors.visitors(histories, len(visitors))]
-            )
-            order_B = np.argsort(np.concatenate([np.flatnonzero(known_B), np.flatnonzero(~known_B)]))
-            return both_BD[torch.from_numpy(order_B)]
+            known, visiting = (np.flatnonzero(chosen) for chosen in (known_U[rows_B] >= 0, known_U[rows_B] < 0))
+            found = [self.vectors.known(known_U[rows_B[known]])] if len(known) else []
+            if len(visiting):
+                visitors, span = rows_B[visiting], slice(starts[rows_B[0]], starts[rows_B[-1] + 1])
+                own_E = np.isin(users_E[span], visitors)
+                taken_E = Interactions(np.searchsorted(visitors, users_E[span][own_E]), items_E[span][own_E])
+                found.append(self.vectors.visitors(taken_E, len(visitors)))
+            return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate([known, visiting])))]
 
         return vectors
 

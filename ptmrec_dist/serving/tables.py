@@ -129,7 +129,7 @@ def _projection(recommender: Recommender) -> dict[str, Tensor]:
 
 
 def _refuse_faiss(run: FinishedRun, index: str) -> None:
-    if index == "faiss" and type(run.recommender).score is not Recommender.score:
+    if index == "faiss" and run.recommender.has_own_score:
         raise UserError(
             f"index: FAISS compares dot products, but {run.record.recommender} has a score of its own; choose --index exact"
         )

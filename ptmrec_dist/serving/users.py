@@ -107,14 +107,13 @@ class UserIndex:
             self._refuse_unknown_users(names, found)
         known_B = np.flatnonzero([row is not None for row in found])
         others_B = np.flatnonzero([row is None for row in found])
-        groups = [
-            (known_B, self.known(np.array([row for row in found if row is not None], dtype=np.int64))),
-            (
-                others_B,
-                self._visitors([names[row] for row in others_B], [given[row] or [] for row in others_B], unknown),
-            ),
-        ]
-        return _in_order([(rows, group) for rows, group in groups if len(rows)])
+        groups = []
+        if len(known_B):
+            groups.append((known_B, self.known(np.array([found[row] for row in known_B], dtype=np.int64))))
+        if len(others_B):
+            chosen = [names[row] for row in others_B], [given[row] or [] for row in others_B]
+            groups.append((others_B, self._visitors(*chosen, unknown)))
+        return _in_order(groups)
 
     def _parse(self, history: Any, row: int) -> list[Id]:
         where = f"row {row}: history"

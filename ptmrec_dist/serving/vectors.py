@@ -111,7 +111,7 @@ def is_stored(recommender: Recommender) -> bool:
     Returns:
         True if it reads histories or has a score of its own.
     """
-    return recommender.history_length > 0 or type(recommender).score is not Recommender.score
+    return recommender.history_length > 0 or recommender.has_own_score
 
 
 def save_recommender(folder: Path, run: FinishedRun) -> None:
@@ -195,6 +195,7 @@ def open_vectors(
     if not (folder / _FOLDER).is_dir():
         return StoredVectors(tensors, warm), dot_product
     recommender, tables = load_recommender(folder, seen)
+    score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
-        return StoredVectors(tensors, warm), recommender.score
-    return ComputedVectors(recommender, tables, seen, warm), recommender.score
+        return StoredVectors(tensors, warm), score
+    return ComputedVectors(recommender, tables, seen, warm), score

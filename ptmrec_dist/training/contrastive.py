@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save_backbone
-from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
-from ptmrec_dist.training.optim import schedule_of
+from ptmrec_dist.training.objectives.unified import UnifiedPairs
 from ptmrec_dist.training.run_folder import RunFolder, plain_settings
 from ptmrec_dist.training.session import Session, open_session
 from ptmrec_dist.training.trainer import Plan, Trainer
@@ -52,32 +51,29 @@ def fine_tune(config: ContrastiveConfig) -> None:
 
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded or cannot take the method, a folder of something
-            else or of other settings, a batch that ranks cannot share, a loss that is not finite.
+            else or of other settings, a batch that cannot be divided over the ranks, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)
     require_content(dataset, "image", "text")
     encoder = _encoder(config)
-    if not hasattr(encoder.model, "logit_scale"):
-        raise UserError(
-            "encoder: separate models of images and texts have no common space to be compared in; contrastive takes an "
-            "image-text model, --encoder.model"
-        )
+    for objective in config.objectives:
+        encoder.backbone.heads(objective)  # refuses what the encoder cannot be trained on
     if encoder.backbone.tuned:
         raise UserError(
             f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
             "from the encoder that it was made of"
         )
     inputs = {"shards": dataset.fingerprint, "encoder": encoder.backbone.fingerprint}
-    run = RunFolder(config.out, config, inputs, last=CONFIG_FILE)
+    run = RunFolder(config.out, config, inputs, last=encoder.backbone.config_file)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
     check_image_size(dataset, encoder, config.strict)
-    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
+    encoder.tune(
+        config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed), config.objectives
+    )
     world = join_world(config.device, config.timeout)
-    if config.batch_size % world.size:
-        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {
@@ -88,14 +84,18 @@ def fine_tune(config: ContrastiveConfig) -> None:
     with open_session(config, run, world, {"stage": "contrastive", "data": dataset.fingerprint}) as session:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
-        trainer = _trainer(config, session, ImageTextPairs(encoder.to(world.device), world), batches)
+        trainer = _trainer(config, session, _objective(config, encoder.to(world.device), world), batches)
         if trainer.fit():
             _finish(config, trainer, encoder, lineage)
 
 
-def _trainer(
-    config: ContrastiveConfig, session: Session, objective: ImageTextPairs, batches: StreamedBatches
-) -> Trainer:
+def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Objective:
+    if config.objectives == ("itc",):
+        return ImageTextPairs(encoder, world)
+    return UnifiedPairs(encoder, config.objectives, config.mask_rate, config.seed, world)
+
+
+def _trainer(config: ContrastiveConfig, session: Session, objective: Objective, batches: StreamedBatches) -> Trainer:
     tuned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
     engine = make_engine(
@@ -104,12 +104,12 @@ def _trainer(
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every or (1 if session.world.device.type == "cpu" else 10),
+        check_every=config.check_every,
+        schedule=config.optim.schedule,
         seed=config.seed,
         remedy="lower --optim.encoder_lr",
     )
-    schedule = partial(schedule_of, optimizer, config.optim.schedule, sum(map(batches.steps, range(config.epochs))))
-    return Trainer(session, objective, engine, batches, schedule, plan, EarlyStopping(patience=config.epochs))
+    return Trainer(session, objective, engine, batches, plan, EarlyStopping(patience=config.epochs))
 
 
 def _finish(config: ContrastiveConfig, trainer: Trainer, encoder: Encoder, lineage: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
     wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
-    local = config.batch_size // world.size
+    local = rows_per_rank(config.batch_size, world)
     reader = reader_of(encoder)
     return ItemStream(
         dataset, world.rank, world.size, local, reader, wanted=wanted, seed=config.seed, workers=config.workers
@@ -150,7 +150,7 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
 
 
 def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], description: dict[str, str]) -> None:
-    """Write the encoder: what open_clip's own parameters can hold in its weights, prompts and adapters beside them."""
+    """Write the encoder: what its own parameters can hold in its weights, prompts and adapters beside them."""
     shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
     fresh.mkdir()
     save_tensors(fresh / TUNED_FILE, state, description)
@@ -160,6 +160,6 @@ def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], des
         (fresh / TUNED_FILE).unlink()
         encoder.merge()
     save_backbone(encoder.backbone, fresh)
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == encoder.backbone.config_file):
         os.replace(path, config.out / path.name)
     fresh.rmdir()

@@ -7,8 +7,6 @@ Over ranks every rank holds the whole graph and samples the whole global batch, 
 part of the rows: N ranks train as one process would on the same batches.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -28,7 +26,6 @@ from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import neighbour_cache, tensors_of
 from ptmrec_dist.training.inputs import modalities_of, open_store, untrained_record
 from ptmrec_dist.training.objectives.ranking import Ranking
-from ptmrec_dist.training.optim import schedule_of
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
@@ -182,5 +179,4 @@ def make_trainer(
         remedy="lower --lr, or check the features for huge values",
     )
     stopping = EarlyStopping(config.patience, after=config.patience_after // batches.steps(0))
-    schedule = partial(schedule_of, optimizer, "constant", 0)
-    return Trainer(session, objective, engine, batches, schedule, plan, stopping, evaluation)
+    return Trainer(session, objective, engine, batches, plan, stopping, evaluation)

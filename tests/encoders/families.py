@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
+from timm.models.vitamin import GeGluMlp
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
@@ -32,6 +35,13 @@ def _timm(build: Callable[..., Any], name: str, **fixed: Any) -> None:
     timm.models.register_model(entry)
 
 
+def _behind_convolutions(**options: Any) -> VisionTransformer:
+    """A transformer over what a few convolutions make of 64 pixels."""
+    stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 2), kernel_size=(4, 2, 2))
+    embed = partial(HybridEmbed, backbone=stem, proj=False)
+    return VisionTransformer(**(options | EVA | {"img_size": 64, "patch_size": 1, "embed_layer": embed}))
+
+
 _timm(Eva, "tiny_eva_fused", qkv_fused=True, class_token=True, init_values=0.5, **EVA)  # EVA01
 _timm(
     Eva,
@@ -44,6 +54,15 @@ _timm(
     ref_feat_shape=(4, 4),
     **EVA,
 )  # EVA02
+_timm(
+    timm.models.eva.vit_pe_core_tiny_patch16_384,
+    "tiny_pe",
+    attn_pool_num_heads=2,
+    **EVA,
+)
+_timm(timm.models.fastvit.fastvit_mci0, "tiny_mci", layers=(1, 1, 1, 1), embed_dims=(16, 16, 32, 32))
+_timm(_behind_convolutions, "tiny_mci_vit", global_pool="token", no_embed_class=True)  # MobileCLIP-B
+_timm(_behind_convolutions, "tiny_vitamin", global_pool="avg", class_token=False, mlp_layer=GeGluMlp)
 _timm(VisionTransformer, "tiny_siglip", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0,
       class_token=False)  # fmt: skip
 
@@ -107,6 +126,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "timm_relpos": _of_timm("test_vit_relpos", 160, "avg", "linear"),
     "eva": _of_timm("tiny_eva_fused", 32, "token", "linear"),
     "eva02": _of_timm("tiny_eva_rope", 32, "token", "linear"),
+    "pe": _of_timm("tiny_pe", 32, "map", None),
+    "vitamin": _of_timm("tiny_vitamin", 64, "", "linear"),
+    "mobileclip_vit": _of_timm("tiny_mci_vit", 64, "token", None),
+    "mobileclip": _of_timm("tiny_mci", 64, "avg", None, BOTH_WAYS),
     "convnext": _of_timm("test_convnext", 160, "", "mlp"),
     "efficientnet": _of_timm("test_efficientnet", 160, "avg", None),
     "maxvit": _of_timm("test_maxvit", 160, "avg", "linear"),

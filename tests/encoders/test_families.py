@@ -183,14 +183,12 @@ def test_no_items_give_no_rows_and_no_gradient_that_is_not_finite(families: dict
             assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize("method", ["prompt", "adapter", "lora"])
+@pytest.mark.parametrize("method", ["prompt", "adapter"])
 def test_what_works_inside_blocks_is_refused_of_a_tower_without_them(families: dict[str, Path], method: str) -> None:
     from tests.encoders.test_methods import SETTINGS
 
     encoder = Encoder(load_backbone(EncoderConfig(model=str(families["resnet"]))), ("image", "text"))
-    message = (
-        rf"got {method}, but the image tower \(ModifiedResNet\) has no known transformer blocks; expected last_n, full"
-    )
+    message = rf"got {method}, but the image tower \(ModifiedResNet\) has no .*; expected lora, last_n, full or none"
     with pytest.raises(UserError, match=message):
         encoder.tune(method, SETTINGS[method], torch.Generator())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())

@@ -25,12 +25,13 @@ TAKES_ALL = [
         "clipa",
         "siglip_text",
         "layer_scale",
+        "qk_norm",
         "coca",
         "coca_no_causal_mask",
         "siglip",
-        "timm_vit",
     ),
-    *("timm_gap", "eva", "eva02", "xlm_roberta", "roberta", "bert", "mt5", "m2m_100"),
+    *("timm_vit", "timm_gap", "eva", "eva02", "pe", "vitamin", "mobileclip_vit"),
+    *("xlm_roberta", "roberta", "bert", "mt5", "m2m_100"),
 ]
 
 
@@ -96,7 +97,7 @@ def test_a_method_starts_from_the_features_reaches_all_that_it_trains_and_is_rea
         *itertools.product(
             ["coca", "eva02", "siglip", "xlm_roberta", "mt5"], ["prompt", "lora", "adapter", "last_n", "full"]
         ),
-        *itertools.product(["convnext", "resnet"], ["last_n", "full"]),
+        *itertools.product(["convnext", "resnet"], ["last_n", "full", "lora"]),
     ],
 )
 def test_gradient_checkpointing_changes_no_gradient_of_any_family(
@@ -136,11 +137,12 @@ def test_an_update_that_no_feature_depends_on_is_refused_and_leaves_the_tower_as
     assert [name for name, _ in encoder.named_parameters()] == names
 
 
-@pytest.mark.parametrize("method", ["prompt", "lora", "adapter"])
+@pytest.mark.parametrize("method", ["prompt", "adapter"])
 def test_one_tower_is_tuned_alone_where_the_other_cannot_be(families: dict[str, Path], method: str) -> None:
     settings = SETTINGS[method]
     with pytest.raises(
-        UserError, match=f"the image tower .* has no known transformer blocks; .*--{method}.towers text$"
+        UserError,
+        match=f"the image tower .* has no .*; expected lora, last_n, full or none, or --{method}.towers text$",
     ):
         _encoder(families["resnet"], method)
     encoder = _encoder(families["resnet"], method, replace(settings, towers="text"))
@@ -162,11 +164,26 @@ def test_tuning_a_tower_that_is_not_in_use_is_refused(families: dict[str, Path])
 
 def test_prompts_are_refused_where_position_biases_are_of_fixed_size(families: dict[str, Path]) -> None:
     with pytest.raises(
-        UserError, match=r"VisionTransformerRelPos\) has no sequence of any length; expected adapter, lora, last_n"
+        UserError, match=r"VisionTransformerRelPos\) has no sequence of tokens of any length; expected lora, ada"
     ):
         _encoder(families["timm_relpos"], "prompt")
     for method in ("lora", "adapter"):
         assert _encoder(families["timm_relpos"], method).num_tuned
+
+
+@pytest.mark.parametrize("method", ["lora", "last_n", "full"])
+@pytest.mark.parametrize("family", ["resnet", "efficientnet", "mobileclip"])
+def test_running_statistics_of_batch_normalisation_never_move(
+    families: dict[str, Path], family: str, method: str
+) -> None:
+    encoder = _encoder(families[family], method).train()
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    features = _encode(encoder)
+    _train(encoder)
+    assert F.cosine_similarity(_encode(encoder), features).max() < 1 - 1e-6
+    for name, value in encoder.named_buffers():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("family", ["xlm_roberta", "bert", "mt5", "m2m_100"])

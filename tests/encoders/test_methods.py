@@ -247,13 +247,6 @@ def test_what_a_tower_cannot_take_is_refused_and_changes_nothing(
     assert not _trainable(encoder)
 
 
-def test_lora_in_attention_of_another_kind_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_clip(tmp_path, block_type="custom", qk_norm=True)
-    with pytest.raises(UserError, match="lora cannot be attached to the image tower, whose attention is Attention"):
-        _encoder(folder, "lora")
-    assert _encoder(folder, "adapter").num_tuned > 0
-
-
 @pytest.mark.parametrize(
     ("make", "error"),
     [

@@ -38,6 +38,8 @@ _HUB = "hf-hub:"
 class OpenClip(Backbone):
     """A frozen open_clip model."""
 
+    config_file = CONFIG_FILE
+
     tokenizer: Callable[[list[str]], Tensor]
     """Texts to token ids, int64 [B, N]."""
     image_config: PreprocessCfg

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,8 @@ PAIR_FILE = "encoder.json"
 @dataclass(frozen=True)
 class Pair(Backbone):
     """Separate frozen models."""
+
+    config_file = PAIR_FILE
 
     image: TimmTower | None
     """Model of images."""
@@ -56,6 +59,13 @@ class Pair(Backbone):
         """Return the model of a modality."""
         tower: Tower | None = self.image if modality == "image" else self.text
         return _present(tower, modality)
+
+    def heads(self, objective: str) -> Sequence[nn.Parameter]:
+        """Refuse every objective on pairs: the models have no common space."""
+        raise UserError(
+            "encoder: separate models of images and texts have no common space to be compared in; contrastive takes an "
+            "image-text model, --encoder.model"
+        )
 
     def save(self, folder: Path) -> None:
         """Write each model into a folder of its own, in its library's format."""

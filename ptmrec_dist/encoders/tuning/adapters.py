@@ -7,13 +7,14 @@ Legend: B batch, N tokens, D width.
 """
 
 from collections.abc import Mapping
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import AdapterConfig
-from ptmrec_dist.encoders.base import Tower, require_layout
+from ptmrec_dist.encoders.base import Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 
 
@@ -42,17 +43,22 @@ class Bottleneck(nn.Module):
 class Adapters(TuningMethod[AdapterConfig]):
     """Two bottlenecks in every block of every tower, after the last module of each sublayer."""
 
+    needs = "known ends of attention and MLP"
+
+    @classmethod
+    def fits(cls, tower: Tower) -> bool:
+        """Whether the ends of the sublayers are known."""
+        return tower.layout is not None and len(tower.layout.ends) > 0
+
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
-        """Attach the bottlenecks; refuses a tower without known transformer blocks."""
-        layouts = require_layout("adapter", towers)
-        wrapped: set[nn.Module] = set()  # towers may have modules in common
-        for modality, tower in towers.items():
-            layout = layouts[modality]
-            for block in tower.blocks:
-                for end in layout.ends:
-                    module = block.get_submodule(end)
-                    if module not in wrapped:
-                        bottleneck = Bottleneck(layout.width, self.settings.bottleneck, generator)
-                        wrapped.add(adapted := nn.Sequential(module, bottleneck))
-                        block.set_submodule(end, adapted)
+        """Attach the bottlenecks."""
+        wrapped: set[nn.Module] = set()
+        for tower in towers.values():
+            assert tower.layout is not None
+            for block, end in product(tower.blocks, tower.layout.ends):
+                module = block.get_submodule(end)
+                if module not in wrapped:
+                    bottleneck = Bottleneck(tower.layout.width, self.settings.bottleneck, generator)
+                    wrapped.add(adapted := nn.Sequential(module, bottleneck))
+                    block.set_submodule(end, adapted)
         return {}

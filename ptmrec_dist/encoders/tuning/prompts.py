@@ -10,14 +10,20 @@ Legend: B batch, N tokens, S tokens and prompts, D width, L prompt vectors of a 
 
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import PromptConfig
-from ptmrec_dist.encoders.base import Layout, Tower, at_most_layers, require_layout
-from ptmrec_dist.encoders.tuning.base import TuningMethod
+from ptmrec_dist.encoders.base import Layout, Tower
+from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
+from ptmrec_dist.errors import UserError
+
+# Arguments of blocks that have a row or column for each token. Prompts have no position: no bias, no rotation.
+_MASKS, _BIASES, _ROTATIONS = ("attn_mask", "attention_mask", "seen"), ("position_bias",), ("position_embeddings",)
 
 
 class DeepPrompts(nn.Module):
@@ -36,30 +42,62 @@ class DeepPrompts(nn.Module):
         self.vectors_PLD = nn.Parameter(torch.empty(depth, length, layout.width).normal_(0, 0.02, generator=generator))
 
     def hook(self, tower: Tower) -> None:
-        """Hook the prompts into the blocks of a tower.
+        """Hook the prompts into the blocks of a tower, and run it once.
 
         Args:
             tower: The tower.
+
+        Raises:
+            UserError: The tower fails with prompts; it is left as it was.
         """
-        for number, block in enumerate(tower.blocks):
+        handles = [
             block.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
+            for number, block in enumerate(tower.blocks)
+        ]
+        handles.append(tower.blocks[-1].register_forward_hook(self._leave))
+        self._shift_rotations(tower, self.length)
+        try:
+            with torch.no_grad():
+                tower.encode(tower.example.to(next(iter(tower.parameters())).device))
+        except Exception as error:  # a model of any library
+            for handle in handles:
+                handle.remove()
+            self._shift_rotations(tower, -self.length)
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"tuning.method: got prompt, but {tower.kind} does not run with prompts ({reason}); choose another method"
+            ) from error
+
+    def _shift_rotations(self, tower: Tower, by: int) -> None:
+        """Count prompts among the leading tokens, to which timm's attention gives no rotary positions."""
+        for block in tower.blocks:
             attention: Any = getattr(block, "attn", None)
-            if hasattr(attention, "num_prefix_tokens"):  # leading tokens without rotary positions
-                attention.num_prefix_tokens += self.length
-        tower.blocks[-1].register_forward_hook(self._leave)
+            if hasattr(attention, "num_prefix_tokens"):
+                attention.num_prefix_tokens += by
 
     def _enter(
         self, number: int, block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Insert a block's own prompts, and widen the mask so that tokens attend to them."""
+        """Insert a block's own prompts, and extend what it is told about each token."""
         tokens_BSD = inputs[0]
         if number < self.depth:
             content_BND = tokens_BSD if number == 0 else self._without(tokens_BSD)
             tokens_BSD = self._with(content_BND, self.vectors_PLD[number])
-        if self.layout.mask in options:
-            options = {**options, self.layout.mask: self._widened(options[self.layout.mask])}
-            return (tokens_BSD, *inputs[1:]), options
-        return (tokens_BSD, *map(self._widened, inputs[1:2]), *inputs[2:]), options
+        content = tokens_BSD.shape[1] - self.length
+        names = list(signature(type(block).forward).parameters)[2:]  # after `self` and the tokens
+        others = (self._extended(name, value, content) for name, value in zip(names, inputs[1:], strict=False))
+        options = {name: self._extended(name, value, content) for name, value in options.items()}
+        return (tokens_BSD, *others), options
+
+    def _extended(self, name: str, value: Any, content: int) -> Any:
+        """Extend an argument that describes the N tokens so that it describes tokens and prompts."""
+        if name in _ROTATIONS and value is not None:
+            return tuple(_led(part, self.length, fill) for part, fill in zip(value, (1.0, 0.0), strict=True))
+        if not isinstance(value, Tensor) or value.shape[-1] != content:
+            return value
+        if name in _BIASES:
+            return F.pad(value, (self.length, 0, self.length, 0))
+        return self._widened(value) if name in _MASKS else value
 
     def _leave(self, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Remove the prompts after the last block."""
@@ -82,13 +120,14 @@ class DeepPrompts(nn.Module):
             return tokens_BSD[:, self.length :]
         return torch.cat([tokens_BSD[:, :at], tokens_BSD[:, at + self.length :]], dim=1)
 
-    def _widened(self, mask: Tensor | None) -> Tensor | None:
-        """Extend a mask [..., N, N] (additive, or true where a token is attended to) to L leading prompts: [..., S, S]."""
-        if mask is None:
-            return None
+    def _widened(self, mask: Tensor) -> Tensor:
+        """Extend a mask [..., N or 1, N] (additive, or true where a token is attended to) to L leading prompts."""
         length, tokens = self.length, mask.shape[-1]
         seen, hidden = (True, False) if mask.dtype == torch.bool else (0.0, float("-inf"))
         lead = mask.shape[:-2]
+        content = torch.cat([mask.new_full((*lead, mask.shape[-2], length), seen), mask], dim=-1)
+        if mask.shape[-2] == 1 != tokens:  # one row for all tokens, which is that of prompts, too
+            return content
         if self.layout.causal:
             ones = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
             own = mask.new_full((length, length), hidden).masked_fill(ones, seen).expand(*lead, -1, -1)
@@ -96,22 +135,33 @@ class DeepPrompts(nn.Module):
         else:  # prompts attend to all but padding, like any token
             own = mask.new_full((*lead, length, length), seen)
             others = mask[..., :1, :].expand(*lead, length, tokens)
-        prompts = torch.cat([own, others], dim=-1)
-        content = torch.cat([mask.new_full((*lead, mask.shape[-2], length), seen), mask], dim=-1)
-        return torch.cat([prompts, content], dim=-2)
+        return torch.cat([torch.cat([own, others], dim=-1), content], dim=-2)
+
+
+def _led(values_BND: Tensor, length: int, fill: float) -> Tensor:
+    """Put L rows of one value before N rows."""
+    leading = values_BND.new_full((*values_BND.shape[:-2], length, values_BND.shape[-1]), fill)
+    return torch.cat([leading, values_BND], dim=-2)
 
 
 class Prompts(TuningMethod[PromptConfig]):
     """New prompts in every tower."""
 
+    needs = "sequence of tokens of any length"
+
+    @classmethod
+    def fits(cls, tower: Tower) -> bool:
+        """Whether blocks take a sequence of any length."""
+        return tower.layout is not None and tower.layout.promptable
+
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> dict[str, DeepPrompts]:
-        """Attach prompts, and return them by modality; refuses a tower that does not support them, or has fewer blocks."""
-        layouts = require_layout("prompt", towers, promptable=True)
+        """Attach prompts, and return them by modality; refuses a depth larger than a tower."""
         depth, attached = self.settings.depth, {}
         if depth != "all":
-            at_most_layers("prompt.depth", depth, towers, or_else=", or 'all'")
+            at_most_blocks("prompt.depth", depth, towers, or_else=", or 'all'")
         for modality, tower in towers.items():
+            assert tower.layout is not None
             blocks = len(tower.blocks) if depth == "all" else depth
-            attached[modality] = DeepPrompts(blocks, self.settings.length, layouts[modality], generator)
+            attached[modality] = DeepPrompts(blocks, self.settings.length, tower.layout, generator)
             attached[modality].hook(tower)
         return attached

@@ -6,12 +6,17 @@ import torch
 from torch import nn
 
 from ptmrec_dist.config import FullConfig, LastNConfig, MethodConfig
-from ptmrec_dist.encoders.base import Tower, at_most_layers
-from ptmrec_dist.encoders.tuning.base import TuningMethod
+from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
 
 
 class Full(TuningMethod[FullConfig]):
     """Every weight that the towers use is trained; running statistics of batch normalisation stay as they are."""
+
+    @classmethod
+    def fits(cls, tower: Tower) -> bool:
+        """Every tower has weights."""
+        return True
 
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
         """Make every weight of the towers trainable."""
@@ -26,7 +31,7 @@ class LastN(TuningMethod[LastNConfig]):
 
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
         """Make the last blocks trainable; refuses more than a tower has."""
-        at_most_layers("last_n.n", self.settings.n, towers)
+        at_most_blocks("last_n.n", self.settings.n, towers)
         for tower in towers.values():
             for block in tower.blocks[-self.settings.n :]:
                 block.requires_grad_()
@@ -35,6 +40,11 @@ class LastN(TuningMethod[LastNConfig]):
 
 class Frozen(TuningMethod[MethodConfig]):
     """Nothing is trained: the control."""
+
+    @classmethod
+    def fits(cls, tower: Tower) -> bool:
+        """Every tower can stay as it is."""
+        return True
 
     def attach(self, towers: Mapping[str, Tower], generator: torch.Generator) -> Mapping[str, nn.Module]:
         """Leave the towers as they are."""

@@ -3,8 +3,6 @@
 Legend: B local pairs, G pairs of all ranks, D width.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,8 +11,6 @@ from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.training.objectives.base import Objective
-
-_LARGEST_SCALE = 100.0  # CLIP's bound of 1 / temperature
 
 
 def contrastive_loss(
@@ -47,7 +43,7 @@ class ImageTextPairs(Objective):
     """Both towers, as a function from pairs to their loss over all ranks.
 
     Args:
-        encoder: An encoder with both towers; the temperature is that of its CLIP.
+        encoder: An encoder with both towers; with a common space of images and texts.
         world: This rank and its peers.
     """
 
@@ -68,9 +64,8 @@ class ImageTextPairs(Objective):
             `contrast`, a scalar whose mean over the ranks is the loss.
         """
         self.encoded_items += len(batch.items)
-        images_BD, texts_BD = self.encoder.encode(batch.images, batch.texts).values()
+        images_BD, texts_BD, scale = self.encoder.backbone.contrasted(self.encoder.encode(batch.images, batch.texts))
         rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
         own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
-        scale = cast(Tensor, self.encoder.model.logit_scale).exp().clamp(max=_LARGEST_SCALE)
         gathered = gather_rows(images_BD), gather_rows(texts_BD)
         return {"contrast": mean_over_ranks(contrastive_loss(images_BD, texts_BD, *gathered, own_B, scale))}

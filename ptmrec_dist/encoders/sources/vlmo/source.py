@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 class Unified(Backbone):
     """A VLMo or BEiT-3 with its tokenizer."""
 
+    config_file = CONFIG_FILE
+
     model: Vlmo | Beit3
     """The model, in eval mode, without trainable parameters."""
     tokens: Tokens

@@ -36,7 +36,6 @@ class ExpertTower:
         self.layout: Layout | None = Layout(
             width=model.config.width,
             ends=("attn.proj", "mlp.fc2"),
-            projections=("query", "key", "value", "proj", "fc1", "fc2"),
             prompts_at=1 if modality == "image" else 0,  # behind the class token, or in front of the text
         )
         self._head = getattr(model.heads, modality) if features == "itc" else nn.Identity()
