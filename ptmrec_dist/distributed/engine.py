@@ -38,6 +38,10 @@ class Engine(Protocol):
     module: nn.Module
     """What is called and trained."""
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser; ZeRO 1 to 3 give it this rank's part of the parameters."""
+
     def __call__(self, *inputs: Any) -> Any:
         """Call the module.
 

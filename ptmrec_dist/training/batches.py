@@ -13,6 +13,7 @@ from torch import Generator
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import RecentItems
 from ptmrec_dist.distributed import World
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.objectives.ranking import RankingBatch
@@ -155,3 +156,21 @@ class InteractionBatches:
         histories = None if self.recent is None else self.recent.before(rows_B)
         own = Batch(self.users_E[rows_B], self.items_E[rows_B], negatives_B, histories)
         return RankingBatch(own, rows=len(rows_G))
+
+
+def rows_per_rank(batch_size: int, world: World) -> int:
+    """Divide a batch over the ranks.
+
+    Args:
+        batch_size: Rows of the global batch.
+        world: This rank and its peers.
+
+    Returns:
+        Rows of each rank.
+
+    Raises:
+        UserError: It cannot be divided evenly.
+    """
+    if batch_size % world.size:
+        raise UserError(f"batch_size: got {batch_size}, expected a multiple of the {world.size} ranks")
+    return batch_size // world.size

@@ -8,7 +8,6 @@ deepspeed --num_gpus 2 launchers/contrastive.py --shards shards/movies --encoder
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,12 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.retrieval import CUTOFF
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.objectives.unified import UnifiedPairs
-from ptmrec_dist.training.optim import schedule_of
 from ptmrec_dist.training.pair_retrieval import held_out_pairs, own_pairs_found
 from ptmrec_dist.training.run_folder import RunFolder, plain_settings
 from ptmrec_dist.training.session import Session, open_session
@@ -57,7 +55,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded, lacks a tower, cannot take the method or has
             nothing to project, a method that trains nothing, a folder of something else or of other settings, a batch that
-            ranks cannot share, a loss that is not finite.
+            cannot be divided over the ranks, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)
@@ -91,8 +89,6 @@ def fine_tune(config: ContrastiveConfig) -> None:
             "encoders, whose new projections are trained in any case"
         )
     world = join_world(config.device, config.timeout)
-    if config.batch_size % world.size:
-        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {
@@ -104,7 +100,9 @@ def fine_tune(config: ContrastiveConfig) -> None:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
         trained = _objective(config, encoder.to(world.device), world)
-        held_out = held_out_pairs(dataset, encoder, session, config.batch_size // world.size, config.max_damaged)
+        held_out = held_out_pairs(
+            dataset, encoder, session, rows_per_rank(config.batch_size, world), config.max_damaged
+        )
         before = own_pairs_found(encoder, held_out, session)
         trainer = _trainer(config, session, encoder, trained, batches)
         if trainer.fit():
@@ -129,12 +127,12 @@ def _trainer(
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every or (1 if session.world.device.type == "cpu" else 10),
+        check_every=config.check_every,
+        schedule=config.optim.schedule,
         seed=config.seed,
         remedy="lower --optim.encoder_lr",
     )
-    schedule = partial(schedule_of, optimizer, config.optim.schedule, sum(map(batches.steps, range(config.epochs))))
-    return Trainer(session, objective, engine, batches, schedule, plan, EarlyStopping(patience=config.epochs))
+    return Trainer(session, objective, engine, batches, plan, EarlyStopping(patience=config.epochs))
 
 
 def _parameter_groups(config: ContrastiveConfig, encoder: Encoder) -> list[dict[str, Any]]:
@@ -188,7 +186,7 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
             f"shards: {dataset.folder} has {wanted.sum()} items with an image and a text that are not held out, expected 2 or "
             "more; pack more items"
         )
-    local = config.batch_size // world.size
+    local = rows_per_rank(config.batch_size, world)
     reader = reader_of(encoder)
     return ItemStream(
         dataset,
@@ -215,9 +213,7 @@ def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], des
         encoder.merge()
     save_backbone(encoder.backbone, fresh)
     for path in sorted(fresh.iterdir(), key=lambda path: path.name == encoder.backbone.config_file):
-        if path.is_dir():
-            shutil.rmtree(
-                config.out / path.name, ignore_errors=True
-            )  # likewise; a folder replaces no folder with files
+        if path.is_dir():  # likewise: a folder does not replace one that has files
+            shutil.rmtree(config.out / path.name, ignore_errors=True)
         os.replace(path, config.out / path.name)
     fresh.rmdir()

@@ -4,15 +4,14 @@
 returns the terms of the loss. Between epochs the model is evaluated, and kept where the evaluation says so.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from ptmrec_dist.config import Schedule
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.errors import UserError
@@ -23,6 +22,7 @@ from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.monitor import LossMonitor
 from ptmrec_dist.training.objectives.base import Objective
+from ptmrec_dist.training.optim import schedule_of
 from ptmrec_dist.training.run_folder import flatten
 from ptmrec_dist.training.session import Session
 
@@ -48,8 +48,10 @@ class Plan:
     """Largest number of epochs."""
     checkpoint_every: int
     """Steps between checkpoints."""
-    check_every: int
-    """Steps between reads of the losses; after each, signals are handled."""
+    check_every: int | None = None
+    """Steps between reads of the losses; after each, signals are handled. By default 1 on a CPU and 10 on a GPU."""
+    schedule: Schedule = "constant"
+    """Learning rates over all steps of all epochs."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     seed: int = 0
@@ -70,7 +72,6 @@ class Trainer:
         objective: What is trained.
         engine: The engine around the objective, before its first step.
         batches: What each step is made on.
-        schedule: Makes the schedule of the learning rates from the number of steps already done.
         plan: When to do what.
         stopping: Early stopping of a run without a checkpoint.
         evaluation: What follows epochs; without it only losses are recorded.
@@ -85,17 +86,18 @@ class Trainer:
         objective: Objective,
         engine: Engine,
         batches: Batches,
-        schedule: Callable[[int], LRScheduler],
         plan: Plan,
         stopping: EarlyStopping,
         evaluation: Evaluation | None = None,
     ) -> None:
         self.session, self.world, self.objective, self.engine = session, session.world, objective, engine
         self.batches, self.plan, self.evaluation = batches, plan, evaluation
-        self.monitor = LossMonitor(session.world, plan.check_every, plan.remedy)
+        every = plan.check_every or (1 if session.world.device.type == "cpu" else 10)
+        self.monitor = LossMonitor(session.world, every, plan.remedy)
         self.generator = torch.Generator(batches.generator_device)
         self.state = self._resumed(stopping)
-        self.schedule = schedule(sum(map(batches.steps, range(self.state.epoch))) + self.state.step)
+        steps, done = (sum(map(batches.steps, range(epochs))) for epochs in (plan.epochs, self.state.epoch))
+        self.schedule = schedule_of(engine.optimizer, plan.schedule, steps, done + self.state.step)
 
     def fit(self) -> bool:
         """Train to the end.

@@ -1,7 +1,5 @@
 """Train encoder and recommender together, as stage 2 and joint training do: from a run, or from scratch."""
 
-from functools import partial
-
 import numpy as np
 import torch
 
@@ -16,12 +14,12 @@ from ptmrec_dist.encoders.features import check_image_size, reader_of, require_c
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
-from ptmrec_dist.training.batches import StreamedBatches
+from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
-from ptmrec_dist.training.optim import parameter_groups, schedule_of
+from ptmrec_dist.training.optim import parameter_groups
 from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import Report, Session, open_session
@@ -53,11 +51,10 @@ def tune(
         return
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
-    if config.batch_size % world.size:
-        raise UserError(f"batch_size: got {config.batch_size}, expected a multiple of the {world.size} ranks")
+    rows = rows_per_rank(config.batch_size, world)
     torch.manual_seed(config.seed)
-    batches = _batches(config, start, encoder, world)
-    objective = _objective(config, start, encoder, transfer or TransferSettings(), world)
+    batches = _batches(config, start, encoder, world, rows)
+    objective = _objective(config, start, encoder, transfer or TransferSettings(), world, rows)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
         evaluation = TunedEvaluation(config, session, objective, start)
@@ -148,17 +145,17 @@ def make_trainer(
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every or (1 if session.world.device.type == "cpu" else 10),
+        check_every=config.check_every,
+        schedule=config.optim.schedule,
         evaluate_every=config.refresh_every,
         seed=config.seed,
     )
-    schedule = partial(schedule_of, optimizer, config.optim.schedule, sum(map(batches.steps, range(config.epochs))))
     stopping = EarlyStopping(config.patience, config.keep)
-    return Trainer(session, objective, engine, batches, schedule, plan, stopping, evaluation)
+    return Trainer(session, objective, engine, batches, plan, stopping, evaluation)
 
 
 def _objective(
-    config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, transfer: TransferSettings, world: World
+    config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, transfer: TransferSettings, world: World, rows: int
 ) -> Transfer:
     return Transfer(
         None if encoder is None else encoder.to(world.device),
@@ -167,25 +164,27 @@ def _objective(
         KnownPositives(start.dataset.interactions("train"), start.dataset.num_items, world.device),
         transfer,
         config.seed,
-        rows=config.batch_size // world.size,
+        rows=rows,
         has={modality: torch.from_numpy(start.dataset.has(modality)).to(world.device) for modality in start.features},
         recent=recent_items(start.recommender, start.dataset, ("train",), world.device),
     )
 
 
-def _batches(config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, world: World) -> StreamedBatches:
-    dataset, local = start.dataset, config.batch_size // world.size
+def _batches(
+    config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, world: World, rows: int
+) -> StreamedBatches:
+    dataset = start.dataset
     reader = Reader() if encoder is None else reader_of(encoder)
     train = dataset.interactions("train")
     if config.batching == "interaction":
         files = ItemFiles(dataset, reader, config.max_damaged)
-        pairs = InteractionMajor(files, train, world.rank, world.size, local, config.seed)
+        pairs = InteractionMajor(files, train, world.rank, world.size, rows, config.seed)
         return StreamedBatches(pairs, config.accumulation)
     stream = ItemStream(
         dataset,
         world.rank,
         world.size,
-        local,
+        rows,
         reader,
         wanted=np.bincount(train.items, minlength=dataset.num_items) > 0,
         seed=config.seed,
