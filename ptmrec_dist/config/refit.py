@@ -31,7 +31,9 @@ class RefitConfig:
     epochs: int | None = None
     """Largest number of epochs."""
     patience: int | None = None
-    """Evaluations without an improvement on validation before training stops."""
+    """Evaluations without an improvement on validation before training stops, to which `patience_growth` adds."""
+    patience_growth: float | None = None
+    """Evaluations added to `patience`, as a fraction of those up to the best one."""
     patience_after: int | None = None
     """Steps before patience starts to count."""
     eval_every: int | None = None

@@ -178,5 +178,6 @@ def make_trainer(
         checkpoint_epochs=False,
         remedy="lower --lr, or check the features for huge values",
     )
-    stopping = EarlyStopping(config.patience, after=config.patience_after // batches.steps(0))
+    after = config.patience_after // batches.steps(0)
+    stopping = EarlyStopping(config.patience, after=after, growth=config.patience_growth)
     return Trainer(session, objective, engine, batches, plan, stopping, evaluation)
