@@ -89,6 +89,7 @@ def test_one_encoder_reads_its_modality_alone_and_texts_cut_off_are_counted(
     assert "longer than" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_pair_in_a_common_space_serves_every_later_step(
     tiny_project: Project, sources: Path, empty_registry: MlflowClient, tmp_path: Path
 ) -> None:

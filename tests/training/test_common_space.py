@@ -91,6 +91,7 @@ def test_projections_are_learned_alone_on_frozen_towers(
     assert load_backbone(EncoderConfig(model=str(out))).tokenize(["x"]).equal(source.tokenize(["x"]))  # with its prefix
 
 
+@pytest.mark.slow
 def test_ranks_learn_as_one_process_does_and_an_interrupted_run_resumes_to_the_digit(
     tiny_project: Project, pair: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
