@@ -30,6 +30,7 @@ COMMANDS = {
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1"),
     "stage2": Command(config.Stage2Config, "ptmrec_dist.training.stage2:train_stage2"),
+    "refit": Command(config.RefitConfig, "ptmrec_dist.training.refit:refit"),
     "joint": Command(config.JointConfig, "ptmrec_dist.training.joint:train_joint"),
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),

@@ -156,6 +156,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         epochs=100,
         eval_every=2,
         patience=8,
+        patience_growth=0,
         patience_after=0,
         checkpoint_every=50,
         seed=seed,

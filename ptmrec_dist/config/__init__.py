@@ -26,6 +26,7 @@ from ptmrec_dist.config.plain import (
     settings_parser,
 )
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_config
+from ptmrec_dist.config.refit import RefitConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import (
@@ -99,6 +100,7 @@ __all__ = [
     "ReadsRun",
     "RecommendConfig",
     "RecommenderConfig",
+    "RefitConfig",
     "RegisterConfig",
     "ReportConfig",
     "RollbackConfig",

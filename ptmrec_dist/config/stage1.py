@@ -1,5 +1,6 @@
 """Settings of the command that trains a recommender on frozen features."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -53,7 +54,10 @@ class Stage1Config(ChoosesRecommender):
     epochs: int = 1000
     """Largest number of epochs."""
     patience: int = 20
-    """Evaluations without an improvement on validation before training stops."""
+    """Evaluations without an improvement on validation before training stops, to which `patience_growth` adds."""
+    patience_growth: float = 0.33
+    """Evaluations added to `patience`, as a fraction of those up to the best one: a run whose best was the 100th of its
+    evaluations stops after 20 + 33 without a better one. 0: patience stays as it is."""
     patience_after: int = 1000
     """Steps before patience starts to count: a recommender may stay at chance level for hundreds of steps before it
     learns."""
@@ -83,6 +87,9 @@ class Stage1Config(ChoosesRecommender):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("epochs", "patience_after"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(
+            0 <= self.patience_growth < math.inf, "patience_growth", self.patience_growth, "a finite number, 0 or more"
+        )
         require(self.lr > 0, "lr", self.lr, "more than 0")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require_device(self.device)

@@ -204,6 +204,11 @@ class ContrastiveConfig(TunesEncoder):
     negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
     mask_rate: float = 0.15
     """Fraction of the words that mlm hides."""
+    projection: int | None = None
+    """Width of the common space into which new linear projections map the features of separate image and text encoders; by
+    default 256. Other encoders have a common space."""
+    projection_lr: float = 1e-3
+    """Learning rate of these projections and of their temperature."""
     epochs: int = 5
     """Passes over the catalogue."""
     seed: int = 0
@@ -211,8 +216,9 @@ class ContrastiveConfig(TunesEncoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.tuning.method != "none", "tuning.method", "none", "a method that trains something")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+        require(self.projection is None or self.projection >= 1, "projection", self.projection, "1 or more")
+        require(self.projection_lr >= 0, "projection_lr", self.projection_lr, "0 or more")
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         named, given = set(self.objectives), ",".join(self.objectives)
         require(

@@ -155,6 +155,30 @@ class Backbone(ABC):
             The tower, run by the model's own forward.
         """
 
+    def projected(self, width: int | None, generator: torch.Generator) -> "Backbone":
+        """Give an encoder without a common space of images and texts new projections into one.
+
+        Args:
+            width: Width of the common space; None leaves the choice to the encoder.
+            generator: Source of the initial weights.
+
+        Returns:
+            An encoder with a common space; by default this one, which has one.
+
+        Raises:
+            UserError: A width is given, but there is nothing to project.
+        """
+        if width is not None:
+            raise UserError(
+                f"projection: got {width}, but this encoder has a common space already; leave --projection out"
+            )
+        return self
+
+    @property
+    def projections(self) -> Sequence[nn.Parameter]:
+        """Weights of what `projected` gave it, among its heads; by default none."""
+        return []
+
     def heads(self, objective: str) -> Sequence[nn.Parameter]:
         """Return what an objective on pairs of image and text trains besides what features depend on.
 

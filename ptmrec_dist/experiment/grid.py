@@ -11,7 +11,8 @@ from ptmrec_dist.recommenders import recommender_class
 
 _COMPLETE = {
     "features": [{"manifest.json"}],
-    "contrastive": [{"open_clip_config.json"}, {"config.json", "model.safetensors"}],  # open_clip's; VLMo's
+    "contrastive": [{"open_clip_config.json"}, {"config.json", "model.safetensors"}, {"encoder.json"}],
+    # open_clip's; VLMo's; that of separate encoders
     "stage1": [{"metrics.json"}],
     "stage2": [{"metrics.json"}],
     "joint": [{"metrics.json"}],

@@ -137,8 +137,10 @@ def _text_tower_of(folder: Path) -> dict[str, Any]:
 
 
 def _text_tower(encoder: Encoder) -> SentenceTower | None:
-    return encoder.backbone.text if isinstance(encoder.backbone, Pair) else None
+    backbone = encoder.backbone
+    return backbone.text if isinstance(backbone, Pair) and backbone.space is None else None
 
 
 def _image_tower(encoder: Encoder) -> TimmTower | None:
-    return encoder.backbone.image if isinstance(encoder.backbone, Pair) else None
+    backbone = encoder.backbone
+    return backbone.image if isinstance(backbone, Pair) and backbone.space is None else None

@@ -91,7 +91,7 @@ def _write_model(
 
 def _lineage(run: FinishedRun) -> dict[str, str]:
     record = run.record
-    made_from = {"data": record.data, "features": record.features, "stage1": record.stage1, "encoder": record.encoder}
+    made_from = {name: getattr(record, name) for name in ("data", "features", "stage1", "stage2", "encoder")}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
     metrics = flatten(read_metrics(run.folder))
     commit = _git_commit()

@@ -1,29 +1,31 @@
 """Fine-tune an encoder on a catalogue's own pairs of image and text (PTMRec eq. 2).
 
 ptmrec contrastive --shards shards/movies --encoder.model clip --out encoders/movies          # one process
+ptmrec contrastive --shards shards/movies --encoder.image timm:NAME --encoder.text hf:NAME --out encoders/movies
 deepspeed --num_gpus 2 launchers/contrastive.py --shards shards/movies --encoder.model clip --out encoders/movies
 """
 
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptmrec_dist.config import ContrastiveConfig, method_entry
+from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, method_entry
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.distributed.engine import make_engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save_backbone
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.retrieval import CUTOFF
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
@@ -32,6 +34,7 @@ from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.objectives.unified import UnifiedPairs
+from ptmrec_dist.training.pair_retrieval import held_out_pairs, own_pairs_found
 from ptmrec_dist.training.run_folder import RunFolder, plain_settings
 from ptmrec_dist.training.session import Session, open_session
 from ptmrec_dist.training.trainer import Plan, Trainer
@@ -50,13 +53,20 @@ def fine_tune(config: ContrastiveConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: Shards without content, an encoder that cannot be loaded or cannot take the method, a folder of something
-            else or of other settings, a batch that cannot be divided over the ranks, a loss that is not finite.
+        UserError: Shards without content, an encoder that cannot be loaded, lacks a tower, cannot take the method or has
+            nothing to project, a method that trains nothing, a folder of something else or of other settings, a batch that
+            cannot be divided over the ranks, a loss that is not finite.
         Fault: A rank was lost, items could not be read, the disk is full.
     """
     dataset = Dataset(config.shards)
     require_content(dataset, "image", "text")
-    encoder = _encoder(config)
+    source = load_backbone(config.encoder)
+    if len(source.modalities) < 2:
+        raise UserError(
+            f"encoder: got an encoder of {source.modalities[0]}s alone, but contrastive compares images with texts; give both "
+            "--encoder.image and --encoder.text, or --encoder.model"
+        )
+    encoder = _encoder(config, source)
     for objective in config.objectives:
         encoder.backbone.heads(objective)  # refuses what the encoder cannot be trained on
     if encoder.backbone.tuned:
@@ -64,7 +74,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
             f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
             "from the encoder that it was made of"
         )
-    inputs = {"shards": dataset.fingerprint, "encoder": encoder.backbone.fingerprint}
+    inputs = {"shards": dataset.fingerprint, "encoder": source.fingerprint}
     run = RunFolder(config.out, config, inputs, last=encoder.backbone.config_file)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
@@ -73,20 +83,31 @@ def fine_tune(config: ContrastiveConfig) -> None:
     encoder.tune(
         config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed), config.objectives
     )
+    if not encoder.num_tuned:
+        raise UserError(
+            f"tuning.method: got {config.tuning.method!r}, expected a method that trains something; none is for separate "
+            "encoders, whose new projections are trained in any case"
+        )
     world = join_world(config.device, config.timeout)
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {
         "data": dataset.fingerprint,
-        "encoder": encoder.backbone.fingerprint,
+        "encoder": source.fingerprint,
         "parameters": {"encoder": encoder.num_tuned},  # now: ZeRO-3 leaves a rank a part of each parameter
     }
     with open_session(config, run, world, {"stage": "contrastive", "data": dataset.fingerprint}) as session:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
-        trainer = _trainer(config, session, _objective(config, encoder.to(world.device), world), batches)
+        trained = _objective(config, encoder.to(world.device), world)
+        held_out = held_out_pairs(
+            dataset, encoder, session, rows_per_rank(config.batch_size, world), config.max_damaged
+        )
+        before = own_pairs_found(encoder, held_out, session)
+        trainer = _trainer(config, session, encoder, trained, batches)
         if trainer.fit():
-            _finish(config, trainer, encoder, lineage)
+            retrieval = {"before": before, "after": own_pairs_found(encoder, held_out, session)} if before else {}
+            _finish(config, trainer, encoder, lineage | {"retrieval": retrieval})
 
 
 def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Objective:
@@ -95,9 +116,11 @@ def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Obj
     return UnifiedPairs(encoder, config.objectives, config.mask_rate, config.seed, world)
 
 
-def _trainer(config: ContrastiveConfig, session: Session, objective: Objective, batches: StreamedBatches) -> Trainer:
-    tuned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(tuned, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
+def _trainer(
+    config: ContrastiveConfig, session: Session, encoder: Encoder, objective: Objective, batches: StreamedBatches
+) -> Trainer:
+    groups = _parameter_groups(config, encoder)
+    optimizer = torch.optim.AdamW(groups, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
     engine = make_engine(
         objective, optimizer, session.world, zero_stage=config.zero.stage, grad_clip=config.optim.grad_clip
     )
@@ -112,12 +135,23 @@ def _trainer(config: ContrastiveConfig, session: Session, objective: Objective, 
     return Trainer(session, objective, engine, batches, plan, EarlyStopping(patience=config.epochs))
 
 
+def _parameter_groups(config: ContrastiveConfig, encoder: Encoder) -> list[dict[str, Any]]:
+    """Split what is trained by learning rate: projections are new, the towers were pretrained."""
+    new = list(encoder.backbone.projections)
+    others = {id(parameter) for parameter in new}
+    tuned = [p for p in encoder.parameters() if p.requires_grad and id(p) not in others]
+    groups = [{"params": tuned, "lr": config.encoder_lr}, {"params": new, "lr": config.projection_lr}]
+    return [group for group in groups if group["params"]]
+
+
 def _finish(config: ContrastiveConfig, trainer: Trainer, encoder: Encoder, lineage: dict[str, Any]) -> None:
     """Write the encoder, its configuration last: it marks the folder as complete."""
     session, world = trainer.session, trainer.world
     with trainer.engine.whole():
         state = {name: value.cpu().clone() for name, value in encoder.tuned_state().items()}
-    efficiency = session.write_efficiency()
+    logged = session.write_efficiency()
+    for when, found in lineage["retrieval"].items():
+        logged |= {f"retrieval_{when}/{name}": value for name, value in found.items()}
     losses = [line["loss"] for line in trainer.state.history]
     fresh = config.out / ".encoder.new"
     with writing(world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
@@ -125,27 +159,45 @@ def _finish(config: ContrastiveConfig, trainer: Trainer, encoder: Encoder, linea
             complete = lineage | {"settings": plain_settings(config), "loss": losses}
             write_atomically(config.out / LINEAGE_FILE, json.dumps(complete, indent=1))
             _write(config, fresh, state, encoder.description)
-    session.log_finished(efficiency, lineage["parameters"], trainer.state.epoch)
+    session.log_finished(logged, lineage["parameters"], trainer.state.epoch)
     if world.is_first:
-        written = load_backbone(replace(config.encoder, model=str(config.out), pretrained=None))
+        written = load_backbone(EncoderConfig(model=str(config.out)))
+        for when, found in lineage["retrieval"].items():
+            print(
+                f"own pair among the {CUTOFF} nearest of {found['items']:.0f} held-out items {when} training: ", end=""
+            )
+            print(f"text of an image {found['image_to_text']:.3f}, image of a text {found['text_to_image']:.3f}")
         print(f"loss {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
         print(f"{lineage['parameters']['encoder']:,} parameters tuned; {config.out}, ", end="")
         print(f"fingerprint {written.fingerprint[:12]}")
 
 
-def _encoder(config: ContrastiveConfig) -> Encoder:
-    both = ("image", "text")
-    return Encoder(load_backbone(config.encoder), both, config.precision, config.tuning.gradient_checkpointing)
+def _encoder(config: ContrastiveConfig, source: Backbone) -> Encoder:
+    backbone = source.projected(config.projection, torch.Generator().manual_seed(config.seed))
+    return Encoder(backbone, ("image", "text"), config.precision, config.tuning.gradient_checkpointing)
 
 
 def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:
     wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
+    if wanted.sum() < 2:
+        raise UserError(
+            f"shards: {dataset.folder} has {wanted.sum()} items with an image and a text that are not held out, expected 2 or "
+            "more; pack more items"
+        )
     local = rows_per_rank(config.batch_size, world)
     reader = reader_of(encoder)
     return ItemStream(
-        dataset, world.rank, world.size, local, reader, wanted=wanted, seed=config.seed, workers=config.workers
+        dataset,
+        world.rank,
+        world.size,
+        local,
+        reader,
+        wanted=wanted,
+        seed=config.seed,
+        workers=config.workers,
+        max_damaged=config.max_damaged,
     )
 
 
@@ -154,12 +206,14 @@ def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], des
     shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
     fresh.mkdir()
     save_tensors(fresh / TUNED_FILE, state, description)
-    encoder = _encoder(config)
+    encoder = _encoder(config, load_backbone(config.encoder))
     if method_entry(config.tuning.method).mergeable:
         encoder.load_tuned(fresh / TUNED_FILE)
         (fresh / TUNED_FILE).unlink()
         encoder.merge()
     save_backbone(encoder.backbone, fresh)
     for path in sorted(fresh.iterdir(), key=lambda path: path.name == encoder.backbone.config_file):
+        if path.is_dir():  # likewise: a folder does not replace one that has files
+            shutil.rmtree(config.out / path.name, ignore_errors=True)
         os.replace(path, config.out / path.name)
     fresh.rmdir()

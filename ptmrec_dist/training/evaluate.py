@@ -7,6 +7,7 @@ Legend: I items, C cold items, D width.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
+from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.metrics import SELECT, SHOWN
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.files import write_atomically
@@ -175,7 +177,7 @@ def evaluate_phases(
     found: Metrics = {}
     for phase in ("validation", "test"):
         found |= Evaluator(dataset, phase, mask_validation)(recommender, features, world)
-    return {part: found[part] for part in ("validation", "test", "cold_validation", "cold_test") if part in found}
+    return {part: found[part] for part in PARTS if part in found}
 
 
 def print_metrics(metrics: Metrics) -> None:
@@ -192,6 +194,27 @@ def print_metrics(metrics: Metrics) -> None:
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
         table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
+    Console().print(table)
+
+
+def print_comparison(runs: Mapping[str, Metrics]) -> None:
+    """Print metrics of several runs side by side, a column for each part.
+
+    Args:
+        runs: Name of a run to its metrics.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    parts = [part for part in PARTS if any(part in metrics for metrics in runs.values())]
+    table = Table()
+    for heading in ("metric", "run", *parts):
+        table.add_column(heading, justify="right" if heading in parts else "left", no_wrap=True)
+    for name in (SELECT, "ndcg@20"):
+        for run, metrics in runs.items():
+            values = (metrics.get(part, {}).get(name) for part in parts)
+            table.add_row(name, run, *("" if value is None else f"{value:.4f}" for value in values))
+        table.add_section()
     Console().print(table)
 
 

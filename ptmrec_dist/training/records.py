@@ -42,6 +42,8 @@ class RunRecord:
     """Settings and `fingerprint` of the backbone: `model` and `pretrained`, or `image` and `text`; see `EncoderConfig`."""
     stage1: dict[str, str] | None = None
     """`path` and `fingerprint` of the stage 1 run that it started from, where there was one."""
+    stage2: dict[str, str] | None = None
+    """`path` and `fingerprint` of the run whose tuned features a refit was trained on."""
     mlflow_run: str | None = None
     """MLflow run id."""
     train_features: bool = False
@@ -60,6 +62,7 @@ class RunRecord:
         """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
         inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
+        inputs |= {} if self.stage2 is None else {"run": self.stage2["fingerprint"]}
         return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
 
 
@@ -139,6 +142,8 @@ def require_encoder(record: RunRecord, folder: Path) -> None:
 def _fingerprint(folder: Path, record: RunRecord) -> str:
     """Digest of weights and lineage; of what the run is made from only fingerprints count."""
     lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
+    if record.stage2 is None:
+        del lineage["stage2"]  # as digested before there were refits
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in (RECOMMENDER_FILE, ENCODER_FILE):

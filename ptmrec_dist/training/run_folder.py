@@ -39,7 +39,7 @@ INCIDENTAL = {
     "strict",
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}
+PATHS = {"run", "shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}
 
 
 class RunFolder:

@@ -8,6 +8,7 @@ part of the rows: N ranks train as one process would on the same batches.
 """
 
 import torch
+from torch import Tensor
 
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
@@ -15,15 +16,18 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
 from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.batches import InteractionBatches
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import neighbour_cache, tensors_of
 from ptmrec_dist.training.inputs import modalities_of, open_store, untrained_record
 from ptmrec_dist.training.objectives.ranking import Ranking
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
+from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import Session, open_session
 from ptmrec_dist.training.trainer import Plan, Trainer
@@ -44,23 +48,64 @@ def train_stage1(config: Stage1Config) -> None:
         UserError: Features that are missing or of other data, a run folder of other settings, an unknown hyper-parameter.
         Fault: A rank was lost.
     """
-    keep_freed_memory()
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
-    run = RunFolder(config.out, config, start.inputs)
+    train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start)
+
+
+def train_recommender(
+    config: Stage1Config,
+    run: RunFolder,
+    dataset: Dataset,
+    store: FeatureStore | None,
+    start: RunRecord,
+    weights: dict[str, Tensor] | None = None,
+    *,
+    parent: str | None = None,
+) -> None:
+    """Train a recommender on features as they are, and write its run folder.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        run: The run's folder.
+        dataset: Packed data set.
+        store: The features, or None for an ID-only recommender.
+        start: Lineage of what the run starts from.
+        weights: State of the recommender to start from, which is evaluated as epoch 0; by default a new one.
+        parent: MLflow run that this one is shown under.
+
+    Raises:
+        UserError: Bad features, weights that do not fit the settings, or ranks whose random numbers differ.
+        Fault: A rank was lost.
+    """
+    keep_freed_memory()
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)
     objective = make_objective(config, dataset, store, world)
-    with open_session(config, run, world, {"stage": "1", "data": dataset.fingerprint}) as session:
+    if weights is not None:
+        _load(objective.recommender, weights)
+    with open_session(config, run, world, {"stage": "1", "data": dataset.fingerprint}, parent=parent) as session:
         evaluation = RankingEvaluation(config, session, objective, dataset)
         trainer = make_trainer(config, session, objective, dataset, evaluation)
+        if weights is not None and not trainer.state.history:
+            trainer.evaluate()
         if trainer.fit():
             evaluation.finish(start, trainer.state.stopping)
+
+
+def _load(recommender: Recommender, weights: dict[str, Tensor]) -> None:
+    try:
+        recommender.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model: these hyper-parameters do not fit the weights to start from ({reason})") from error
 
 
 def make_objective(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, world: World) -> Ranking:
@@ -133,5 +178,6 @@ def make_trainer(
         checkpoint_epochs=False,
         remedy="lower --lr, or check the features for huge values",
     )
-    stopping = EarlyStopping(config.patience, after=config.patience_after // batches.steps(0))
+    after = config.patience_after // batches.steps(0)
+    stopping = EarlyStopping(config.patience, after=after, growth=config.patience_growth)
     return Trainer(session, objective, engine, batches, plan, stopping, evaluation)

@@ -114,6 +114,7 @@ class TunedEvaluation:
             data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
             features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
             stage1=_reference(begun) if begun.record.stage == 1 else None,
+            stage2=None,
             parameters=self.parameters,
             mask_validation_at_test=masked,
             kept_epoch=kept_epoch,

@@ -13,6 +13,7 @@ NEEDED = {
     "features": ["--shards", "s", "--encoder.model", "e", "--out", "OUT"],
     "stage1": ["--shards", "s", "--out", "OUT"],
     "stage2": ["--stage1", "s", "--out", "OUT"],
+    "refit": ["--run", "r", "--out", "OUT"],
     "joint": ["--shards", "s", "--out", "OUT"],
     "contrastive": ["--shards", "s", "--encoder.model", "e", "--out", "OUT"],
     "experiment": ["--shards", "s", "--encoder.model", "e", "--out", "OUT"],

@@ -106,6 +106,22 @@ def test_a_random_update_of_any_layer_changes_the_features(kind: str, name: str)
     assert torch.equal(_rows(tower, batch), before)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_prompts_of_a_decoder_are_tokens_at_position_zero_before_the_text(kind: str) -> None:
+    """Against the model's own forward on embeddings, with a prompt in the first block alone: no rotation, causal order."""
+    tower, batch = build(kind)
+    ids = batch[[0, 2]]
+    method = METHODS["prompt"].load()(method_config("prompt", depth=1, length=3))
+    vectors = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    embedded = torch.cat([vectors.expand(2, -1, -1), tower.model.get_input_embeddings()(ids)], dim=1)
+    positions = torch.tensor([[0, 0, 0, *range(ids.shape[1])]])
+    mask = torch.ones(embedded.shape[:2], dtype=torch.int64)  # without one, each position 0 would begin another text
+    expected = tower.model(inputs_embeds=embedded, position_ids=positions, attention_mask=mask).last_hidden_state[:, -1]
+    attached = method.attach({"text": tower}, torch.Generator())
+    attached["text"].vectors_PLD.data[0] = vectors
+    torch.testing.assert_close(tower.encode(ids), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_prompts_that_a_model_cannot_take_after_all_are_refused_and_leave_it_as_it_was() -> None:
     tower, batch = build("bert")
     before = _rows(tower, batch)

@@ -113,6 +113,7 @@ def test_what_cannot_be_merged_lies_beside_the_frozen_model(tiny_clip: Path, tmp
     _equal(_ours(run), {name: value.numpy() for name, value in rows.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "method"), [("clip", "prompt"), ("vlmo:tiny", "adapter")])
 def test_onnx_graphs_hold_every_method_and_take_any_batch(
     tiny_clip: Path, tmp_path: Path, model: str, method: str

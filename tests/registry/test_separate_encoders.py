@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from torch import Tensor
 
-from ptmrec_dist.config import EncoderConfig, FeaturesConfig, LoraConfig, RegisterConfig, Stage2Config, TuningConfig
+from ptmrec_dist.config import (
+    ContrastiveConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    LoraConfig,
+    RegisterConfig,
+    Stage2Config,
+    TuningConfig,
+)
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.contrastive import fine_tune
@@ -78,12 +89,29 @@ def test_one_encoder_reads_its_modality_alone_and_texts_cut_off_are_counted(
     assert "longer than" not in capsys.readouterr().out
 
 
-def test_separate_encoders_are_refused_where_both_need_one_space(
-    tiny_project: Project, sources: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_pair_in_a_common_space_serves_every_later_step(
+    tiny_project: Project, sources: Path, empty_registry: MlflowClient, tmp_path: Path
 ) -> None:
-    from ptmrec_dist.config import ContrastiveConfig
-
     pair = EncoderConfig(image=f"timm:{sources / 'image'}", text=f"hf:{sources / 'text'}")
-    with pytest.raises(UserError, match="separate models of images and texts have no common space"):
-        fine_tune(ContrastiveConfig(shards=tiny_project.shards, encoder=pair, out=tmp_path / "out", device="cpu"))
-    assert not (tmp_path / "out" / "encoder.json").exists()
+    start = {"shards": tiny_project.shards, "encoder": pair, "projection": 16, "projection_lr": 0.02, "epochs": 30}
+    none = TuningConfig(method="none")
+    fine_tune(ContrastiveConfig(**start, out=tmp_path / "pair", tuning=none, device="cpu", tracking=UNTRACKED))
+    tables = _features(tiny_project, tmp_path / "features", EncoderConfig(model=str(tmp_path / "pair")))
+    assert {name: table.shape[1] for name, table in tables.items()} == {"image": 16, "text": 16}
+    cosines = tables["image"] @ tables["text"].T
+    assert np.diagonal(cosines).mean() > cosines.mean() + 0.2
+    _stage1(tiny_project, tmp_path / "features", tmp_path / "a")
+    tuning = TuningConfig(method="full")
+    second: dict[str, Any] = {"epochs": 1, "batch_size": 24, "device": "cpu", "tracking": UNTRACKED, "tuning": tuning}
+    run_on_ranks(1, train_stage2, Stage2Config(stage1=tmp_path / "a", out=tmp_path / "b", **second))
+    before, after = (_weights(tmp_path / name) for name in ("pair", "b"))
+    moved = {name for name, value in after.items() if not value.equal(before[name])}
+    assert {name for name in moved if "space" in name} == {f"space.projections.{name}.weight" for name in tables}
+    from_tables, served = _scored_as_new(tmp_path / "b", 7, "space")
+    assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    encoder = Encoder(load_backbone(EncoderConfig(model=str(folder))), ("image", "text"))
+    return dict(encoder.model.state_dict())

@@ -17,6 +17,7 @@ from ptmrec_dist.config import (
     LoraConfig,
     OptimConfig,
     PromptConfig,
+    RefitConfig,
     RegisterConfig,
     Stage1Config,
     Stage2Config,
@@ -28,6 +29,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.refit import refit
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
@@ -73,7 +75,7 @@ def test_a_recommender_trained_on_tuned_features_serves_new_items_with_the_tuned
     _tuned(tiny_project, tuned, tiny_project.stage1, method)
     frozen = np.load(tiny_project.features / "text.npy")
     assert np.abs(np.load(tuned / "features" / "text.npy") - frozen).max() > 1e-2
-    _stage1(tiny_project, tuned / "features", tmp_path / "refit")
+    refit(RefitConfig(run=tuned, out=tmp_path / "refit", epochs=2, device="cpu", tracking=UNTRACKED))
     from_tables, served = _scored_as_new(tmp_path / "refit", 7, "refit")
     assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
     record = json.loads((tmp_path / "refit" / "run.json").read_text())

@@ -192,7 +192,7 @@ def test_cold_items_take_no_part(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.training.contrastive import _encoder, _pairs
 
     config, dataset = _config(tiny_project, tmp_path / "clip"), Dataset(tiny_project.shards)
-    stream = _pairs(config, dataset, _encoder(config), World(0, 1, torch.device("cpu")))
+    stream = _pairs(config, dataset, _encoder(config, load_backbone(config.encoder)), World(0, 1, torch.device("cpu")))
     seen = torch.cat([batch.items for batch in stream.epoch(0)]).tolist()
     cold = set(dataset.cold_items("cold_validation")) | set(dataset.cold_items("cold_test"))
     assert cold
@@ -204,7 +204,7 @@ def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tiny_pr
     with pytest.raises(UserError, match=r"last_n\.n: got 9"):
         fine_tune(_config(tiny_project, tmp_path / "clip", tuning=tuning))
     with pytest.raises(UserError, match=r"tuning\.method: got 'none', expected a method that trains something"):
-        _config(tiny_project, tmp_path / "clip", "none")
+        fine_tune(_config(tiny_project, tmp_path / "clip", "none"))
     assert not (tmp_path / "clip").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")

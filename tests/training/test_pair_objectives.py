@@ -104,6 +104,7 @@ def _terms_and_gradients(rows_of_ranks: list[tuple[int, ...]]) -> list[tuple[dic
     return found
 
 
+@pytest.mark.slow
 def test_terms_and_gradients_are_equal_on_any_number_of_ranks() -> None:
     ((terms, gradients),) = _terms_and_gradients([(6,)])
     assert terms.keys() == set(OBJECTIVES)
@@ -120,6 +121,7 @@ def test_every_weight_of_a_vlmo_learns_but_the_words_that_do_not_occur() -> None
     assert still == []
 
 
+@pytest.mark.slow
 def test_sixteen_pairs_are_learned_by_heart() -> None:
     """Each image then finds its own text, each text its own image."""
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training import stage1
+from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.inputs import open_store
@@ -56,6 +57,36 @@ def test_patience_does_not_run_out_within_the_first_steps(
     settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": patience_after}
     train_stage1(_config(tiny_project, tmp_path / "run", recommender="bpr", **settings))
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == epochs
+
+
+def _stopped_at(values: list[float], **settings: Any) -> int | None:
+    """Number of the evaluation after which training stops."""
+    stopping = EarlyStopping(**settings)
+    for number, value in enumerate(values, start=1):
+        stopping.update(value, 5 * number)  # every fifth epoch is evaluated
+        if stopping.should_stop:
+            return number
+    return None
+
+
+def test_patience_grows_with_the_evaluations_that_the_best_one_took() -> None:
+    rising = [number / 100 for number in range(1, 31)]  # the best is the 30th
+    plateau = [*rising, *[0.0] * 40]
+    assert _stopped_at(plateau, patience=4) == 34
+    assert _stopped_at(plateau, patience=4, growth=0.5) == 30 + 4 + 15
+    assert _stopped_at(plateau, patience=4, growth=0.33) == 30 + 4 + 9
+    assert _stopped_at([1.0, *plateau], patience=4, growth=0.5) == 1 + 4  # the first was the best: nothing is added
+    late = [*rising, *[0.0] * 18, 0.5, *[0.0] * 40]  # better at the 49th: patience is counted from there, and longer
+    assert _stopped_at(late, patience=3, growth=0.5) == 30 + 3 + 15
+    assert _stopped_at(late, patience=5, growth=0.5) == 49 + 5 + 24
+    assert _stopped_at(plateau, patience=4, growth=0.5, after=5 * 40) == 40 + 4 + 15
+    assert _stopped_at(plateau, patience=1, growth=0.5, keep="last") is None
+
+
+@pytest.mark.parametrize("growth", [-0.1, float("inf"), float("nan")])
+def test_a_patience_that_cannot_grow_is_refused(tiny_project: Project, tmp_path: Path, growth: float) -> None:
+    with pytest.raises(UserError, match="patience_growth: got"):
+        _config(tiny_project, tmp_path / "run", patience_growth=growth)
 
 
 def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_path: Path) -> None:

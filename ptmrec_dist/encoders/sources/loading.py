@@ -101,7 +101,7 @@ def save_backbone(backbone: Backbone, folder: Path) -> None:
 
 def _load_folder_or_name(settings: EncoderConfig) -> Backbone:
     from ptmrec_dist.encoders.sources.open_clip import load_open_clip
-    from ptmrec_dist.encoders.sources.pair import PAIR_FILE, load_pair, settings_in
+    from ptmrec_dist.encoders.sources.pair import PAIR_FILE, load_saved_pair
     from ptmrec_dist.encoders.sources.vlmo.source import is_unified, load_unified
 
     scheme, name = split_scheme(str(settings.model))
@@ -112,7 +112,7 @@ def _load_folder_or_name(settings: EncoderConfig) -> Backbone:
             )
         return load_unified(name)
     folder = Path(name)
-    return load_pair(settings_in(folder)) if (folder / PAIR_FILE).is_file() else load_open_clip(settings)
+    return load_saved_pair(folder) if (folder / PAIR_FILE).is_file() else load_open_clip(settings)
 
 
 def _load_from_run(folder: Path, pretrained: str | None) -> Backbone:

@@ -1,17 +1,22 @@
-"""An encoder of separate models: one of images, one of texts, or both, each with a width of its own."""
+"""An encoder of separate models: one of images, one of texts, or both, each with a width of its own.
+
+Contrastive training gives a pair projections into one space.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig
-from ptmrec_dist.encoders.base import Backbone, Tower
+from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, Tower, weights_digest
+from ptmrec_dist.encoders.sources.common_space import CommonSpace, ProjectedTower, load_space, save_space
 from ptmrec_dist.encoders.sources.huggingface import SentenceTower, load_hugging_face
 from ptmrec_dist.encoders.sources.timm import TimmTower, load_timm
 from ptmrec_dist.errors import UserError
@@ -19,7 +24,10 @@ from ptmrec_dist.lineage import split_scheme
 
 T = TypeVar("T")
 PAIR_FILE = "encoder.json"
-"""In a saved encoder: the prefix of texts. The models are in the folders `image` and `text` beside it."""
+"""In a saved encoder: the prefix of texts and the width of the common space. The models are in the folders `image` and `text`
+beside it."""
+_WIDTH = 256
+"""Default width of a common space."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Pair(Backbone):
     """Model of images."""
     text: SentenceTower | None
     """Model of texts."""
+    space: CommonSpace | None = None
+    """Projections of both into one space, which features are in; part of `model`."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -45,35 +55,61 @@ class Pair(Backbone):
 
     def load_image(self, image: Image.Image) -> Tensor:
         """Resize and crop as the image model's configuration says: uint8 [3, H, W]."""
-        return _present(self.image, "image").load_image(image)
+        return _present(self.image, "image model").load_image(image)
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Convert texts to token ids by the text model's tokenizer: int64 [B, N]."""
-        return _present(self.text, "text").tokenize(texts)
+        return _present(self.text, "text model").tokenize(texts)
 
     def count_cut(self, texts: list[str]) -> int:
         """Count the texts of more tokens than the text model reads."""
-        return _present(self.text, "text").count_cut(texts)
+        return _present(self.text, "text model").count_cut(texts)
 
     def tower(self, modality: str) -> Tower:
-        """Return the model of a modality."""
-        tower: Tower | None = self.image if modality == "image" else self.text
-        return _present(tower, modality)
+        """Return the model of a modality, with its projection where it has one."""
+        model: Tower | None = self.image if modality == "image" else self.text
+        tower = _present(model, f"{modality} model")
+        return tower if self.space is None else ProjectedTower(tower, self.space.projection(modality))
+
+    def projected(self, width: int | None, generator: torch.Generator) -> "Pair":
+        """Give both models new projections into one space, if they have none."""
+        if self.space is not None or self.image is None or self.text is None:
+            super().projected(width, generator)  # refuses a width
+            return self
+        widths = {modality: self.tower(modality).out_width for modality in self.modalities}
+        return self._in_space(CommonSpace(widths, width or _WIDTH, generator))
+
+    @property
+    def projections(self) -> Sequence[nn.Parameter]:
+        """Weights of the projections, and the temperature."""
+        return [] if self.space is None else list(self.space.parameters())
 
     def heads(self, objective: str) -> Sequence[nn.Parameter]:
-        """Refuse every objective on pairs: the models have no common space."""
-        raise UserError(
-            "encoder: separate models of images and texts have no common space to be compared in; contrastive takes an "
-            "image-text model, --encoder.model"
-        )
+        """Contrast trains the projections and the temperature, which no tuning method does by itself."""
+        super().heads(objective)  # refuses all but contrast
+        return self.projections
+
+    def contrasted(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the projected features, and the inverse of the temperature of their space."""
+        scale = _present(self.space, "common space").logit_scale
+        return features["image"], features["text"], scale.exp().clamp(max=LARGEST_SCALE)
 
     def save(self, folder: Path) -> None:
-        """Write each model into a folder of its own, in its library's format."""
+        """Write each model into a folder of its own, in its library's format, and the projections beside them."""
         for modality in self.modalities:
             (folder / modality).mkdir(exist_ok=True)
             getattr(self, modality).save(folder / modality)
-        settings = {} if self.text is None else {"prefix": self.text.prefix}
+        settings: dict[str, Any] = {} if self.text is None else {"prefix": self.text.prefix}
+        if self.space is not None:
+            save_space(self.space, folder)
+            settings["projection"] = self.space.width
         (folder / PAIR_FILE).write_text(json.dumps(settings))
+
+    def _in_space(self, space: CommonSpace) -> "Pair":
+        space.requires_grad_(False)
+        model = nn.ModuleDict({**dict(self.model.named_children()), "space": space})
+        digest = hashlib.sha256(f"{self.fingerprint} {weights_digest(space, '')}".encode())
+        return replace(self, model=model.eval(), fingerprint=digest.hexdigest(), space=space)
 
 
 def load_pair(settings: EncoderConfig) -> Pair:
@@ -98,30 +134,36 @@ def load_pair(settings: EncoderConfig) -> Pair:
     return Pair(model.eval(), digest.hexdigest(), image, text)
 
 
-def settings_in(folder: Path) -> EncoderConfig:
-    """Say which models a saved encoder consists of.
+def load_saved_pair(folder: Path) -> Pair:
+    """Load what `Pair.save` wrote.
 
     Args:
-        folder: Folder that `Pair.save` wrote.
+        folder: The folder.
 
     Returns:
-        Settings for `load_pair`.
+        The frozen encoder on the CPU.
 
     Raises:
-        UserError: It has no model, or its file is malformed.
+        UserError: It has no model, a file is malformed, or a model cannot be loaded.
     """
     try:
-        prefix = json.loads((folder / PAIR_FILE).read_text(encoding="utf-8")).get("prefix")
+        settings = json.loads((folder / PAIR_FILE).read_text(encoding="utf-8"))
+        prefix, width = settings.get("prefix"), settings.get("projection")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"encoder.model: cannot read {folder / PAIR_FILE} ({error}); restore the folder") from error
     image = f"timm:{folder / 'image'}" if (folder / "image").is_dir() else None
     text = f"hf:{folder / 'text'}" if (folder / "text").is_dir() else None
-    if image is None and text is None:
-        raise UserError(f"encoder.model: {folder} has neither the folder image nor text; restore it")
-    return EncoderConfig(image=image, text=text, prefix=prefix)
+    needed = ("image", "text") if width is not None else ()
+    if (image is None and text is None) or not all((folder / name).is_dir() for name in needed):
+        raise UserError(f"encoder.model: {folder} lacks a model in its folders image and text; restore it")
+    pair = load_pair(EncoderConfig(image=image, text=text, prefix=prefix))
+    if width is None:
+        return pair
+    widths = {modality: pair.tower(modality).out_width for modality in pair.modalities}
+    return pair._in_space(load_space(folder, widths, width))
 
 
-def _present(tower: T | None, modality: str) -> T:
-    if tower is None:
-        raise ValueError(f"the encoder has no model of {modality}s")
-    return tower
+def _present(part: T | None, name: str) -> T:
+    if part is None:
+        raise ValueError(f"the encoder has no {name}")
+    return part

@@ -1,0 +1,109 @@
+"""Refit: train the recommender again, as stage 1 does, on the features of an encoder that was tuned.
+
+ptmrec refit --run runs/b --out runs/c                                    # one process
+deepspeed --num_gpus 2 launchers/refit.py --run runs/b --out runs/c       # over ranks
+
+Stage 2 leaves a better encoder, but its recommender took few steps on features that moved. The run that is written is one of
+stage 1 on the tuned features: its lineage names the tuned encoder, which therefore also serves new items.
+"""
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.config import ReadsRun, RefitConfig, Stage1Config, from_plain, plain_settings
+from ptmrec_dist.config.common import require
+from ptmrec_dist.distributed import join_world
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import read_metrics
+from ptmrec_dist.files import read_yaml, write_atomically
+from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.training.evaluate import print_comparison
+from ptmrec_dist.training.finished_run import open_data_of, open_features_of
+from ptmrec_dist.training.inputs import untrained_record
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
+from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
+from ptmrec_dist.training.stage1 import train_recommender
+
+COMPARISON_FILE = "comparison.json"
+"""In the run folder: metrics of stage 1, of the run whose encoder was tuned, and of the refit."""
+_SHARED = {item.name for item in fields(RefitConfig)} & {item.name for item in fields(Stage1Config)}
+
+
+@exclusive_out
+def refit(config: RefitConfig) -> None:
+    """Train the recommender on the tuned features and write the run folder (`ptmrec refit`, `launchers/refit.py`).
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: A run that is missing, unfinished, of stage 1 or without a tuned encoder; data or a run of stage 1 other than
+            those it was made from; a run folder of other settings.
+        Fault: A rank was lost.
+    """
+    begun = _read_start(config)
+    first = _stage1_of(config, begun)
+    settings = _settings(config, begun, first)
+    dataset = open_data_of(config.run, begun)
+    dataset.require("validation")
+    store = open_features_of(config.run, begun, dataset)
+    reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
+    start = replace(untrained_record(settings, dataset, store), stage1=begun.stage1, stage2=reference)
+    chosen = {name: getattr(settings, name) for name in _SHARED} | {"model": asdict(settings.model)}
+    run = RunFolder(config.out, replace(config, **chosen), start.inputs)
+    weights: dict[str, Tensor] | None = load_file(config.run / RECOMMENDER_FILE) if config.start == "run" else None
+    train_recommender(settings, run, dataset, store, start, weights, parent=begun.mlflow_run)
+    if run.is_complete and join_world(config.device, config.timeout).is_first:
+        before = {"joint": config.run} if first is None else {"stage 1": first, "stage 2": config.run}
+        metrics = {name: read_metrics(folder) for name, folder in {**before, "refit": config.out}.items()}
+        write_atomically(config.out / COMPARISON_FILE, json.dumps(metrics, indent=1))
+        print_comparison(metrics)
+
+
+def _read_start(config: RefitConfig) -> RunRecord:
+    record = read_record(config.run, ReadsRun(shards=config.shards))
+    expected = "expected one of `ptmrec stage2` or `ptmrec joint` that tuned an encoder"
+    if record.stage == 1:
+        raise UserError(f"run: {config.run} is a run of stage 1; {expected}")
+    if not (config.run / ENCODER_FILE).is_file():
+        raise UserError(f"run: {config.run} left its encoder frozen (--tuning.method none); {expected}")
+    return record
+
+
+def _stage1_of(config: RefitConfig, begun: RunRecord) -> Path | None:
+    """Find the run of stage 1 that a run of stage 2 started from; joint training started from none."""
+    recorded = begun.stage1
+    if recorded is None:
+        require(config.stage1 is None, "stage1", config.stage1, "none: the run was not started from one")
+        return None
+    folder = config.stage1 or Path(recorded["path"])
+    require_files("stage1", str(folder), config.run)
+    found = read_record(folder).fingerprint
+    if found != recorded["fingerprint"]:
+        raise UserError(
+            f"stage1: {folder} is {found[:12]}, but {config.run} started from {recorded['fingerprint'][:12]}; give the folder "
+            "of the latter by --stage1"
+        )
+    return folder
+
+
+def _settings(config: RefitConfig, begun: RunRecord, stage1: Path | None) -> Stage1Config:
+    """Settings of stage 1 as it was trained, or its defaults where there was none, and what was given instead."""
+    recorded = {} if stage1 is None else read_yaml(stage1 / "config.yaml", "stage1")
+    learnt = {name: value for name, value in recorded.items() if name not in INCIDENTAL | PATHS}
+    given = {name: value for name, value in plain_settings(config).items() if name in _SHARED and value is not None}
+    of_run = {
+        "shards": begun.data["path"],
+        "features": str((config.run / "features").resolve()),
+        "recommender": begun.recommender,
+        "modalities": "auto",  # the run's features are those that its recommender reads
+        "model": {**begun.hyperparameters, **config.model},
+        "mask_validation_at_test": begun.mask_validation_at_test,
+    }
+    return from_plain(Stage1Config, {**learnt, **given, **of_run})

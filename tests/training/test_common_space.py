@@ -1,0 +1,187 @@
+"""A pair of separate encoders is given a common space of images and texts."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ptmrec_dist.config import (
+    ContrastiveConfig,
+    EncoderConfig,
+    EncoderOptimConfig,
+    LastNConfig,
+    PromptConfig,
+    TuningConfig,
+)
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
+from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.retrieval import own_pair_recall
+from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
+from ptmrec_dist.training.trainer import Trainer
+from tests.conftest import UNTRACKED, Project
+from tests.encoders.tiny_sources import write_image_encoder, write_text_encoder
+from tests.ranks import run_on_ranks
+from tests.training.steps import before_each_step
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> EncoderConfig:
+    root = tmp_path_factory.mktemp("sources")
+    image, text = write_image_encoder(root / "image", "test_efficientnet"), write_text_encoder(root / "text", "bert")
+    return EncoderConfig(image=f"timm:{image}", text=f"hf:{text}", prefix="film ")
+
+
+def _config(
+    project: Project, pair: EncoderConfig, out: Path, method: str = "none", **changes: Any
+) -> ContrastiveConfig:
+    settings: dict[str, Any] = {
+        "shards": project.shards,
+        "encoder": pair,
+        "out": out,
+        "tuning": TuningConfig(method=method, **({"settings": LastNConfig(n=1)} if method == "last_n" else {})),
+        "projection": 16,
+        "batch_size": 200,
+        "epochs": 2,
+        "device": "cpu",
+        "tracking": UNTRACKED,
+    }
+    return ContrastiveConfig(**(settings | changes))
+
+
+def _state(folder: Path) -> dict[str, Tensor]:
+    encoder = Encoder(load_backbone(EncoderConfig(model=str(folder))), ("image", "text"))
+    return {name: value.clone() for name, value in encoder.state_dict().items()}
+
+
+def test_recall_of_own_pairs_counts_ranks_one_by_one_and_ties_against_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (torch.nn.functional.normalize(torch.randn(9, 3, generator=generator), dim=1) for _ in range(2))
+    texts[4] = texts[5]
+    found = own_pair_recall(images, texts, cutoff=2)
+    for name, a, b in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        hits = 0
+        for row in range(9):
+            others = [float(a[row] @ b[other]) for other in range(9) if other != row]
+            hits += sum(other >= float(a[row] @ b[row]) for other in others) < 2
+        assert found[name] == pytest.approx(hits / 9)
+    assert own_pair_recall(torch.ones(3, 2), torch.ones(3, 2), cutoff=2) == {"image_to_text": 0, "text_to_image": 0}
+
+
+def test_projections_are_learned_alone_on_frozen_towers(
+    tiny_project: Project, pair: EncoderConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "encoder"
+    fine_tune(_config(tiny_project, pair, out, epochs=30, projection_lr=0.02))
+    source, after = load_backbone(pair), _state(out)
+    lineage = json.loads((out / LINEAGE_FILE).read_text())
+    assert lineage["encoder"] == source.fingerprint
+    assert lineage["parameters"] == {
+        "encoder": 16 * sum(source.tower(name).out_width for name in source.modalities) + 1
+    }
+    assert lineage["loss"][-1] < lineage["loss"][0] - 0.5
+    for name, weight in source.model.state_dict().items():
+        assert torch.equal(after[f"model.{name}"], weight), name
+    assert load_backbone(EncoderConfig(model=str(out))).tokenize(["x"]).equal(source.tokenize(["x"]))  # with its prefix
+
+
+@pytest.mark.slow
+def test_ranks_learn_as_one_process_does_and_an_interrupted_run_resumes_to_the_digit(
+    tiny_project: Project, pair: EncoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"optim": EncoderOptimConfig(encoder_lr=1e-4), "epochs": 3}
+    run_on_ranks(2, fine_tune, _config(tiny_project, pair, tmp_path / "two", "last_n", **settings))
+    config = _config(tiny_project, pair, tmp_path / "one", "last_n", **settings)
+    monkeypatch.setattr(Trainer, "train_step", Trainer.train_step)  # put back afterwards
+
+    def interrupt(trainer: Trainer, step: int) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fine_tune(config)
+    whole = _state(tmp_path / "one")
+    before_each_step(interrupt)
+    again = _config(tiny_project, pair, tmp_path / "again", "last_n", **settings)
+    fine_tune(again)
+    assert not (tmp_path / "again" / "encoder.json").exists()
+    (tmp_path / "again" / "image").mkdir()  # of a run that was killed while it wrote the encoder
+    (tmp_path / "again" / "image" / "config.json").touch()
+    fine_tune(again)
+    resumed, ranks = _state(tmp_path / "again"), _state(tmp_path / "two")
+    start = _start(pair)
+    names = {name for name, value in whole.items() if not torch.equal(value, start[name])}
+    assert any("model.image" in name for name in names)
+    assert any("model.text" in name for name in names)
+    assert {name for name in names if "space" in name} == {name for name in whole if "space" in name}
+    for name in whole:
+        assert torch.equal(resumed[name], whole[name]), name
+        if name.endswith("key.bias"):  # softmax does not depend on it: its gradient is rounding, which Adam enlarges
+            continue
+        moved, apart = (whole[name] - start[name]).abs().max(), (ranks[name] - whole[name]).abs().max()
+        assert apart <= 1e-3 * moved, (name, moved, apart)
+    lineages = [json.loads((tmp_path / name / LINEAGE_FILE).read_text()) for name in ("one", "again", "two")]
+    assert lineages[0]["loss"] == lineages[1]["loss"]
+    assert lineages[0]["retrieval"] == lineages[1]["retrieval"] == lineages[2]["retrieval"]
+    assert lineages[0]["retrieval"]["after"]["items"] > 1
+
+
+def _start(pair: EncoderConfig) -> dict[str, Tensor]:
+    backbone = load_backbone(pair).projected(16, torch.Generator().manual_seed(0))
+    return Encoder(backbone, ("image", "text")).state_dict()
+
+
+def test_prompts_of_one_tower_are_saved_beside_the_projections(
+    tiny_project: Project, pair: EncoderConfig, tmp_path: Path
+) -> None:
+    out, copy = tmp_path / "prompted", tmp_path / "copy"
+    tuning = TuningConfig(method="prompt", settings=PromptConfig(length=2, towers="text"))
+    fine_tune(_config(tiny_project, pair, out, tuning=tuning, epochs=1))
+    backbone = load_backbone(EncoderConfig(model=str(out)))
+    assert [path.name for path in backbone.tuned] == ["tuned.safetensors"]
+    save_backbone(backbone, copy)
+    again = load_backbone(EncoderConfig(model=str(copy)))
+    assert again.fingerprint == backbone.fingerprint
+    ids = backbone.tokenize(["a red cup", "film about dog"])
+    both, alone = (
+        Encoder(load_backbone(EncoderConfig(model=str(folder))), towers)
+        for folder, towers in ((out, ("image", "text")), (copy, ("text",)))
+    )
+    images = both.towers["image"].example.repeat(2, 1, 1, 1)
+    torch.testing.assert_close(alone.encode(None, ids)["text"], both.encode(images, ids)["text"])
+    assert not torch.equal(_state(out)["model.space.logit_scale"], _start(pair)["model.space.logit_scale"])
+
+
+def test_what_has_no_pairs_to_compare_is_refused_before_anything_is_written(
+    tiny_project: Project, pair: EncoderConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    clip = EncoderConfig(model=str(tiny_project.clip))
+    refused = {
+        r"projection: got 16, but this encoder has a common space already": (clip, {"tuning": TuningConfig()}),
+        r"tuning\.method: got 'none', expected a method that trains something": (clip, {"projection": None}),
+        r"encoder: got an encoder of images alone": (EncoderConfig(image=pair.image), {}),
+        r"encoder: got an encoder of texts alone": (EncoderConfig(text=pair.text), {}),
+        r"objectives: got itm": (pair, {"objectives": ("itc", "itm")}),
+    }
+    for message, (encoder, changes) in refused.items():
+        with pytest.raises(UserError, match=message):
+            fine_tune(_config(tiny_project, encoder, out, **changes))
+    with pytest.raises(UserError, match="projection: got 0, expected 1 or more"):
+        _config(tiny_project, pair, out, projection=0)
+    assert not out.exists()
+    spaced = load_backbone(pair).projected(8, torch.Generator().manual_seed(0))
+    save_backbone(spaced, tmp_path / "spaced")
+    saved = EncoderConfig(model=str(tmp_path / "spaced"))
+    assert load_backbone(saved).fingerprint == spaced.fingerprint
+    with pytest.raises(UserError, match="has a common space already"):
+        fine_tune(_config(tiny_project, saved, out))
+    for damage in (lambda path: path.write_bytes(b"{}"), Path.unlink):
+        damage(tmp_path / "spaced" / SPACE_FILE)
+        with pytest.raises(UserError, match="cannot read the projections"):
+            load_backbone(saved)

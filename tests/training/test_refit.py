@@ -1,0 +1,185 @@
+"""Refit: stage 1 again on the tuned features, its lineage, its settings, and what it refuses."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptmrec_dist import cli
+from ptmrec_dist.config import (
+    EvaluateConfig,
+    LoraConfig,
+    OptimConfig,
+    RefitConfig,
+    ReportConfig,
+    Stage1Config,
+    Stage2Config,
+    TuningConfig,
+    recommender_config,
+)
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.experiment.report import report
+from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.refit import refit
+from ptmrec_dist.training.stage1 import train_stage1
+from ptmrec_dist.training.stage2 import train_stage2
+from tests.conftest import UNTRACKED, Project
+from tests.ranks import exit_codes_on_ranks, run_on_ranks
+from tests.training.steps import kill_before_step
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage 2 that tuned its encoder by LoRA."""
+    out = tmp_path_factory.mktemp("stage2") / "tuned"
+    run_on_ranks(1, train_stage2, _stage2(tiny_project, out))
+    return out
+
+
+def _stage2(project: Project, out: Path, **changes: Any) -> Stage2Config:
+    tuning = TuningConfig(method="lora", settings=LoraConfig(rank=2))
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 12, "device": "cpu", "tracking": UNTRACKED}
+    settings |= {"tuning": tuning, "optim": OptimConfig(encoder_lr=0.3)}
+    return Stage2Config(stage1=project.stage1, out=out, **(settings | changes))
+
+
+def _refit(run: Path, out: Path, **changes: Any) -> RefitConfig:
+    return RefitConfig(run=run, out=out, device="cpu", tracking=UNTRACKED, **changes)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_three(
+    tiny_project: Project, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refit(_refit(tuned, tmp_path / "refit"))
+    printed = capsys.readouterr().out
+    reference: dict[str, Any] = {"epochs": 3, "batch_size": 64, "model": recommender_config("vbpr", dim=8)}
+    train_stage1(
+        Stage1Config(
+            shards=tiny_project.shards,
+            features=tuned / "features",
+            out=tmp_path / "reference",
+            device="cpu",
+            tracking=UNTRACKED,
+            **reference,
+        )
+    )
+    weights = [(tmp_path / name / "recommender.safetensors").read_bytes() for name in ("refit", "reference")]
+    assert weights[0] == weights[1]
+    runs = {"stage 1": tiny_project.stage1, "stage 2": tuned, "refit": tmp_path / "refit"}
+    metrics = {name: _json(folder / "metrics.json") for name, folder in runs.items()}
+    assert _json(tmp_path / "refit" / "comparison.json") == metrics
+    table = printed[printed.rindex("┏") :].splitlines()
+    assert max(map(len, table)) <= 80
+    for line, (name, values) in zip(table[3:6], metrics.items(), strict=True):
+        cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+        parts = ("validation", "test", "cold_validation", "cold_test")
+        assert cells == ["recall@20", name, *(f"{values[part]['recall@20']:.4f}" for part in parts)]
+
+
+def test_its_lineage_names_the_tuned_encoder_and_both_stages(
+    tiny_project: Project, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "refit"
+    refit(_refit(tuned, out, epochs=1))
+    record, stage2 = _json(out / "run.json"), _json(tuned / "run.json")
+    assert record["stage2"]["fingerprint"] == stage2["fingerprint"]
+    assert record["stage1"]["fingerprint"] == stage2["stage1"]["fingerprint"]
+    assert record["encoder"]["fingerprint"] == _json(tuned / "features" / "manifest.json")["encoder"]
+    assert record["encoder"]["fingerprint"] != stage2["encoder"]["fingerprint"]
+    before = _json(out / "metrics.json")
+    evaluate_run(EvaluateConfig(run=out, device="cpu"))
+    assert _json(out / "metrics.json") == before
+    report(ReportConfig(runs=f"{tiny_project.stage1},{tuned},{out}", out=tmp_path / "page.html"))
+    assert "refit" in (tmp_path / "page.html").read_text()
+    run_on_ranks(1, train_stage2, replace(_stage2(tiny_project, tmp_path / "again"), stage1=out))
+    again = _json(tmp_path / "again" / "run.json")
+    assert again["stage2"] is None
+    assert again["stage1"]["fingerprint"] == record["fingerprint"]
+    capsys.readouterr()
+    refit(_refit(tuned, out, epochs=1))
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_flags_replace_the_settings_of_stage_1(tuned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "refit"
+    words = ["--run", str(tuned), "--out", str(out), "--model.dim", "4", "--epochs", "2", "--lr", "0.01", "--seed", "5"]
+    assert cli.run("refit", [*words, "--device", "cpu", "--tracking.enabled", "false"]) == 0
+    record, asked = _json(out / "run.json"), cli._yaml_in(out / "config.yaml")
+    assert record["hyperparameters"]["dim"] == 4
+    assert (asked["lr"], asked["epochs"], asked["seed"], asked["batch_size"]) == (0.01, 2, 5, 64)
+    assert cli.run("refit", ["--config", str(out / "config.yaml")]) == 0  # what it wrote describes the same run
+    with pytest.raises(UserError, match=r"other settings \(lr 0.01 -> 0.001"):
+        refit(_refit(tuned, out, model={"dim": 4}, epochs=2, seed=5))
+
+
+def test_it_can_start_from_the_weights_that_the_run_left(tuned: Path, tmp_path: Path) -> None:
+    refit(_refit(tuned, tmp_path / "refit", start="run", epochs=1))
+    first = json.loads((tmp_path / "refit" / "history.jsonl").read_text().splitlines()[0])
+    assert first["epoch"] == 0
+    for name, value in _json(tuned / "metrics.json")["validation"].items():
+        assert first[f"validation.{name}"] == pytest.approx(value, abs=1e-6), name
+
+
+def _killed(config: RefitConfig) -> None:
+    kill_before_step(7)
+    refit(config)
+
+
+def test_a_killed_refit_ends_like_an_undisturbed_one(tuned: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    changes: dict[str, Any] = {"start": "run", "checkpoint_every": 3, "epochs": 3}
+    refit(_refit(tuned, whole, **changes))
+    assert exit_codes_on_ranks(1, _killed, _refit(tuned, broken, **changes)) == [-9]
+    refit(_refit(tuned, broken, **changes))
+    for name in ("recommender.safetensors", "history.jsonl", "comparison.json"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_what_cannot_be_refitted_is_refused_before_anything_is_written(
+    tiny_project: Project, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen, unfinished, out = tmp_path / "frozen", tmp_path / "unfinished", tmp_path / "out"
+    run_on_ranks(1, train_stage2, _stage2(tiny_project, frozen, tuning=TuningConfig(method="none"), epochs=0))
+    shutil.copytree(tuned, unfinished)
+    (unfinished / "metrics.json").unlink()
+    for run, flags, message in (
+        (tiny_project.stage1, [], "is a run of stage 1; expected one of"),
+        (unfinished, [], "is not finished"),
+        (frozen, [], "left its encoder frozen"),
+        (tmp_path / "nothing", [], "is not a run folder"),
+        (tuned, ["--stage1", str(tuned)], "stage1: "),
+        (tuned, ["--stage1", str(tmp_path / "moved")], "stage1: no files at"),
+        (tuned, ["--model.width", "3"], "width"),
+        (tuned, ["--model.dim", "few"], "dim"),
+        (tuned, ["--lr", "-1"], "lr: got -1"),
+        (tuned, ["--start", "run", "--model.dim", "4"], "model: these hyper-parameters do not fit"),
+    ):
+        assert cli.run("refit", ["--run", str(run), "--out", str(out), "--device", "cpu", *flags]) == 2, message
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert error.count("\n") == 1, error
+        assert not out.exists(), message
+
+
+def test_folders_that_were_moved_are_found_or_given(tiny_project: Project, tuned: Path, tmp_path: Path) -> None:
+    """The run is found beside the copied stage 1 no more: its path is given."""
+    stage1, run = tmp_path / "elsewhere" / "first", tmp_path / "run"
+    shutil.copytree(tiny_project.stage1, stage1)
+    shutil.copytree(tuned, run)
+    record = _json(run / "run.json")
+    record["stage1"] |= {"path": "/nowhere", "relative": {"path": "../nowhere"}}
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="stage1: no files at /nowhere"):
+        refit(_refit(run, tmp_path / "refit"))
+    refit(_refit(run, tmp_path / "refit", stage1=stage1, epochs=1))
+    made = _json(tmp_path / "refit" / "run.json")
+    assert Path(made["encoder"]["model"]) == run.resolve()
