@@ -60,21 +60,8 @@ def fine_tune(config: ContrastiveConfig) -> None:
     """
     dataset = Dataset(config.shards)
     require_content(dataset, "image", "text")
-    source = load_backbone(config.encoder)
-    if len(source.modalities) < 2:
-        raise UserError(
-            f"encoder: got an encoder of {source.modalities[0]}s alone, but contrastive compares images with texts; give both "
-            "--encoder.image and --encoder.text, or --encoder.model"
-        )
-    encoder = _encoder(config, source)
-    for objective in config.objectives:
-        encoder.backbone.heads(objective)  # refuses what the encoder cannot be trained on
-    if encoder.backbone.tuned:
-        raise UserError(
-            f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
-            "from the encoder that it was made of"
-        )
-    inputs = {"shards": dataset.fingerprint, "encoder": source.fingerprint}
+    fingerprint, encoder = _start(config)
+    inputs = {"shards": dataset.fingerprint, "encoder": fingerprint}
     run = RunFolder(config.out, config, inputs, last=encoder.backbone.config_file)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
@@ -93,7 +80,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {
         "data": dataset.fingerprint,
-        "encoder": source.fingerprint,
+        "encoder": fingerprint,
         "parameters": {"encoder": encoder.num_tuned},  # now: ZeRO-3 leaves a rank a part of each parameter
     }
     with open_session(config, run, world, {"stage": "contrastive", "data": dataset.fingerprint}) as session:
@@ -106,8 +93,26 @@ def fine_tune(config: ContrastiveConfig) -> None:
         before = own_pairs_found(encoder, held_out, session)
         trainer = _trainer(config, session, encoder, trained, batches)
         if trainer.fit():
-            retrieval = {"before": before, "after": own_pairs_found(encoder, held_out, session)} if before else {}
-            _finish(config, trainer, encoder, lineage | {"retrieval": retrieval})
+            _finish(config, trainer, encoder, lineage, before, held_out)
+
+
+def _start(config: ContrastiveConfig) -> tuple[str, Encoder]:
+    """Fingerprint of the encoder to start from, and that encoder with what the objectives need."""
+    source = load_backbone(config.encoder)
+    if len(source.modalities) < 2:
+        raise UserError(
+            f"encoder: got an encoder of {source.modalities[0]}s alone, but contrastive compares images with texts; give both "
+            "--encoder.image and --encoder.text, or --encoder.model"
+        )
+    encoder = _encoder(config, source)
+    for objective in config.objectives:
+        encoder.backbone.heads(objective)  # refuses what the encoder cannot be trained on
+    if encoder.backbone.tuned:
+        raise UserError(
+            f"encoder.model: {config.encoder.model} carries what was tuned before ({encoder.backbone.tuned[0].name}); start "
+            "from the encoder that it was made of"
+        )
+    return source.fingerprint, encoder
 
 
 def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Objective:
@@ -144,25 +149,34 @@ def _parameter_groups(config: ContrastiveConfig, encoder: Encoder) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
-def _finish(config: ContrastiveConfig, trainer: Trainer, encoder: Encoder, lineage: dict[str, Any]) -> None:
+def _finish(
+    config: ContrastiveConfig,
+    trainer: Trainer,
+    encoder: Encoder,
+    lineage: dict[str, Any],
+    before: dict[str, float],
+    held_out: ItemStream,
+) -> None:
     """Write the encoder, its configuration last: it marks the folder as complete."""
     session, world = trainer.session, trainer.world
     with trainer.engine.whole():
+        # First the state: under ZeRO-3 a forward pass divides its parameters again.
         state = {name: value.cpu().clone() for name, value in encoder.tuned_state().items()}
+        retrieval = {"before": before, "after": own_pairs_found(encoder, held_out, session)} if before else {}
     logged = session.write_efficiency()
-    for when, found in lineage["retrieval"].items():
+    for when, found in retrieval.items():
         logged |= {f"retrieval_{when}/{name}": value for name, value in found.items()}
     losses = [line["loss"] for line in trainer.state.history]
     fresh = config.out / ".encoder.new"
     with writing(world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
         if world.is_first:
-            complete = lineage | {"settings": plain_settings(config), "loss": losses}
+            complete = lineage | {"retrieval": retrieval, "settings": plain_settings(config), "loss": losses}
             write_atomically(config.out / LINEAGE_FILE, json.dumps(complete, indent=1))
             _write(config, fresh, state, encoder.description)
     session.log_finished(logged, lineage["parameters"], trainer.state.epoch)
     if world.is_first:
         written = load_backbone(EncoderConfig(model=str(config.out)))
-        for when, found in lineage["retrieval"].items():
+        for when, found in retrieval.items():
             print(
                 f"own pair among the {CUTOFF} nearest of {found['items']:.0f} held-out items {when} training: ", end=""
             )
