@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import _status
 from ptmrec_dist.distributed import barrier, join_world
-from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.training.checkpoint import load_engine, save_engine
 from tests.ranks import run_on_ranks
 

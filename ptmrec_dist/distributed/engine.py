@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ptmrec_dist.distributed.tensor_file import Piece
-from ptmrec_dist.distributed.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter besides its number of steps."""
@@ -100,37 +99,6 @@ class Engine(Protocol):
             weights: Tensors of `trained`, by name.
             optimizer: Moments.
         """
-
-
-def make_engine(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    world: World,
-    *,
-    zero_stage: int = 0,
-    accumulation: int = 1,
-    grad_clip: float = 0.0,
-) -> Engine:
-    """Make the engine of a module: `OneProcess`, or DeepSpeed's where there are several ranks.
-
-    Collective: every rank must call this.
-
-    Args:
-        module: What is called and trained.
-        optimizer: Its Adam or AdamW.
-        world: Rank, world size and device.
-        zero_stage: What DeepSpeed divides over the ranks; one process has nothing to divide.
-        accumulation: Largest number of micro-batches per step.
-        grad_clip: Largest norm of the gradient, to which it is clipped; 0 turns clipping off.
-
-    Returns:
-        The engine.
-    """
-    if world.size == 1:
-        return OneProcess(module, optimizer, grad_clip)
-    from ptmrec_dist.distributed.zero import DeepSpeedEngine
-
-    return DeepSpeedEngine(module, optimizer, world, zero_stage, accumulation, grad_clip)
 
 
 class OneProcess:

@@ -18,7 +18,8 @@ from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import RUN_FILE, load_backbone, load_backbone_of
 from ptmrec_dist.errors import Fault, UserError
-from ptmrec_dist.export.formats import Format, features_of, format_named, least_cosine
+from ptmrec_dist.export.choice import format_named
+from ptmrec_dist.export.formats import Format, features_of, least_cosine
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.records import ENCODER_FILE, read_record, require_encoder

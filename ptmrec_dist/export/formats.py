@@ -10,7 +10,6 @@ from PIL import Image
 
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.errors import UserError
 
 Rows = dict[str, np.ndarray]
 """Modality to features, float32 [B, D]."""
@@ -104,33 +103,3 @@ def least_cosine(ours: np.ndarray, others: np.ndarray) -> float:
     a, b = ours.astype(np.float64), others.astype(np.float64)
     cosines = (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(np.nan_to_num(cosines, nan=-1.0).min())
-
-
-def format_named(name: str) -> Format:
-    """Find a format; its library is imported only here.
-
-    Args:
-        name: `open_clip`, `huggingface`, `timm` or `onnx`.
-
-    Returns:
-        The format.
-
-    Raises:
-        UserError: A library of the extra `export` is not installed.
-    """
-    if name == "onnx":
-        try:
-            from ptmrec_dist.export.onnx import Onnx
-        except ImportError as error:
-            raise UserError(
-                f"format: onnx needs {error.name}; install ptmrec-dist[export], or choose another"
-            ) from error
-        return Onnx()
-    from ptmrec_dist.export import folders
-
-    kinds: dict[str, type[Format]] = {
-        "open_clip": folders.OpenClipFolder,
-        "huggingface": folders.TextFolder,
-        "timm": folders.TimmFolder,
-    }
-    return kinds[name]()

@@ -18,7 +18,7 @@ from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, method_entry
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder

@@ -15,7 +15,7 @@ from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
-from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out

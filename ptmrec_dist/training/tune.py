@@ -8,7 +8,7 @@ from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engine import make_engine
+from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
