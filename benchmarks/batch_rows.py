@@ -17,7 +17,7 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.recommenders.vbpr import VBPR
+from ptmrec_dist.recommenders.general.vbpr import VBPR
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 

@@ -126,7 +126,7 @@ class RecommenderEntry(Entry):
     """Hyper-parameters with their defaults."""
 
 
-_PACKAGE = "ptmrec_dist.recommenders"
+_PACKAGE = "ptmrec_dist.recommenders.general"
 RECOMMENDERS: dict[str, RecommenderEntry] = {
     "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR"),
     "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN"),

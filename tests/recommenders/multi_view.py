@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ptmrec_dist.recommenders.multi_view import MultiViewRecommender
+from ptmrec_dist.recommenders.general.multi_view import MultiViewRecommender
 from tests.recommenders.conftest import Toy
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ptmrec_dist.recommenders.buir import BUIR
+from ptmrec_dist.recommenders.general.buir import BUIR
 from tests.recommenders.conftest import Toy
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ptmrec_dist.recommenders.freedom import FREEDOM
+from ptmrec_dist.recommenders.general.freedom import FREEDOM
 from tests.recommenders.conftest import Toy
 
 

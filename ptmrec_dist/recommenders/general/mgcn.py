@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config.recommenders import MGCNConfig
 from ptmrec_dist.recommenders.base import Inputs
-from ptmrec_dist.recommenders.multi_view import MultiViewRecommender
+from ptmrec_dist.recommenders.general.multi_view import MultiViewRecommender
 
 
 class MGCN(MultiViewRecommender):
