@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders import multi_view
 from ptmrec_dist.recommenders.base import Batch
+from ptmrec_dist.recommenders.general import multi_view
 from ptmrec_dist.recommenders.general.multi_view import info_nce
 from tests.memory import largest_tensor
 from tests.ranks import run_on_ranks
