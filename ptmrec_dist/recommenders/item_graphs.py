@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.distributed import World
-from ptmrec_dist.recommenders.graphs import SparseMatrix
 from ptmrec_dist.recommenders.neighbours import nearest_neighbours
+from ptmrec_dist.recommenders.sparse import SparseMatrix
 
 
 def item_graph(

@@ -15,18 +15,18 @@ from torch import Generator, Tensor, nn
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
+from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
-from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
 
 
-class MultiViewRecommender(Recommender):
+class MultiViewRecommender(FittedRecommender):
     r"""A view of IDs and several views of contents, fused node by node.
 
     .. math::
@@ -41,9 +41,7 @@ class MultiViewRecommender(Recommender):
     are specific to each model. The contrastive terms (`info_nce`) run over the users, and over the positive items, of the
     batches of all ranks, repetitions included.
 
-    Nothing in this objective compares features with users, so eq. 12 of PTMRec gets separate projections. They are
-    zero until `fit_cold_map` fits them: ridge regression from features to the vectors f of items with training
-    interactions. A cold item is scored by f_u . mean_m P_m x_im.
+    Nothing in this objective compares features with users: `FittedRecommender` scores cold items, with maps fitted to f.
 
     Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
     untrained embeddings affect no other node.
@@ -71,7 +69,7 @@ class MultiViewRecommender(Recommender):
                 f"modalities: {type(self).__name__} needs both image and text, got {', '.join(inputs.features)} only; "
                 "choose --modalities both, or vbpr or freedom"
             )
-        super().__init__(inputs)
+        super().__init__(inputs, config.dim)
         self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.user_embeddings = embedding_table(inputs.num_users, dim)
@@ -79,13 +77,8 @@ class MultiViewRecommender(Recommender):
         self.maps = modal_maps(inputs.features, dim, bias=map_bias)
         self.gates = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         self.preferences = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
-        self.projections = modal_maps(inputs.features, dim)
-        for projection in self.projections.parameters():
-            nn.init.zeros_(projection)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", items_E.unique(), persistent=False)
         self.item_graphs = nn.ModuleDict(
             {
                 modality: cosine_graph(
@@ -177,18 +170,6 @@ class MultiViewRecommender(Recommender):
         dim = self.item_embeddings.embedding_dim
         users_BD = F.embedding(queries.users, tables["users"][:, :dim])
         return users_BD, rows_of(tables["items"][:, :dim], chosen)
-
-    def cold_map(self) -> dict[str, LinearMap]:
-        """Return P_m, [D, d_m], for each modality."""
-        return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
-
-    @torch.no_grad()
-    def fit_cold_map(self, features: Features) -> None:
-        """Fit each P_m separately to the vectors f of items with training interactions."""
-        training = self.training
-        targets_ND = self.eval().items(features, self.tables(features))[self.warm_items]
-        self.train(training)
-        fit_maps(self.projections, features, self.warm_items, targets_ND)
 
     def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_NW: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
