@@ -4,7 +4,6 @@ Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K dis
 I items, D width of a view, V all views of contents side by side, W the view of IDs before them.
 """
 
-import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
@@ -12,20 +11,19 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
-from ptmrec_dist.recommenders.graphs import InteractionGraph, cosine_graph
+from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
-_BLOCK_LOGITS = 2**25  # 128 MiB
 
 
 class MultiViewRecommender(FittedRecommender):
@@ -206,40 +204,3 @@ class _Fused(NamedTuple):
     def vectors_ND(self) -> Tensor:
         """Their f."""
         return self.ids_ND + self.sides_ND
-
-
-def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
-    r"""Compute the contrastive loss of each query against its own key among all keys of a batch.
-
-    .. math::
-        -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
-
-    with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
-    gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
-    whose logits are recomputed in the backward pass: memory stays at three blocks, whatever Q and K are.
-
-    Args:
-        queries_QD: Queries q, floating [Q, D].
-        own_QD: The key k_q of each query, [Q, D].
-        keys_KD: All distinct keys, those of the queries included, [K, D].
-        counts_K: How often each key occurs n_k, int64 [K].
-        temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
-
-    Returns:
-        The loss of each query, [Q].
-    """
-    queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
-    # A cosine is at most 1: with 1 / t subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
-    offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
-    blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
-    if len(blocks) == 1:
-        totals_Q = _log_sums(queries_QD, keys_KD, offsets_K)
-    else:
-        again = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
-        totals_Q = torch.cat([again(block_BD, keys_KD, offsets_K) for block_BD in blocks])
-    return totals_Q + 1 / temperature - (queries_QD * own_QD).sum(dim=1)
-
-
-def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor) -> Tensor:
-    """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
-    return torch.addmm(offsets_K, queries_BD, keys_KD.T).exp_().sum(dim=1).log()
