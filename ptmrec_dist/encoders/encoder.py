@@ -98,6 +98,14 @@ class Encoder(nn.Module):
                 f"expected {' or '.join(self.towers)} or both"
             )
 
+    def drop_frozen_towers(self) -> None:
+        """Run only the towers in which something is tuned, for the features of the others do not change."""
+        self.towers = {
+            modality: tower
+            for modality, tower in self.towers.items()
+            if modality in self.prompts or any(parameter.requires_grad for parameter in tower.parameters())
+        }
+
     def merge(self) -> None:
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
         self._method.merge(self.towers)
