@@ -105,11 +105,10 @@ class Encoder(nn.Module):
 
     def drop_frozen_towers(self) -> None:
         """Run only the towers in which something is tuned, for the features of the others do not change."""
-        self.towers = {
-            modality: tower
-            for modality, tower in self.towers.items()
-            if modality in self.prompts or any(parameter.requires_grad for parameter in tower.parameters())
-        }
+        for modality, tower in list(self.towers.items()):
+            beside = self.attached[modality].parameters() if modality in self.attached else ()
+            if not any(parameter.requires_grad for parameter in (*tower.parameters(), *beside)):
+                del self.towers[modality]
 
     def merge(self) -> None:
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
