@@ -1,21 +1,21 @@
 """BPR: matrix factorisation trained on pairs of a positive and a negative item.
 
-Shape suffixes: B batch rows, C chosen items, D width of the embeddings.
+Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 """
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import BPRConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up
+from ptmrec_dist.recommenders.tables import TableRecommender
 
 
-class BPR(Recommender):
+class BPR(TableRecommender):
     r"""Matrix factorisation with the BPR objective.
 
     Rendle et al., BPR: Bayesian Personalized Ranking from Implicit Feedback, UAI 2009,
@@ -43,13 +43,9 @@ class BPR(Recommender):
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
 
-    def users(self, queries: Queries, tables: Tables) -> Tensor:
-        """Return the embeddings of users, [B, dim]."""
-        return F.embedding(queries.users, self.user_embeddings.weight)
-
-    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
-        """Return the embeddings of items, [C, dim]."""
-        return rows_of(self.item_embeddings.weight, chosen)
+    def tables(self, features: Features) -> Tables:
+        """Return the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
+        return {"users": self.user_embeddings.weight, "items": self.item_embeddings.weight}
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each; reads neither tables nor features."""

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.config.recommenders import BUIRConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import l2_term
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features
+from ptmrec_dist.recommenders.tables import TableRecommender
 
 
-class BUIR(Recommender):
+class BUIR(TableRecommender):
     r"""BUIR with the neighbour-based encoder (BUIR_NB); with `layers` 0 it is BUIR_ID.
 
     Lee et al., Bootstrapping User and Item Representations for One-Class Collaborative Filtering, SIGIR 2021,
@@ -84,12 +85,12 @@ class BUIR(Recommender):
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Return [q(f(u)) ; f(u)], [B, 2 dim]."""
-        users_BD = F.embedding(queries.users, tables["users"])
+        users_BD = super().users(queries, tables)
         return torch.cat([self.predictor(users_BD), users_BD], dim=1)
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
         """Return [f(i) ; q(f(i))], [C, 2 dim]."""
-        items_CD = rows_of(tables["items"], chosen)
+        items_CD = super().items(features, tables, chosen)
         return torch.cat([items_CD, self.predictor(items_CD)], dim=1)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:

@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Tables
+from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.ridge import fit_maps
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps
+from ptmrec_dist.recommenders.tables import TableRecommender
 
 
-class FREEDOM(Recommender):
+class FREEDOM(TableRecommender):
     r"""FREEDOM, for one modality or both.
 
     Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023,
@@ -86,14 +88,6 @@ class FREEDOM(Recommender):
         Features enter through the frozen graph alone.
         """
         return self._propagated(self.pruned_graph if self.training else self.graph)
-
-    def users(self, queries: Queries, tables: Tables) -> Tensor:
-        """Return propagated users, [B, dim]."""
-        return F.embedding(queries.users, tables["users"])
-
-    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
-        """Return propagated items, [C, dim]."""
-        return rows_of(tables["items"], chosen)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the term `bpr` and for each modality `bpr_MODALITY`, [B] each."""

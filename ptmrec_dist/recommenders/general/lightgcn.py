@@ -1,6 +1,6 @@
 """LightGCN: embeddings smoothed over the graph of interactions.
 
-Shape suffixes: B batch rows, C chosen items, U users, I items, D width of the embeddings.
+Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 """
 
 from typing import ClassVar
@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import LightGCNConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps
+from ptmrec_dist.recommenders.tables import TableRecommender
 
 
-class LightGCN(Recommender):
+class LightGCN(TableRecommender):
     r"""LightGCN.
 
     He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020,
@@ -57,14 +58,6 @@ class LightGCN(Recommender):
         """Propagate the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
         users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
         return {"users": users_UD, "items": items_ID}
-
-    def users(self, queries: Queries, tables: Tables) -> Tensor:
-        """Return propagated embeddings of users, [B, dim]."""
-        return F.embedding(queries.users, tables["users"])
-
-    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
-        """Return propagated embeddings of items, [C, dim]."""
-        return rows_of(tables["items"], chosen)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` (on propagated embeddings) and `l2` (on embeddings of layer 0), [B] each."""
