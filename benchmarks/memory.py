@@ -29,7 +29,7 @@ from ptmrec_dist.evaluation import ranking
 from ptmrec_dist.evaluation.geometry import taste_alignment
 from ptmrec_dist.evaluation.ranking import rank_positives
 from ptmrec_dist.evaluation.scoring import table_scorer, top_items
-from ptmrec_dist.recommenders.general.multi_view import info_nce
+from ptmrec_dist.recommenders.losses import info_nce
 from ptmrec_dist.serving import fold_in
 from ptmrec_dist.serving.fold_in import PRIOR, fit_fold_in
 from ptmrec_dist.topk import group_maxima

@@ -1,91 +1,15 @@
-"""The graphs that recommenders propagate over: users and items, and items with similar features.
+"""The graph of users and items that recommenders propagate over.
 
 Shape suffixes: U users, I items, N participating items, E edges, D width.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch_geometric import EdgeIndex
 
-from ptmrec_dist.distributed import World
-from ptmrec_dist.recommenders.neighbours import nearest_neighbours
-
-
-class SparseMatrix(nn.Module):
-    """A sparse matrix A that node tables are multiplied with.
-
-    A and its transpose are kept in compressed rows, sorted by PyG's `EdgeIndex`, so that the backward pass is as fast as
-    the forward pass. They are not part of the state dict: the owner of the matrix rebuilds it.
-
-    Args:
-        rows_E: Row of each entry, int64 [E].
-        columns_E: Column of each entry, int64 [E]; entries at the same position are added.
-        values_E: Value of each entry, float32 [E].
-        shape: Number of rows and of columns.
-    """
-
-    matrix: Tensor
-    transpose: Tensor
-    order: Tensor
-
-    def __init__(self, rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int]) -> None:
-        super().__init__()
-        edges, order_E = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape).sort_by("row")
-        (starts, columns_E), _ = edges.get_csr()
-        (starts_of_columns, rows_E), transposed_E = edges.get_csc()
-        values_E = values_E[order_E]
-        self._keep(
-            _compressed(starts, columns_E, values_E, shape),
-            _compressed(starts_of_columns, rows_E, values_E[transposed_E], shape[::-1]),
-            transposed_E,
-        )
-
-    def forward(self, table_ND: Tensor) -> Tensor:
-        """Compute A X.
-
-        Args:
-            table_ND: X, float32 [columns, D].
-
-        Returns:
-            The product, float32 [rows, D]; a row without entries gives zeros.
-        """
-        product: Tensor = _Product.apply(self, table_ND)
-        return product
-
-    @property
-    def values(self) -> Tensor:
-        """Value of each entry, float32 [E], row by row."""
-        return self.matrix.values()
-
-    @property
-    def edges(self) -> tuple[Tensor, Tensor]:
-        """Row and column of each entry, int64 [E] each, row by row."""
-        counts_N = self.matrix.crow_indices().diff()
-        rows_E = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
-        return rows_E, self.matrix.col_indices().long()
-
-    def with_values(self, values_E: Tensor) -> "SparseMatrix":
-        """Create a matrix with entries at the same positions.
-
-        Args:
-            values_E: Value of each entry, row by row, float32 [E].
-
-        Returns:
-            The matrix; it shares the index tensors.
-        """
-        same = SparseMatrix.__new__(SparseMatrix)
-        nn.Module.__init__(same)
-        same._keep(_with_values(self.matrix, values_E), _with_values(self.transpose, values_E[self.order]), self.order)
-        return same
-
-    def _keep(self, matrix: Tensor, transpose: Tensor, order_E: Tensor) -> None:
-        self.register_buffer("matrix", matrix, persistent=False)
-        self.register_buffer("transpose", transpose, persistent=False)
-        self.register_buffer("order", order_E, persistent=False)
+from ptmrec_dist.recommenders.sparse import SparseMatrix
 
 
 class InteractionGraph(nn.Module):
@@ -196,106 +120,25 @@ class _SelfAdjoint(torch.autograd.Function):
         return None, None, *ctx.operator(users_UD, items_ID, ctx.layers)
 
 
-class _Product(torch.autograd.Function):
-    """A X, whose gradient is the transpose's product."""
-
-    @staticmethod
-    def forward(ctx: Any, sparse: SparseMatrix, table_ND: Tensor) -> Tensor:
-        ctx.transpose = sparse.transpose
-        return sparse.matrix @ table_ND
-
-    @staticmethod
-    def backward(ctx: Any, product_ND: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.transpose @ product_ND
-
-
-def _compressed(starts: Tensor, positions_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows in compressed form; 32-bit indices, where they suffice, are faster to read."""
-    small = max(*shape, len(values_E)) < 2**31
-    starts, positions_E = (indices.int() if small else indices.long() for indices in (starts, positions_E))
-    return torch.sparse_csr_tensor(starts, positions_E, values_E, shape, check_invariants=False)
-
-
-def _with_values(matrix: Tensor, values_E: Tensor) -> Tensor:
-    return _compressed(matrix.crow_indices(), matrix.col_indices(), values_E, tuple(matrix.shape))
-
-
-def item_graph(
-    tables: list[Tensor],
-    weights: list[float],
-    items_N: Tensor,
-    k: int,
-    cache: Path | None = None,
-    world: World | None = None,
+def neighbour_means(
+    users_E: Tensor, items_E: Tensor, num_users: int, num_items: int, self_loops: bool = False
 ) -> SparseMatrix:
-    """Mix the items' nearest-neighbour graphs of several modalities: S = sum_m weight_m S_m.
-
-    Every row of S_m is the mean over an item's neighbours, which equals D^-1/2 A D^-1/2, with D the number of
-    neighbours on both sides, where every item has k of them.
+    """Join users and items by interactions, each row the mean over a node's neighbours: D^-1 A, or D^-1 (A + I).
 
     Args:
-        tables: Features of each modality, float32 [I, d_m].
-        weights: Weight of each modality.
-        items_N: Participating items, int64 [N]; the others have no edge in either direction.
-        k: Neighbours of an item in each modality.
-        cache: Folder that caches neighbours; by default none.
-        world: Ranks that compute them together, as in `nearest_neighbours`; by default each process computes all.
+        users_E: User of each edge, int64 [E].
+        items_E: Item of each edge, int64 [E]; duplicate pairs are one edge.
+        num_users: Number of users U.
+        num_items: Number of items I.
+        self_loops: Whether every node is a neighbour of its own.
 
     Returns:
-        S, [I, I].
+        The matrix, [U + I, U + I], users before items. Without self-loops a node without edges has an empty row.
     """
-    num_items = len(tables[0])
-    rows, columns, values = [], [], []
-    for table_ID, weight in zip(tables, weights, strict=True):
-        found = nearest_neighbours(table_ID[items_N], k, cache, world=world)
-        counts_N = torch.bincount(found.nodes, minlength=len(items_N))
-        rows.append(items_N[found.nodes])
-        columns.append(items_N[found.neighbours])
-        values.append(weight / counts_N[found.nodes].float())
-    return SparseMatrix(torch.cat(rows), torch.cat(columns), torch.cat(values), (num_items, num_items))
-
-
-def cosine_graph(
-    table_ID: Tensor, items_N: Tensor, k: int, cache: Path | None = None, world: World | None = None
-) -> SparseMatrix:
-    """Join every item to the k others of the highest cosine, weighted by it and normalised: D^-1/2 W D^-1/2.
-
-    D holds the sums of W's rows, and 1 for an empty one. Cosines of zero or below are no edges.
-
-    Args:
-        table_ID: Features, float32 [I, d_m].
-        items_N: Items that may be neighbours, int64 [N]; the others have rows, but no columns.
-        k: Neighbours of an item.
-        cache: Folder that caches neighbours; by default none.
-        world: Ranks that compute them together, as in `nearest_neighbours`; by default each process computes all.
-
-    Returns:
-        The graph, [I, I].
-    """
-    num_items = len(table_ID)
-    candidates_I = torch.zeros(num_items, dtype=torch.bool, device=table_ID.device).index_fill_(0, items_N, True)
-    found = nearest_neighbours(table_ID, k, cache, candidates_I, world)
-    alike_E = found.similarities > 0
-    rows_E, columns_E, cosines_E = (column[alike_E] for column in (found.nodes, found.neighbours, found.similarities))
-    degrees_I = cosines_E.new_zeros(num_items).index_add_(0, rows_E, cosines_E)
-    scales_I = degrees_I.where(degrees_I > 0, 1).rsqrt()
-    weights_E = scales_I[rows_E] * cosines_E * scales_I[columns_E]
-    return SparseMatrix(rows_E, columns_E, weights_E, (num_items, num_items))
-
-
-def strongest_edges(first: SparseMatrix, second: SparseMatrix) -> SparseMatrix:
-    """Take the element-wise maximum of two graphs: every edge of either, with the larger weight where both have it.
-
-    Args:
-        first: Edges with positive weights, [I, I].
-        second: The same, [I, I].
-
-    Returns:
-        The union, [I, I].
-    """
-    num_items = first.matrix.shape[0]
-    positions = [graph.edges[0] * num_items + graph.edges[1] for graph in (first, second)]
-    positions_E, order = torch.cat(positions).unique(return_inverse=True)
-    weights = torch.cat([first.values, second.values])
-    weights_E = weights.new_zeros(len(positions_E)).scatter_reduce_(0, order, weights, "amax")
-    return SparseMatrix(positions_E // num_items, positions_E % num_items, weights_E, (num_items, num_items))
+    pairs_E = (users_E * num_items + items_E).unique()
+    users_E, items_E = pairs_E // num_items, pairs_E % num_items + num_users
+    size = num_users + num_items
+    own = torch.arange(size if self_loops else 0)
+    rows_E, columns_E = torch.cat([users_E, items_E, own]), torch.cat([items_E, users_E, own])
+    weights_E = 1 / torch.bincount(rows_E, minlength=size)[rows_E].float()
+    return SparseMatrix(rows_E, columns_E, weights_E, (size, size))

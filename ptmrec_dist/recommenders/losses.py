@@ -1,11 +1,16 @@
 """Terms that several recommenders have in common.
 
-Shape suffixes: B batch rows, D width of the vectors.
+Shape suffixes: B batch rows, Q queries, K keys, D width of the vectors.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_BLOCK_LOGITS = 2**25  # 128 MiB
 
 
 def bpr_term(users_BD: Tensor, gaps_BD: Tensor) -> Tensor:
@@ -31,3 +36,40 @@ def l2_term(*tables_BD: Tensor) -> Tensor:
         The penalty of each row, float32 [B].
     """
     return 0.5 * torch.stack([table.square().sum(dim=1) for table in tables_BD]).sum(dim=0)
+
+
+def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
+    r"""Compute the contrastive loss of each query against its own key among all keys of a batch.
+
+    .. math::
+        -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
+
+    with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
+    gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
+    whose logits are recomputed in the backward pass: memory stays at three blocks, whatever Q and K are.
+
+    Args:
+        queries_QD: Queries q, floating [Q, D].
+        own_QD: The key k_q of each query, [Q, D].
+        keys_KD: All distinct keys, those of the queries included, [K, D].
+        counts_K: How often each key occurs n_k, int64 [K].
+        temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
+
+    Returns:
+        The loss of each query, [Q].
+    """
+    queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
+    # A cosine is at most 1: with 1 / t subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
+    offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
+    blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
+    if len(blocks) == 1:
+        totals_Q = _log_sums(queries_QD, keys_KD, offsets_K)
+    else:
+        again = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
+        totals_Q = torch.cat([again(block_BD, keys_KD, offsets_K) for block_BD in blocks])
+    return totals_Q + 1 / temperature - (queries_QD * own_QD).sum(dim=1)
+
+
+def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor) -> Tensor:
+    """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
+    return torch.addmm(offsets_K, queries_BD, keys_KD.T).exp_().sum(dim=1).log()

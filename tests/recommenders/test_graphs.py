@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ptmrec_dist.recommenders.graphs import InteractionGraph, SparseMatrix, item_graph
+from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.item_graphs import item_graph
+from ptmrec_dist.recommenders.sparse import SparseMatrix
 from tests.recommenders.conftest import Toy
 
 

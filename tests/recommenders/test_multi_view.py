@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import losses
 from ptmrec_dist.recommenders.base import Batch
-from ptmrec_dist.recommenders.general import multi_view
-from ptmrec_dist.recommenders.general.multi_view import info_nce
+from ptmrec_dist.recommenders.losses import info_nce
 from tests.memory import largest_tensor
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import Toy
@@ -84,7 +84,7 @@ def _contrast_of_rows(queries: Tensor, keys: Tensor, rows: Tensor, temperature: 
 def test_distinct_nodes_with_their_counts_give_the_loss_and_the_gradient_of_all_rows(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multi_view, "_BLOCK_LOGITS", block)
+    monkeypatch.setattr(losses, "_BLOCK_LOGITS", block)
     generator = torch.Generator().manual_seed(0)
     tables = [torch.randn(12, 6, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
     rows = torch.randint(9, (50,), generator=generator)
@@ -104,7 +104,7 @@ def test_distinct_nodes_with_their_counts_give_the_loss_and_the_gradient_of_all_
 def test_the_contrast_holds_neither_all_pairs_of_rows_nor_more_than_a_block_of_distinct_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(multi_view, "_BLOCK_LOGITS", 5000)
+    monkeypatch.setattr(losses, "_BLOCK_LOGITS", 5000)
     sides, ids = (torch.randn(1000, 4, requires_grad=True) for _ in range(2))
     counts = torch.ones(1000, dtype=torch.int64)
     assert largest_tensor(lambda: info_nce(sides, ids, ids, counts, 0.2).sum().backward()) <= 4 * 5000

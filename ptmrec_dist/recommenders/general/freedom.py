@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Tables
-from ptmrec_dist.recommenders.graphs import InteractionGraph, item_graph
+from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.ridge import fit_maps

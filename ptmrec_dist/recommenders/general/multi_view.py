@@ -4,7 +4,6 @@ Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K dis
 I items, D width of a view, V all views of contents side by side, W the view of IDs before them.
 """
 
-import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, NamedTuple
@@ -12,23 +11,22 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.graphs import InteractionGraph, cosine_graph
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
+from ptmrec_dist.recommenders.fitted import FittedRecommender
+from ptmrec_dist.recommenders.graphs import InteractionGraph
+from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term
-from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
-_BLOCK_LOGITS = 2**25  # 128 MiB
 
 
-class MultiViewRecommender(Recommender):
+class MultiViewRecommender(FittedRecommender):
     r"""A view of IDs and several views of contents, fused node by node.
 
     .. math::
@@ -43,9 +41,7 @@ class MultiViewRecommender(Recommender):
     are specific to each model. The contrastive terms (`info_nce`) run over the users, and over the positive items, of the
     batches of all ranks, repetitions included.
 
-    Nothing in this objective compares features with users, so eq. 12 of PTMRec gets separate projections. They are
-    zero until `fit_cold_map` fits them: ridge regression from features to the vectors f of items with training
-    interactions. A cold item is scored by f_u . mean_m P_m x_im.
+    Nothing in this objective compares features with users: `FittedRecommender` scores cold items, with maps fitted to f.
 
     Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
     untrained embeddings affect no other node.
@@ -71,9 +67,9 @@ class MultiViewRecommender(Recommender):
         if set(inputs.features) != set(MODALITIES):
             raise UserError(
                 f"modalities: {type(self).__name__} needs both image and text, got {', '.join(inputs.features)} only; "
-                "choose --modalities both, or vbpr or freedom"
+                "choose --modalities both or another recommender"
             )
-        super().__init__(inputs)
+        super().__init__(inputs, config.dim)
         self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.user_embeddings = embedding_table(inputs.num_users, dim)
@@ -81,13 +77,8 @@ class MultiViewRecommender(Recommender):
         self.maps = modal_maps(inputs.features, dim, bias=map_bias)
         self.gates = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         self.preferences = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
-        self.projections = modal_maps(inputs.features, dim)
-        for projection in self.projections.parameters():
-            nn.init.zeros_(projection)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", items_E.unique(), persistent=False)
         self.item_graphs = nn.ModuleDict(
             {
                 modality: cosine_graph(
@@ -180,18 +171,6 @@ class MultiViewRecommender(Recommender):
         users_BD = F.embedding(queries.users, tables["users"][:, :dim])
         return users_BD, rows_of(tables["items"][:, :dim], chosen)
 
-    def cold_map(self) -> dict[str, LinearMap]:
-        """Return P_m, [D, d_m], for each modality."""
-        return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
-
-    @torch.no_grad()
-    def fit_cold_map(self, features: Features) -> None:
-        """Fit each P_m separately to the vectors f of items with training interactions."""
-        training = self.training
-        targets_ND = self.eval().items(features, self.tables(features))[self.warm_items]
-        self.train(training)
-        fit_maps(self.projections, features, self.warm_items, targets_ND)
-
     def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_NW: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
         nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
@@ -225,40 +204,3 @@ class _Fused(NamedTuple):
     def vectors_ND(self) -> Tensor:
         """Their f."""
         return self.ids_ND + self.sides_ND
-
-
-def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
-    r"""Compute the contrastive loss of each query against its own key among all keys of a batch.
-
-    .. math::
-        -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
-
-    with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
-    gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
-    whose logits are recomputed in the backward pass: memory stays at three blocks, whatever Q and K are.
-
-    Args:
-        queries_QD: Queries q, floating [Q, D].
-        own_QD: The key k_q of each query, [Q, D].
-        keys_KD: All distinct keys, those of the queries included, [K, D].
-        counts_K: How often each key occurs n_k, int64 [K].
-        temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
-
-    Returns:
-        The loss of each query, [Q].
-    """
-    queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
-    # A cosine is at most 1: with 1 / t subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
-    offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
-    blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
-    if len(blocks) == 1:
-        totals_Q = _log_sums(queries_QD, keys_KD, offsets_K)
-    else:
-        again = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
-        totals_Q = torch.cat([again(block_BD, keys_KD, offsets_K) for block_BD in blocks])
-    return totals_Q + 1 / temperature - (queries_QD * own_QD).sum(dim=1)
-
-
-def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor) -> Tensor:
-    """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
-    return torch.addmm(offsets_K, queries_BD, keys_KD.T).exp_().sum(dim=1).log()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ptmrec_dist.config.recommenders import SMOREConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.general.multi_view import MODALITIES, MultiViewRecommender
-from ptmrec_dist.recommenders.graphs import SparseMatrix, strongest_edges
+from ptmrec_dist.recommenders.item_graphs import strongest_edges
+from ptmrec_dist.recommenders.sparse import SparseMatrix
 
 FUSED = "fused"
 

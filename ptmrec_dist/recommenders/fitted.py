@@ -1,0 +1,44 @@
+"""Recommenders whose objective compares no features with users: the maps that score cold items are fitted.
+
+Shape suffixes: I items, D width of the vectors, d_m width of a modality's features.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ptmrec_dist.recommenders.base import Inputs, LinearMap, Recommender
+from ptmrec_dist.recommenders.layers import modal_maps
+from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.rows import Features
+
+
+class FittedRecommender(Recommender):
+    """A recommender with projections P_m for eq. 12 of PTMRec, one per modality.
+
+    They are zero until `fit_cold_map` fits them: ridge regression from features to the vectors of items with training
+    interactions. A cold item is scored by f_u . mean_m P_m x_im. In stage 2, knowledge transfer trains them.
+
+    Args:
+        inputs: Numbers of users and items, the training interactions, and the features.
+        width: Width of the vectors of items D.
+    """
+
+    def __init__(self, inputs: Inputs, width: int) -> None:
+        super().__init__(inputs)
+        self.projections = modal_maps(inputs.features, width)
+        for projection in self.projections.parameters():
+            nn.init.zeros_(projection)
+        self.warm_items: Tensor
+        self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
+
+    def cold_map(self) -> dict[str, LinearMap]:
+        """Return P_m, [D, d_m], for each modality."""
+        return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
+
+    @torch.no_grad()
+    def fit_cold_map(self, features: Features) -> None:
+        """Fit each P_m separately to the vectors of items with training interactions."""
+        training = self.training
+        targets_ID = self.eval().items(features, self.tables(features))
+        self.train(training)
+        fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items])

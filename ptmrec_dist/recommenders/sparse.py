@@ -1,0 +1,107 @@
+"""Sparse matrices that node tables are multiplied with.
+
+Shape suffixes: N columns, E entries, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import EdgeIndex
+
+
+class SparseMatrix(nn.Module):
+    """A sparse matrix A that node tables are multiplied with.
+
+    A and its transpose are kept in compressed rows, sorted by PyG's `EdgeIndex`, so that the backward pass is as fast as
+    the forward pass. They are not part of the state dict: the owner of the matrix rebuilds it.
+
+    Args:
+        rows_E: Row of each entry, int64 [E].
+        columns_E: Column of each entry, int64 [E]; entries at the same position are added.
+        values_E: Value of each entry, float32 [E].
+        shape: Number of rows and of columns.
+    """
+
+    matrix: Tensor
+    transpose: Tensor
+    order: Tensor
+
+    def __init__(self, rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int]) -> None:
+        super().__init__()
+        edges, order_E = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape).sort_by("row")
+        (starts, columns_E), _ = edges.get_csr()
+        (starts_of_columns, rows_E), transposed_E = edges.get_csc()
+        values_E = values_E[order_E]
+        self._keep(
+            _compressed(starts, columns_E, values_E, shape),
+            _compressed(starts_of_columns, rows_E, values_E[transposed_E], shape[::-1]),
+            transposed_E,
+        )
+
+    def forward(self, table_ND: Tensor) -> Tensor:
+        """Compute A X.
+
+        Args:
+            table_ND: X, float32 [columns, D].
+
+        Returns:
+            The product, float32 [rows, D]; a row without entries gives zeros.
+        """
+        product: Tensor = _Product.apply(self, table_ND)
+        return product
+
+    @property
+    def values(self) -> Tensor:
+        """Value of each entry, float32 [E], row by row."""
+        return self.matrix.values()
+
+    @property
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each entry, int64 [E] each, row by row."""
+        counts_N = self.matrix.crow_indices().diff()
+        rows_E = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
+        return rows_E, self.matrix.col_indices().long()
+
+    def with_values(self, values_E: Tensor) -> "SparseMatrix":
+        """Create a matrix with entries at the same positions.
+
+        Args:
+            values_E: Value of each entry, row by row, float32 [E].
+
+        Returns:
+            The matrix; it shares the index tensors.
+        """
+        same = SparseMatrix.__new__(SparseMatrix)
+        nn.Module.__init__(same)
+        same._keep(_with_values(self.matrix, values_E), _with_values(self.transpose, values_E[self.order]), self.order)
+        return same
+
+    def _keep(self, matrix: Tensor, transpose: Tensor, order_E: Tensor) -> None:
+        self.register_buffer("matrix", matrix, persistent=False)
+        self.register_buffer("transpose", transpose, persistent=False)
+        self.register_buffer("order", order_E, persistent=False)
+
+
+class _Product(torch.autograd.Function):
+    """A X, whose gradient is the transpose's product."""
+
+    @staticmethod
+    def forward(ctx: Any, sparse: SparseMatrix, table_ND: Tensor) -> Tensor:
+        ctx.transpose = sparse.transpose
+        return sparse.matrix @ table_ND
+
+    @staticmethod
+    def backward(ctx: Any, product_ND: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.transpose @ product_ND
+
+
+def _compressed(starts: Tensor, positions_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows in compressed form; 32-bit indices, where they suffice, are faster to read."""
+    small = max(*shape, len(values_E)) < 2**31
+    starts, positions_E = (indices.int() if small else indices.long() for indices in (starts, positions_E))
+    return torch.sparse_csr_tensor(starts, positions_E, values_E, shape, check_invariants=False)
+
+
+def _with_values(matrix: Tensor, values_E: Tensor) -> Tensor:
+    return _compressed(matrix.crow_indices(), matrix.col_indices(), values_E, tuple(matrix.shape))
