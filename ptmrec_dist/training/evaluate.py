@@ -9,6 +9,7 @@ Legend: I items, C cold items, D width.
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.metrics import SELECT, SHOWN
+from ptmrec_dist.evaluation.metrics import SELECT, SHOWN, read_metrics
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.records import RunRecord
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
@@ -155,6 +157,8 @@ def evaluate_run(config: EvaluateConfig) -> None:
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)
+        if run.record.stage2 is not None:
+            print_comparison(stages_of(config.run, run.record))
 
 
 def evaluate_phases(
@@ -195,6 +199,22 @@ def print_metrics(metrics: Metrics) -> None:
     for part, values in metrics.items():
         table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
     Console().print(table)
+
+
+def stages_of(folder: Path, record: RunRecord) -> dict[str, Metrics]:
+    """Read the present metrics of a refit and of the runs before it.
+
+    Args:
+        folder: Run folder of a refit.
+        record: Its lineage.
+
+    Returns:
+        `stage 1`, `stage 2` (of joint training `joint`) and `refit` to metrics; without runs that are no longer there.
+    """
+    before = {"joint" if record.stage1 is None else "stage 2": record.stage2, "stage 1": record.stage1}
+    folders = {name: Path(made["path"]) for name, made in reversed(before.items()) if made is not None}
+    there = {name: path for name, path in folders.items() if (path / "metrics.json").is_file()}
+    return {name: read_metrics(path) for name, path in {**there, "refit": folder}.items()}
 
 
 def print_comparison(runs: Mapping[str, Metrics]) -> None:
