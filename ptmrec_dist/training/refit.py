@@ -94,7 +94,7 @@ def refit_if_asked(config: Stage2Config | JointConfig) -> None:
             seed=config.seed if isinstance(config, JointConfig) else None,  # by default that of stage 1
             timeout=config.timeout,
             device=config.device,
-            tracking=config.tracking,
+            tracking=replace(config.tracking, parent=None),  # under the run that was refitted
         )
     )
 
