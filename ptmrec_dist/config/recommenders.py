@@ -6,6 +6,7 @@ The command line, its help, sweeps, experiments and the general tests are derive
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ptmrec_dist.config.common import require
 from ptmrec_dist.config.table import Entry, Hyperparameters, bounded, configured, entry_of
 
 
@@ -118,6 +119,49 @@ class SMOREConfig(MultiViewConfig):
     """Fraction of the preference gates' values that training drops; 0 or 0.1 in the paper."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(RecommenderConfig):
+    """Hyper-parameters that recommenders of the next item have in common."""
+
+    dim: int = bounded(64, 1)
+    """Width of the vectors of items and of states."""
+    length: int = bounded(50, 1)
+    """Most recent items of a user that are read."""
+    dropout: float = bounded(0.1, 0, below=1)
+    """Fraction of the values that training drops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecConfig(SequenceConfig):
+    """Hyper-parameters of SASRec."""
+
+    layers: int = bounded(2, 1)
+    """Blocks of self-attention."""
+    heads: int = bounded(2, 1)
+    """Attention heads; they divide the width."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"a divisor of --{self.group}.dim {self.dim}"
+        require(self.dim % self.heads == 0, f"{self.group}.heads", self.heads, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU4RecConfig(SequenceConfig):
+    """Hyper-parameters of GRU4Rec."""
+
+    layers: int = bounded(2, 1)
+    """Recurrent layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextItNetConfig(SequenceConfig):
+    """Hyper-parameters of NextItNet."""
+
+    pairs: int = bounded(2, 1)
+    """Pairs of residual blocks, with dilations 1 and 4: a state depends on the latest 1 + 30 x pairs items."""
+
+
 @dataclass(frozen=True)
 class RecommenderEntry(Entry):
     """A row of the table."""
@@ -127,6 +171,7 @@ class RecommenderEntry(Entry):
 
 
 _PACKAGE = "ptmrec_dist.recommenders.general"
+_SEQUENTIAL = "ptmrec_dist.recommenders.sequential"
 RECOMMENDERS: dict[str, RecommenderEntry] = {
     "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR"),
     "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN"),
@@ -135,6 +180,9 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
     "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
+    "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),
+    "gru4rec": RecommenderEntry(GRU4RecConfig, f"{_SEQUENTIAL}.gru4rec:GRU4Rec"),
+    "nextitnet": RecommenderEntry(NextItNetConfig, f"{_SEQUENTIAL}.nextitnet:NextItNet"),
 }
 """Name to recommender."""
 
