@@ -72,11 +72,7 @@ def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | N
     """Ranks of the phase's positives by part; cached under the fingerprint of the run, which covers its data."""
     if kept is None or not _is_of(kept, fingerprint):
         run = load_run(folder, now)
-<<<<<<< HEAD
-        evaluate = Evaluator(run.dataset, "test", masking_of(run.record))
-=======
-        evaluate = Evaluator(run.dataset, phase, run.record.mask_validation_at_test)
->>>>>>> main
+        evaluate = Evaluator(run.dataset, phase, masking_of(run.record))
         found = evaluate.ranked(run.recommender, run.features)
         if kept is None:
             return found
