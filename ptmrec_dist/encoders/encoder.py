@@ -103,6 +103,13 @@ class Encoder(nn.Module):
                 f"expected {' or '.join(self.towers)} or both"
             )
 
+    def drop_frozen_towers(self) -> None:
+        """Run only the towers in which something is tuned, for the features of the others do not change."""
+        for modality, tower in list(self.towers.items()):
+            beside = self.attached[modality].parameters() if modality in self.attached else ()
+            if not any(parameter.requires_grad for parameter in (*tower.parameters(), *beside)):
+                del self.towers[modality]
+
     def merge(self) -> None:
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
         self._method.merge(self.towers)

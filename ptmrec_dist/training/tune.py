@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
@@ -75,7 +76,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         start: A run of stage 1, or an untrained recommender.
 
     Returns:
-        The encoder, ready to be tuned, or None where the features stay frozen.
+        The encoder, ready to be tuned, with the towers that are tuned; None where all features stay frozen.
 
     Raises:
         UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
@@ -86,8 +87,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
     if not start.recommender.multimodal:
         raise UserError(
-            f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; choose vbpr, freedom "
-            "or another that reads features"
+            f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
+            f"reads features: {multimodal_recommenders()}"
         )
     if record.encoder is None:
         raise UserError(
@@ -107,8 +108,9 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
-    check_image_size(start.dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
+    encoder.drop_frozen_towers()
+    check_image_size(start.dataset, encoder, config.strict)
     return encoder
 
 

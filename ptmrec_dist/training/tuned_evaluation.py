@@ -147,10 +147,9 @@ class TunedEvaluation:
             return
         tables = encode_all(encoder, self.refresh, self.start.dataset.num_items, self.world, "refresh")
         fresh = {modality: table.to(self.world.device) for modality, table in tables.items()}
-        # An item that could not be read keeps the features it had.
-        self.objective.replace_features(
-            {name: table.where(table.any(dim=1, keepdim=True), before[name]) for name, table in fresh.items()}
-        )
+        # An item that could not be read keeps the features it had, and so do all items in a modality that is not tuned.
+        read = {name: table.where(table.any(dim=1, keepdim=True), before[name]) for name, table in fresh.items()}
+        self.objective.replace_features({**before, **read})
 
     def _fitted_recommender(self) -> Recommender:
         """The recommender that is evaluated and kept, with maps for cold items that fit the features in use."""

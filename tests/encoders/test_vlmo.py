@@ -351,6 +351,8 @@ def test_tuning_the_text_tower_alone_reaches_images_only_through_shared_attentio
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
         assert bool((_features(encoder)["image"] - before).abs().max() > 1e-4) is moves
+        encoder.drop_frozen_towers()
+        assert set(encoder.towers) == ({"image", "text"} if moves else {"text"})
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter"])
