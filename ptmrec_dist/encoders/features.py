@@ -96,8 +96,9 @@ class _CutTexts:
         self.encoder, self.count = encoder, 0
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        self.count += self.encoder.backbone.count_cut(texts)
-        return self.encoder.tokenize(texts)
+        ids_BN, cut = self.encoder.backbone.tokenized(texts)
+        self.count += cut
+        return self.encoder.towers["text"].trimmed(ids_BN)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
@@ -159,7 +160,7 @@ def encode_all(
         for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)
-            for part in _by_length(batch, encoder) if sort_by_length else [batch]:
+            for part in by_length(batch, encoder) if sort_by_length else [batch]:
                 moved = part.to(world.device)
                 for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                     tables[modality][part.items] = rows_BD.cpu()
@@ -172,8 +173,16 @@ def encode_all(
     return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
 
 
-def _by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
-    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each."""
+def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
+    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each.
+
+    Args:
+        batch: Items with or without texts.
+        encoder: The encoder.
+
+    Yields:
+        Parts of it; the batch itself if its texts are of one length.
+    """
     if batch.texts is None or not len(batch.items):
         yield batch
         return
