@@ -4,7 +4,7 @@ The command line, its help, sweeps, experiments and the general tests are derive
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ptmrec_dist.config.table import Entry, Hyperparameters, bounded, configured, entry_of
 
@@ -118,6 +118,41 @@ class SMOREConfig(MultiViewConfig):
     """Fraction of the preference gates' values that training drops; 0 or 0.1 in the paper."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MMGCNConfig(RecommenderConfig):
+    """Hyper-parameters of MMGCN."""
+
+    dim: int = bounded(64, 1)
+    """Width of the IDs and of every layer."""
+    input_dim: int = bounded(256, 1)
+    """Width of users' preferences and of projected features, the inputs of the first layer."""
+    layers: int = bounded(3, 1)
+    """Convolutions over the user-item graph."""
+    reg_weight: float = bounded(1e-2, 0)
+    """Weight of the mean squares of IDs and preferences."""
+    frozen_ids: bool = False
+    """Leave IDs and preferences as they were initialised, as common implementations do; `reg_weight` then has no effect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LATTICEConfig(RecommenderConfig):
+    """Hyper-parameters of LATTICE."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings and of the projected features."""
+    layers: int = bounded(2, 0)
+    """Propagation layers over the user-item graph."""
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the squared norms."""
+    knn: int = bounded(10, 2)
+    """Nearest items of an item in the item graph of each modality, the item itself included."""
+    initial_weight: float = bounded(0.9, 0, 1)
+    """Weight of the graph of the features as they are; the learned graph gets the rest."""
+    graph_gradient: Literal["once", "every"] = "once"
+    """once: the first step of an epoch trains the learned graph, which then stays as it is, as published; every: each step
+    does, as end-to-end training of the encoder needs."""
+
+
 @dataclass(frozen=True)
 class RecommenderEntry(Entry):
     """A row of the table."""
@@ -135,6 +170,8 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
     "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
+    "mmgcn": RecommenderEntry(MMGCNConfig, f"{_PACKAGE}.mmgcn:MMGCN"),
+    "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE"),
 }
 """Name to recommender."""
 
