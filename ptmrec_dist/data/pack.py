@@ -30,6 +30,8 @@ from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
 
 _SHOW_ITEM = "row {row}: item {item_id!r}"
+_LIST_LENGTH = 20
+"""Length of the lists on which models are compared."""
 _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
@@ -95,6 +97,11 @@ def _pack(config: PackConfig, pool: Pool) -> None:
     print(f"{out}: {held}; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
         print("items that lack image or text were left out; --missing keep keeps them and their interactions")
+    for part in splits.PARTS[3:]:
+        count = items["part"].eq(part).sum()
+        if 0 < count <= _LIST_LENGTH:
+            whole = f"which are all in any list of {_LIST_LENGTH}: recall@{_LIST_LENGTH} is always 1 there"
+            print(f"{part} has {count} items, {whole}")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
