@@ -28,9 +28,9 @@ from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_yaml
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.evaluate import print_comparison, stages_of
 from ptmrec_dist.training.finished_run import open_data_of, open_features_of
 from ptmrec_dist.training.inputs import untrained_record
+from ptmrec_dist.training.printing import print_comparison, stages_of
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
 from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
 from ptmrec_dist.training.stage1 import train_recommender
@@ -138,5 +138,6 @@ def _settings(config: RefitConfig, begun: RunRecord, stage1: Path | None) -> Sta
         "modalities": "auto",  # the run's features are those that its recommender reads
         "model": {**begun.hyperparameters, **config.model},
         "mask_validation_at_test": begun.mask_validation_at_test,
+        "mask_history": begun.mask_history,
     }
     return from_plain(Stage1Config, {**learnt, **given, **of_run})
