@@ -20,7 +20,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config.recommenders import RECOMMENDERS, RecommenderConfig, RecommenderEntry
 from ptmrec_dist.config.table import bounded
 from ptmrec_dist.config.tuning import METHODS, MethodEntry, TowersConfig
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table

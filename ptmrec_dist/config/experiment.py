@@ -1,5 +1,6 @@
 """Settings of `ptmrec experiment`."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,32 +9,58 @@ from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, Trac
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.config.tuning import METHODS
 
-Paradigm = Literal["frozen", "two_stage", "two_stage_without_kt", "joint", "contrastive"]
+Paradigm = Literal[
+    "frozen",
+    "two_stage",
+    "two_stage_refit",
+    "two_stage_without_kt",
+    "two_stage_without_kt_refit",
+    "joint",
+    "joint_refit",
+    "contrastive",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Compare recommenders, methods of tuning and paradigms on one packed data set, over seeds, and write the tables."""
+    """Compare encoders, recommenders, methods of tuning and paradigms over splits and seeds, and write the tables."""
 
-    shards: Path
-    """Packed data set."""
-    encoder: EncoderConfig
-    """Encoder that everything starts from."""
     out: Path
-    """Folder of the experiment. Started again, it resumes what is not finished."""
+    """Folder of the experiment. Started again, it resumes what is not finished; the grid may grow meanwhile."""
+    shards: Path | None = None
+    """Packed data set: one split. For several splits give `pack` instead."""
+    pack: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ptmrec pack` (`{items: items.csv, interactions: interactions.csv, split: cold_items}`), instead of `shards`:
+    the experiment packs the same catalogue once per split."""
+    splits: tuple[int, ...] = (0,)
+    """Seeds of the splits that `pack` makes (`0,1,2,3,4`). With several, differences are tested over splits."""
+    encoder: EncoderConfig | None = None
+    """Encoder that everything starts from."""
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)
+    """Several encoders by name, instead of `encoder` (`{clip: {model: DIR}, minilm: {text: 'hf:DIR'}}`)."""
     recommenders: tuple[str, ...] = ("vbpr",)
     """Recommenders (`vbpr,freedom`); ID-only recommenders run in the paradigm `frozen` alone."""
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
     """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
-    without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1."""
+    without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
+    With _refit: the recommender is then trained again on the tuned features, and that run is compared."""
     methods: tuple[str, ...] = ("prompt",)
-    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`; `none` is skipped in `contrastive`."""
+    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Methods with settings of their own, by name
+    (`{last1: {tuning: {method: last_n}, last_n: {n: 1}, optim: {encoder_lr: 0.0001}}}`)."""
     modalities: tuple[Modalities, ...] = ("both",)
-    """Modalities that the recommenders read (`both,text`)."""
+    """Modalities that the recommenders read (`both,text`); both: all that the encoder has."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds (`0,1,2`); every cell is run once per seed."""
+    """Seeds (`0,1,2`); every cell is run once per seed and split."""
     baseline: Paradigm = "frozen"
-    """Paradigm that the others are tested against, with the same recommender, modalities and, where it has one, method."""
+    """Paradigm that the others are tested against, with the same encoder, recommender, modalities and, where it has one,
+    method."""
+    phase: Literal["test", "validation"] = "test"
+    """Part of the data that tables and figures are about; validation: to choose among many cells before the test split is
+    looked at."""
+    dry_run: bool = False
+    """Print the plan, what it leaves out and how much of it is finished, and stop."""
     features: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec features`."""
     stage1: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +73,8 @@ class ExperimentConfig:
     """Further settings of `ptmrec joint`."""
     contrastive: dict[str, Any] = field(default_factory=dict)
     """Further settings of `ptmrec contrastive`."""
+    refit: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ptmrec refit`; the others are those of stage 1."""
     processes: int = 1
     """Concurrent runs, on this machine or on the cluster."""
     ranks: int = 1
@@ -61,14 +90,58 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         for name in self.recommenders:
             require(name in RECOMMENDERS, "recommenders", name, f"some of {', '.join(RECOMMENDERS)}")
+        known = [*METHODS, *self.variants]
         for name in self.methods:
-            require(name in METHODS, "methods", name, f"some of {', '.join(METHODS)}")
-        for name in ("recommenders", "paradigms", "methods", "modalities", "seeds"):
+            require(name in known, "methods", name, f"some of {', '.join(known)}")
+        for name in ("recommenders", "paradigms", "methods", "modalities", "seeds", "splits"):
             values = getattr(self, name)
             require(len(values) > 0, name, list(values), "one or more")
             require(len(set(values)) == len(values), name, list(values), "each only once")
-        require(min(self.seeds) >= 0, "seeds", list(self.seeds), "0 or more")
+        for name in ("seeds", "splits"):
+            require(min(getattr(self, name)) >= 0, name, list(getattr(self, name)), "0 or more")
         require(self.baseline in self.paradigms, "baseline", self.baseline, f"one of {', '.join(self.paradigms)}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_device(self.device, indexed=self.ranks == 1 and self.ray is None)
+        self._check_data()
+        self._check_names()
+
+    def _check_data(self) -> None:
+        require(bool(self.pack) != bool(self.shards), "shards", self.shards, "either --shards or settings of --pack")
+        require(bool(self.pack) or self.splits == (0,), "splits", list(self.splits), "none with --shards, which is one")
+        for name in ("out", "seed"):
+            require(name not in self.pack, f"pack.{name}", self.pack.get(name), "none: the experiment chooses it")
+        seeded = self.pack.get("split", "random") in ("random", "cold_items")
+        several = len(self.splits) > 1
+        require(
+            seeded or not several, "splits", list(self.splits), f"one: {self.pack.get('split')} has no random splits"
+        )
+
+    def _check_names(self) -> None:
+        require(bool(self.encoder) != bool(self.encoders), "encoder", self.encoder, "either --encoder or --encoders")
+        for setting in ("encoders", "variants"):
+            for name in getattr(self, setting):
+                plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.startswith(".")
+                require(bool(plain), setting, name, "names of letters, digits, _, - and .")
+        for name in self.variants:
+            require(name not in METHODS, "variants", name, "a name that is not a tuning method's")
+            self.method_of(name)
+
+    def method_of(self, name: str) -> str:
+        """Return the tuning method of an entry of `methods`.
+
+        Args:
+            name: A tuning method or one of the variants.
+
+        Returns:
+            The tuning method.
+
+        Raises:
+            UserError: A variant without one.
+        """
+        if name not in self.variants:
+            return name
+        tuning = self.variants[name].get("tuning")
+        method = tuning.get("method") if isinstance(tuning, dict) else None
+        require(method in METHODS, f"variants.{name}.tuning.method", method, f"one of {', '.join(METHODS)}")
+        return str(method)

@@ -199,6 +199,15 @@ def recommender_entry(name: str) -> RecommenderEntry:
     return entry_of(RECOMMENDERS, "recommender", name)
 
 
+def multimodal_recommenders() -> str:
+    """List the recommenders that read features, for messages.
+
+    Returns:
+        Their names, separated by commas.
+    """
+    return ", ".join(name for name, entry in RECOMMENDERS.items() if entry.load().multimodal)
+
+
 def recommender_config(name: str, **values: Any) -> RecommenderConfig:
     """Make hyper-parameters of a recommender by name.
 

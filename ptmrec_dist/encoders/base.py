@@ -1,7 +1,4 @@
-"""Interface of encoders: a backbone with its towers, one per modality, each run by its model's own forward.
-
-Feature extraction needs `encode` alone. Tuning needs the tower's blocks, where they are known: methods hook into them or
-wrap modules inside them, and inputs still pass through the model's own forward.
+"""Interface of encoders: a backbone, its towers, one per modality, and the preprocessing of their inputs.
 
 Legend: B batch, N tokens, D width.
 """
@@ -10,78 +7,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Structure of a stack of transformer blocks, as tuning needs it; paths are relative to a block."""
-
-    width: int
-    """Width D of the tokens."""
-    ends: tuple[str, ...]
-    """Paths of the modules that end attention and MLP, before each joins the residual stream; none where they are not known."""
-    promptable: bool = True
-    """Whether a block takes a sequence of any length."""
-    prompts_at: int | None = None
-    """Number of tokens that stand before the prompts; None puts prompts behind all tokens."""
-    causal: bool = False
-    """Whether a token sees only itself and the tokens before it."""
-
 
 LARGEST_SCALE = 100.0
 """CLIP's bound of the inverse of the temperature."""
-
-
-class Tower(Protocol):
-    """One modality of an encoder."""
-
-    kind: str
-    """The model's name for it, for messages."""
-    out_width: int
-    """Width of its features."""
-    blocks: Sequence[nn.Module]
-    """Its blocks or stages from first to last; none where they are not known."""
-    layout: Layout | None
-    """Structure of its blocks; None where they take no sequence of tokens, or are not known."""
-    example: Tensor
-    """One valid input, [1, ...]."""
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Run the model's own forward.
-
-        Args:
-            inputs: Images uint8 [B, 3, H, W] or token ids int64 [B, N].
-
-        Returns:
-            Features [B, out_width], not normalised.
-        """
-
-    def trimmed(self, inputs: Tensor) -> Tensor:
-        """Cut trailing columns of padding, if that does not change features.
-
-        Args:
-            inputs: What `encode` takes.
-
-        Returns:
-            Token ids int64 [B, N'] with N' at most N; other inputs unchanged.
-        """
-
-    def parameters(self) -> Sequence[nn.Parameter]:
-        """Return its weights.
-
-        Returns:
-            All parameters that its features depend on.
-        """
 
 
 @dataclass(frozen=True)
@@ -218,32 +155,6 @@ class Backbone(ABC):
         """
 
 
-def output_width(option: str, tower: Tower) -> int:
-    """Run a tower once, so that one that fails is refused before anything is read.
-
-    Args:
-        option: The setting that names its model, for the message.
-        tower: The tower.
-
-    Returns:
-        Width of its features.
-
-    Raises:
-        UserError: It fails, or does not give one row per input.
-    """
-    try:
-        with torch.no_grad():
-            shape = tower.encode(tower.example).shape
-    except Exception as error:  # a model of any library
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{option}: its {tower.kind} does not run ({reason}); check its configuration") from error
-    if len(shape) != 2:
-        raise UserError(
-            f"{option}: its {tower.kind} gives {tuple(shape)} for one input, expected one row; choose another"
-        )
-    return int(shape[-1])
-
-
 def weights_digest(model: nn.Module, settings: str) -> str:
     """Compute the digest of a model.
 
@@ -259,25 +170,3 @@ def weights_digest(model: nn.Module, settings: str) -> str:
         digest.update(name.encode())
         digest.update(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
-    """Recompute every block in the backward pass instead of keeping its activations.
-
-    Args:
-        towers: Modality to tower.
-
-    Raises:
-        UserError: A tower whose blocks are not known.
-    """
-    for modality, tower in towers.items():
-        if not len(tower.blocks):
-            raise UserError(
-                f"tuning.gradient_checkpointing: the blocks of the {modality} tower ({tower.kind}) are not known; turn it off"
-            )
-    for tower in towers.values():
-        for block in tower.blocks:
-            # Hooks on the block itself, which insert prompts or gather parameters, stay outside and run once.
-            block.forward = partial(  # type: ignore[method-assign]
-                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-            )

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
-from ptmrec_dist.encoders.base import Backbone, checkpoint_blocks
+from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.sources.loading import load_backbone
+from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
+
+_FORMER = {"clip": "model", "prompts": "attached"}
+"""Names that earlier versions gave to what holds a weight, and those of today."""
 
 
 class Encoder(nn.Module):
@@ -46,7 +51,7 @@ class Encoder(nn.Module):
         self.model = backbone.model
         self.precision = precision
         self.towers = {modality: backbone.tower(modality) for modality in modalities}
-        self.prompts = nn.ModuleDict()
+        self.attached = nn.ModuleDict()
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
@@ -105,11 +110,11 @@ class Encoder(nn.Module):
     def _attach(
         self, method: str, settings: MethodConfig, generator: torch.Generator, objectives: Sequence[str]
     ) -> None:
-        if method == "prompt" and self.prompts:
+        if method == "prompt" and self.attached:
             raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
         self._method: TuningMethod[MethodConfig] = method_entry(method).load()(settings)
         chosen = self._method.chosen(self.towers)
-        self.prompts.update(self._method.attach(chosen, generator) if chosen else {})
+        self.attached.update(self._method.attach(chosen, generator) if chosen else {})
         for parameter in itertools.chain.from_iterable(map(self.backbone.heads, objectives)):
             parameter.requires_grad_()
         tuned = {name: parameter.numel() for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -118,33 +123,84 @@ class Encoder(nn.Module):
         if objectives:
             self.description["objectives"] = ",".join(objectives)
 
-    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
+    @overload
+    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]: ...
+
+    @overload
+    def encode(
+        self, images: Tensor | None, texts: Tensor | None, *, tokens: Literal[True]
+    ) -> dict[str, TokenStates]: ...
+
+    def encode(
+        self, images: Tensor | None, texts: Tensor | None, *, tokens: bool = False
+    ) -> dict[str, Tensor] | dict[str, TokenStates]:
         """Encode a batch of items.
 
         Features have length 1, unless the backbone is raw: CLIP was trained on cosines, so the length of its outputs carries
         no information, and on raw outputs (of length about 14) the recommenders' projections learn worse.
 
+        States of tokens are those that the model itself pools: after its last block, and after its final norm where it applies
+        that to the sequence. They keep their length. PMMRec takes those of CLIP's images from before the norm, as transformers
+        returns them; here they are from behind it, so that images and texts of every model are alike, and pooling them gives
+        the features.
+
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
             texts: Token ids int64 [B, N]; not needed without the text tower.
+            tokens: Return the states of all tokens instead of features.
 
         Returns:
-            Modality to features float32 [B, D].
+            Modality to features float32 [B, D], or to states float32 [B, N, W] with their mask, where N is the number of tokens
+            of this batch and W the width of the tower. Vectors of prompts are not among them.
+
+        Raises:
+            UserError: `tokens`, and a tower without a sequence of tokens.
         """
         inputs = {"image": images, "text": texts}
-        features: dict[str, Tensor] = {}
-        for modality, tower in self.towers.items():
-            given = inputs[modality]
-            if given is None:
-                raise ValueError(f"the encoder has a tower for {modality}, but the batch has no such input")
-            count = len(given)
-            if not count:  # a rank without items still runs the model: one row in, none out
-                given = tower.example.to(given.device)
-            with torch.autocast(given.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                encoded_BD = tower.encode(given)
-            encoded_BD = encoded_BD.float()[:count]
-            features[modality] = encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
-        return features
+        if tokens:
+            return {modality: self._token_states(modality, inputs[modality]) for modality in self.towers}
+        return {modality: self._features(modality, inputs[modality]) for modality in self.towers}
+
+    def token_widths(self) -> dict[str, int]:
+        """Measure the width of each modality's tokens by running every tower once.
+
+        Returns:
+            Modality to W.
+
+        Raises:
+            UserError: A tower without a sequence of tokens.
+        """
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            states = {name: self._token_states(name, tower.example.to(device)) for name, tower in self.towers.items()}
+        return {modality: found.states.shape[2] for modality, found in states.items()}
+
+    def _features(self, modality: str, given: Tensor | None) -> Tensor:
+        inputs, count = self._present(modality, given)
+        with self._autocast(inputs):
+            encoded_BD = self.towers[modality].encode(inputs)
+        encoded_BD = encoded_BD.float()[:count]
+        return encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
+
+    def _token_states(self, modality: str, given: Tensor | None) -> TokenStates:
+        inputs, count = self._present(modality, given)
+        with self._autocast(inputs):
+            found = self.towers[modality].token_states(inputs)
+        if found is None:
+            raise UserError(
+                f"encoder: the {modality} tower ({self.towers[modality].kind}) has no sequence of tokens; expected a "
+                "transformer: a ViT of open_clip or timm, a text encoder, VLMo or BEiT-3"
+            )
+        return TokenStates(found.states.float()[:count], found.mask[:count])
+
+    def _present(self, modality: str, given: Tensor | None) -> tuple[Tensor, int]:
+        """Inputs of a tower, and their number; a rank without items still runs the model: one row in, none out."""
+        if given is None:
+            raise ValueError(f"the encoder has a tower for {modality}, but the batch has no such input")
+        return (given if len(given) else self.towers[modality].example.to(given.device)), len(given)
+
+    def _autocast(self, inputs: Tensor) -> torch.autocast:
+        return torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Convert texts to token ids, without columns that contain only padding.
@@ -197,8 +253,9 @@ class Encoder(nn.Module):
 
 
 def _renamed(name: str) -> str:
-    """The name of a weight; version 0.1 called every model `clip`."""
-    return "model." + name.removeprefix("clip.") if name.startswith("clip.") else name
+    """Today's name of a weight."""
+    first, _, rest = name.partition(".")
+    return f"{_FORMER.get(first, first)}.{rest}"
 
 
 def load_encoder(

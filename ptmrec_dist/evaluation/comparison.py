@@ -4,7 +4,7 @@ What it shows is computed from finished runs alone, here and in `figures`; `page
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.buckets import Bucket, by_history, by_popularity
 from ptmrec_dist.evaluation.figures import Figure, Styles, bars, bucket_lines, densities, styles_of
 from ptmrec_dist.evaluation.geometry import MAPPED, SAMPLE, Cloud, cloud, qualities, sample
-from ptmrec_dist.evaluation.outcomes import CUTOFF, PARTS, SeedRun, Setting, accuracy, chance_levels, curves
+from ptmrec_dist.evaluation.outcomes import CUTOFF, SeedRun, Setting, accuracy, chance_levels, curves, parts_of
 from ptmrec_dist.evaluation.page import Page, Section, write_page
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.evaluation.tables import Entry, Table
@@ -33,6 +33,10 @@ class Comparison:
     """Further tables, folded."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Heading to text that can be unfolded, such as the configuration."""
+    phase: str = "test"
+    """Phase that is compared: `test` or `validation`."""
+    splits: int = 1
+    """Splits of the data that the runs are of."""
 
 
 def group_name(recommender: str, modalities: str) -> str:
@@ -54,13 +58,13 @@ def write_comparison(path: Path, dataset: Dataset, page: Comparison) -> None:
 
     Args:
         path: The HTML file; it is replaced only by a whole one.
-        dataset: The packed data set that all runs were made from.
+        dataset: The packed data set that the runs were made from; of several splits the first.
         page: What to show.
     """
     groups: dict[str, list[Setting]] = {}
     for setting in page.settings:
         groups.setdefault(setting.group, []).append(setting)
-    figures = _Figures(dataset, styles_of(setting.name for setting in page.settings))
+    figures = _Figures(dataset, page.phase, styles_of(setting.name for setting in page.settings))
     tables = Section("Tables", tables=page.tables, folded=page.details)
     of_groups = [Section(name, sections=figures.of_group(settings)) for name, settings in groups.items()]
     facts = Section("Facts", facts={"Data": dataset.fingerprint[:16]}, texts=page.texts)
@@ -68,15 +72,21 @@ def write_comparison(path: Path, dataset: Dataset, page: Comparison) -> None:
 
 
 def _summary(page: Comparison, dataset: Dataset) -> list[str]:
-    seeds = sorted({len(setting.runs) for setting in page.settings})
+    seeds = sorted({len(setting.runs) // page.splits for setting in page.settings})
     of_each = "1 seed each" if seeds == [1] else f"{' to '.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds each"
+    over = f"{page.splits} splits, " if page.splits > 1 else ""
     count = f"{len(page.settings)} setting{'s' * (len(page.settings) > 1)}"
     parts = ", ".join(f"{part} {number:,}" for part, number in dataset.manifest.interactions.items())
+    first = "the first split; " if page.splits > 1 else ""
+    notes = [
+        "Figures of items, users and features are of the first split; accuracy and learning curves are of all splits."
+    ]
     return [
-        f"{count}, {of_each}, on {dataset.num_items:,} items and {dataset.num_users:,} users ({dataset.manifest.split} split; "
-        f"interactions: {parts}).",
+        f"{count}, {over}{of_each}, on {dataset.num_items:,} items and {dataset.num_users:,} users "
+        f"({dataset.manifest.split} split; interactions: {first}{parts}).",
         "Full ranking: for every user all warm items are ranked, and separately all cold items, which have no training "
         "interactions. A setting has the same colour in all figures.",
+        *(notes if page.splits > 1 else []),
     ]
 
 
@@ -94,24 +104,26 @@ class _Split:
 class _Figures:
     """Figures of a group of settings, section by section."""
 
-    def __init__(self, dataset: Dataset, styles: Styles) -> None:
+    def __init__(self, dataset: Dataset, phase: str, styles: Styles) -> None:
+        self.data, self.phase = dataset.fingerprint, phase
         self.train = dataset.interactions("train")
         self.popularity = np.bincount(self.train.items, minlength=dataset.num_items)
         self.history = np.bincount(self.train.users, minlength=dataset.num_users)
-        self.chance = chance_levels(dataset)
+        self.chance = chance_levels(dataset, phase)
         self.styles = styles
         self.clouds: dict[tuple[str, str], Cloud | None] = {}
         self.qualities: dict[str, dict[str, float]] = {}
 
     def of_group(self, settings: Sequence[Setting]) -> list[Section]:
         metrics = (f"recall@{CUTOFF}", f"ndcg@{CUTOFF}")
+        of_data = [replace(one, runs=tuple(run for run in one.runs if run.data == self.data)) for one in settings]
         sections = [
-            Section("Accuracy", figures=accuracy(settings, metrics, self.styles, self.chance)),
+            Section("Accuracy", figures=accuracy(settings, metrics, self.styles, self.chance, self.phase)),
             Section("Learning curves", figures=curves(settings, self.styles)),
-            self._by_popularity(settings),
-            self._by_history(settings),
-            self._qualities(settings),
-            self._densities(settings),
+            self._by_popularity(of_data),
+            self._by_history(of_data),
+            self._qualities(of_data),
+            self._densities(of_data),
         ]
         return [section for section in sections if section.figures]
 
@@ -123,13 +135,13 @@ class _Figures:
             "held-out interactions",
             lambda ranked: by_popularity(ranked, self.popularity, CUTOFF),
         )
-        return _split(settings, ["test"], split, self.styles)
+        return _split(settings, list(parts_of(self.phase).items())[:1], split, self.styles)
 
     def _by_history(self, settings: Sequence[Setting]) -> Section:
         split = _Split(
             "user history", "user", "users", "users", lambda ranked: by_history(ranked, self.history, CUTOFF)
         )
-        return _split(settings, list(PARTS), split, self.styles)
+        return _split(settings, list(parts_of(self.phase).items()), split, self.styles)
 
     def _qualities(self, settings: Sequence[Setting]) -> Section:
         found: dict[str, dict[str, list[float]]] = {}
@@ -179,7 +191,7 @@ class _Figures:
         return {modality: one for modality, one in found.items() if one is not None}
 
 
-def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split, styles: Styles) -> Section:
+def _split(settings: Sequence[Setting], parts: Sequence[tuple[str, str]], split: _Split, styles: Styles) -> Section:
     heading, of = f"Recall by {split.what}", f"training interactions of the {split.of}"
     reading = (
         f"Each bucket holds about as many {split.even}; the further to "
@@ -188,13 +200,13 @@ def _split(settings: Sequence[Setting], parts: Sequence[str], split: _Split, sty
     )
     heads = ["part", of, split.members, "held-out interactions", "fraction"]
     figures, table = [], Table(f"{heading}: what the buckets hold.", heads, keys=2)
-    for part in parts:
+    for part, label in parts:
         having = [one for one in settings if all(part in run.ranked for run in one.runs)]
         series = {one.name: [split.buckets(run.ranked[part]) for run in one.runs] for one in having}
         if series:
             svg = bucket_lines(series, styles=styles, label="Recall@20", of=of)
-            figures.append(Figure(f"{heading}, {PARTS[part]}", svg, reading))
+            figures.append(Figure(f"{heading}, {label}", svg, reading))
             for one in next(iter(series.values()))[0]:
-                cells = [PARTS[part], one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.fraction:.1%}"]
+                cells = [label, one.label, f"{one.members:,}", f"{one.positives:,}", f"{one.fraction:.1%}"]
                 table.rows.append([Entry(cell) for cell in cells])
     return Section(heading, figures=figures, folded=[table])

@@ -11,13 +11,28 @@ from ptmrec_dist.evaluation.figures import Curve, Figure, Styles, bars, learning
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.ranking import Ranked
 
-PARTS = {"test": "warm items", "cold_test": "cold items"}
-"""Part of the test phase to what pages call it."""
 CUTOFF = 20
 """K of the figures on Recall."""
 _SEEDS = (
-    "Where there are several seeds, whiskers are one standard deviation to either side and small points single seeds."
+    "Where there are several runs, over seeds or splits, whiskers are one standard deviation to either side and small points "
+    "single runs."
 )
+
+
+def parts_of(phase: str) -> dict[str, str]:
+    """Name the parts of a phase.
+
+    Args:
+        phase: `validation` or `test`.
+
+    Returns:
+        Part to what pages call it.
+    """
+    return {phase: "warm items", f"cold_{phase}": "cold items"}
+
+
+PARTS = parts_of("test")
+"""Part of the test phase to what pages call it."""
 
 
 @dataclass(frozen=True)
@@ -33,59 +48,68 @@ class SeedRun:
     kept_epoch: int | None
     """Epoch whose weights it kept."""
     ranked: Mapping[str, Ranked] = field(default_factory=dict, repr=False)
-    """Part of the test phase to its ranked positives."""
+    """Part of the phase that is compared to its ranked positives."""
     features: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Modality to the features that it ended with, float32 [I, d_m]; none for ID-only recommenders."""
     features_key: str = ""
     """Their fingerprint."""
+    data: str = ""
+    """Fingerprint of the packed data set."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in their seed only."""
+    """Runs that differ in their seed or split only."""
 
     name: str
     """What it is called."""
     group: str
     """The settings that share figures with it."""
     runs: tuple[SeedRun, ...]
-    """A run a seed."""
+    """A run for each seed and split."""
 
 
-def chance_levels(dataset: Dataset) -> dict[str, float]:
+def chance_levels(dataset: Dataset, phase: str = "test") -> dict[str, float]:
     """Compute the Recall@20 of a random order: 20 over the number of candidates.
 
     Args:
         dataset: Packed data set.
+        phase: `validation` or `test`.
 
     Returns:
         Label of the part (a value of `PARTS`) to its chance level.
     """
     cold = {part: len(dataset.cold_items(part)) for part in ("cold_validation", "cold_test")}
-    candidates = {"test": dataset.num_items - sum(cold.values()), "cold_test": cold["cold_test"]}
-    return {PARTS[part]: min(1.0, CUTOFF / count) for part, count in candidates.items() if count}
+    candidates = {phase: dataset.num_items - sum(cold.values()), f"cold_{phase}": cold[f"cold_{phase}"]}
+    names = parts_of(phase)
+    return {names[part]: min(1.0, CUTOFF / count) for part, count in candidates.items() if count}
 
 
 def accuracy(
-    settings: Sequence[Setting], metrics: Sequence[str], styles: Styles, chance: Mapping[str, float]
+    settings: Sequence[Setting],
+    metrics: Sequence[str],
+    styles: Styles,
+    chance: Mapping[str, float],
+    phase: str = "test",
 ) -> list[Figure]:
-    """Draw metrics of the test phase.
+    """Draw metrics of a phase.
 
     Args:
         settings: Settings.
         metrics: Metrics, a figure each.
         styles: Name of a setting to its style.
         chance: What `chance_levels` gave.
+        phase: `validation` or `test`.
 
     Returns:
         The figures.
     """
     figures = []
     for metric in metrics:
-        title, is_recall = f"{title_of(metric)} on test", metric == f"recall@{CUTOFF}"
+        title, is_recall = f"{title_of(metric)} on {phase}", metric == f"recall@{CUTOFF}"
         parts = {
             label: {one.name: [run.metrics[part][metric] for run in one.runs] for one in having}
-            for part, label in PARTS.items()
+            for part, label in parts_of(phase).items()
             if (having := [one for one in settings if all(part in run.metrics for run in one.runs)])
         }
         svg = bars(parts, styles=styles, label=title, chance=chance if is_recall else None)

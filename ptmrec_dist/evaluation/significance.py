@@ -19,6 +19,8 @@ class Paired:
     """p of Student's paired t-test, two-sided; NaN if undefined."""
     wilcoxon: float
     """p of Wilcoxon's signed-rank test, two-sided; NaN if undefined."""
+    interval: tuple[float, float] = (float("nan"), float("nan"))
+    """95 % confidence interval of the difference, of the t-test; NaN with fewer than two pairs."""
 
     @property
     def p(self) -> float:
@@ -38,10 +40,10 @@ def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
 
     Args:
         ours_N: Values [N].
-        theirs_N: Values of the same users or seeds, in the same order, [N].
+        theirs_N: Values of the same users, seeds or splits, in the same order, [N].
 
     Returns:
-        Mean difference and the p of both tests; 1 if no pair differs.
+        Mean difference, its confidence interval, and the p of both tests; 1 if no pair differs.
 
     Raises:
         ValueError: Different numbers of values.
@@ -55,10 +57,13 @@ def compare(ours_N: np.ndarray, theirs_N: np.ndarray) -> Paired:
     if len(gaps_N) < 2:
         return Paired(mean, float("nan"), float("nan"))
     if not gaps_N.any():
-        return Paired(mean, 1.0, 1.0)
+        return Paired(mean, 1.0, 1.0, (0.0, 0.0))
     if np.ptp(gaps_N) <= 1e-12 * np.abs(gaps_N).max():  # equal up to rounding: the t-test would divide by zero
-        return Paired(mean, float("nan"), float(stats.wilcoxon(gaps_N).pvalue))
-    return Paired(mean, float(stats.ttest_1samp(gaps_N, 0.0).pvalue), float(stats.wilcoxon(gaps_N).pvalue))
+        return Paired(mean, float("nan"), float(stats.wilcoxon(gaps_N).pvalue), (mean, mean))
+    t_test = stats.ttest_1samp(gaps_N, 0.0)
+    low, high = t_test.confidence_interval(0.95)
+    wilcoxon = float(stats.wilcoxon(gaps_N).pvalue)
+    return Paired(mean, float(t_test.pvalue), wilcoxon, (float(low), float(high)))
 
 
 def holm(values: Sequence[float]) -> list[float]:

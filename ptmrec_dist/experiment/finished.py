@@ -19,14 +19,14 @@ from ptmrec_dist.training.records import read_record
 def read_setting(
     name: str, group: str, folders: Sequence[Path], now: ReadsRun | None = None, kept: Path | None = None
 ) -> Setting:
-    """Read the runs of one setting.
+    """Read the runs of one setting on one packed data set.
 
     Args:
         name: What to call it.
         group: Name of the settings that it is plotted with.
         folders: Run folders, one per seed.
         now: Present paths of their inputs; by default found relative to the run, or else at their original paths.
-        kept: Folder in which the ranks of test positives are cached; None caches nothing.
+        kept: Folder in which the ranks of positives are cached; None caches nothing.
 
     Returns:
         The setting.
@@ -34,10 +34,24 @@ def read_setting(
     Raises:
         UserError: No finished run, or data or features other than those it was made from.
     """
-    return Setting(name, group, tuple(_read(folder, now, kept and kept / folder.name) for folder in folders))
+    return Setting(name, group, tuple(read_seed_run(folder, now, kept) for folder in folders))
 
 
-def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
+def read_seed_run(folder: Path, now: ReadsRun | None = None, kept: Path | None = None, phase: str = "test") -> SeedRun:
+    """Read a finished run.
+
+    Args:
+        folder: Run folder.
+        now: Present paths of its inputs; by default found relative to the run, or else at their original paths.
+        kept: Folder in which the ranks of positives are cached; None caches nothing.
+        phase: Phase whose positives are ranked: `test` or `validation`.
+
+    Returns:
+        What it left behind.
+
+    Raises:
+        UserError: No finished run, or data or features other than those it was made from.
+    """
     record = read_record(folder, now)
     dataset = open_data_of(folder, record)
     store = open_features_of(folder, record, dataset)
@@ -47,17 +61,18 @@ def _read(folder: Path, now: ReadsRun | None, kept: Path | None) -> SeedRun:
         metrics=read_metrics(folder),
         history=read_json_lines(history, "run") if history.is_file() else [],
         kept_epoch=record.kept_epoch,
-        ranked=_ranked(folder, now, record.fingerprint, kept),
+        ranked=_ranked(folder, now, record.fingerprint, kept and kept / folder.name, phase),
         features={} if store is None else {modality: store.tables[modality] for modality in record.modalities},
         features_key="" if store is None else store.manifest.fingerprint,
+        data=dataset.fingerprint,
     )
 
 
-def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None) -> dict[str, Ranked]:
-    """Ranks of the test positives by part; cached under the fingerprint of the run, which covers its data."""
+def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None, phase: str) -> dict[str, Ranked]:
+    """Ranks of the phase's positives by part; cached under the fingerprint of the run, which covers its data."""
     if kept is None or not _is_of(kept, fingerprint):
         run = load_run(folder, now)
-        evaluate = Evaluator(run.dataset, "test", run.record.mask_validation_at_test)
+        evaluate = Evaluator(run.dataset, phase, run.record.mask_validation_at_test)
         found = evaluate.ranked(run.recommender, run.features)
         if kept is None:
             return found

@@ -1,29 +1,27 @@
-"""Plan of an experiment: the cells of its grid and the steps that produce them; cells have steps in common where possible."""
+"""Cells of an experiment: combinations of its axes, each once, without those that make no sense."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
-from typing import Any
+from math import prod
 
-from ptmrec_dist.config import ExperimentConfig, merged
+from ptmrec_dist.config import EncoderConfig, ExperimentConfig
 from ptmrec_dist.recommenders import recommender_class
 
-_COMPLETE = {
-    "features": [{"manifest.json"}],
-    "contrastive": [{"open_clip_config.json"}, {"config.json", "model.safetensors"}, {"encoder.json"}],
-    # open_clip's; VLMo's; that of separate encoders
-    "stage1": [{"metrics.json"}],
-    "stage2": [{"metrics.json"}],
-    "joint": [{"metrics.json"}],
-}
-"""Command to the sets of files of which one is there when its output is complete."""
+AXES = ("splits", "encoders", "recommenders", "modalities", "paradigms", "methods", "seeds")
+"""Axes of the grid, as the settings name them."""
+_REFIT = "_refit"
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
     """One run that the experiment compares."""
 
+    split: str
+    """Name of the split; empty where there is one."""
+    encoder: str
+    """Name of the encoder; empty where there is one, and `none` for ID-only recommenders."""
     recommender: str
     """Recommender."""
     modalities: str
@@ -31,170 +29,159 @@ class Cell:
     paradigm: str
     """Paradigm."""
     method: str
-    """Tuning method; `none` if the encoder stays frozen."""
+    """Tuning method or variant; `none` if the encoder stays frozen."""
     seed: int
     """Seed."""
 
     @property
     def row(self) -> "Cell":
-        """The same cell for all seeds: a row of the tables."""
-        return replace(self, seed=-1)
+        """The same cell for all splits and seeds: a row of the tables."""
+        return replace(self, split="", seed=-1)
 
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        tuned = "" if self.paradigm == "frozen" else f"-{self.method}"
-        return f"{self.recommender}-{self.modalities}-{self.paradigm}{tuned}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command and its dependencies."""
-
-    command: str
-    """`ptmrec` command."""
-    folder: Path
-    """Its output folder."""
-    settings: dict[str, Any]
-    """Its settings, as in its YAML file."""
-    needs: tuple[str, ...] = ()
-    """Names of the steps that must be complete before it starts."""
+        words = [self.split, self.encoder, self.recommender, self.modalities, self.paradigm]
+        tuned = [] if self.paradigm == "frozen" else [self.method]
+        return "-".join(filter(None, [*words, *tuned, f"seed{self.seed}"]))
 
     @property
-    def is_complete(self) -> bool:
-        """Whether its output is complete."""
-        return any(all((self.folder / name).is_file() for name in files) for files in _COMPLETE[self.command])
+    def is_refit(self) -> bool:
+        """Whether its recommender is trained again on the features of `tuned`."""
+        return self.paradigm.endswith(_REFIT)
+
+    @property
+    def tuned(self) -> "Cell":
+        """The cell whose encoder a refit reads."""
+        return replace(self, paradigm=self.paradigm.removesuffix(_REFIT))
+
+    @property
+    def frozen(self) -> "Cell":
+        """The cell of stage 1, with the same features before any tuning."""
+        return replace(self, paradigm="frozen", method="none")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Cells and steps of an experiment."""
+class Grid:
+    """Combinations of the axes: cells, repetitions of cells, and what is left out add up to all of them."""
 
     cells: list[Cell]
-    """Runs that are compared."""
-    steps: dict[str, Step]
-    """Name to step in topological order; a cell's step has the cell's name."""
+    """Runs that are compared, each once."""
+    combinations: int
+    """Combinations of the axes."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason to the number of combinations that are left out for it."""
+
+    @property
+    def repeated(self) -> int:
+        """Combinations that are the same run as another, as the frozen encoder is for every method."""
+        return self.combinations - len(self.cells) - self.left_out.total()
 
 
-def lay_out(config: ExperimentConfig) -> Plan:
-    """List cells and steps of an experiment.
+def splits_of(config: ExperimentConfig) -> list[str]:
+    """Name the splits.
 
     Args:
         config: Settings.
 
     Returns:
-        The plan.
+        Names in order; of a single one it is empty.
+    """
+    return [f"split{seed}" for seed in config.splits] if len(config.splits) > 1 else [""]
+
+
+def encoders_of(config: ExperimentConfig) -> dict[str, EncoderConfig]:
+    """Name the encoders.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        Name to encoder; the name of a single `encoder` is empty.
+    """
+    return {"": config.encoder} if config.encoder is not None else config.encoders
+
+
+def make_grid(config: ExperimentConfig) -> Grid:
+    """Combine the axes of an experiment.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The grid.
 
     Raises:
         UserError: An unknown recommender.
     """
-    cells = list(dict.fromkeys(_cells(config)))
-    steps: dict[str, Step] = {}
-    for cell in cells:
-        for name, step in _Steps(config, cell).of_cell():
-            steps.setdefault(name, step)
-    return Plan(cells, steps)
+    axes = {name: getattr(config, name) for name in AXES} | {
+        "splits": splits_of(config),
+        "encoders": list(encoders_of(config)),
+    }
+    cells: dict[Cell, None] = {}
+    left_out: Counter[str] = Counter()
+    for cell in (Cell(*values) for values in product(*axes.values())):
+        found = _resolved(config, cell)
+        if isinstance(found, Cell):
+            cells[found] = None
+        else:
+            left_out[found] += 1
+    return Grid(list(cells), prod(map(len, axes.values())), left_out)
 
 
-def encoder_step(method: str, seed: int) -> str:
-    """Name the step that fine-tunes the encoder for the paradigm `contrastive`.
+def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
+    """The run that a combination stands for, or why there is none."""
+    tuning = config.method_of(cell.method)
+    if not recommender_class(cell.recommender).multimodal:
+        if cell.paradigm != "frozen":
+            return f"{cell.recommender} knows items by their IDs only: it is trained in the paradigm frozen alone"
+        return replace(cell.frozen, encoder="none" if cell.encoder else "", modalities="none")
+    reads = modalities_of(encoders_of(config)[cell.encoder])
+    if cell.modalities != "both" and cell.modalities not in reads:
+        return f"encoder {cell.encoder} has no {cell.modalities}".replace("  ", " ")
+    if len(reads) == 1:
+        cell = replace(cell, modalities=reads[0])
+    if cell.paradigm == "frozen":
+        return cell.frozen
+    if cell.paradigm == "contrastive":
+        return _contrastive(config, cell, tuning)
+    if cell.is_refit and tuning == "none":
+        return "a refit after no tuning would be stage 1 again"
+    return cell
+
+
+def _contrastive(config: ExperimentConfig, cell: Cell, tuning: str) -> Cell | str:
+    given = encoders_of(config)[cell.encoder]
+    if len(modalities_of(given)) < 2:
+        return "contrastive training compares images with texts: the encoder has one of them alone"
+    if tuning == "none" and given.model is not None:
+        return "contrastive training without tuning trains nothing, other than the projections of separate encoders"
+    return cell
+
+
+def modalities_of(encoder: EncoderConfig) -> tuple[str, ...]:
+    """List the modalities that an encoder's settings name.
 
     Args:
-        method: Tuning method.
-        seed: Seed.
+        encoder: Settings.
 
     Returns:
-        Its name, and its folder within the experiment's.
+        Both for an image-text model.
     """
-    return f"encoders/{method}-seed{seed}"
+    named = tuple(name for name in ("image", "text") if getattr(encoder, name) is not None)
+    return named or ("image", "text")
 
 
-def _cells(config: ExperimentConfig) -> Iterator[Cell]:
-    axes = (config.recommenders, config.modalities, config.paradigms, config.methods, config.seeds)
-    for recommender, modalities, paradigm, method, seed in product(*axes):
-        if not recommender_class(recommender).multimodal:
-            if paradigm == "frozen":
-                yield Cell(recommender, "none", "frozen", "none", seed)
-        elif paradigm == "frozen":
-            yield Cell(recommender, modalities, "frozen", "none", seed)
-        elif (paradigm, method) != ("contrastive", "none"):
-            yield Cell(recommender, modalities, paradigm, method, seed)
+def groups_of(cells: list[Cell]) -> Iterator[tuple[Cell, list[Cell]]]:
+    """Group cells by row.
 
+    Args:
+        cells: Cells.
 
-@dataclass(frozen=True)
-class _Steps:
-    """The steps of one cell; a step of several cells has the same name in each."""
-
-    config: ExperimentConfig
-    cell: Cell
-
-    def of_cell(self) -> Iterator[tuple[str, Step]]:
-        cell = self.cell
-        match cell.paradigm:
-            case "frozen":
-                yield from self._stage1(cell.name, "plain" if cell.modalities != "none" else None)
-            case "contrastive":
-                encoder = encoder_step(cell.method, cell.seed).removeprefix("encoders/")
-                yield self._contrastive()
-                yield from self._stage1(cell.name, encoder)
-            case "joint":
-                yield self._features("plain")
-                settings = {**self._chosen(), "features": str(self._path("features/plain")), **self._tuned("joint")}
-                yield cell.name, Step("joint", self._path(f"runs/{cell.name}"), settings, ("features/plain",))
-            case _:
-                first = replace(cell, paradigm="frozen", method="none").name
-                yield from self._stage1(first, "plain")
-                settings = {"stage1": str(self._path(f"runs/{first}")), **self._tuned("stage2")}
-                if cell.paradigm == "two_stage_without_kt":
-                    settings |= {"kt_weight": 0.0}
-                yield cell.name, Step("stage2", self._path(f"runs/{cell.name}"), settings, (first,))
-
-    def _stage1(self, name: str, features: str | None) -> Iterator[tuple[str, Step]]:
-        settings = {**self._chosen(), **self._common(), **self.config.stage1}
-        needs: tuple[str, ...] = ()
-        if features is not None:
-            yield self._features(features)
-            settings |= {"features": str(self._path(f"features/{features}"))}
-            needs = (f"features/{features}",)
-        yield name, Step("stage1", self._path(f"runs/{name}"), settings, needs)
-
-    def _features(self, encoder: str) -> tuple[str, Step]:
-        """Features of the pretrained encoder (`plain`), or of a fine-tuned one."""
-        given = self.config.encoder.recorded()
-        tuned = {"model": str(self._path(f"encoders/{encoder}"))}
-        settings = {
-            "shards": str(self.config.shards),
-            "encoder": given if encoder == "plain" else tuned,
-            "device": self.config.device,
-            **self.config.features,
-        }
-        needs = () if encoder == "plain" else (f"encoders/{encoder}",)
-        return f"features/{encoder}", Step("features", self._path(f"features/{encoder}"), settings, needs)
-
-    def _contrastive(self) -> tuple[str, Step]:
-        name = encoder_step(self.cell.method, self.cell.seed)
-        settings = {
-            "shards": str(self.config.shards),
-            "encoder": self.config.encoder.recorded(),
-            **self._tuned("contrastive"),
-        }
-        return name, Step("contrastive", self._path(name), settings)
-
-    def _chosen(self) -> dict[str, Any]:
-        modalities = "both" if self.cell.modalities == "none" else self.cell.modalities
-        return {
-            "shards": str(self.config.shards),
-            "recommender": self.cell.recommender,
-            "modalities": modalities,
-        }
-
-    def _tuned(self, command: str) -> dict[str, Any]:
-        """Settings of a command that tunes the encoder; the more specific ones take precedence."""
-        settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
-        return merged(settings, {"tuning": {"method": self.cell.method}})
-
-    def _common(self) -> dict[str, Any]:
-        return {"seed": self.cell.seed, "device": self.config.device}
-
-    def _path(self, name: str) -> Path:
-        return self.config.out.resolve() / name
+    Yields:
+        Each row, in the order of its first cell, with its cells.
+    """
+    rows: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.row, []).append(cell)
+    yield from rows.items()

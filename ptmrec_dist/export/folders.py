@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.sources.huggingface import SentenceTower
 from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, OpenClip
 from ptmrec_dist.encoders.sources.pair import Pair
+from ptmrec_dist.encoders.sources.sentence_tower import SentenceTower
 from ptmrec_dist.encoders.sources.timm import TimmTower
 from ptmrec_dist.export.formats import Rows
 

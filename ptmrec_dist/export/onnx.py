@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import Tower
 from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.export.formats import Rows, inputs_of
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import PaddedHistories
 from ptmrec_dist.distributed import World
@@ -203,7 +204,7 @@ class Recommender(nn.Module, ABC):
         """
         raise UserError(
             f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
-            "reads images or texts, choose vbpr, freedom, mgcn or smore"
+            f"reads images or texts: {multimodal_recommenders()}"
         )
 
     def fit_cold_map(self, features: Features) -> None:
@@ -230,8 +231,20 @@ class Recommender(nn.Module, ABC):
         maps = self.cold_map()
         return torch.stack([F.linear(features[modality], *maps[modality]) for modality in self.modalities]).mean(dim=0)
 
+    def rebuild(self, features: Features, world: World | None = None) -> None:
+        """Recompute the part of the state that is derived from weights and features once per epoch, before its first step.
+
+        An interrupted epoch resumes with the state that was saved: this is not called again. Does nothing by default.
+
+        Collective where `world` is given: every rank must call this, and has the same state afterwards.
+
+        Args:
+            features: Tables of the modalities in use, [I, d_m].
+            world: Ranks that compute together; by default this process computes alone.
+        """
+
     def start_epoch(self, generator: Generator) -> None:
-        """Resample what the model samples once per epoch; does nothing by default.
+        """Resample what the model samples once per epoch, also where an interrupted epoch resumes; does nothing by default.
 
         Args:
             generator: Source of randomness, on any device.

@@ -136,6 +136,9 @@ class Trainer:
         state, steps = self.state, self.batches.steps(self.state.epoch)
         self.generator.manual_seed(self.plan.seed * 1_000_003 + state.epoch)
         self.objective.train()
+        if not state.step:
+            with self.engine.whole():
+                self.objective.rebuild(self.world)
         self.objective.start_epoch(self.generator)
         windows = self.batches.epoch(state.epoch, state.step, self.generator)
         if state.step:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.stream import ItemStream, Reader
@@ -86,8 +87,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
     if not start.recommender.multimodal:
         raise UserError(
-            f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; choose vbpr, freedom "
-            "or another that reads features"
+            f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
+            f"reads features: {multimodal_recommenders()}"
         )
     if record.encoder is None:
         raise UserError(

@@ -51,6 +51,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
     "qwen3": _GROUPED,
     "gemma2": _GROUPED,
+    "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 2, "n_inner": 48},
     "opt": {"hidden_size": 24, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 24},
 }  # fmt: skip
 """`model_type` of transformers to the settings of a tiny model."""

@@ -190,7 +190,7 @@ def test_running_statistics_of_batch_normalisation_never_move(
 def test_prompts_see_no_padding(families: dict[str, Path], family: str) -> None:
     """A text alone, without padding, has the features that it has among longer ones."""
     encoder = _encoder(families[family], "prompt")
-    encoder.prompts["text"].vectors_PLD.data.mul_(20)
+    encoder.attached["text"].vectors_PLD.data.mul_(20)
     together = _encode(encoder)[len(TEXTS) :]
     image = encoder.towers["image"].example
     for row, text in enumerate(TEXTS):

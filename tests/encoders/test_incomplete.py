@@ -115,7 +115,7 @@ def test_stage_2_learns_nothing_from_what_an_item_lacks(tmp_path: Path, tiny_cli
     rows = features_G["image"][: len(lacking)]
     assert torch.equal(rows.detach(), tuner.features["image"][items_G[: len(lacking)]])
     rows.sum().backward()
-    image = tuner.encoder.prompts["image"]
+    image = tuner.encoder.attached["image"]
     assert all(weight.grad is None or not weight.grad.any() for weight in image.parameters())
 
 

@@ -24,7 +24,7 @@ def _encoder(folder: Path, depth: Any = None, modalities: tuple[str, ...] = ("im
     encoder = Encoder(load_backbone(EncoderConfig(model=str(folder))), modalities)
     if depth is not None:
         encoder.tune("prompt", PromptConfig(depth=depth, length=3), torch.Generator().manual_seed(1))
-        for parameter in encoder.prompts.parameters():
+        for parameter in encoder.attached.parameters():
             parameter.data.mul_(20)  # large enough to matter
     return encoder
 
@@ -71,15 +71,15 @@ def test_prompted_features_equal_prompting_spelled_out(folder: Path, depth: Any)
     ids = encoder.backbone.tokenize(TEXTS)
     features = encoder.encode(_images(), ids)
     for modality, inputs, reference in (("image", _images(), _image_reference), ("text", ids, _text_reference)):
-        expected = reference(plain.model, inputs, encoder.prompts[modality].vectors_PLD)
+        expected = reference(plain.model, inputs, encoder.attached[modality].vectors_PLD)
         torch.testing.assert_close(features[modality], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_every_layer_of_each_tower_gets_its_own_prompts_by_default(folder: Path) -> None:
     state = _encoder(folder, "all").tuned_state()
     assert {name: tuple(value.shape) for name, value in state.items()} == {
-        "prompts.image.vectors_PLD": (3, 3, 32),
-        "prompts.text.vectors_PLD": (2, 3, 24),
+        "attached.image.vectors_PLD": (3, 3, 32),
+        "attached.text.vectors_PLD": (2, 3, 24),
     }
 
 
@@ -110,10 +110,10 @@ def test_only_prompts_get_a_gradient_and_all_of_them_do(folder: Path) -> None:
     features = encoder.encode(_images(), encoder.tokenize(TEXTS))
     sum((rows * target).sum() for rows in features.values()).backward()
     assert [name for name, value in encoder.named_parameters() if value.requires_grad] == [
-        "prompts.image.vectors_PLD",
-        "prompts.text.vectors_PLD",
+        "attached.image.vectors_PLD",
+        "attached.text.vectors_PLD",
     ]
-    for parameter in encoder.prompts.parameters():
+    for parameter in encoder.attached.parameters():
         assert (parameter.grad.abs().sum(dim=(1, 2)) > 0).all()
     assert all(parameter.grad is None for parameter in encoder.model.parameters())
 
@@ -130,7 +130,7 @@ def test_no_items_give_no_rows_that_still_reach_the_prompts(folder: Path) -> Non
     features = encoder.encode(_images()[:0], encoder.tokenize(["a"])[:0])
     assert {modality: tuple(rows.shape) for modality, rows in features.items()} == {"image": (0, 20), "text": (0, 20)}
     sum(rows.sum() for rows in features.values()).backward()
-    assert all(parameter.grad is not None for parameter in encoder.prompts.parameters())
+    assert all(parameter.grad is not None for parameter in encoder.attached.parameters())
 
 
 def test_saved_prompts_load_into_an_equal_encoder(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig, PackConfig, TrackingConfig
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.experiment.grid import lay_out
+from ptmrec_dist.experiment.plan import lay_out
 from ptmrec_dist.experiment.run import run_experiment
 from ptmrec_dist.training.records import read_record, write_record
 from tests.conftest import UNTRACKED, Project

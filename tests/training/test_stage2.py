@@ -57,8 +57,8 @@ def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_project: Project, tmp_
         assert {"recall@10", "recall@20", "ndcg@10", "ndcg@20"} <= part.keys()
     prompts = load_file(tmp_path / "run" / "encoder.safetensors")
     assert {name: tuple(value.shape) for name, value in prompts.items()} == {
-        "prompts.image.vectors_PLD": (3, 4, 32),
-        "prompts.text.vectors_PLD": (2, 4, 24),
+        "attached.image.vectors_PLD": (3, 4, 32),
+        "attached.text.vectors_PLD": (2, 4, 24),
     }
     record, first = _json(tmp_path / "run" / "run.json"), _json(tiny_project.stage1 / "run.json")
     assert record["stage1"]["fingerprint"] == first["fingerprint"]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import TokenStates, Tower
 from ptmrec_dist.errors import UserError
 
 SPACE_FILE = "projections.safetensors"
@@ -74,6 +74,10 @@ class ProjectedTower:
         """Run the tower and project its features, to [B, W]."""
         projected_BW: Tensor = self._projection(self._tower.encode(inputs))
         return projected_BW
+
+    def token_states(self, inputs: Tensor) -> TokenStates | None:
+        """The tower's own: the projection is of its features."""
+        return self._tower.token_states(inputs)
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Cut trailing columns of padding as the tower does."""

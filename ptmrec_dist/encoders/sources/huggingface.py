@@ -2,173 +2,32 @@
 
 A folder holds `config.json`, `model.safetensors`, the files of a fast tokenizer and, where it is a model of
 sentence-transformers, their configuration: pooling, maximum length, prompts. No code from a folder is ever run.
-
-Legend: B batch, N tokens, D width.
 """
 
-import json
 import logging
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import logging as hf_logging
 
-from ptmrec_dist.encoders.base import output_width, weights_digest
-from ptmrec_dist.encoders.sources.layouts import hugging_face_blocks
-from ptmrec_dist.encoders.sources.pooling import (
-    OPTION,
-    WEIGHTS_FILE,
-    Pooling,
-    SentenceModules,
-    read_modules,
-    read_settings,
+from ptmrec_dist.encoders.sources.pooling import OPTION, WEIGHTS_FILE, Pooling, read_modules, read_settings
+from ptmrec_dist.encoders.sources.sentence_tower import (
+    COPIED,
+    ENCODER_OF_TWO,
+    INDEX_FILE,
+    SentenceEncoder,
+    SentenceTower,
 )
 from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
-PADDING = -1
-"""Stands for padding among token ids: ids of padding tokens may also occur as tokens."""
-_INDEX_FILE = "model.safetensors.index.json"
 _LENGTH_FILES, _PROMPTS_FILE = "sentence_*_config.json", "config_sentence_transformers.json"
 _HARMLESS = {"trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "use_safetensors", "local_files_only"}
-_T5 = ("t5", "mt5", "umt5")
-"""Models of an encoder and a decoder, of which sentence encoders are the first."""
 _UNLIMITED = 10**9
 """Tokenizers without a maximum length name a huge one."""
-_COPIED = ("*.json", "*.txt", "*.model")  # configuration and tokenizer; never code or pickles
-_NOT_FEATURES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
-
-
-class SentenceEncoder(nn.Module):
-    """A transformer with its pooling.
-
-    Args:
-        transformer: A model that returns `last_hidden_state`.
-        pooling: Pools it.
-        behind: What follows, in order.
-    """
-
-    def __init__(self, transformer: nn.Module, pooling: Pooling, behind: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.transformer, self.pooling, self.behind = transformer, pooling, nn.ModuleDict(behind)
-
-    def states(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
-        """Run the transformer, token ids [B, N] to states [B, N, D]."""
-        states_BND: Tensor = self.transformer(input_ids=ids_BN, attention_mask=mask_BN.long()).last_hidden_state
-        return states_BND
-
-    def forward(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
-        """Encode texts, token ids [B, N] with their mask to rows [B, D]."""
-        rows_BD: Tensor = self.pooling(self.states(ids_BN, mask_BN), mask_BN)
-        for module in self.behind.values():
-            rows_BD = module(rows_BD)
-        return rows_BD
-
-
-class SentenceTower:
-    """A frozen text encoder with its tokenizer.
-
-    Args:
-        model: The model, in eval mode.
-        tokenizer: A fast tokenizer of transformers.
-        max_length: Most tokens that it reads; None where nothing limits it.
-        prefix: Put before every text.
-        lower_case: Whether texts are put into lower case before they are tokenized.
-        folder: Where it was loaded from.
-        modules: What the folder says of itself.
-    """
-
-    def __init__(
-        self,
-        model: SentenceEncoder,
-        tokenizer: Any,
-        max_length: int | None,
-        prefix: str,
-        lower_case: bool,
-        folder: Path,
-        modules: SentenceModules,
-    ) -> None:
-        self.model, self.tokenizer, self.max_length, self.prefix = model, tokenizer, max_length, prefix
-        self._lower_case, self._folder, self._modules = lower_case, folder, modules
-        self.kind = type(model.transformer).__name__
-        config = read_settings(modules.transformer / "config.json", dict)
-        stack: Any = model.transformer.encoder if config["model_type"] in _T5 else model.transformer
-        self.blocks, self.layout = hugging_face_blocks(stack)
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
-        self._pad_id = next(number for number in ids if number is not None)
-        model.pooling.skip = 0 if modules.include_prompt else self._prefix_tokens()
-        self.example = self.tokenize(["a photo of a cup"])
-        self.out_width = output_width(OPTION, self)
-        settings = {
-            "config": {name: value for name, value in config.items() if name not in _NOT_FEATURES},
-            "modules": modules.described,
-            "tokenizer": _tokenizer_state(tokenizer),
-            "max_length": max_length,
-            "prefix": prefix,
-            "lower_case": lower_case,
-        }
-        self.fingerprint = weights_digest(model, json.dumps(settings, sort_keys=True))
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Convert texts to token ids, int64 [B, N] with `PADDING` behind shorter ones."""
-        if not texts:
-            return torch.empty(0, 1, dtype=torch.int64)
-        # A text without a token would leave nothing to attend to.
-        rows = [torch.tensor(encoding.ids or [self._pad_id]) for encoding in self._encodings(texts)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
-
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts of more tokens than it reads."""
-        return sum(bool(encoding.overflowing) for encoding in self._encodings(texts)) if texts else 0
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Run transformer and pooling, token ids int64 [B, N] to [B, out_width]."""
-        mask_BN = inputs != PADDING
-        rows_BD: Tensor = self.model(inputs.where(mask_BN, self._pad_id), mask_BN)
-        return rows_BD
-
-    def trimmed(self, inputs: Tensor) -> Tensor:
-        """Cut the columns that hold padding in all texts of the batch."""
-        return inputs[:, : int((inputs != PADDING).sum(dim=1).max())] if len(inputs) else inputs
-
-    def parameters(self) -> Sequence[nn.Parameter]:
-        """All parameters."""
-        return list(self.model.parameters())
-
-    def save(self, folder: Path) -> None:
-        """Write a folder as it was published: configuration and tokenizer unchanged, weights as they are now.
-
-        Args:
-            folder: Existing folder.
-        """
-        for source in filter(Path.is_dir, dict.fromkeys((self._folder, *self._modules.folders))):
-            target = folder / source.relative_to(self._folder)
-            target.mkdir(exist_ok=True)
-            for path in (path for pattern in _COPIED for path in source.glob(pattern) if path.name != _INDEX_FILE):
-                shutil.copyfile(path, target / path.name)
-        _save(self.model.transformer, folder / self._modules.transformer.relative_to(self._folder))
-        for name, module in self.model.behind.items():
-            if module.state_dict():
-                _save(module, folder / name)
-
-    def _encodings(self, texts: list[str]) -> list[Any]:
-        """Tokens of each text, and those cut off."""
-        read = [self.prefix + text for text in texts]
-        read = [text.lower() for text in read] if self._lower_case else read
-        options = {} if self.max_length is None else {"truncation": True, "max_length": self.max_length}
-        encodings: list[Any] = self.tokenizer(read, padding=False, **options).encodings
-        return encodings
-
-    def _prefix_tokens(self) -> int:
-        """Tokens of the prefix, without the special one behind a text."""
-        ids = self._encodings([""])[0].ids
-        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids) if ids else 0
 
 
 def load_hugging_face(source: str, prefix: str | None = None, prompt_name: str | None = None) -> SentenceTower:
@@ -202,7 +61,7 @@ def _downloaded(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_COPIED, "*.safetensors"])).resolve()
+        return Path(snapshot_download(name, allow_patterns=[*COPIED, "*.safetensors"])).resolve()
     except Exception as error:  # of the hub, or of the network
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{OPTION}: {name!r} is neither a folder nor could it be downloaded ({reason})") from error
@@ -232,8 +91,8 @@ def _check_files(folder: Path) -> None:
                     f"transformers {transformers.__version__} knows"
                 )
     parts = [WEIGHTS_FILE]
-    if not (folder / WEIGHTS_FILE).is_file() and (folder / _INDEX_FILE).is_file():
-        parts = sorted(set(read_settings(folder / _INDEX_FILE, dict).get("weight_map", {}).values()))
+    if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
+        parts = sorted(set(read_settings(folder / INDEX_FILE, dict).get("weight_map", {}).values()))
     lacking = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
     if lacking or not parts:
         raise UserError(
@@ -249,7 +108,7 @@ def _loaded(folder: Path) -> tuple[nn.Module, Any]:
         hf_logging.set_verbosity_error()
         hf_logging.disable_progress_bar()
         config = transformers.AutoConfig.from_pretrained(folder, **options)
-        kind = transformers.AutoModelForTextEncoding if config.model_type in _T5 else transformers.AutoModel
+        kind = transformers.AutoModelForTextEncoding if config.model_type in ENCODER_OF_TWO else transformers.AutoModel
         model, report = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
@@ -308,13 +167,3 @@ def _prefix(folder: Path, prefix: str | None, prompt_name: str | None) -> str:
             listed,
         )
     return prompts[name] if name is not None else ""
-
-
-def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
-    """All that determines token ids; padding and truncation are set at each call."""
-    described: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in described.items() if key not in ("padding", "truncation")}
-
-
-def _save(module: nn.Module, folder: Path) -> None:
-    save_file({name: value.contiguous().clone() for name, value in module.state_dict().items()}, folder / WEIGHTS_FILE)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostB
 from timm.models.vision_transformer_relpos import RelPosBlock
 from torch import nn
 
-from ptmrec_dist.encoders.base import Layout
+from ptmrec_dist.encoders.tower import Layout
 
 Blocks = tuple[Sequence[nn.Module], Layout | None]
 """Blocks from first to last, and their layout; no blocks where the family is not known."""
@@ -44,6 +44,7 @@ _HUGGING_FACE_ENDS = (
     ("self_attn.o_proj", "mlp.fc2"),  # Jina
     ("self_attn.out_proj", "fc2"),  # NLLB, OPT
     ("attention.dense", "mlp.dense_4h_to_h"),  # GPT-NeoX
+    ("attn.c_proj", "mlp.c_proj"),  # GPT-2
     ("layer.0.dropout", "layer.1.dropout"),  # T5 asks its last layer for its weight, so that cannot be wrapped
 )
 """Ends of attention and MLP in the blocks of transformers' families."""

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, PILToTensor
 
 from ptmrec_dist.config import EncoderConfig
-from ptmrec_dist.encoders.base import Backbone, Tower, weights_digest
+from ptmrec_dist.encoders.base import Backbone, weights_digest
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"

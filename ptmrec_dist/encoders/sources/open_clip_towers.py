@@ -10,11 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import output_width
 from ptmrec_dist.encoders.sources.layouts import image_blocks, text_blocks
+from ptmrec_dist.encoders.sources.normalisation import Normalisation
+from ptmrec_dist.encoders.sources.token_states import output_of, timm_token_states, without_padding
+from ptmrec_dist.encoders.tower import TokenStates, output_width
 
 
 class ImageTower:
@@ -30,8 +34,7 @@ class ImageTower:
         self.visual: Any = self.clip.visual
         self.kind = type(getattr(self.visual, "trunk", self.visual)).__name__
         self.blocks, self.layout = image_blocks(self.visual)
-        self._mean = torch.tensor(image_config.mean).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(image_config.std).mul(255).view(1, 3, 1, 1)
+        self._normalised = Normalisation(image_config.mean, image_config.std)
         size = image_config.size
         height, width = (size, size) if isinstance(size, int) else size
         noise = torch.Generator().manual_seed(0)
@@ -40,10 +43,19 @@ class ImageTower:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model's own image tower, uint8 [B, 3, H, W] to [B, out_width]."""
-        if self._mean.device != inputs.device:
-            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
-        features_BD: Tensor = self.clip.encode_image((inputs.float() - self._mean) / self._std, normalize=False)
+        features_BD: Tensor = self.clip.encode_image(self._normalised(inputs), normalize=False)
         return features_BD
+
+    def token_states(self, inputs: Tensor) -> TokenStates | None:
+        """Class token and patches of a transformer; None of other networks."""
+        visual = self.visual
+        if isinstance(visual, TimmModel):
+            return timm_token_states(visual.trunk, self._normalised(inputs))
+        if not isinstance(visual, VisionTransformer):
+            return None
+        normed = visual.attn_pool is None and not visual.final_ln_after_pool
+        last = visual.ln_post if normed else visual.transformer
+        return without_padding(output_of(last, lambda: self.encode(inputs)))
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Images have no padding."""
@@ -84,6 +96,22 @@ class TextTower:
         whole = F.pad(inputs, (0, missing), value=_filler(self.text))
         with self.text.transformer.register_forward_pre_hook(partial(_cut, inputs.shape[1]), with_kwargs=True):
             return self._forward(whole)
+
+    def token_states(self, inputs: Tensor) -> TokenStates:
+        """Tokens of the text, padding among them where the model reads it; CoCa's class token comes last."""
+        text = self.text
+        if isinstance(text, HFTextEncoder):
+            states_BND = output_of(text.transformer, lambda: self.encode(inputs)).last_hidden_state
+            return TokenStates(states_BND, inputs != text.config.pad_token_id)
+        with_class = getattr(text, "cls_emb", None) is not None
+        last = text.transformer if with_class else text.ln_final
+        states = without_padding(output_of(last, lambda: self.encode(inputs)))
+        if with_class:
+            return states._replace(mask=F.pad(inputs != text.pad_id, (0, 1), value=True))
+        if not _ignores_padding(text):
+            return states
+        positions_N = torch.arange(inputs.shape[1], device=inputs.device)
+        return states._replace(mask=positions_N <= _ends(text, inputs)[:, None])
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Cut the columns that hold padding in all texts of the batch, where no feature depends on it."""

@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig
-from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, Tower, weights_digest
+from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, weights_digest
 from ptmrec_dist.encoders.sources.common_space import CommonSpace, ProjectedTower, load_space, save_space
-from ptmrec_dist.encoders.sources.huggingface import SentenceTower, load_hugging_face
+from ptmrec_dist.encoders.sources.huggingface import load_hugging_face
+from ptmrec_dist.encoders.sources.sentence_tower import SentenceTower
 from ptmrec_dist.encoders.sources.timm import TimmTower, load_timm
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import split_scheme
 

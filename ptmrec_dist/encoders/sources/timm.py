@@ -19,8 +19,11 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from ptmrec_dist.encoders.base import output_width, weights_digest
+from ptmrec_dist.encoders.base import weights_digest
 from ptmrec_dist.encoders.sources.layouts import timm_blocks
+from ptmrec_dist.encoders.sources.normalisation import Normalisation
+from ptmrec_dist.encoders.sources.token_states import timm_token_states
+from ptmrec_dist.encoders.tower import TokenStates, output_width
 from ptmrec_dist.errors import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -41,8 +44,7 @@ class TimmTower:
         self.kind = type(model).__name__
         self.blocks, self.layout = timm_blocks(model)
         self._data = resolve_model_data_config(model)
-        self._mean = torch.tensor(self._data["mean"]).mul(255).view(1, 3, 1, 1)
-        self._std = torch.tensor(self._data["std"]).mul(255).view(1, 3, 1, 1)
+        self._normalised = Normalisation(self._data["mean"], self._data["std"])
         steps = create_transform(**self._data, is_training=False).transforms
         self._transform = Compose([*steps[:-2], PILToTensor()])  # the last two convert to float and normalise
         noise = torch.Generator().manual_seed(0)
@@ -64,10 +66,12 @@ class TimmTower:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model, uint8 [B, 3, H, W] to [B, out_width]."""
-        if self._mean.device != inputs.device:
-            self._mean, self._std = self._mean.to(inputs.device), self._std.to(inputs.device)
-        features_BD: Tensor = self.model((inputs.float() - self._mean) / self._std)
+        features_BD: Tensor = self.model(self._normalised(inputs))
         return features_BD
+
+    def token_states(self, inputs: Tensor) -> TokenStates | None:
+        """Prefix tokens and patches of a transformer; None of other networks."""
+        return timm_token_states(self.model, self._normalised(inputs))
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Images have no padding."""

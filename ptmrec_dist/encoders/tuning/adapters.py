@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import AdapterConfig
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ptmrec_dist.config import MethodConfig
 from ptmrec_dist.config.tuning import METHODS
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
 
 Settings = TypeVar("Settings", bound=MethodConfig, covariant=True)

@@ -9,14 +9,16 @@ rounding errors in a frozen weight and bypasses DeepSpeed. So the attention is r
 by two Linear layers, which peft adapts like any other.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, whose weight is transposed
 
 from ptmrec_dist.config import LoraConfig
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.encoders.tuning.attention import OpenAttention, opened
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
@@ -54,7 +56,9 @@ class Lora(TuningMethod[LoraConfig]):
             rank_pattern=narrow,
             alpha_pattern={name: scale * width for name, width in narrow.items()},
         )
-        peft.inject_adapter_in_model(wanted, stack)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself which weights are transposed
+            peft.inject_adapter_in_model(wanted, stack)
         for _, _, update in _updates(towers):
             nn.init.kaiming_uniform_(update.lora_A["default"].weight, a=5**0.5, generator=generator)
         for modality, tower in towers.items():
@@ -113,8 +117,8 @@ def _widths(module: nn.Module) -> dict[str, int]:
     """Every layer that gets an update, and its smaller width."""
     found = {}
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
-            found[name] = min(layer.in_features, layer.out_features)
+        if isinstance(layer, nn.Linear | Conv1D):
+            found[name] = min(layer.weight.shape)
         elif isinstance(layer, nn.MultiheadAttention):  # before it is opened
             found[name] = layer.embed_dim
         elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:

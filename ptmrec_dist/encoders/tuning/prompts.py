@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import PromptConfig
-from ptmrec_dist.encoders.base import Layout, Tower
+from ptmrec_dist.encoders.tower import Layout, Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
 from ptmrec_dist.errors import UserError
 

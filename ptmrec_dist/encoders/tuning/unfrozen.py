@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ptmrec_dist.config import FullConfig, LastNConfig, MethodConfig
-from ptmrec_dist.encoders.base import Tower
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
 
 

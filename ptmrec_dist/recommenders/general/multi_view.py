@@ -67,7 +67,7 @@ class MultiViewRecommender(FittedRecommender):
         if set(inputs.features) != set(MODALITIES):
             raise UserError(
                 f"modalities: {type(self).__name__} needs both image and text, got {', '.join(inputs.features)} only; "
-                "choose --modalities both, or vbpr or freedom"
+                "choose --modalities both or another recommender"
             )
         super().__init__(inputs, config.dim)
         self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim

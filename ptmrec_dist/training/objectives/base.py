@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
+from ptmrec_dist.distributed import World
+
 
 class Objective(nn.Module, ABC):
     """A model and its data in memory, as a function from a batch to the terms of its loss."""
@@ -35,8 +37,17 @@ class Objective(nn.Module, ABC):
         """
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def rebuild(self, world: World) -> None:
+        """Recompute state that is derived from the weights once per epoch, where one begins; does nothing by default.
+
+        Collective: every rank must call this, with all parameters whole.
+
+        Args:
+            world: This rank and its peers.
+        """
+
     def start_epoch(self, generator: Generator) -> None:
-        """Resample what is sampled once per epoch; does nothing by default.
+        """Resample what is sampled once per epoch, also where an interrupted one resumes; does nothing by default.
 
         Args:
             generator: Source of the epoch's randomness, in the same state on every rank.

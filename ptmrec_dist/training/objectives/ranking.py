@@ -76,6 +76,10 @@ class Ranking(Objective):
         """Return the recommender's state, and the feature tables where they are trained."""
         return with_recommender(self, super().trained())
 
+    def rebuild(self, world: World) -> None:
+        """Let the recommender recompute what follows weights and features once per epoch."""
+        self.recommender.rebuild(self.features, world)
+
     def start_epoch(self, generator: Generator) -> None:
         """Let the recommender resample what it samples once per epoch."""
         self.recommender.start_epoch(generator)

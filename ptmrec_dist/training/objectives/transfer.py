@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from ptmrec_dist.data.histories import PaddedHistories, RecentItems
 from ptmrec_dist.data.pairs import TrainBatch
-from ptmrec_dist.distributed import gather_rows, mean_over_ranks
+from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.files import link_or_copy
@@ -126,9 +126,17 @@ class Transfer(Objective):
         """Return what is tuned inside the encoder, and the recommender's state."""
         return with_recommender(self, super().trained())
 
+    def rebuild(self, world: World) -> None:
+        """Let the recommender recompute what follows weights and features once per epoch."""
+        self.recommender.rebuild(self.features, world)
+
     def start_epoch(self, generator: Generator) -> None:
         """Let the recommender resample what it samples once per epoch."""
         self.recommender.start_epoch(generator)
+
+    def after_step(self) -> None:
+        """Let the recommender update what follows its weights."""
+        self.recommender.finish_step()
 
     def replace_features(self, tables: Features) -> None:
         """Replace the stored features by those of the encoder as it is now.

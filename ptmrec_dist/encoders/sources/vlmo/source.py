@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
-from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, Tower, weights_digest
+from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, weights_digest
 from ptmrec_dist.encoders.sources.vlmo import published
 from ptmrec_dist.encoders.sources.vlmo.beit3 import Beit3, Beit3Config
 from ptmrec_dist.encoders.sources.vlmo.model import Vlmo, VlmoConfig
 from ptmrec_dist.encoders.sources.vlmo.tokens import TOKENIZER_FILE, Tokens, character_tokenizer, read_tokenizer
 from ptmrec_dist.encoders.sources.vlmo.towers import ExpertTower, Features, example_image
+from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

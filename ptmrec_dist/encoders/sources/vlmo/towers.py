@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ptmrec_dist.encoders.base import Layout
+from ptmrec_dist.encoders.sources.token_states import without_padding
 from ptmrec_dist.encoders.sources.vlmo.beit3 import Beit3
 from ptmrec_dist.encoders.sources.vlmo.model import Vlmo
+from ptmrec_dist.encoders.tower import Layout, TokenStates
 
 Features = Literal["class_token", "itc"]
 
@@ -42,19 +43,14 @@ class ExpertTower:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the modality's own experts, uint8 [B, 3, S, S] or int64 [B, N] to [B, D]."""
-        features_BD: Tensor = self._head(self.states(inputs)[:, 0])
+        features_BD: Tensor = self._head(self.token_states(inputs).states[:, 0])
         return features_BD
 
-    def states(self, inputs: Tensor) -> Tensor:
-        """Return the final states of all tokens.
-
-        Args:
-            inputs: What `encode` takes.
-
-        Returns:
-            [B, N, D]; the first is that of the class token.
-        """
-        return self.model.encode_image(scaled(inputs)) if self.modality == "image" else self.model.encode_text(inputs)
+    def token_states(self, inputs: Tensor) -> TokenStates:
+        """Final states of all tokens, that of the class token first."""
+        if self.modality == "image":
+            return without_padding(self.model.encode_image(scaled(inputs)))
+        return TokenStates(self.model.encode_text(inputs), inputs != self.model.config.pad_id)
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Cut the columns that hold padding in all texts of the batch: it is masked."""

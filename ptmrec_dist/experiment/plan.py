@@ -1,0 +1,269 @@
+"""Plan of an experiment: the steps that produce its cells; cells have steps in common where possible."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
+from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid
+
+_COMPLETE = {
+    "pack": [{"manifest.json"}],
+    "features": [{"manifest.json"}],
+    "contrastive": [{"open_clip_config.json"}, {"config.json", "model.safetensors"}, {"encoder.json"}],
+    # open_clip's; VLMo's; that of separate encoders
+    "stage1": [{"metrics.json"}],
+    "stage2": [{"metrics.json"}],
+    "joint": [{"metrics.json"}],
+    "refit": [{"comparison.json"}],
+}
+"""Command to the sets of files of which one is there when its output is complete."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command and its dependencies."""
+
+    command: str
+    """`ptmrec` command."""
+    folder: Path
+    """Its output folder."""
+    settings: dict[str, Any]
+    """Its settings, as in its YAML file."""
+    needs: tuple[str, ...] = ()
+    """Names of the steps that must be complete before it starts."""
+    split: str = ""
+    """Split that it reads."""
+    encoder: str = ""
+    """Encoder that it starts from."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its output is complete."""
+        return any(all((self.folder / name).is_file() for name in files) for files in _COMPLETE[self.command])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Grid and steps of an experiment."""
+
+    grid: Grid
+    """Runs that are compared."""
+    steps: dict[str, Step]
+    """Name to step in topological order; a cell's step has the cell's name."""
+    shards: dict[str, Path]
+    """Split to packed data set."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Runs that are compared."""
+        return self.grid.cells
+
+    def describe(self) -> str:
+        """Describe the plan before anything runs: the numbers add up.
+
+        Returns:
+            Several lines.
+        """
+        grid, steps = self.grid, self.steps.values()
+        lines = [
+            f"{grid.combinations} combinations of {', '.join(AXES[:-1])} and {AXES[-1]}: {len(grid.cells)} runs to compare, "
+            f"{grid.repeated} that repeat one of them, {grid.left_out.total()} left out"
+        ]
+        lines += [f"  left out: {count} ({reason})" for reason, count in grid.left_out.items()]
+        counts = Counter(step.command for step in steps)
+        finished = Counter(step.command for step in steps if step.is_complete)
+        lines.append(f"{len(steps)} steps, {finished.total()} finished")
+        lines += [f"  {command}: {count}, {finished[command]} finished" for command, count in counts.items()]
+        return "\n".join(lines)
+
+
+def lay_out(config: ExperimentConfig) -> Plan:
+    """List cells and steps of an experiment.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: An unknown recommender.
+    """
+    grid = make_grid(config)
+    steps: dict[str, Step] = {}
+    shards: dict[str, Path] = {}
+    for cell in grid.cells:
+        made = _Steps(config, cell)
+        shards[cell.split] = made.shards
+        for name, step in made.all():
+            steps.setdefault(name, step)
+    return Plan(grid, steps, shards)
+
+
+def settings_of(config: ExperimentConfig, step: Step, parent: str | None) -> dict[str, Any]:
+    """Complete the settings of a step.
+
+    Args:
+        config: Settings of the experiment.
+        step: The step.
+        parent: MLflow run of the experiment.
+
+    Returns:
+        Nested settings of its command, as in YAML.
+    """
+    untracked = step.command in ("pack", "features")
+    tracking = {} if untracked else {"tracking": {**asdict(config.tracking), "parent": parent}}
+    return {"out": str(step.folder), **step.settings, **tracking}
+
+
+def settings_file(config: ExperimentConfig, name: str) -> Path:
+    """Get the file of a step's settings.
+
+    Args:
+        config: Settings of the experiment.
+        name: Name of the step.
+
+    Returns:
+        The file; it is written when the step starts.
+    """
+    return config.out / "settings" / f"{file_name(name)}.yaml"
+
+
+def file_name(name: str) -> str:
+    """Turn the name of a step into that of a file.
+
+    Args:
+        name: Name of the step.
+
+    Returns:
+        The name of a file without its ending.
+    """
+    return name.replace("/", "-")
+
+
+def encoder_step(cell: Cell) -> str:
+    """Name the step that fine-tunes the encoder for the paradigm `contrastive`.
+
+    Args:
+        cell: A cell of that paradigm.
+
+    Returns:
+        Its name, and its folder within the experiment's.
+    """
+    return "encoders/" + "-".join(filter(None, [cell.split, cell.encoder, cell.method, f"seed{cell.seed}"]))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of one cell; a step of several cells has the same name in each."""
+
+    config: ExperimentConfig
+    cell: Cell
+
+    @property
+    def shards(self) -> Path:
+        if self.config.shards is not None:
+            return self.config.shards
+        return self._path(f"shards/{self.cell.split or 'packed'}")
+
+    def all(self) -> Iterator[tuple[str, Step]]:
+        if self.config.pack:
+            yield self._pack()
+        yield from self._of(self.cell)
+
+    def _of(self, cell: Cell) -> Iterator[tuple[str, Step]]:
+        if cell.is_refit:
+            yield from self._of(cell.tuned)
+            yield self._refit()
+        elif cell.paradigm == "frozen":
+            yield from self._stage1(cell, None if cell.modalities == "none" else "plain")
+        elif cell.paradigm == "contrastive":
+            yield self._contrastive()
+            yield from self._stage1(cell, encoder_step(cell).removeprefix("encoders/"))
+        elif cell.paradigm == "joint":
+            name, features = self._features("plain")
+            yield name, features
+            settings = {**self._chosen(), "features": str(features.folder), **self._tuned("joint")}
+            yield cell.name, self._run("joint", cell, settings, name)
+        else:
+            yield from self._stage1(cell.frozen, "plain")
+            settings = {"stage1": str(self._path(f"runs/{cell.frozen.name}")), **self._tuned("stage2")}
+            if cell.paradigm == "two_stage_without_kt":
+                settings |= {"kt_weight": 0.0}
+            yield cell.name, self._run("stage2", cell, settings, cell.frozen.name)
+
+    def _pack(self) -> tuple[str, Step]:
+        name = f"shards/{self.cell.split or 'packed'}"
+        seed = int(self.cell.split.removeprefix("split")) if self.cell.split else self.config.splits[0]
+        return name, Step("pack", self.shards, {**self.config.pack, "seed": seed}, split=self.cell.split)
+
+    def _stage1(self, cell: Cell, features: str | None) -> Iterator[tuple[str, Step]]:
+        settings = {**self._chosen(), **self._common(), **self.config.stage1}
+        needs: tuple[str, ...] = ()
+        if features is not None:
+            name, step = self._features(features)
+            yield name, step
+            settings |= {"features": str(step.folder)}
+            needs = (name,)
+        yield cell.name, self._run("stage1", cell, settings, *needs)
+
+    def _features(self, encoder: str) -> tuple[str, Step]:
+        """Features of the pretrained encoder (`plain`), or of a fine-tuned one."""
+        plain = encoder == "plain"
+        name = "-".join(filter(None, [self.cell.split, self.cell.encoder])) or "plain" if plain else encoder
+        given = encoders_of(self.config)[self.cell.encoder].recorded()
+        settings = {
+            "shards": str(self.shards),
+            "encoder": given if plain else {"model": str(self._path(f"encoders/{encoder}"))},
+            "device": self.config.device,
+            **self.config.features,
+        }
+        needs = () if plain else (f"encoders/{encoder}",)
+        return f"features/{name}", self._step("features", f"features/{name}", settings, *needs)
+
+    def _contrastive(self) -> tuple[str, Step]:
+        name = encoder_step(self.cell)
+        settings = {
+            "shards": str(self.shards),
+            "encoder": encoders_of(self.config)[self.cell.encoder].recorded(),
+            **self._tuned("contrastive"),
+        }
+        return name, self._step("contrastive", name, settings)
+
+    def _refit(self) -> tuple[str, Step]:
+        """Where there was no stage 1, its settings are those that it would have had."""
+        tuned, own = self.cell.tuned, {item.name for item in fields(RefitConfig)}
+        learnt = {name: value for name, value in self.config.stage1.items() if name in own}
+        settings = {"run": str(self._path(f"runs/{tuned.name}")), **self._common(), **merged(learnt, self.config.refit)}
+        return self.cell.name, self._run("refit", self.cell, settings, tuned.name)
+
+    def _run(self, command: str, cell: Cell, settings: dict[str, Any], *needs: str) -> Step:
+        return self._step(command, f"runs/{cell.name}", settings, *needs)
+
+    def _step(self, command: str, folder: str, settings: dict[str, Any], *needs: str) -> Step:
+        packed = (self._pack()[0],) if self.config.pack else ()
+        cell = self.cell
+        return Step(command, self._path(folder), settings, (*packed, *needs), cell.split, cell.encoder)
+
+    def _chosen(self) -> dict[str, Any]:
+        modalities = "both" if self.cell.modalities == "none" else self.cell.modalities
+        return {
+            "shards": str(self.shards),
+            "recommender": self.cell.recommender,
+            "modalities": modalities,
+        }
+
+    def _tuned(self, command: str) -> dict[str, Any]:
+        """Settings of a command that tunes the encoder; the more specific ones take precedence."""
+        settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
+        variant = self.config.variants.get(self.cell.method, {"tuning": {"method": self.cell.method}})
+        return merged(settings, variant)
+
+    def _common(self) -> dict[str, Any]:
+        return {"seed": self.cell.seed, "device": self.config.device}
+
+    def _path(self, name: str) -> Path:
+        return self.config.out.resolve() / name
