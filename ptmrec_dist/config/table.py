@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.errors import UserError
@@ -41,12 +41,14 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value, given = getattr(self, item.name), item.metadata
+            value, given, name = getattr(self, item.name), item.metadata, f"{self.group}.{item.name}"
+            if get_origin(item.type) is Literal:
+                require(value in get_args(item.type), name, value, f"one of {', '.join(map(str, get_args(item.type)))}")
             if not given:
                 continue
             low, high, below = given["low"], given["high"], given["below"]
             inside = low <= value and (high is None or value <= high) and (below is None or value < below)
-            require(inside, f"{self.group}.{item.name}", value, given["expected"])
+            require(inside, name, value, given["expected"])
 
 
 @dataclass(frozen=True)

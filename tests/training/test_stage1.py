@@ -18,6 +18,7 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.training import stage1
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import evaluate_run
@@ -103,7 +104,7 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
     model = recommender_config(recommender, dim=8, reg_weight=1e-3)
     train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model))
     metrics = _metrics(run)
-    cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom", "mgcn", "smore") else set()
+    cold = {"cold_validation", "cold_test"} if recommender_class(recommender).multimodal else set()
     assert set(metrics) == {"validation", "test"} | cold
     # Each user likes a third of about 48 items, and most of it is masked: chance level is about .4 at 20.
     assert metrics["test"]["recall@20"] > 0.7
@@ -119,7 +120,7 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recommender", "every"), [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11)]
+    ("recommender", "every"), [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11), ("mmgcl", 7)]
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, recommender: str, every: int
@@ -174,7 +175,16 @@ def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> Non
     assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
 
 
-CASES = [("lightgcn", 0), ("buir", 1), ("vbpr", 1), ("freedom", 2), ("mgcn", 1), ("smore", 1)]
+CASES = [
+    ("lightgcn", 0),
+    ("buir", 1),
+    ("vbpr", 1),
+    ("freedom", 2),
+    ("mgcn", 1),
+    ("smore", 1),
+    ("slmrec", 1),
+    ("mmgcl", 1),
+]
 
 
 def _trained(configs: list[Stage1Config]) -> list[dict[str, Any]]:

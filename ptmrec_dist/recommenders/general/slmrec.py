@@ -62,7 +62,10 @@ class SLMRec(MultiPassRecommender):
         widths = [config.dim, (config.dim + 1) // 2]
         fac = list(zip(self.modalities, [config.dim, *widths], widths, strict=False)) if config.ssl == "fac" else []
         self.anchors = nn.ModuleDict({modality: linear_map(before, width) for modality, before, width in fac})
-        self.targets = nn.ModuleDict({modality: linear_map(config.dim, width) for modality, _, width in fac})
+        # A bias of the keys would add the same constant to all logits of a query.
+        self.targets = nn.ModuleDict(
+            {modality: linear_map(config.dim, width, bias=False) for modality, _, width in fac}
+        )
 
     def read_users(self, rows_BP: Tensor) -> Tensor:
         """Read out users, at length 1 / t if cosines rank, [B, D]."""
