@@ -26,6 +26,7 @@ class Command:
 
 
 COMMANDS = {
+    "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1"),
@@ -78,6 +79,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     """
     from jsonargparse import ArgumentError
 
+    argv = _with_leading(argv, settings)
     words = _with_lists(_with_switches([_underscored(word) for word in argv], settings), settings)
     words = [word for word in words if not word.startswith("--local_rank=")]
     recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
@@ -154,6 +156,14 @@ def _prepare_process() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     for message in ("Sparse", "`torch.jit.script` is deprecated"):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
+    """`ptmrec import movielens` is `ptmrec import --format movielens`."""
+    setting = getattr(settings, "leading", None)
+    if setting is None or not words or words[0].startswith("-"):
+        return words
+    return [f"--{setting}={words[0]}", *words[1:]]
 
 
 def _underscored(word: str) -> str:

@@ -48,5 +48,8 @@ def group_maxima(scores_BC: Tensor) -> Tensor:
         [B, C // 16]; NaN where a group holds one.
     """
     groups = scores_BC.shape[1] // _GROUP
+    if scores_BC.stride(0) == 1:  # columns are contiguous: torch follows the order of memory only if asked to
+        grouped_CB: Tensor = scores_BC.T[: groups * _GROUP].unflatten(0, (_GROUP, groups))
+        return grouped_CB.amax(dim=0).T
     grouped_BC: Tensor = scores_BC[:, : groups * _GROUP].unflatten(1, (_GROUP, groups))
     return grouped_BC.amax(dim=1)

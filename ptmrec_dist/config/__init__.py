@@ -12,7 +12,7 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
-from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, PackConfig
+from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
@@ -84,6 +84,7 @@ __all__ = [
     "ExportConfig",
     "FeaturesConfig",
     "FullConfig",
+    "ImportConfig",
     "JointConfig",
     "Keep",
     "LastNConfig",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ptmrec_dist.config.common import EncoderConfig, require, require_device
 
@@ -81,6 +81,9 @@ class PackConfig:
     the items held out with all their interactions for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
+    repeats: Literal["drop", "keep"] = "drop"
+    """Repeated pairs of user and item: drop all but the earliest, or keep them, as sequences of what users take again need;
+    parts then have pairs in common."""
     min_rating: float | None = None
     """Keep only interactions rated at least this."""
     seed: int = 0
@@ -163,3 +166,41 @@ class FeaturesConfig:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require_device(self.device)
+
+
+IMPORTERS = {
+    "amazon": "ptmrec_dist.data.importers.amazon:Amazon",
+    "hm": "ptmrec_dist.data.importers.retail:HM",
+    "huggingface": "ptmrec_dist.data.importers.tables:HuggingFace",
+    "microlens": "ptmrec_dist.data.importers.covers:MicroLens",
+    "mmrec": "ptmrec_dist.data.importers.tables:MMRec",
+    "movielens": "ptmrec_dist.data.importers.films:MovieLens",
+    "pixelrec": "ptmrec_dist.data.importers.covers:PixelRec",
+    "recbole": "ptmrec_dist.data.importers.tables:RecBole",
+    "yelp": "ptmrec_dist.data.importers.retail:Yelp",
+}
+"""Format of a published data set to the importer that reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Read a published data set and write the tables that `ptmrec pack` reads."""
+
+    leading: ClassVar[str] = "format"
+    """Setting that the first word of the command line gives."""
+
+    format: str
+    """`amazon` (reviews of 2014, 2018, 2023), `hm`, `huggingface`, `microlens`, `mmrec`, `movielens`, `pixelrec`, `recbole` or
+    `yelp`."""
+    source: Path
+    """Folder with the files of the data set, as they were published."""
+    out: Path
+    """Folder for `items.parquet`, `interactions.parquet` and `import.json`."""
+
+    def __post_init__(self) -> None:
+        require(self.format in IMPORTERS, "format", self.format, f"one of {', '.join(IMPORTERS)}")
+
+    @property
+    def importer(self) -> str:
+        """`module:class` of the importer."""
+        return IMPORTERS[self.format]

@@ -21,6 +21,7 @@ NO_ITEM = -1
 
 # Scores per block: on a CPU a block should fit into the cache, a GPU needs larger ones.
 _BLOCK_SCORES = {"cpu": 2**20, "cuda": 2**27}
+_ALIGNED = 64  # a block's users are a multiple: rows of memory that start at odd places make products slower
 _BLOCK_USERS = 4096  # whose vectors are computed at once
 
 
@@ -76,9 +77,8 @@ class Scorer:
         if len(chosen) < len(items_CD):
             items_CD = items_CD[torch.from_numpy(chosen).to(items_CD.device)]
         _check_finite("items' vectors", items_CD)
-        block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // len(items_CD))
-        # The same memory again and again saves a quarter of the time.
-        memory_BC = items_CD.new_empty(min(block, len(users_B)), len(items_CD)) if self.score is dot_product else None
+        block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // len(items_CD) // _ALIGNED) * _ALIGNED
+        memory_BC = _memory_of_scores(items_CD, min(block, len(users_B))) if self.score is dot_product else None
         for start, vectors_BD in self._vectors(users_B, block):
             for some_BD in vectors_BD.split(block):
                 if memory_BC is None:
@@ -223,6 +223,14 @@ def top_items(
         scores_BK[rows, :kept] = top_scores
         items_BK[rows, :kept] = chosen_C[top_columns].where(top_scores > -torch.inf, NO_ITEM)
     return items_BK, scores_BK
+
+
+def _memory_of_scores(items_CD: Tensor, users: int) -> Tensor:
+    """Uninitialised memory of a block's scores, [B, C], to be used again and again, which saves a quarter of the time.
+
+    The scores of an item are contiguous: with so many more items than users, a CPU multiplies up to twice as fast.
+    """
+    return items_CD.new_empty(len(items_CD), users).T
 
 
 def _hide(scores_BC: Tensor, seen: Histories, users: np.ndarray, columns: np.ndarray) -> None:

@@ -76,7 +76,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         start: A run of stage 1, or an untrained recommender.
 
     Returns:
-        The encoder, ready to be tuned, or None where the features stay frozen.
+        The encoder, ready to be tuned, with the towers that are tuned; None where all features stay frozen.
 
     Raises:
         UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
@@ -108,8 +108,9 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
-    check_image_size(start.dataset, encoder, config.strict)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
+    encoder.drop_frozen_towers()
+    check_image_size(start.dataset, encoder, config.strict)
     return encoder
 
 

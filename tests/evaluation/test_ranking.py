@@ -81,6 +81,7 @@ def brute_force_metrics(
 @pytest.mark.parametrize("with_seen", [False, True])
 def test_metrics_of_every_user_equal_brute_force(monkeypatch: pytest.MonkeyPatch, block: int, with_seen: bool) -> None:
     monkeypatch.setitem(scoring._BLOCK_SCORES, "cpu", block)
+    monkeypatch.setattr(scoring, "_ALIGNED", 1)
     users, items = tables()
     positives, seen = pairs(1, 70), pairs(2, 90) if with_seen else None
     expected = brute_force_metrics(users, items, positives, seen, (1, 3, 10))
@@ -129,6 +130,7 @@ def test_vectors_of_users_are_computed_some_at_a_time_and_scored_by_the_models_o
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setitem(scoring._BLOCK_SCORES, "cpu", block)
+    monkeypatch.setattr(scoring, "_ALIGNED", 1)
     monkeypatch.setattr(scoring, "_BLOCK_USERS", 6)
     users, items = tables()
     asked: list[int] = []
@@ -161,6 +163,7 @@ def test_equal_scores_are_ranked_by_item_index(levels: int) -> None:
 @pytest.mark.parametrize("block", [1, 100, 2**21])
 def test_metrics_among_equal_scores_equal_brute_force(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setitem(scoring._BLOCK_SCORES, "cpu", block)
+    monkeypatch.setattr(scoring, "_ALIGNED", 1)
     rng = np.random.default_rng(0)
     for levels in (1, 3):
         users = torch.tensor(rng.integers(0, levels, (USERS, 2)), dtype=torch.float32)

@@ -17,6 +17,7 @@ from ptmrec_dist.config import (
     LastNConfig,
     PromptConfig,
     TuningConfig,
+    ZeroConfig,
 )
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
@@ -134,6 +135,55 @@ def test_ranks_learn_as_one_process_does_and_an_interrupted_run_resumes_to_the_d
 def _start(pair: EncoderConfig) -> dict[str, Tensor]:
     backbone = load_backbone(pair).projected(16, torch.Generator().manual_seed(0))
     return Encoder(backbone, ("image", "text")).state_dict()
+
+
+def _fine_tune_all(configs: list[ContrastiveConfig]) -> None:
+    for config in configs:
+        fine_tune(config)
+
+
+@torch.no_grad()
+def _features(encoder: EncoderConfig, projected: bool = False) -> Tensor:
+    backbone = load_backbone(encoder)
+    if projected:
+        backbone = backbone.projected(16, torch.Generator().manual_seed(0))
+    read = Encoder(backbone, ("image", "text")).eval().requires_grad_(False)
+    noise = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (3, *read.towers["image"].example.shape[1:]), dtype=torch.uint8, generator=noise)
+    return torch.stack(list(read.encode(images, read.tokenize(["a red thing", "film", "a blue cup"])).values()))
+
+
+@pytest.mark.slow
+def test_every_method_tunes_a_pair_on_ranks_as_in_one_process_also_in_parts_and_in_low_precision(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    image, text = write_image_encoder(tmp_path / "vit", "test_vit"), write_text_encoder(tmp_path / "bert")
+    pair = EncoderConfig(image=f"timm:{image}", text=f"hf:{text}")
+
+    def config(name: str, method: str, **changes: Any) -> ContrastiveConfig:
+        optim = EncoderOptimConfig(encoder_lr=1e-4 if method == "full" else 1e-3)
+        return _config(tiny_project, pair, tmp_path / name, method, **({"optim": optim, "epochs": 2} | changes))
+
+    methods = ("lora", "adapter", "full")
+    _fine_tune_all([config(f"{method}1", method) for method in methods])
+    divided = config("full3", "full", zero=ZeroConfig(stage=3))
+    coarse = config("bf16-lora", "lora", precision="bf16")
+    run_on_ranks(2, _fine_tune_all, [*(config(f"{method}2", method) for method in methods), divided, coarse])
+    start = _features(pair, projected=True)
+    found = {
+        out.name: _features(EncoderConfig(model=str(out)))
+        for out in tmp_path.iterdir()
+        if (out / LINEAGE_FILE).exists()
+    }
+    for method in methods:
+        whole = found[f"{method}1"]
+        moved = (whole - start).abs().max()
+        assert moved > 1e-2, method
+        for name in found.keys() & {f"{method}2", f"{method}3"}:
+            assert (found[name] - whole).abs().max() < 1e-3 * moved, name
+        if f"bf16-{method}" in found:
+            assert 0 < (found[f"bf16-{method}"] - whole).abs().max() < 0.3 * moved
+    assert len(found) == 3 + 3 + 1 + 1
 
 
 def test_prompts_of_one_tower_are_saved_beside_the_projections(

@@ -1,5 +1,6 @@
 """Every method of tuning under a real DeepSpeed engine: each ZeRO stage, on two ranks, and what stays untouched."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2
+from ptmrec_dist.training.tune import check_start
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
@@ -61,9 +64,7 @@ def _config(project: Project, out: Path, method: str, zero: int = 1, **changes: 
 def _trained(config: Stage2Config) -> dict[str, Any]:
     """Train; how far each of the encoder's weights moved by the last step, and which of them may."""
 
-    from ptmrec_dist.training.finished_run import load_run
     from ptmrec_dist.training.trainer import Trainer
-    from ptmrec_dist.training.tune import check_start
 
     found: dict[str, Any] = {}
     whole_fit = Trainer.fit
@@ -117,6 +118,22 @@ def test_the_features_of_a_run_are_those_of_its_tuned_encoder(
     for modality, rows in encoder.encode(batch.images, batch.texts).items():
         table = np.load(tmp_path / "run" / "features" / f"{modality}.npy")
         np.testing.assert_allclose(rows.numpy(), table[:9], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tuned", "frozen"), [("text", "image"), ("image", "text")])
+@pytest.mark.parametrize("settings", [PromptConfig(towers="text"), LoraConfig(rank=2, towers="text")])
+def test_a_tower_that_is_not_tuned_is_not_run_and_its_features_stay_as_they_are(
+    tiny_project: Project, tmp_path: Path, settings: PromptConfig | LoraConfig, tuned: Any, frozen: str
+) -> None:
+    settings = replace(settings, towers=tuned)
+    config = _config(tiny_project, tmp_path / "run", settings.group, settings=settings)
+    encoder = check_start(config, load_run(config.stage1))
+    assert encoder is not None
+    assert list(encoder.towers) == [tuned]
+    run_on_ranks(1, train_stage2, config)
+    for modality in (tuned, frozen):
+        before, after = (np.load(run / f"{modality}.npy") for run in (tiny_project.features, config.out / "features"))
+        assert np.array_equal(before, after) == (modality == frozen)
 
 
 @pytest.mark.parametrize(

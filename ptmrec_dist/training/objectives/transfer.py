@@ -56,7 +56,8 @@ class Transfer(Objective):
     """Encoder and recommender, trained together on the global batch.
 
     Args:
-        encoder: The encoder, with what is tuned inside it; None keeps the features frozen and trains everything else.
+        encoder: The encoder, with what is tuned inside it, running the towers whose features change; None keeps all features
+            frozen and trains everything else.
         recommender: The recommender as stage 1 left it.
         features: Frozen features, float32 [I, d_m] by modality.
         known: Training positives.
@@ -170,12 +171,12 @@ class Transfer(Objective):
         """Items and features of all ranks; rows that fill up do not count, and of an item that came twice only the first."""
         items_B = batch.content.items
         self.encoded_items += len(items_B)
-        if self.encoder is None:
-            rows = {modality: table[items_B] for modality, table in self.features.items()}
-        else:
-            rows = self.encoder.encode(batch.content.images, batch.content.texts)
-            for modality, has_I in self.has.items():
-                rows[modality] = rows[modality].where(has_I[items_B][:, None], self.features[modality][items_B])
+        rows = {modality: table[items_B] for modality, table in self.features.items()}
+        if self.encoder is not None:
+            encoded = self.encoder.encode(batch.content.images, batch.content.texts)
+            for modality, rows_BD in encoded.items():
+                has_I = self.has.get(modality)
+                rows[modality] = rows_BD if has_I is None else rows_BD.where(has_I[items_B][:, None], rows[modality])
         items_G = gather_rows(items_B, self.rows, filler=-1)
         features_G = {modality: gather_rows(rows_BD, self.rows) for modality, rows_BD in rows.items()}
         counted_G = _first_copies(items_G) & (items_G >= 0)

@@ -1,0 +1,123 @@
+"""Rows of files of any size, one at a time: memory does not grow with the file.
+
+JSON lines (also the Python literals of Amazon's data of 2014), text with a separator of any length, Parquet, and the Arrow
+files of Hugging Face `datasets`. All but the last two may be compressed (`.gz`).
+"""
+
+import ast
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ptmrec_dist.data.formats import open_bytes
+
+Row = dict[str, Any]
+"""Column to value."""
+
+_LONGEST_LINE = 10_000_000
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that cannot be read."""
+
+    reason: str
+    """Why, a few words."""
+    example: str
+    """Where it is, and how it begins."""
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How the lines of a text file are divided."""
+
+    separator: str = ","
+    """What is between two columns; several characters are not quoted."""
+    names: tuple[str, ...] = ()
+    """Names of the columns of a file without a header."""
+    encoding: str = "utf-8-sig"
+    """Character encoding."""
+
+
+def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
+    """Read a file row by row.
+
+    Args:
+        path: The file; its name decides the format.
+        text: How the lines are divided, if it is neither JSON, Parquet nor Arrow.
+
+    Yields:
+        Each row, or why it cannot be read.
+
+    Raises:
+        OSError: The file cannot be read.
+        EOFError: A compressed file is cut off.
+        pa.ArrowInvalid: A Parquet or Arrow file is damaged.
+    """
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        for batch in pq.ParquetFile(path).iter_batches(_BATCH):
+            yield from batch.to_pylist()
+    elif name.endswith(".arrow"):
+        with pa.memory_map(str(path)) as source:
+            for batch in pa.ipc.open_stream(source):
+                yield from batch.to_pylist()
+    else:
+        with open_bytes(path) as file:
+            lines = _json_rows(file) if name.endswith((".json", ".jsonl", ".ndjson")) else _text_rows(file, text)
+            yield from lines
+
+
+def _json_rows(file: IO[bytes]) -> Iterator[Row | Unreadable]:
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _object(line.decode("utf-8-sig"))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            yield Unreadable("not a JSON object", f"line {number}: {line[:60]!r}")
+        else:
+            yield row
+
+
+def _object(line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = ast.literal_eval(line)  # constants and containers only: nothing in the line is run
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    return row
+
+
+def _text_rows(file: IO[bytes], text: TextFormat) -> Iterator[Row | Unreadable]:
+    decoded = io.TextIOWrapper(file, encoding=text.encoding, errors="replace", newline="")
+    records = _divided(decoded, text.separator)
+    names: Sequence[str] = text.names or next(records, [])
+    first = 1 if text.names else 2
+    for number, values in enumerate(records, start=first):
+        if len(values) == len(names):
+            yield dict(zip(names, values, strict=True))
+        elif values:
+            found = text.separator.join(values)[:60]
+            yield Unreadable(f"expected {len(names)} columns", f"row {number} has {len(values)}: {found!r}")
+
+
+def _divided(file: io.TextIOWrapper, separator: str) -> Iterator[list[str]]:
+    lines = iter(lambda: file.readline(_LONGEST_LINE), "")
+    if len(separator) == 1:
+        csv.field_size_limit(_LONGEST_LINE)
+        yield from csv.reader(
+            lines, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        )
+    else:
+        for line in lines:
+            yield line.rstrip("\r\n").split(separator)

@@ -1,0 +1,297 @@
+"""Importers: each published format becomes tables that `ptmrec pack` reads, and every row is counted."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ptmrec_dist import cli
+from ptmrec_dist.data.dataset import Dataset
+
+
+def _lines(*rows: object) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def _image(path: Path, shade: int = 60) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), (shade, 90, 200 - shade)).save(path, "JPEG")
+
+
+def _write(path: Path, text: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = text.encode(encoding)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+PAIRS = [
+    (user, item, 1_500_000_000 + 86_400 * user + item) for user in range(4) for item in range(1, 5) if user != item
+]
+
+
+def _amazon_2014(folder: Path) -> None:
+    # The metadata of 2014 is in Python literals; a category is a list of lists.
+    metadata = [
+        {"asin": f"B0{i}", "title": f"Pan {i}", "categories": [["Home", "Pans"]], "imUrl": "http://a/b.jpg"}
+        for i in range(1, 5)
+    ]
+    _write(folder / "meta_Home.json.gz", "".join(f"{row!r}\n" for row in metadata))
+    reviews = [{"reviewerID": f"A{u}", "asin": f"B0{i}", "overall": 4.0, "unixReviewTime": t} for u, i, t in PAIRS]
+    _write(folder / "reviews_Home_5.json.gz", _lines(*reviews))
+    for i in range(1, 5):
+        _image(folder / f"images/B0{i}.jpg", 40 * i)
+
+
+def _amazon_2018(folder: Path) -> None:
+    metadata = [
+        {
+            "asin": f"B0{i}",
+            "title": f"Pan {i}",
+            "description": ["Of steel", "heavy"],
+            "category": ["Home"],
+            "imageURLHighRes": ["http://a"],
+        }
+        for i in range(1, 5)
+    ]
+    _write(folder / "meta_Home.json", _lines(*metadata))
+    _write(
+        folder / "Home_5.json",
+        _lines(*({"reviewerID": f"A{u}", "asin": f"B0{i}", "overall": 5.0, "unixReviewTime": t} for u, i, t in PAIRS)),
+    )
+    for i in range(1, 5):
+        _image(folder / f"images/B0{i}.jpg", 40 * i)
+
+
+def _amazon_2023(folder: Path) -> None:
+    metadata = [
+        {
+            "parent_asin": f"B0{i}",
+            "title": f"Pan {i}",
+            "features": ["steel"],
+            "images": [{"large": "http://a", "hi_res": None}],
+            "description": [],
+        }
+        for i in range(1, 5)
+    ]
+    _write(folder / "meta_Home.jsonl", _lines(*metadata))
+    reviews = (
+        {"user_id": f"A{u}", "asin": "V", "parent_asin": f"B0{i}", "rating": 5.0, "timestamp": t * 1000}
+        for u, i, t in PAIRS
+    )
+    _write(folder / "Home.jsonl", _lines(*reviews))
+    for i in range(1, 5):
+        _image(folder / f"images/B0{i}.jpg", 40 * i)
+
+
+def _movielens_1m(folder: Path) -> None:
+    _write(folder / "movies.dat", "".join(f"{i}::Amélie {i} (2001)::Comedy|Romance\n" for i in range(1, 5)), "latin-1")
+    _write(folder / "ratings.dat", "".join(f"{u}::{i}::4::{t}\n" for u, i, t in PAIRS))
+    for i in range(1, 5):
+        _image(folder / f"posters/{i}.jpg", 40 * i)
+
+
+def _movielens_100k(folder: Path) -> None:
+    flags = "|".join("1" if number == 5 else "0" for number in range(19))
+    _write(folder / "u.item", "".join(f"{i}|Amélie {i}|2001||http://x|{flags}\n" for i in range(1, 5)), "latin-1")
+    _write(folder / "u.data", "".join(f"{u}\t{i}\t4\t{t}\n" for u, i, t in PAIRS))
+    for i in range(1, 5):
+        _image(folder / f"posters/{i}.jpg", 40 * i)
+
+
+def _movielens_csv(folder: Path) -> None:
+    _write(
+        folder / "movies.csv", "movieId,title,genres\n" + "".join(f'{i},"Film, The {i}",Comedy\n' for i in range(1, 5))
+    )
+    _write(folder / "tags.csv", "userId,movieId,tag,timestamp\n1,1,french,1\n2,1,french,1\n")
+    _write(
+        folder / "ratings.csv", "userId,movieId,rating,timestamp\n" + "".join(f"{u},{i},4.5,{t}\n" for u, i, t in PAIRS)
+    )
+    for i in range(1, 5):
+        _image(folder / f"images/{i}.jpg", 40 * i)
+
+
+def _microlens(folder: Path) -> None:
+    _write(folder / "MicroLens-100k_title_en.csv", "".join(f'{i},"Title, {i}"\n' for i in range(1, 5)))  # has no header
+    _write(
+        folder / "MicroLens-100k_pairs.csv", "user,item,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in PAIRS)
+    )
+    for i in range(1, 5):
+        _image(folder / f"MicroLens-100k_covers/{i}.jpg", 40 * i)
+
+
+def _pixelrec(folder: Path) -> None:
+    _write(
+        folder / "item_info.csv",
+        "item_id,view_number,title,tag,description\n" + "".join(f"v{i},3,Title {i},music,long\n" for i in range(1, 5)),
+    )
+    _write(folder / "Pixel200K.csv", "item_id,user_id,timestamp\n" + "".join(f"v{i},u{u},{t}\n" for u, i, t in PAIRS))
+    for i in range(1, 5):
+        _image(folder / f"covers/v{i}.jpg", 40 * i)
+
+
+def _hm(folder: Path) -> None:
+    header = "article_id,prod_name,product_type_name,colour_group_name,detail_desc\n"
+    _write(
+        folder / "articles.csv",
+        header + "".join(f'010877501{i},Strap top,Vest top,Black,"Jersey, narrow"\n' for i in range(1, 5)),
+    )
+    rows = "".join(f"2018-09-{10 + u:02d},c{u},010877501{i},0.05,2\n" for u, i, _ in PAIRS)
+    _write(folder / "transactions_train.csv", "t_dat,customer_id,article_id,price,sales_channel_id\n" + rows)
+    for i in range(1, 5):
+        _image(folder / f"images/010/010877501{i}.jpg", 40 * i)
+
+
+def _yelp(folder: Path) -> None:
+    shops = (
+        {"business_id": f"b{i}", "name": f"Bar {i}", "categories": "Bars, Pubs", "city": "Ghent"} for i in range(1, 5)
+    )
+    _write(folder / "yelp_academic_dataset_business.json", _lines(*shops))
+    reviews = (
+        {"user_id": f"u{u}", "business_id": f"b{i}", "stars": 4.0, "date": f"2018-09-{10 + u:02d} 10:00:00"}
+        for u, i, _ in PAIRS
+    )
+    _write(folder / "yelp_academic_dataset_review.json", _lines(*reviews))
+    photos = ({"photo_id": f"p{i}", "business_id": f"b{i}", "label": "inside"} for i in range(1, 5))
+    _write(folder / "yelp_photos/photos.json", _lines(*photos))
+    for i in range(1, 5):
+        _image(folder / f"yelp_photos/photos/p{i}.jpg", 40 * i)
+
+
+def _recbole(folder: Path) -> None:
+    _write(
+        folder / "ml.item",
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq\n"
+        + "".join(f"{i}\tFilm {i}\tComedy War\n" for i in range(1, 5)),
+    )
+    rows = "".join(f"{u}\t{i}\t4\t{t}\n" for u, i, t in PAIRS)
+    _write(folder / "ml.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + rows)
+    for i in range(1, 5):
+        _image(folder / f"images/{i}.jpg", 40 * i)
+
+
+def _huggingface(folder: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (9, 90, 200)).save(picture, "PNG")
+    items = [
+        {"item_id": i, "title": f"T {i}", "text": f"Text {i}", "image": {"bytes": picture.getvalue(), "path": None}}
+        for i in range(1, 5)
+    ]
+    log = [{"user_id": u, "item_id": i, "timestamp": t} for u, i, t in PAIRS]
+    for name, rows in {"items": items, "interactions": log}.items():
+        (folder / name).mkdir(parents=True)
+        table = pa.Table.from_pylist(rows)
+        with (
+            pa.OSFile(str(folder / name / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "amazon 2014": ("amazon", _amazon_2014),
+    "amazon 2018": ("amazon", _amazon_2018),
+    "amazon 2023": ("amazon", _amazon_2023),
+    "movielens 1M": ("movielens", _movielens_1m),
+    "movielens 100K": ("movielens", _movielens_100k),
+    "movielens csv": ("movielens", _movielens_csv),
+    "microlens": ("microlens", _microlens),
+    "pixelrec": ("pixelrec", _pixelrec),
+    "hm": ("hm", _hm),
+    "yelp": ("yelp", _yelp),
+    "recbole": ("recbole", _recbole),
+    "huggingface": ("huggingface", _huggingface),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_published_format_is_imported_and_packed_by_two_commands(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form, write = FORMATS[name]
+    source, out = tmp_path / "source", tmp_path / "tables"
+    write(source)
+    assert cli.run("import", [form, "--source", str(source), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(PAIRS)} interactions read, {len(PAIRS)} written" in printed
+    assert "4 items read, 4 written, 4 with an image" in printed
+    command = printed.split("next: ptmrec pack ")[1].split()
+    command[-1] = str(tmp_path / "shards")
+    assert (
+        cli.run("pack", [*command, "--core", "0", "--split", "leave_one_out", "--workers", "1", "--on_error", "fail"])
+        == 0
+    )
+    dataset = Dataset(tmp_path / "shards")
+    assert dataset.num_items == 4
+    assert dataset.manifest.modalities == ("image", "text")
+    texts = pl.read_parquet(out / "items.parquet")["text"].to_list()
+    assert all(len(text.split()) > 1 and "[" not in text and "\ufffd" not in text for text in texts)
+
+
+def test_tags_of_a_film_are_part_of_its_text_once(tmp_path: Path) -> None:
+    _movielens_csv(tmp_path / "source")
+    assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    assert pl.read_parquet(tmp_path / "out/items.parquet")["text"][0] == "Film, The 1 Comedy french"
+
+
+def test_a_folder_of_mmrec_keeps_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{u}\t{i}\t5.0\t{t}\t{0 if n % 4 else 2}\n" for n, (u, i, t) in enumerate(PAIRS, start=1))
+    _write(tmp_path / "source/baby.inter", "userID\titemID\trating\ttimestamp\tx_label\n" + rows)
+    assert cli.run("import", ["mmrec", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    command = capsys.readouterr().out.split("next: ptmrec pack ")[1].split()
+    command[-1] = str(tmp_path / "shards")
+    assert cli.run("pack", [*command, "--core", "0"]) == 0
+    parts = {part: len(Dataset(tmp_path / "shards").interactions(part).users) for part in ("train", "test")}
+    assert parts == {"train": len(PAIRS) - len(PAIRS) // 4, "test": len(PAIRS) // 4}
+
+
+def test_every_row_is_written_or_left_out_for_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _amazon_2018(tmp_path / "source")
+    with (tmp_path / "source/Home_5.json").open("a") as file:
+        file.write('{"reviewerID": "A1"}\n[1, 2]\n{"asin": \n__import__("os")\n' + "(" * 5000 + "\n\n")
+    assert cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out/import.json").read_text())["interactions"]
+    assert report["left_out"] == {"no user or no asin": 1, "not a JSON object": 4}
+    assert report["read"] == report["written"] + sum(report["left_out"].values()) == len(PAIRS) + 5
+    assert "4 left out: not a JSON object (line 15" in printed
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "foreign"])
+def test_bad_input_leaves_what_was_imported_before_untouched(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    _amazon_2014(source)
+    words = ["amazon", "--source", str(source), "--out", str(out)]
+    assert cli.run("import", words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    reviews = source / "reviews_Home_5.json.gz"
+    if damage == "missing":
+        reviews.unlink()
+    elif damage == "truncated":
+        reviews.write_bytes(reviews.read_bytes()[:-20])
+    elif damage == "empty":
+        _write(reviews, "")
+    else:
+        (out / "mine.txt").write_text("mine")
+        before["mine.txt"] = b"mine"
+    capsys.readouterr()
+    assert cli.run("import", words) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("ptmrec import: error: ")
+    assert ("out" if damage == "foreign" else "source") in message
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_unknown_format_is_refused_with_those_that_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run("import", ["netflix", "--source", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "got 'netflix', expected one of amazon, hm" in capsys.readouterr().err
