@@ -69,7 +69,7 @@ def read_seed_run(folder: Path, now: ReadsRun | None = None, kept: Path | None =
 
 
 def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None, phase: str) -> dict[str, Ranked]:
-    """Ranks of the phase's positives by part; cached under the fingerprint of the run, which covers its data, and the cut-off."""
+    """Ranks of the phase's positives by part; cached under the run's fingerprint, which covers its data, and the cut-off."""
     key = {"run": fingerprint, "cutoff": str(max(CUTOFFS))}
     if kept is None or not (kept.is_dir() and read_inputs(kept) == key):
         run = load_run(folder, now)
