@@ -1,5 +1,6 @@
 """A small graph with the irregularities of real ones: repeated pairs, a user and items without interactions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,11 +79,11 @@ class Toy:
     def cold_vectors(self, model: Recommender) -> Tensor:
         return model.cold_items({modality: table[self.cold_items] for modality, table in self.features.items()})
 
-    def adjacency(self) -> Tensor:
-        """D^-1/2 A D^-1/2 over users and items, dense."""
+    def adjacency(self, pairs: Iterable[tuple[int, int]] | None = None) -> Tensor:
+        """D^-1/2 A D^-1/2 over users and items, dense, of the training pairs or of others."""
         size = self.num_users + self.num_items
         dense = torch.zeros(size, size)
-        for user, item in zip(self.train.users, self.train.items, strict=True):
+        for user, item in zip(self.train.users, self.train.items, strict=True) if pairs is None else pairs:
             dense[user, self.num_users + item] = dense[self.num_users + item, user] = 1
         degrees = dense.sum(dim=1)
         scale = torch.where(degrees > 0, degrees, 1).rsqrt()

@@ -109,13 +109,18 @@ def test_id_only_recommenders_use_no_modality_whatever_is_requested(toy: Toy) ->
 
 
 def test_unknown_name_is_refused_with_the_known_ones(toy: Toy) -> None:
-    with pytest.raises(UserError, match=r"recommender: got 'svd'.*bpr, lightgcn, buir, vbpr, freedom, mgcn, smore"):
+    with pytest.raises(UserError, match=r"recommender: got 'svd'.*bpr, lightgcn, buir, vbpr, freedom, .*slmrec, mmgcl"):
         toy.build("svd")
 
 
 def test_a_hyper_parameter_that_the_recommender_lacks_is_refused_with_those_it_takes(toy: Toy) -> None:
     with pytest.raises(UserError, match=r"model\.knn: lightgcn .* dim, layers, reg_weight"):
         toy.build("lightgcn", knn=5)
+
+
+def test_a_choice_that_a_hyper_parameter_does_not_have_is_refused_with_its_choices(toy: Toy) -> None:
+    with pytest.raises(UserError, match=r"model\.ssl: got 'mixup', expected one of fac, fd, fm"):
+        toy.build("slmrec", ssl="mixup")
 
 
 def test_features_that_are_missing_short_or_not_finite_are_refused(toy: Toy) -> None:

@@ -123,7 +123,16 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "every"),
-    [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11), ("lattice", 7), ("sasrec", 7)],
+    [
+        ("vbpr", 10),
+        ("vbpr", 7),
+        ("freedom", 7),
+        ("buir", 7),
+        ("smore", 11),
+        ("lattice", 7),
+        ("mmgcl", 7),
+        ("sasrec", 7),
+    ],
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, recommender: str, every: int
@@ -187,6 +196,8 @@ CASES = [
     ("smore", 1),
     ("mmgcn", 1),
     ("lattice", 2),
+    ("slmrec", 1),
+    ("mmgcl", 1),
 ]
 
 
