@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,7 +18,13 @@ from tqdm import tqdm
 from ptmrec_dist.config import FeaturesConfig
 from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
+from ptmrec_dist.data.feature_store import (
+    FeatureManifest,
+    check_replaceable,
+    open_features,
+    read_feature_manifest,
+    write_features,
+)
 from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
@@ -43,7 +48,8 @@ def extract_features(config: FeaturesConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: Shards without content, an encoder that cannot be loaded, an output folder with other content.
+        UserError: Shards without content, an encoder that cannot be loaded, features to reuse that are of other items or of
+            another encoder, an output folder with other content.
         Fault: A rank was lost, or items cannot be read.
     """
     dataset = Dataset(config.shards)
@@ -53,6 +59,9 @@ def extract_features(config: FeaturesConfig) -> None:
         return
     require_content(dataset)
     backbone = load_backbone(config.encoder, config.raw)
+    if config.reuse is not None:
+        _copy(config.reuse, config.out, dataset, backbone)
+        return
     encoder = Encoder(backbone, _modalities(dataset, backbone), config.precision)
     check_image_size(dataset, encoder, config.strict)
     world = join_world(config.device, config.timeout)
@@ -73,6 +82,7 @@ def extract_features(config: FeaturesConfig) -> None:
             settings={**config.encoder.recorded(), **({"raw": True} if config.raw else {})},
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
             cut_texts=cut_texts,
+            content=dataset.content,
         )
         _report(dataset, config.out, manifest)
     barrier()
@@ -97,8 +107,38 @@ class _CutTexts:
         self.encoder, self.count = encoder, 0
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        self.count += self.encoder.backbone.count_cut(texts)
-        return self.encoder.tokenize(texts)
+        ids_BN, cut = self.encoder.backbone.tokenized(texts)
+        self.count += cut
+        return self.encoder.towers["text"].trimmed(ids_BN)
+
+
+def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None:
+    """Write features that the encoder gave for another split of the same items; there is nothing to divide among ranks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    made = read_feature_manifest(folder)
+    for name, before, now in (
+        ("encoder", made.encoder, backbone.fingerprint),
+        ("images and texts", made.content, dataset.content),
+    ):
+        if before != now:
+            raise UserError(
+                f"reuse: {folder} was made from {name} {(before or 'none')[:12]}, expected {now[:12]}; leave out --reuse to "
+                "compute the features"
+            )
+    store = open_features(folder, made.data, dataset.num_items)
+    manifest = write_features(
+        out,
+        store.tables,
+        data=dataset.fingerprint,
+        encoder=made.encoder,
+        settings=made.encoder_settings,
+        filled=made.filled,
+        cut_texts=made.cut_texts,
+        content=made.content,
+    )
+    print(f"reused {folder}")
+    _report(dataset, out, manifest)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
@@ -155,14 +195,16 @@ def encode_all(
     tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
     training = encoder.training
     encoder.eval()
-    with torch.no_grad():
-        for number, batch in enumerate(_with_progress(stream, label if world.is_first else None), start=1):
+    total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
+    with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
+        for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)
-            for part in _by_length(batch, encoder) if sort_by_length else [batch]:
+            for part in by_length(batch, encoder) if sort_by_length else [batch]:
                 moved = part.to(world.device)
                 for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                     tables[modality][part.items] = rows_BD.cpu()
+                bar.update(len(part.items))
     encoder.train(training)
     if watch is not None:
         watch.between()
@@ -171,8 +213,16 @@ def encode_all(
     return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
 
 
-def _by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
-    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each."""
+def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
+    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each.
+
+    Args:
+        batch: Items with or without texts.
+        encoder: The encoder.
+
+    Yields:
+        Parts of it; the batch itself if its texts are of one length.
+    """
     if batch.texts is None or not len(batch.items):
         yield batch
         return
@@ -266,11 +316,3 @@ def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
     read_I = has_I & table_ID.any(dim=1)
     mean_D = table_ID[read_I].mean(dim=0) if read_I.any() else table_ID.new_zeros(table_ID.shape[1])
     return table_ID.where(has_I[:, None], mean_D)
-
-
-def _with_progress(stream: ItemStream, label: str | None) -> Iterator[ItemBatch]:
-    total = int(np.asarray([stream.counts[shard] for shard in stream.shards_of(0)[stream.rank]]).sum())
-    with tqdm(total=total, desc=label, unit="item", disable=label is None, leave=False) as bar:
-        for batch in stream.epoch(0):
-            yield batch
-            bar.update(len(batch.items))

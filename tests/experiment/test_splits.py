@@ -100,6 +100,10 @@ def test_differences_have_intervals_over_splits_and_tables_say_so(finished: Expe
     manifests = [Manifest.read(finished.out / "shards" / f"split{split}") for split in finished.splits]
     assert [made.seed for made in manifests] == [0, 1]
     assert manifests[0].fingerprint != manifests[1].fingerprint
+    tables = [(finished.out / "features" / f"split{split}" / "image.npy").read_bytes() for split in finished.splits]
+    assert tables[0] == tables[1]
+    log = (finished.out / "logs" / "features-split1.log").read_text()
+    assert "reused" in log  # computed for the first split alone
     for part in ("test", "cold_test"):
         ours, base = (_values(finished, name, part, "recall@20") for name in ("two_stage_refit-rank2", "frozen"))
         (row,) = (
@@ -160,6 +164,14 @@ def test_a_grid_that_grows_runs_only_what_is_new(finished: ExperimentConfig) -> 
     assert "on test" not in (finished.out / "report.html").read_text()
 
 
+def test_the_same_runs_are_compared_in_another_way_beside_the_first(finished: ExperimentConfig, tmp_path: Path) -> None:
+    before = (finished.out / "tables/accuracy_test.csv").read_bytes()
+    run_experiment(replace(finished, baseline="best", results=tmp_path / "best"))
+    assert "the best row of the recommender" in (tmp_path / "best/tables/accuracy_test.md").read_text()
+    assert (tmp_path / "best/report.html").is_file()
+    assert (finished.out / "tables/accuracy_test.csv").read_bytes() == before
+
+
 def _command(config: ExperimentConfig, **changes: Any) -> dict[str, Any]:
     return {
         "pack": config.pack,
@@ -199,6 +211,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"variants": {"lora": RANK2}, "methods": ["lora"]}, "variants: got 'lora', expected a name that is not"),
         ({"variants": {"rank2": {**RANK2, "lora": {"rank": 0}}}}, "lora.rank: got 0, expected 1 or more"),
         ({"refit": {"epochs": "many"}, "paradigms": ["frozen", "two_stage_refit"]}, "refit: "),
+        ({"baseline": "joint"}, "baseline: got 'joint', expected one of frozen"),
+        ({"baseline_encoder": "clip"}, "baseline_encoder: got 'clip', expected one of several --encoders"),
         ({"splits": [0, 0]}, "splits: got [0, 0], expected each only once"),
     ],
 )
