@@ -20,7 +20,8 @@ from ptmrec_dist.config import FeaturesConfig
 from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
-from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.base import Backbone

@@ -14,7 +14,8 @@ from torch import Generator
 from ptmrec_dist.config import TunesEncoder
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import RecentItems
-from ptmrec_dist.data.stream import ItemStream, Reader
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch

@@ -7,7 +7,7 @@ from ptmrec_dist.config import TrainsBoth
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.data.stream import Reader
+from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
