@@ -71,7 +71,7 @@ def test_a_recommender_from_outside_stands_in_help_with_its_own_hyper_parameters
         cli.main(["stage1", "--recommender", "toy", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "Width of a toy vector" in shown
-    assert "vbpr,freedom,mgcn,smore,toy" in shown
+    assert ",".join(RECOMMENDERS) in shown
     assert "--model.dim" not in shown
 
 

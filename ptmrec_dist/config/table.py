@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.errors import UserError
@@ -40,8 +40,12 @@ class Hyperparameters:
         return "model"
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
         for item in fields(self):
             value, given = getattr(self, item.name), item.metadata
+            if get_origin(kinds[item.name]) is Literal:
+                choices = get_args(kinds[item.name])
+                require(value in choices, f"{self.group}.{item.name}", value, f"one of {', '.join(choices)}")
             if not given:
                 continue
             low, high, below = given["low"], given["high"], given["below"]

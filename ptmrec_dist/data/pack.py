@@ -19,7 +19,7 @@ from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_ca
 from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import drop_unknown_items, keep_core, match_items, read_interactions
+from ptmrec_dist.data.interactions import drop_repeats, drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
@@ -30,6 +30,8 @@ from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
 
 _SHOW_ITEM = "row {row}: item {item_id!r}"
+_LIST_LENGTH = 20
+"""Length of the lists on which models are compared."""
 _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
@@ -63,7 +65,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         spool.mkdir()
         if config.items is not None:
             items, rows = _read_images(items, rows, report, pool, spool, config)
-        items, rows = _keep_core(items, rows, report, config.core)
+        items, rows = _keep_core(items, rows, report, config)
         items, rows, user_ids = _split(items, rows, report, config)
         modalities: tuple[str, ...] = ()
         if config.items is not None:
@@ -95,6 +97,11 @@ def _pack(config: PackConfig, pool: Pool) -> None:
     print(f"{out}: {held}; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
         print("items that lack image or text were left out; --missing keep keeps them and their interactions")
+    for part in splits.PARTS[3:]:
+        count = items["part"].eq(part).sum()
+        if 0 < count <= _LIST_LENGTH:
+            whole = f"which are all in any list of {_LIST_LENGTH}: recall@{_LIST_LENGTH} is always 1 there"
+            print(f"{part} has {count} items, {whole}")
 
 
 def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
@@ -162,13 +169,17 @@ def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tup
     return items, modalities
 
 
-def _keep_core(items: pl.DataFrame, rows: pl.DataFrame, report: Report, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _keep_core(
+    items: pl.DataFrame, rows: pl.DataFrame, report: Report, config: PackConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     user_index = index_of(rows["user_id"], sort_ids(rows["user_id"]))
     item_index = index_of(rows["item_id"], items["item_id"])
     rows = rows.with_columns(user_index=user_index, item_index=item_index)
-    rows = keep_core(rows, report.interactions, core)
-    rare_I = np.bincount(rows["item_index"], minlength=items.height) < core
-    show, reason = "item {item_id!r}", f"fewer than {core} interactions"
+    if config.repeats == "drop":
+        rows = drop_repeats(rows, report.interactions)
+    rows = keep_core(rows, report.interactions, config.core)
+    rare_I = np.bincount(rows["item_index"], minlength=items.height) < config.core
+    show, reason = "item {item_id!r}", f"fewer than {config.core} interactions"
     items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
     report.stop_if_nothing_left()
     index_I = np.cumsum(~rare_I) - 1

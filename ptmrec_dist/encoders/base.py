@@ -60,6 +60,16 @@ class Backbone(ABC):
         """
 
     @abstractmethod
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert texts to token ids, and count those that are longer than the encoder reads.
+
+        Args:
+            texts: B texts.
+
+        Returns:
+            int64 [B, N], and how many texts lose their end.
+        """
+
     def tokenize(self, texts: list[str]) -> Tensor:
         """Convert texts to token ids.
 
@@ -69,17 +79,7 @@ class Backbone(ABC):
         Returns:
             int64 [B, N].
         """
-
-    @abstractmethod
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts that are longer than the encoder reads.
-
-        Args:
-            texts: B texts.
-
-        Returns:
-            How many of them lose their end.
-        """
+        return self.tokenized(texts)[0]
 
     @abstractmethod
     def tower(self, modality: str) -> Tower:

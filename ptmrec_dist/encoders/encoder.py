@@ -5,7 +5,7 @@ Legend: B batch, D width.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, overload
@@ -247,16 +247,25 @@ class Encoder(nn.Module):
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
         objectives = described["objectives"].split(",") if "objectives" in described else ()
         self._attach(described["method"], settings, torch.Generator(), objectives)
-        fresh = {name: tuple(value.shape) for name, value in self.tuned_state().items()}
-        found = {name: tuple(value.shape) for name, value in state.items()}
-        # An encoder that runs one tower takes that tower's weights.
-        odd = sorted(fresh.items() - found.items() if len(self.towers) == 1 else fresh.items() ^ found.items())
-        if odd:
-            raise UserError(
-                f"encoder: {path} was tuned in another encoder ({odd[0][0]} {odd[0][1]} is in one of them only)"
-            )
+        whole = len(self.towers) == len(self.backbone.modalities)  # one tower of two takes its own weights
+        reason = _misfit(self.tuned_state(), state, surplus_allowed=not whole)
+        if reason is not None:
+            raise UserError(f"encoder: {path} was tuned in another encoder, or is damaged: {reason}; tune again")
         for name, value in self.tuned_state().items():
             value.copy_(state[name])
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], surplus_allowed: bool) -> str | None:
+    """What is wrong with the tensors of a file; None if nothing is."""
+    lacking, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if lacking:
+        return f"it lacks {len(lacking)} of the {len(expected)} tensors that are tuned here ({lacking[0]})"
+    if surplus and not surplus_allowed:
+        return f"it has {len(surplus)} of which none is tuned here ({surplus[0]})"
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            return f"{name} is {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+    return None
 
 
 def _renamed(name: str) -> str:

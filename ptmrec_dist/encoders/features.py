@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -98,8 +97,9 @@ class _CutTexts:
         self.encoder, self.count = encoder, 0
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        self.count += self.encoder.backbone.count_cut(texts)
-        return self.encoder.tokenize(texts)
+        ids_BN, cut = self.encoder.backbone.tokenized(texts)
+        self.count += cut
+        return self.encoder.towers["text"].trimmed(ids_BN)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
@@ -156,14 +156,16 @@ def encode_all(
     tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
     training = encoder.training
     encoder.eval()
-    with torch.no_grad():
-        for number, batch in enumerate(_with_progress(stream, label if world.is_first else None), start=1):
+    total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
+    with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
+        for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)
-            for part in _by_length(batch, encoder) if sort_by_length else [batch]:
+            for part in by_length(batch, encoder) if sort_by_length else [batch]:
                 moved = part.to(world.device)
                 for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                     tables[modality][part.items] = rows_BD.cpu()
+                bar.update(len(part.items))
     encoder.train(training)
     if watch is not None:
         watch.between()
@@ -172,8 +174,16 @@ def encode_all(
     return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
 
 
-def _by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
-    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each."""
+def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
+    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each.
+
+    Args:
+        batch: Items with or without texts.
+        encoder: The encoder.
+
+    Yields:
+        Parts of it; the batch itself if its texts are of one length.
+    """
     if batch.texts is None or not len(batch.items):
         yield batch
         return
@@ -267,11 +277,3 @@ def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
     read_I = has_I & table_ID.any(dim=1)
     mean_D = table_ID[read_I].mean(dim=0) if read_I.any() else table_ID.new_zeros(table_ID.shape[1])
     return table_ID.where(has_I[:, None], mean_D)
-
-
-def _with_progress(stream: ItemStream, label: str | None) -> Iterator[ItemBatch]:
-    total = int(np.asarray([stream.counts[shard] for shard in stream.shards_of(0)[stream.rank]]).sum())
-    with tqdm(total=total, desc=label, unit="item", disable=label is None, leave=False) as bar:
-        for batch in stream.epoch(0):
-            yield batch
-            bar.update(len(batch.items))

@@ -4,11 +4,13 @@ Shape suffixes: I items.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptmrec_dist.config.common import require
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
@@ -47,12 +49,15 @@ def build_recommender(
         The recommender, on the CPU.
 
     Raises:
-        UserError: An unknown name, or features that are missing, not finite, or of another number of items.
+        UserError: An unknown name, more neighbours than there are items, or features that are missing, not finite, or of
+            another number of items.
     """
     recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its row
+    config = config or recommender_entry(name).config()
+    _check_neighbours(config, num_items)
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
     inputs = Inputs(num_users, num_items, train, used, cache, world)
-    built: Recommender = recommender(inputs, config or recommender_entry(name).config())
+    built: Recommender = recommender(inputs, config)
     return built
 
 
@@ -70,6 +75,13 @@ def recommender_class(name: str) -> type[Recommender]:
     """
     found: type[Recommender] = recommender_entry(name).load()
     return found
+
+
+def _check_neighbours(config: RecommenderConfig, num_items: int) -> None:
+    for setting in fields(config):
+        if setting.name.endswith("knn"):
+            k = getattr(config, setting.name)
+            require(k < num_items, f"model.{setting.name}", k, f"fewer than the {num_items} items")
 
 
 def _checked(name: str, features: Features, modalities: tuple[str, ...], num_items: int) -> Mapping[str, torch.Tensor]:

@@ -49,7 +49,12 @@ def item_graph(
 
 
 def cosine_graph(
-    table_ID: Tensor, items_N: Tensor, k: int, cache: Path | None = None, world: World | None = None
+    table_ID: Tensor,
+    items_N: Tensor,
+    k: int,
+    cache: Path | None = None,
+    world: World | None = None,
+    self_edges: bool = False,
 ) -> SparseMatrix:
     """Join every item to the k others of the highest cosine, weighted by it and normalised: D^-1/2 W D^-1/2.
 
@@ -61,6 +66,7 @@ def cosine_graph(
         k: Neighbours of an item.
         cache: Folder that caches neighbours; by default none.
         world: Ranks that compute them together, as in `nearest_neighbours`; by default each process computes all.
+        self_edges: Whether the items that may be neighbours are also their own, with cosine 1.
 
     Returns:
         The graph, [I, I].
@@ -70,6 +76,9 @@ def cosine_graph(
     found = nearest_neighbours(table_ID, k, cache, candidates_I, world)
     alike_E = found.similarities > 0
     rows_E, columns_E, cosines_E = (column[alike_E] for column in (found.nodes, found.neighbours, found.similarities))
+    if self_edges:
+        rows_E, columns_E = (torch.cat([nodes_E, items_N]) for nodes_E in (rows_E, columns_E))
+        cosines_E = torch.cat([cosines_E, cosines_E.new_ones(len(items_N))])
     degrees_I = cosines_E.new_zeros(num_items).index_add_(0, rows_E, cosines_E)
     scales_I = degrees_I.where(degrees_I > 0, 1).rsqrt()
     weights_E = scales_I[rows_E] * cosines_E * scales_I[columns_E]

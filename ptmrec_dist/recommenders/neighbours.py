@@ -4,6 +4,7 @@ Shape suffixes: N nodes, B nodes of a block, K neighbours, E edges, D width.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -16,12 +17,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.topk import largest
 
 _log = logging.getLogger(__name__)
 _BLOCK_SIMILARITIES = 2**25  # with few rows, a product mostly rearranges the large table
+_BLOCK_NUMBERS = 2**24  # 64 MiB
 _METHOD = "cosine, exact, without self; 1"  # part of every key: change it when the result changes
 
 
@@ -35,6 +38,25 @@ class Neighbours:
     """Its neighbour, int64 [E]; a node's nearest comes first."""
     similarities: Tensor
     """Cosine similarity of the two, float32 [E]."""
+
+    def padded(self, num_nodes: int, k: int) -> tuple[Tensor, Tensor]:
+        """Arrange the edges by node.
+
+        Args:
+            num_nodes: Number of nodes N.
+            k: Most neighbours of a node K.
+
+        Returns:
+            Neighbours, int64 [N, K], -1 where a node has fewer, and similarities, float32 [N, K], 0 there.
+        """
+        counts_N = torch.bincount(self.nodes, minlength=num_nodes)
+        columns_E = torch.arange(len(self.nodes), device=self.nodes.device)
+        columns_E -= (counts_N.cumsum(0) - counts_N)[self.nodes]
+        neighbours_NK = self.neighbours.new_full((num_nodes, k), -1)
+        similarities_NK = self.similarities.new_zeros(num_nodes, k)
+        neighbours_NK[self.nodes, columns_E] = self.neighbours
+        similarities_NK[self.nodes, columns_E] = self.similarities
+        return neighbours_NK, similarities_NK
 
 
 def nearest_neighbours(
@@ -71,6 +93,33 @@ def nearest_neighbours(
             _write(found, file)
     assert found is not None
     return Neighbours(*(column.to(features_ND.device) for column in vars(found).values()))
+
+
+def cosines_with(table_ND: Tensor, neighbours_NK: Tensor) -> Tensor:
+    """Compute the cosine of every row with chosen other rows, with gradient.
+
+    Where N x K x D numbers exceed `_BLOCK_NUMBERS`, rows are taken in blocks, which the backward pass computes again.
+
+    Args:
+        table_ND: One row per node, float32 [N, D].
+        neighbours_NK: Other rows, int32 or int64 [N, K]; -1 for none.
+
+    Returns:
+        float32 [N, K]; 0 for no neighbour.
+    """
+    directions_ND = F.normalize(table_ND)
+    rows = max(1, _BLOCK_NUMBERS // max(1, neighbours_NK.shape[1] * table_ND.shape[1]))
+
+    def block(start: int) -> Tensor:
+        others_BK = neighbours_NK[start : start + rows]
+        others_BKD = F.embedding(others_BK.clamp(min=0), directions_ND)
+        cosines_BK = torch.einsum("bd,bkd->bk", directions_ND[start : start + rows], others_BKD)
+        return cosines_BK.where(others_BK >= 0, 0)
+
+    if len(table_ND) <= rows:
+        return block(0)
+    again = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([again(start) for start in range(0, len(table_ND), rows)])
 
 
 def _is_missing_somewhere(found: Neighbours | None, world: World) -> bool:

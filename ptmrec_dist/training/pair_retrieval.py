@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
@@ -55,13 +56,15 @@ def own_pairs_found(encoder: Encoder, pairs: ItemStream, session: Session) -> di
     if not pairs.counts.any():
         return {}
     images, texts = [], []
-    with torch.no_grad():
+    total, quiet = int(pairs.counts[pairs.shards_of(0)[pairs.rank]].sum()), not session.world.is_first
+    with torch.no_grad(), tqdm(total=total, desc="held-out pairs", unit="item", disable=quiet, leave=False) as bar:
         for number, batch in enumerate(pairs.epoch(0), start=1):
             session.heartbeat.at(number)
             given = batch.to(session.world.device)
             images_BW, texts_BW, _ = encoder.backbone.contrasted(encoder.encode(given.images, given.texts))
             images.append(images_BW)
             texts.append(texts_BW)
+            bar.update(len(batch.items))
         images_NW, texts_NW = gather_rows(torch.cat(images)), gather_rows(torch.cat(texts))
     session.heartbeat.between()
     return own_pair_recall(images_NW, texts_NW) | {"items": float(len(images_NW))}

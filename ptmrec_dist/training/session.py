@@ -79,6 +79,7 @@ class Session:
         if self.world.is_first:
             self.run.finish(record, metrics, self.tracker.run_id)
             print_metrics(metrics)
+            print(f"{self.run.folder}: epoch {record.kept_epoch or 0} was kept")
         self.log_finished(flatten(metrics) | efficiency, record.parameters, record.kept_epoch or 0)
 
     def write_efficiency(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
+from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.errors import UserError
 from tests.encoders.families import CONFIGS, write_family
 
@@ -192,3 +193,29 @@ def test_what_works_inside_blocks_is_refused_of_a_tower_without_them(families: d
     with pytest.raises(UserError, match=message):
         encoder.tune(method, SETTINGS[method], torch.Generator())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("clean", ["lower", "canonicalize", "whitespace"])
+def test_texts_have_the_ids_that_open_clip_gives_and_those_cut_off_are_counted(clean: str) -> None:
+    words = [
+        "a red cup",
+        "don't",
+        "Ünïcode ☃ naïve",
+        "&lt;b&gt; <start_of_text>",
+        "1234567",
+        "über_all!!! ...",
+        "\u4f60\u597d",
+    ]
+    texts = ["", *words, *(" ".join(words * number) for number in (1, 2, 5))]
+    for length in (4, 12, 40):
+        tokenizer = open_clip.SimpleTokenizer(context_length=length, clean=clean)
+        read = OpenClipTexts(tokenizer)
+        for _ in range(2):  # words that were met before, too
+            ids, cut = read(texts)
+            assert torch.equal(ids, tokenizer(texts))
+            assert cut == sum(len(tokenizer.encode(text)) + 2 > length for text in texts)
+        assert read([])[0].shape == (0, length)
+    masked = open_clip.SimpleTokenizer(context_length=12, reduction_mask="simple")
+    ids, cut = OpenClipTexts(masked)(texts[:3])
+    assert ids.shape == (3, 12)
+    assert cut == 0

@@ -86,6 +86,9 @@ def test_a_method_starts_from_the_features_reaches_all_that_it_trains_and_is_rea
     torch.testing.assert_close(_encode(encoder, trimmed=False), expected, rtol=1e-4, atol=1e-5)
     save_tensors(tmp_path / "encoder.safetensors", encoder.tuned_state(), encoder.description)
     save_backbone(_encoder(families[family], "none").backbone, tmp_path / "backbone")
+    frozen = Encoder(load_backbone(EncoderConfig(model=str(tmp_path / "backbone"))), ("image", "text"))
+    frozen.load_tuned(tmp_path / "encoder.safetensors")
+    assert torch.equal(_encode(frozen), expected)
     again = load_encoder(tmp_path / "backbone", tmp_path / "encoder.safetensors")
     torch.testing.assert_close(_encode(again), expected, rtol=1e-4, atol=1e-5)
 

@@ -82,7 +82,7 @@ def test_texts_of_every_family_and_pooling_are_encoded_as_by_transformers(
     )
     encoder = _text(folder)
     _assert_same(_rows(encoder, TEXTS), _slow_text_features(folder, TEXTS, pooling, max_length=9))
-    assert encoder.backbone.count_cut(TEXTS) == 1
+    assert encoder.backbone.tokenized(TEXTS)[1] == 1
     save_backbone(encoder.backbone, tmp_path / "copy")
     copy = load_backbone(EncoderConfig(model=str(tmp_path / "copy")))
     assert copy.fingerprint == encoder.backbone.fingerprint
@@ -140,7 +140,7 @@ def test_real_pretrained_encoders_give_what_their_libraries_give(shared_data: An
     pixels = torch.stack([backbone.load_image(picture) for picture in _pictures()[:2]])
     found = encoder.encode(pixels, encoder.tokenize(long))
     _assert_same(found["text"], _slow_text_features(texts, long, "mean", max_length=256))
-    assert backbone.count_cut(long) == 1
+    assert backbone.tokenized(long)[1] == 1
     model = timm.create_model(f"local-dir:{images}", pretrained=True, num_classes=0).eval()
     transform = create_transform(**resolve_model_data_config(model))
     with torch.no_grad():

@@ -76,7 +76,13 @@ def _expected_vectors(run: FinishedRun, own: int | None, cold: np.ndarray) -> np
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "settings", "own"),
-    [("vbpr", {}, 8), ("mgcn", {}, None), ("smore", {}, None), ("freedom", {"reg_weight": 0.0}, None)],
+    [
+        ("vbpr", {}, 8),
+        ("mgcn", {}, None),
+        ("smore", {}, None),
+        ("lattice", {}, None),
+        ("freedom", {"reg_weight": 0.0}, None),
+    ],
 )
 @pytest.mark.parametrize("zero", [1, 3])
 def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
@@ -96,7 +102,10 @@ def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mgcn", "projections"), ("freedom", "maps")])
+@pytest.mark.parametrize(
+    ("recommender", "maps"),
+    [("vbpr", "id_maps"), ("mmgcn", "projections"), ("mmgcl", "projections"), ("freedom", "maps")],
+)
 def test_with_transfer_the_maps_that_it_trained_are_kept(
     tiny_project: Project, tmp_path: Path, recommender: str, maps: str
 ) -> None:

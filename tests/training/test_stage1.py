@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.training import stage1
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import evaluate_run
@@ -100,10 +101,12 @@ def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_pa
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
-    model = recommender_config(recommender, dim=8, reg_weight=1e-3)
+    config = RECOMMENDERS[recommender].config
+    weight = {"reg_weight": 1e-3} if "reg_weight" in {item.name for item in fields(config)} else {}
+    model = recommender_config(recommender, dim=8, **weight)
     train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model))
     metrics = _metrics(run)
-    cold = {"cold_validation", "cold_test"} if recommender in ("vbpr", "freedom", "mgcn", "smore") else set()
+    cold = {"cold_validation", "cold_test"} if recommender_class(recommender).multimodal else set()
     assert set(metrics) == {"validation", "test"} | cold
     # Each user likes a third of about 48 items, and most of it is masked: chance level is about .4 at 20.
     assert metrics["test"]["recall@20"] > 0.7
@@ -119,7 +122,17 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recommender", "every"), [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11)]
+    ("recommender", "every"),
+    [
+        ("vbpr", 10),
+        ("vbpr", 7),
+        ("freedom", 7),
+        ("buir", 7),
+        ("smore", 11),
+        ("lattice", 7),
+        ("mmgcl", 7),
+        ("sasrec", 7),
+    ],
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, recommender: str, every: int
@@ -174,7 +187,18 @@ def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> Non
     assert _metrics(tmp_path / "a") != _metrics(tmp_path / "c")
 
 
-CASES = [("lightgcn", 0), ("buir", 1), ("vbpr", 1), ("freedom", 2), ("mgcn", 1), ("smore", 1)]
+CASES = [
+    ("lightgcn", 0),
+    ("buir", 1),
+    ("vbpr", 1),
+    ("freedom", 2),
+    ("mgcn", 1),
+    ("smore", 1),
+    ("mmgcn", 1),
+    ("lattice", 2),
+    ("slmrec", 1),
+    ("mmgcl", 1),
+]
 
 
 def _trained(configs: list[Stage1Config]) -> list[dict[str, Any]]:
@@ -327,6 +351,7 @@ def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: 
     world = join_world("cuda")
     objective = make_objective(config, dataset, open_store(config, dataset), world)
     generator = torch.Generator("cuda").manual_seed(0)
+    objective.rebuild(world)
     objective.start_epoch(generator)
     with temporary_session(config, world) as session:
         trainer = make_trainer(config, session, objective, dataset)

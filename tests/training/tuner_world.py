@@ -31,6 +31,7 @@ class Case:
     mask_known: bool = False
     live_teacher: bool = False
     id_only: bool = False
+    model: tuple[tuple[str, object], ...] = ()
 
 
 def make_tuner(
@@ -48,10 +49,11 @@ def make_tuner(
         train=train,
         features=tables,
         modalities=MODALITIES,
-        config=recommender_config(case.recommender, dim=8),
+        config=recommender_config(case.recommender, dim=8, **dict(case.model)),
     )
     for parameter in recommender.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    recommender.rebuild(tables)
     encoder = Encoder(load_backbone(EncoderConfig(model=str(clip))), MODALITIES)
     encoder.tune("prompt", PromptConfig(), torch.Generator().manual_seed(0))
     transfer = TransferSettings(0.7, 1.5, case.live_teacher, case.id_only, case.mask_known)

@@ -7,8 +7,8 @@ exported by other tools load unchanged.
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from torchvision.transforms import Compose, PILToTensor
 
 from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.base import Backbone, weights_digest
+from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
 from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
@@ -41,8 +42,8 @@ class OpenClip(Backbone):
 
     config_file = CONFIG_FILE
 
-    tokenizer: Callable[[list[str]], Tensor]
-    """Texts to token ids, int64 [B, N]."""
+    texts: OpenClipTexts
+    """Texts to token ids."""
     image_config: PreprocessCfg
     """Size, mean, standard deviation and resize mode of its images."""
     model_config: dict[str, Any]
@@ -61,23 +62,17 @@ class OpenClip(Backbone):
 
     def load_image(self, image: Image.Image) -> Tensor:
         """Resize and crop by open_clip's transform, without normalisation: uint8 [3, H, W]."""
-        steps = image_transform_v2(self.image_config, is_train=False).transforms
-        pixels: Tensor = Compose([*steps[:-2], PILToTensor()])(image)  # the last two convert to float and normalise
+        pixels: Tensor = self._transform(image)
         return pixels
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Convert texts to token ids, padded to the model's context: int64 [B, C]."""
-        return self.tokenizer(texts)
+    @cached_property
+    def _transform(self) -> Compose:
+        steps = image_transform_v2(self.image_config, is_train=False).transforms
+        return Compose([*steps[:-2], PILToTensor()])  # the last two convert to float and normalise
 
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts of more tokens than the model's context."""
-        tokenizer: Any = self.tokenizer
-        if isinstance(tokenizer, HFTokenizer):
-            cleaned = [tokenizer.clean_fn(text) for text in texts]
-            lengths = [len(ids) for ids in tokenizer.tokenizer(cleaned, truncation=False, padding=False).input_ids]
-        else:
-            lengths = [len(tokenizer.encode(text)) + 2 for text in texts]  # with those that mark start and end
-        return sum(length > tokenizer.context_length for length in lengths)
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert texts to token ids, padded to the model's context: int64 [B, C], and the number of those cut off."""
+        return self.texts(texts)
 
     def tower(self, modality: str) -> Tower:
         """Return one of its two towers."""
@@ -95,8 +90,8 @@ class OpenClip(Backbone):
         hugging_face = getattr(getattr(self.model, "text", None), "config", None)
         if hugging_face is not None:
             hugging_face.save_pretrained(folder)
-        if isinstance(self.tokenizer, HFTokenizer):
-            self.tokenizer.save_pretrained(folder)
+        if isinstance(self.texts.tokenizer, HFTokenizer):
+            self.texts.tokenizer.save_pretrained(folder)
 
 
 def load_open_clip(settings: EncoderConfig) -> OpenClip:
@@ -133,7 +128,7 @@ def load_open_clip(settings: EncoderConfig) -> OpenClip:
     described = json.dumps(asdict(image_config), sort_keys=True, default=str)
     digest.update(weights_digest(clip, described).encode())
     digest.update(_tokenizer_state(tokenizer))
-    return OpenClip(clip, digest.hexdigest(), tokenizer, image_config, model_config)
+    return OpenClip(clip, digest.hexdigest(), OpenClipTexts(tokenizer), image_config, model_config)
 
 
 def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any] | None]:

@@ -34,7 +34,7 @@ class ImageTower:
         self.visual: Any = self.clip.visual
         self.kind = type(getattr(self.visual, "trunk", self.visual)).__name__
         self.blocks, self.layout = image_blocks(self.visual)
-        self._normalised = Normalisation(image_config.mean, image_config.std)
+        self.normalised = Normalisation(image_config.mean, image_config.std)
         size = image_config.size
         height, width = (size, size) if isinstance(size, int) else size
         noise = torch.Generator().manual_seed(0)
@@ -43,14 +43,14 @@ class ImageTower:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model's own image tower, uint8 [B, 3, H, W] to [B, out_width]."""
-        features_BD: Tensor = self.clip.encode_image(self._normalised(inputs), normalize=False)
+        features_BD: Tensor = self.clip.encode_image(self.normalised(inputs), normalize=False)
         return features_BD
 
     def token_states(self, inputs: Tensor) -> TokenStates | None:
         """Class token and patches of a transformer; None of other networks."""
         visual = self.visual
         if isinstance(visual, TimmModel):
-            return timm_token_states(visual.trunk, self._normalised(inputs))
+            return timm_token_states(visual.trunk, self.normalised(inputs))
         if not isinstance(visual, VisionTransformer):
             return None
         normed = visual.attn_pool is None and not visual.final_ln_after_pool

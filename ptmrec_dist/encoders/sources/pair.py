@@ -59,13 +59,9 @@ class Pair(Backbone):
         """Resize and crop as the image model's configuration says: uint8 [3, H, W]."""
         return _present(self.image, "image model").load_image(image)
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Convert texts to token ids by the text model's tokenizer: int64 [B, N]."""
-        return _present(self.text, "text model").tokenize(texts)
-
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts of more tokens than the text model reads."""
-        return _present(self.text, "text model").count_cut(texts)
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert texts to token ids by the text model's tokenizer: int64 [B, N], and the number of those cut off."""
+        return _present(self.text, "text model").tokenized(texts)
 
     def tower(self, modality: str) -> Tower:
         """Return the model of a modality, with its projection where it has one."""

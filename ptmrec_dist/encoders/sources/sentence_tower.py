@@ -87,7 +87,7 @@ class SentenceTower:
         ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
         self._pad_id = next(number for number in ids if number is not None)
         model.pooling.skip = 0 if modules.include_prompt else self._prefix_tokens()
-        self.example = self.tokenize(["a photo of a cup"])
+        self.example, _ = self.tokenized(["a photo of a cup"])
         self.out_width = output_width(OPTION, self)
         settings = {
             "config": {name: value for name, value in config.items() if name not in _NOT_FEATURES},
@@ -99,17 +99,22 @@ class SentenceTower:
         }
         self.fingerprint = weights_digest(model, json.dumps(settings, sort_keys=True))
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Convert texts to token ids, int64 [B, N] with `PADDING` behind shorter ones."""
-        if not texts:
-            return torch.empty(0, 1, dtype=torch.int64)
-        # A text without a token would leave nothing to attend to.
-        rows = [torch.tensor(encoding.ids or [self._pad_id]) for encoding in self._encodings(texts)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert texts to token ids.
 
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts of more tokens than it reads."""
-        return sum(bool(encoding.overflowing) for encoding in self._encodings(texts)) if texts else 0
+        Args:
+            texts: B texts.
+
+        Returns:
+            int64 [B, N] with `PADDING` behind shorter ones, and how many texts have more tokens than it reads.
+        """
+        if not texts:
+            return torch.empty(0, 1, dtype=torch.int64), 0
+        found = self._encodings(texts)
+        # A text without a token would leave nothing to attend to.
+        rows = [torch.tensor(encoding.ids or [self._pad_id]) for encoding in found]
+        ids_BN = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING)
+        return ids_BN, sum(bool(encoding.overflowing) for encoding in found)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run transformer and pooling, token ids int64 [B, N] to [B, out_width]."""

@@ -44,7 +44,7 @@ class TimmTower:
         self.kind = type(model).__name__
         self.blocks, self.layout = timm_blocks(model)
         self._data = resolve_model_data_config(model)
-        self._normalised = Normalisation(self._data["mean"], self._data["std"])
+        self.normalised = Normalisation(self._data["mean"], self._data["std"])
         steps = create_transform(**self._data, is_training=False).transforms
         self._transform = Compose([*steps[:-2], PILToTensor()])  # the last two convert to float and normalise
         noise = torch.Generator().manual_seed(0)
@@ -66,12 +66,12 @@ class TimmTower:
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Run the model, uint8 [B, 3, H, W] to [B, out_width]."""
-        features_BD: Tensor = self.model(self._normalised(inputs))
+        features_BD: Tensor = self.model(self.normalised(inputs))
         return features_BD
 
     def token_states(self, inputs: Tensor) -> TokenStates | None:
         """Prefix tokens and patches of a transformer; None of other networks."""
-        return timm_token_states(self.model, self._normalised(inputs))
+        return timm_token_states(self.model, self.normalised(inputs))
 
     def trimmed(self, inputs: Tensor) -> Tensor:
         """Images have no padding."""

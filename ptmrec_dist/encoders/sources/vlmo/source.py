@@ -74,17 +74,13 @@ class Unified(Backbone):
         pixels: Tensor = pil_to_tensor(resize(image.convert("RGB"), [side, side], InterpolationMode.BICUBIC))
         return pixels
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Convert B texts to token ids, int64 [B, N]."""
+    def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert B texts to token ids, int64 [B, N], and count those that are longer than the context."""
         return self.tokens(texts)
-
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts that are longer than the context length."""
-        return self.tokens.count_cut(texts)
 
     def tower(self, modality: str) -> Tower:
         """Return the tower of a modality; in a VLMo both share attention."""
-        example = example_image(self.image_size) if modality == "image" else self.tokens(["a photo of a cup"])
+        example = example_image(self.image_size) if modality == "image" else self.tokenize(["a photo of a cup"])
         return ExpertTower(self.model, modality, self.features, example)
 
     def heads(self, objective: str) -> Sequence[nn.Parameter]:

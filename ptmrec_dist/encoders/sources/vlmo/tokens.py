@@ -48,20 +48,18 @@ class Tokens:
         self.tokenizer.enable_truncation(self.length)
         self.tokenizer.enable_padding(length=self.length, pad_id=self.pad_id)
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Convert B texts to token ids, int64 [B, C]."""
-        return torch.tensor([encoded.ids for encoded in self.tokenizer.encode_batch(texts)]).view(-1, self.length)
-
-    def count_cut(self, texts: list[str]) -> int:
-        """Count the texts that are longer than C.
+    def __call__(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Convert texts to token ids.
 
         Args:
             texts: B texts.
 
         Returns:
-            How many of them lose their end.
+            int64 [B, C], and how many texts are longer than C and lose their end.
         """
-        return sum(bool(encoded.overflowing) for encoded in self.tokenizer.encode_batch(texts))
+        found = self.tokenizer.encode_batch(texts)
+        ids_BC = torch.tensor([encoded.ids for encoded in found], dtype=torch.int64).view(-1, self.length)
+        return ids_BC, sum(bool(encoded.overflowing) for encoded in found)
 
     @property
     def mask_id(self) -> int | None:
