@@ -30,6 +30,8 @@ REFERENCE = {
     "freedom": (27.6, 3.4),
     "mgcn": (46.6, 4.6),
     "smore": (63.0, 5.5),
+    "slmrec": None,
+    "mmgcl": None,
 }
 YARDSTICKS = ("pyg_lightgcn", "implicit_als")
 WIDTHS = {"image": 4096, "text": 384}

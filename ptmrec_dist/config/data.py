@@ -81,6 +81,9 @@ class PackConfig:
     the items held out with all their interactions for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
+    repeats: Literal["drop", "keep"] = "drop"
+    """Repeated pairs of user and item: drop all but the earliest, or keep them, as sequences of what users take again need;
+    parts then have pairs in common."""
     min_rating: float | None = None
     """Keep only interactions rated at least this."""
     seed: int = 0

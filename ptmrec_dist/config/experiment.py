@@ -27,6 +27,8 @@ class ExperimentConfig:
 
     out: Path
     """Folder of the experiment. Started again, it resumes what is not finished; the grid may grow meanwhile."""
+    results: Path | None = None
+    """Folder of `tables` and `report.html`; by default `out`. With another one the same runs are compared in a second way."""
     shards: Path | None = None
     """Packed data set: one split. For several splits give `pack` instead."""
     pack: dict[str, Any] = field(default_factory=dict)
@@ -53,9 +55,13 @@ class ExperimentConfig:
     """Modalities that the recommenders read (`both,text`); both: all that the encoder has."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds (`0,1,2`); every cell is run once per seed and split."""
-    baseline: Paradigm = "frozen"
-    """Paradigm that the others are tested against, with the same encoder, recommender, modalities and, where it has one,
-    method."""
+    baseline: Paradigm | Literal["best"] = "frozen"
+    """What every row is tested against: the paradigm, with the same recommender, modalities, encoder and, where it has one,
+    method; or best: the best row with the same recommender and modalities."""
+    baseline_encoder: str | None = None
+    """Encoder of the baseline; by default the row's own."""
+    family: Literal["part", "recommender"] = "part"
+    """Tests that are corrected together: all of a part of the data, or those of a recommender, its modalities and a metric."""
     phase: Literal["test", "validation"] = "test"
     """Part of the data that tables and figures are about; validation: to choose among many cells before the test split is
     looked at."""
@@ -99,7 +105,8 @@ class ExperimentConfig:
             require(len(set(values)) == len(values), name, list(values), "each only once")
         for name in ("seeds", "splits"):
             require(min(getattr(self, name)) >= 0, name, list(getattr(self, name)), "0 or more")
-        require(self.baseline in self.paradigms, "baseline", self.baseline, f"one of {', '.join(self.paradigms)}")
+        known = [*self.paradigms, "best"]
+        require(self.baseline in known, "baseline", self.baseline, f"one of {', '.join(known)}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_device(self.device, indexed=self.ranks == 1 and self.ray is None)
@@ -123,6 +130,10 @@ class ExperimentConfig:
             for name in getattr(self, setting):
                 plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.startswith(".")
                 require(bool(plain), setting, name, "names of letters, digits, _, - and .")
+        chosen = self.baseline_encoder
+        allowed = chosen is None or (chosen in self.encoders and self.baseline != "best")
+        expected = f"one of {', '.join(self.encoders) or 'several --encoders'}, with a paradigm as the baseline"
+        require(allowed, "baseline_encoder", chosen, expected)
         for name in self.variants:
             require(name not in METHODS, "variants", name, "a name that is not a tuning method's")
             self.method_of(name)

@@ -6,6 +6,7 @@ The command line, its help, sweeps, experiments and the general tests are derive
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from ptmrec_dist.config.common import require
 from ptmrec_dist.config.table import Entry, Hyperparameters, bounded, configured, entry_of
 
 
@@ -153,6 +154,92 @@ class LATTICEConfig(RecommenderConfig):
     does, as end-to-end training of the encoder needs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MultiPassConfig(RecommenderConfig):
+    """Hyper-parameters that SLMRec and MMGCL have in common."""
+
+    dim: int = bounded(64, 1)
+    """Width of the embeddings and of every pass."""
+    layers: int = bounded(3, 0)
+    """Propagation layers over the user-item graph."""
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the squared norms of the embeddings; stands for the weight decay of the published settings."""
+    cl_weight: float = bounded(0.1, 0)
+    """Weight of the self-supervised terms."""
+    cl_temperature: float = bounded(0.2, 0.025)
+    """Temperature of the self-supervised terms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLMRecConfig(MultiPassConfig):
+    """Hyper-parameters of SLMRec."""
+
+    temperature: float = bounded(0.2, 0.025)
+    """Temperature of the main term."""
+    ssl: Literal["fac", "fd", "fm"] = "fac"
+    """Self-supervised task: fac: items' IDs and modalities aligned in fine and coarse spaces; fd: two views that drop
+    values; fm: two views that each lack one pass's items."""
+    dropout: float = bounded(0.3, 0, below=1)
+    """Fraction of the values that each layer of a view drops; `fd` alone reads it."""
+    rank_by: Literal["cosine", "dot"] = "cosine"
+    """Score of an item: what training compares, or the dot product, as common implementations rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMGCLConfig(MultiPassConfig):
+    """Hyper-parameters of MMGCL."""
+
+    cl_weight: float = bounded(0.4, 0)
+    """Weight of the self-supervised terms."""
+    ssl: Literal["intended", "code"] = "intended"
+    """intended: both views and challenging negatives, as in the paper; code: twice the first view, as in the authors' code."""
+    edge_dropout: float = bounded(0.05, 0, below=1)
+    """Fraction of the edges that the first view lacks, and of the nodes whose edges the second one lacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConfig(RecommenderConfig):
+    """Hyper-parameters that recommenders of the next item have in common."""
+
+    dim: int = bounded(64, 1)
+    """Width of the vectors of items and of states."""
+    length: int = bounded(50, 1)
+    """Most recent items of a user that are read."""
+    dropout: float = bounded(0.1, 0, below=1)
+    """Fraction of the values that training drops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecConfig(SequenceConfig):
+    """Hyper-parameters of SASRec."""
+
+    layers: int = bounded(2, 1)
+    """Blocks of self-attention."""
+    heads: int = bounded(2, 1)
+    """Attention heads; they divide the width."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"a divisor of --{self.group}.dim {self.dim}"
+        require(self.dim % self.heads == 0, f"{self.group}.heads", self.heads, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU4RecConfig(SequenceConfig):
+    """Hyper-parameters of GRU4Rec."""
+
+    layers: int = bounded(2, 1)
+    """Recurrent layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextItNetConfig(SequenceConfig):
+    """Hyper-parameters of NextItNet."""
+
+    pairs: int = bounded(2, 1)
+    """Pairs of residual blocks, with dilations 1 and 4: a state depends on the latest 1 + 30 x pairs items."""
+
+
 @dataclass(frozen=True)
 class RecommenderEntry(Entry):
     """A row of the table."""
@@ -162,6 +249,7 @@ class RecommenderEntry(Entry):
 
 
 _PACKAGE = "ptmrec_dist.recommenders.general"
+_SEQUENTIAL = "ptmrec_dist.recommenders.sequential"
 RECOMMENDERS: dict[str, RecommenderEntry] = {
     "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR"),
     "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN"),
@@ -172,6 +260,11 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
     "mmgcn": RecommenderEntry(MMGCNConfig, f"{_PACKAGE}.mmgcn:MMGCN"),
     "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE"),
+    "slmrec": RecommenderEntry(SLMRecConfig, f"{_PACKAGE}.slmrec:SLMRec"),
+    "mmgcl": RecommenderEntry(MMGCLConfig, f"{_PACKAGE}.mmgcl:MMGCL"),
+    "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),
+    "gru4rec": RecommenderEntry(GRU4RecConfig, f"{_SEQUENTIAL}.gru4rec:GRU4Rec"),
+    "nextitnet": RecommenderEntry(NextItNetConfig, f"{_SEQUENTIAL}.nextitnet:NextItNet"),
 }
 """Name to recommender."""
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import TrackingConfig, require, require_device
-from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.config.recommenders import RecommenderConfig, SequenceConfig, recommender_entry
 from ptmrec_dist.config.table import resolved
 
 
@@ -38,7 +39,7 @@ class ChoosesRecommender:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(ChoosesRecommender):
+class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Train a recommender on the frozen encoder's features."""
 
     shards: Path
@@ -50,7 +51,8 @@ class Stage1Config(ChoosesRecommender):
     lr: float = 1e-3
     """Adam's learning rate."""
     batch_size: int = 2048
-    """Interactions per step, over all ranks."""
+    """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
+    average."""
     epochs: int = 1000
     """Largest number of epochs."""
     patience: int = 20
@@ -73,6 +75,9 @@ class Stage1Config(ChoosesRecommender):
     """Seconds that a rank waits for the others, or for its own next step, before it stops with exit code 3."""
     mask_validation_at_test: bool = False
     """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
+    mask_history: bool = True
+    """Leave items that a user took before out of the ranking: those of training, at test time also those of validation for
+    recommenders that read histories. An item that is taken again is then a miss, and counted."""
     seed: int = 0
     """Seed of initialisation, batches and negatives."""
     device: str = "auto"
@@ -81,7 +86,10 @@ class Stage1Config(ChoosesRecommender):
     """Tracking."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ChoosesRecommender.__post_init__(self)
+        NextItemConfig.__post_init__(self)
+        if not isinstance(self.model, SequenceConfig):
+            self.require_no_next_item(self.recommender)
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("batch_size", "patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")

@@ -112,6 +112,28 @@ class Dataset:
             table = table.sort("timestamp", maintain_order=True)
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
+    def require_times(self, *parts: str) -> None:
+        """Refuse a data set whose interactions have no order of time.
+
+        Args:
+            *parts: As in `interactions`.
+
+        Raises:
+            UserError: The data set has no such part, or some of its interactions have no time.
+            Fault: A file cannot be read.
+        """
+        self.require(*parts)
+        for part in parts:
+            timed = "timestamp" in pl.read_parquet_schema(self._interactions_path(part))
+            table = self._read(f"interactions/{part}", ["timestamp" if timed else "item_index"])
+            missing = table["timestamp"].null_count() if timed else table.height
+            if missing:
+                raise UserError(
+                    f"{self._option}: {missing} of {table.height} {part} interactions of {self.folder} have no time, but a "
+                    "recommender that reads sequences needs their order; pack interactions with times (--columns.time), best "
+                    "with --split leave_one_out"
+                )
+
     def cold_items(self, part: str) -> np.ndarray:
         """Return the items all of whose interactions were held out.
 

@@ -41,6 +41,11 @@ class Histories:
         """User of each pair, ascending, int64 [E]."""
         return np.repeat(np.arange(self.num_users), self.counts)
 
+    @property
+    def pairs(self) -> Interactions:
+        """All pairs, each once, user by user."""
+        return Interactions(self.users, self.items)
+
     def of(self, users_B: np.ndarray) -> Interactions:
         """Look up some users.
 

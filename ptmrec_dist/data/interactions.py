@@ -100,10 +100,21 @@ def drop_unknown_items(
     return tally.drop(rows, unknown, reason, show=_SHOW, fault=fault, hint=hint)
 
 
-def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
-    """Drop repeated pairs, then repeatedly users and items with too few interactions, until none is left.
+def drop_repeats(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """Drop repeated pairs: the earliest row stays; without times, or at the same time, the first of the file.
 
-    Of a repeated pair the earliest row stays; without times, or at the same time, the first of the file.
+    Args:
+        rows: Interactions with `user_index` and `item_index`.
+        tally: Counts of the interactions.
+
+    Returns:
+        The interactions, each pair once.
+    """
+    return tally.drop(rows, ~_earliest(rows), "repeated user and item", show=_SHOW, fault=False)
+
+
+def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
+    """Drop users and items with too few interactions, repeatedly, until none is left.
 
     Args:
         rows: Interactions with `user_index` and `item_index`.
@@ -113,7 +124,6 @@ def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
     Returns:
         The interactions of the k-core.
     """
-    rows = tally.drop(rows, ~_earliest(rows), "repeated user and item", show=_SHOW, fault=False)
     users_E, items_E = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     kept_E = np.ones(rows.height, dtype=bool)
     while True:

@@ -19,7 +19,7 @@ from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_ca
 from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import drop_unknown_items, keep_core, match_items, read_interactions
+from ptmrec_dist.data.interactions import drop_repeats, drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
@@ -65,7 +65,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         spool.mkdir()
         if config.items is not None:
             items, rows = _read_images(items, rows, report, pool, spool, config)
-        items, rows = _keep_core(items, rows, report, config.core)
+        items, rows = _keep_core(items, rows, report, config)
         items, rows, user_ids = _split(items, rows, report, config)
         modalities: tuple[str, ...] = ()
         if config.items is not None:
@@ -169,13 +169,17 @@ def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tup
     return items, modalities
 
 
-def _keep_core(items: pl.DataFrame, rows: pl.DataFrame, report: Report, core: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _keep_core(
+    items: pl.DataFrame, rows: pl.DataFrame, report: Report, config: PackConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     user_index = index_of(rows["user_id"], sort_ids(rows["user_id"]))
     item_index = index_of(rows["item_id"], items["item_id"])
     rows = rows.with_columns(user_index=user_index, item_index=item_index)
-    rows = keep_core(rows, report.interactions, core)
-    rare_I = np.bincount(rows["item_index"], minlength=items.height) < core
-    show, reason = "item {item_id!r}", f"fewer than {core} interactions"
+    if config.repeats == "drop":
+        rows = drop_repeats(rows, report.interactions)
+    rows = keep_core(rows, report.interactions, config.core)
+    rare_I = np.bincount(rows["item_index"], minlength=items.height) < config.core
+    show, reason = "item {item_id!r}", f"fewer than {config.core} interactions"
     items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
     report.stop_if_nothing_left()
     index_I = np.cumsum(~rare_I) - 1

@@ -59,6 +59,31 @@ class Wording:
         """What values of a user are means over."""
         return "over splits and seeds" if self.units == "splits" else "over seeds"
 
+    @property
+    def baseline(self) -> str:
+        """What rows are tested against."""
+        if self.config.baseline == "best":
+            return "the best row of the recommender"
+        encoder = self.config.baseline_encoder
+        return self.config.baseline if encoder is None else f"{self.config.baseline} with {encoder}"
+
+    @property
+    def family(self) -> str:
+        """Tests that are corrected together."""
+        return "the table" if self.config.family == "part" else "the tests of a recommender and a metric"
+
+    def corrected(self, comparisons: list[Tested], test: str) -> dict[tuple[Cell, str], float]:
+        """Correct a test over the family of the settings.
+
+        Args:
+            comparisons: All of a part.
+            test: One of `TESTS`.
+
+        Returns:
+            Row and metric to corrected p.
+        """
+        return corrected(comparisons, test, self.config.family)
+
     def part(self, part: str) -> str:
         """Name a part of the data.
 
@@ -84,7 +109,7 @@ def accuracy_table(words: Wording, rows: Mapping[Cell, Row], part: str, comparis
     Returns:
         The table.
     """
-    users, units = (corrected(comparisons, f"t_test_{over}") for over in ("users", "units"))
+    users, units = (words.corrected(comparisons, f"t_test_{over}") for over in ("users", "units"))
     means = {row: {metric: means_of(runs, part, metric) for metric in SHOWN} for row, runs in rows.items()}
     best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in SHOWN}
     selecting = title_of(SELECT)
@@ -116,11 +141,11 @@ def significance_table(words: Wording, comparisons: list[Tested], part: str) -> 
     Returns:
         The table.
     """
-    p = {test: corrected(comparisons, test) for test in TESTS}
+    p = {test: words.corrected(comparisons, test) for test in TESTS}
     table = Table(
-        f"{words.part(part)}, all metrics: difference from {words.config.baseline}, with its 95 % confidence interval over "
+        f"{words.part(part)}, all metrics: difference from {words.baseline}, with its 95 % confidence interval over "
         f"{words.units}, not corrected, and p of paired tests over users (means {words.runs_of_user}) and over {words.units} "
-        f"({words.averaged}), each corrected by Holm-Bonferroni over the table. *: p < {LEVEL}.",
+        f"({words.averaged}), each corrected by Holm-Bonferroni over {words.family}. *: p < {LEVEL}.",
         [*words.names, "metric", "difference", "low", "high", *(test.replace("units", words.units) for test in TESTS)],
         keys=len(words.names) + 1,
     )
@@ -134,7 +159,7 @@ def significance_table(words: Wording, comparisons: list[Tested], part: str) -> 
 
 
 def _caption(words: Wording, part: str) -> str:
-    count, units, baseline = words.count, words.units, words.config.baseline
+    count, units, baseline = words.count, words.units, words.baseline
     several = count > 1
     over = f"mean ± standard deviation over {count} {units}" if several else "one seed"
     same = (
@@ -147,7 +172,7 @@ def _caption(words: Wording, part: str) -> str:
     return (
         f"{words.part(part)}: {over}. Bold: the best. Change: difference from {baseline}, in percent of its mean{interval}. "
         f"*: differs from {baseline} over users (paired t-test of each user's mean {words.runs_of_user}, p < {LEVEL}), which "
-        f"says nothing about other {units}. †: {same}. Both corrected by Holm-Bonferroni over the table.{splits}"
+        f"says nothing about other {units}. †: {same}. Both corrected by Holm-Bonferroni over {words.family}.{splits}"
     )
 
 

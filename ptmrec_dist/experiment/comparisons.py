@@ -5,9 +5,11 @@ Shape suffixes: U splits (or else seeds), R runs, N users with positives.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
+from ptmrec_dist.config import ExperimentConfig
 from ptmrec_dist.evaluation.metrics import SHOWN
 from ptmrec_dist.evaluation.outcomes import SeedRun
 from ptmrec_dist.evaluation.ranking import metrics_of
@@ -93,42 +95,62 @@ def means_of(row: Row, part: str, metric: str) -> np.ndarray:
     return np.array([np.mean([value for cell, value in values.items() if cell.split == split]) for split in splits])
 
 
-def compare_rows(rows: Mapping[Cell, Row], baseline: str, part: str) -> list[Tested]:
+def compare_rows(rows: Mapping[Cell, Row], config: ExperimentConfig, part: str) -> list[Tested]:
     """Test every row against its baseline on every metric.
 
     Args:
         rows: Row to its runs, which all have the part.
-        baseline: Paradigm of the baseline.
+        config: Settings, which name the baseline.
         part: Part.
 
     Returns:
-        The comparisons; none for a row without a baseline.
+        The comparisons; none for a baseline or a row without one.
     """
     found = []
-    for row, ours in rows.items():
-        same_method = replace(row, paradigm=baseline)
-        base = same_method if same_method in rows else replace(same_method, method="none")
-        if row.paradigm == baseline or base not in rows:
+    for row, metric in product(rows, SHOWN):
+        base = _best_of(rows, row, part, metric) if config.baseline == "best" else _baseline_of(rows, row, config)
+        if base is None or base == row:
             continue
-        for metric in SHOWN:
-            ours_U, theirs_U = (means_of(one, part, metric) for one in (ours, rows[base]))
-            users = compare(*(_means_of_users(one, part, metric) for one in (ours, rows[base])))
-            found.append(Tested(row, metric, compare(ours_U, theirs_U), users, float(theirs_U.mean())))
+        ours, theirs = rows[row], rows[base]
+        ours_U, theirs_U = (means_of(one, part, metric) for one in (ours, theirs))
+        users = compare(*(_means_of_users(one, part, metric) for one in (ours, theirs)))
+        found.append(Tested(row, metric, compare(ours_U, theirs_U), users, float(theirs_U.mean())))
     return found
 
 
-def corrected(comparisons: list[Tested], test: str) -> dict[tuple[Cell, str], float]:
-    """Correct a test by Holm-Bonferroni over all rows and metrics of a part.
+def corrected(comparisons: list[Tested], test: str, family: str) -> dict[tuple[Cell, str], float]:
+    """Correct a test by Holm-Bonferroni.
 
     Args:
-        comparisons: All of the part.
+        comparisons: All of a part.
         test: One of `TESTS`.
+        family: Tests that are corrected together: `part` for all, `recommender` for those of a recommender, its modalities
+            and a metric.
 
     Returns:
         Row and metric to corrected p.
     """
-    values = holm([comparison.p(test) for comparison in comparisons])
-    return {(one.row, one.metric): value for one, value in zip(comparisons, values, strict=True)}
+    families: dict[tuple[str, ...], list[Tested]] = {}
+    for one in comparisons:
+        together = () if family == "part" else (one.row.recommender, one.row.modalities, one.metric)
+        families.setdefault(together, []).append(one)
+    values: dict[tuple[Cell, str], float] = {}
+    for members in families.values():
+        p = holm([one.p(test) for one in members])
+        values |= {(one.row, one.metric): value for one, value in zip(members, p, strict=True)}
+    return values
+
+
+def _baseline_of(rows: Mapping[Cell, Row], row: Cell, config: ExperimentConfig) -> Cell | None:
+    """The row of the baseline's paradigm and encoder: of the same method, or where it has none without one."""
+    encoder = row.encoder if config.baseline_encoder is None else config.baseline_encoder
+    same_method = replace(row, paradigm=config.baseline, encoder=encoder)
+    return next((base for base in (same_method, replace(same_method, method="none")) if base in rows), None)
+
+
+def _best_of(rows: Mapping[Cell, Row], row: Cell, part: str, metric: str) -> Cell:
+    alike = [one for one in rows if (one.recommender, one.modalities) == (row.recommender, row.modalities)]
+    return max(alike, key=lambda one: means_of(rows[one], part, metric).mean())
 
 
 def _means_of_users(row: Row, part: str, metric: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.files import read_json_lines, staged
 from ptmrec_dist.lineage import read_inputs, write_inputs
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluate import Evaluator, masking_of
 from ptmrec_dist.training.finished_run import load_run, open_data_of, open_features_of
 from ptmrec_dist.training.records import read_record
 
@@ -72,7 +72,7 @@ def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | N
     """Ranks of the phase's positives by part; cached under the fingerprint of the run, which covers its data."""
     if kept is None or not _is_of(kept, fingerprint):
         run = load_run(folder, now)
-        evaluate = Evaluator(run.dataset, phase, run.record.mask_validation_at_test)
+        evaluate = Evaluator(run.dataset, phase, masking_of(run.record))
         found = evaluate.ranked(run.recommender, run.features)
         if kept is None:
             return found

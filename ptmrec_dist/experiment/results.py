@@ -43,14 +43,15 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
         }
         settings.append(Setting(_name(row), _group(row), tuple(runs.values())))
         rows[row] = {cell: per_user(run, user_ids[cell.split]) for cell, run in runs.items()}
-    folder = config.out / "tables"
-    folder.mkdir(exist_ok=True)
+    results = config.results or config.out
+    folder = results / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
     tables = _tables(config, plan, rows)
     for name, table in tables.items():
         table.write(folder, name)
         if name.startswith("accuracy"):
             print(f"\n{table.markdown()}")
-    page = config.out / "report.html"
+    page = results / "report.html"
     write_comparison(page, next(iter(datasets.values())), _page(config, settings, tables))
     print(f"tables in {folder}, figures and tables in {page}")
     return [*sorted(folder.iterdir()), page]
@@ -61,7 +62,7 @@ def _tables(config: ExperimentConfig, plan: Plan, rows: dict[Cell, Row]) -> dict
     for part in parts_of(config.phase):
         of_part = {row: runs for row, runs in rows.items() if all(part in found for found in runs.values())}
         if of_part:
-            comparisons = compare_rows(of_part, config.baseline, part)
+            comparisons = compare_rows(of_part, config, part)
             tables[f"accuracy_{part}"] = accuracy_table(words, of_part, part, comparisons)
             tables[f"significance_{part}"] = significance_table(words, comparisons, part)
     tables["costs"] = cost_table(words, plan)

@@ -63,7 +63,7 @@ def export_encoder(config: ExportConfig) -> None:
     written = kind.modalities(encoder)
     if not written:
         raise UserError(
-            f"format: got {config.format}, but {config.run} has a {_kinds(encoder)}; expected {_others(encoder)}"
+            f"format: got {config.format}, but {config.run} has {_kinds(encoder)}; expected {_others(encoder)}"
         )
     with staged(config.out) as fresh:
         kind.write(encoder, fresh)
@@ -81,11 +81,20 @@ def export_encoder(config: ExportConfig) -> None:
         (fresh / RECORD_FILE).write_text(json.dumps(record, indent=1))
     cosines = ", ".join(f"{modality} {cosine:.7f}" for modality, cosine in agreed.items())
     print(f"{config.out}: features equal by {record['checked_with']} (least cosine: {cosines})")
+    _explain(kind, encoder, apart)
+
+
+def _explain(kind: Format, encoder: Encoder, apart: bool) -> None:
+    """Say what is not in the folder, and what it takes to load it."""
     if apart:
         print(
             f"The model is the one before tuning; what was tuned is in {ADAPTER_FILE}. --format onnx has both in one graph."
         )
-    for modality in (modality for modality in modalities if modality not in written):
+    advice = kind.advice(encoder)
+    if advice is not None:
+        print(advice)
+    written = kind.modalities(encoder)
+    for modality in (modality for modality in encoder.towers if modality not in written):
         print(f"The {modality} model is not part of this format; export it by another one.")
 
 
@@ -155,7 +164,7 @@ def _without_tuned(backbone: Backbone) -> Backbone:
 
 
 def _kinds(encoder: Encoder) -> str:
-    return " and a ".join(f"{modality} model of kind {tower.kind}" for modality, tower in encoder.towers.items())
+    return " and ".join(f"the {modality} model {tower.kind}" for modality, tower in encoder.towers.items())
 
 
 def _others(encoder: Encoder) -> str:

@@ -18,13 +18,13 @@ from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, OpenClip
 from ptmrec_dist.encoders.sources.pair import Pair
 from ptmrec_dist.encoders.sources.sentence_tower import SentenceTower
 from ptmrec_dist.encoders.sources.timm import TimmTower
-from ptmrec_dist.export.formats import Rows
+from ptmrec_dist.export.formats import Format, Rows
 
 _PROMPTS_FILE = "config_sentence_transformers.json"
 _PROMPT_NAME = "item"
 
 
-class OpenClipFolder:
+class OpenClipFolder(Format):
     """A folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`."""
 
     takes_attached = False
@@ -36,6 +36,17 @@ class OpenClipFolder:
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Write `open_clip_config.json`, `open_clip_model.safetensors` and the files of the text tower."""
         encoder.backbone.save(folder)
+
+    def advice(self, encoder: Encoder) -> str | None:
+        """Text towers of transformers are looked up on the hub, unless the folder is named."""
+        if not isinstance(encoder.backbone, OpenClip) or not encoder.backbone.model_config["text_cfg"].get(
+            "hf_model_name"
+        ):
+            return None
+        return (
+            "open_clip looks up the text tower's configuration on the Hugging Face hub; without a network, pass text_cfg to it "
+            "with hf_model_name set to this folder and hf_model_pretrained to False (docs/serving.md)"
+        )
 
     def features(self, folder: Path, encoder: Encoder, images: Sequence[Image.Image], texts: list[str]) -> Rows:
         """Load the folder with open_clip, its transform and tokenizer."""
@@ -56,7 +67,7 @@ class OpenClipFolder:
             }
 
 
-class TextFolder:
+class TextFolder(Format):
     """A folder for `transformers.AutoModel` and sentence-transformers: the text model of a pair."""
 
     takes_attached = False
@@ -102,7 +113,7 @@ class TextFolder:
         return {"text": rows.float().numpy()}
 
 
-class TimmFolder:
+class TimmFolder(Format):
     """A folder for `timm.create_model("local-dir:FOLDER")`: the image model of a pair."""
 
     takes_attached = False

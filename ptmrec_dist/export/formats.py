@@ -42,6 +42,17 @@ class Format(Protocol):
             UserError: A library is missing, or cannot represent the encoder.
         """
 
+    def advice(self, encoder: Encoder) -> str | None:
+        """Say what it takes to load what was written, besides the library's ordinary call.
+
+        Args:
+            encoder: The encoder.
+
+        Returns:
+            One line; None, by default, where it takes nothing.
+        """
+        return None
+
     def features(self, folder: Path, encoder: Encoder, images: Sequence[Image.Image], texts: list[str]) -> Rows:
         """Compute features with the other library, from the files alone.
 

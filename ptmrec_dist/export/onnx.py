@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.tower import Tower
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.export.formats import Rows, inputs_of
+from ptmrec_dist.export.formats import Format, Rows, inputs_of
 
 INPUTS_FILE = "inputs.json"
 _LARGEST_FILE = 2**30  # a graph of 2 GiB and more cannot hold its weights
@@ -48,7 +48,7 @@ class _Features(nn.Module):
         return rows_BD if self.encoder.backbone.raw else F.normalize(rows_BD, dim=1)
 
 
-class Onnx:
+class Onnx(Format):
     """Graphs for any ONNX runtime."""
 
     takes_attached = True

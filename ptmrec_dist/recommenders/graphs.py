@@ -3,6 +3,7 @@
 Shape suffixes: U users, I items, N participating items, E edges, D width.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,20 @@ class InteractionGraph(nn.Module):
         """
         if not layers:
             return users_UD, items_ID
-        users, items = _SelfAdjoint.apply(self._mean_of_layers, layers, users_UD, items_ID)
+        users, items = _SelfAdjoint.apply(functools.partial(self._mean_of_layers, layers), users_UD, items_ID)
+        return users, items
+
+    def sum_neighbours(self, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute one layer of propagation, A E.
+
+        Args:
+            users_UD: Users, float32 [U, D].
+            items_ID: Items, float32 [I, D].
+
+        Returns:
+            Users [U, D] and items [I, D]; nodes without edges get zeros.
+        """
+        users, items = _SelfAdjoint.apply(self._sums, users_UD, items_ID)
         return users, items
 
     def prune(self, fraction: float, generator: Generator) -> "InteractionGraph":
@@ -87,12 +101,55 @@ class InteractionGraph(nn.Module):
         """
         weights_E = self.items_to_users.values
         kept_E = torch.rand(weights_E.shape, generator=generator, device=weights_E.device) >= probability
+        return self._reweighted(weights_E * kept_E / (1 - probability))
+
+    def without_edges(self, fraction: float, generator: Generator) -> "InteractionGraph":
+        """Drop edges at random, all with the same probability, and recompute the weights from the degrees that are left.
+
+        Needs no device synchronisation: the edges keep their positions, only weights change.
+
+        Args:
+            fraction: Fraction of the edges to drop, in [0, 1]; their number is rounded.
+            generator: Source of randomness; its device need not be the graph's.
+
+        Returns:
+            A graph in which dropped edges have the weight 0.
+        """
+        return self._keep(_survivors(self.items_to_users.values, fraction, generator))
+
+    def without_nodes(self, fraction: float, generator: Generator) -> "InteractionGraph":
+        """Drop all edges of nodes chosen at random, and recompute the weights as `without_edges` does.
+
+        Args:
+            fraction: Fraction of the users, and of the items, that lose their edges, in [0, 1]; the numbers are rounded.
+            generator: Source of randomness; its device need not be the graph's.
+
+        Returns:
+            A graph in which dropped edges have the weight 0.
+        """
+        weights_E, (users_E, items_E) = self.items_to_users.values, self.edges
+        users, items = (weights_E.new_empty(count) for count in self.items_to_users.matrix.shape)
+        kept_U, kept_I = (_survivors(nodes, fraction, generator) for nodes in (users, items))
+        return self._keep(kept_U[users_E] & kept_I[items_E])
+
+    def _keep(self, kept_E: Tensor) -> "InteractionGraph":
+        kept_E = kept_E.float()
+        degrees_E = [
+            kept_E.new_zeros(count).index_add_(0, nodes_E, kept_E)[nodes_E]
+            for count, nodes_E in zip(self.items_to_users.matrix.shape, self.edges, strict=True)
+        ]
+        return self._reweighted(kept_E * (degrees_E[0] * degrees_E[1]).clamp(min=1).rsqrt())
+
+    def _reweighted(self, weights_E: Tensor) -> "InteractionGraph":
         graph = InteractionGraph.__new__(InteractionGraph)
         nn.Module.__init__(graph)
-        graph.items_to_users = self.items_to_users.with_values(weights_E * kept_E / (1 - probability))
+        graph.items_to_users = self.items_to_users.with_values(weights_E)
         return graph
 
-    def _mean_of_layers(self, users_UD: Tensor, items_ID: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    def _sums(self, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
+        return self.items_to_users.matrix @ items_ID, self.items_to_users.transpose @ users_UD
+
+    def _mean_of_layers(self, layers: int, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
         # E + A (E + A (E + ...)) needs no table beside the running one.
         to_users, to_items = self.items_to_users.matrix, self.items_to_users.transpose
         users, items = users_UD, items_ID
@@ -110,14 +167,21 @@ class _SelfAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, operator: Callable[..., tuple[Tensor, Tensor]], layers: int, users_UD: Tensor, items_ID: Tensor
+        ctx: Any, operator: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], users_UD: Tensor, items_ID: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.operator, ctx.layers = operator, layers
-        return operator(users_UD, items_ID, layers)
+        ctx.operator = operator
+        return operator(users_UD, items_ID)
 
     @staticmethod
-    def backward(ctx: Any, users_UD: Tensor, items_ID: Tensor) -> tuple[None, None, Tensor, Tensor]:
-        return None, None, *ctx.operator(users_UD, items_ID, ctx.layers)
+    def backward(ctx: Any, users_UD: Tensor, items_ID: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, *ctx.operator(users_UD, items_ID)
+
+
+def _survivors(values_N: Tensor, fraction: float, generator: Generator) -> Tensor:
+    """Choose which of N elements stay, bool [N], on their device."""
+    order_N = torch.randperm(len(values_N), generator=generator, device=generator.device)
+    dropped = order_N[: round(fraction * len(values_N))].to(values_N.device)
+    return torch.ones_like(values_N, dtype=torch.bool).index_fill_(0, dropped, False)
 
 
 def neighbour_means(

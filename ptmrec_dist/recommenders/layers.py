@@ -37,11 +37,22 @@ def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDic
     Returns:
         Modality to its map, [*, d_m] -> [*, dim].
     """
-    maps = nn.ModuleDict()
-    for modality, table in features.items():
-        linear = nn.Linear(table.shape[1], dim, bias=bias)
-        nn.init.xavier_uniform_(linear.weight)
-        if bias:
-            nn.init.zeros_(linear.bias)
-        maps[modality] = linear
-    return maps
+    return nn.ModuleDict({modality: linear_map(table.shape[1], dim, bias) for modality, table in features.items()})
+
+
+def linear_map(width: int, dim: int, bias: bool = True) -> nn.Linear:
+    """Create a linear map with Xavier's uniform initialisation.
+
+    Args:
+        width: Width of the inputs.
+        dim: Width of the outputs.
+        bias: Add a bias, zero at first.
+
+    Returns:
+        The map, [*, width] -> [*, dim].
+    """
+    linear = nn.Linear(width, dim, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear

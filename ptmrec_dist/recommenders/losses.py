@@ -38,38 +38,79 @@ def l2_term(*tables_BD: Tensor) -> Tensor:
     return 0.5 * torch.stack([table.square().sum(dim=1) for table in tables_BD]).sum(dim=0)
 
 
-def info_nce(queries_QD: Tensor, own_QD: Tensor, keys_KD: Tensor, counts_K: Tensor, temperature: float) -> Tensor:
-    r"""Compute the contrastive loss of each query against its own key among all keys of a batch.
+def info_nce(
+    queries_QD: Tensor,
+    own_BD: Tensor,
+    keys_KD: Tensor,
+    counts_K: Tensor,
+    temperature: float,
+    rows_B: Tensor | None = None,
+) -> Tensor:
+    r"""Compute the contrastive loss of rows: of a query against the row's own key among all keys of a batch.
 
     .. math::
-        -\ln \frac{\exp(\cos(q, k_q) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
+        -\ln \frac{\exp(\cos(q, k_b) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
 
-    with n_k the number of times that k occurs. Distinct keys with ln n_k added to their logits give the value and the
-    gradient of a sum over all of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks
-    whose logits are recomputed in the backward pass: memory stays at three blocks, whatever Q and K are.
+    with n_k the number of times that k occurs.
 
     Args:
         queries_QD: Queries q, floating [Q, D].
-        own_QD: The key k_q of each query, [Q, D].
-        keys_KD: All distinct keys, those of the queries included, [K, D].
+        own_BD: The key k_b of each row, [B, D].
+        keys_KD: All distinct keys, those of the rows included, [K, D].
         counts_K: How often each key occurs n_k, int64 [K].
         temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
+        rows_B: Query of each row, int64 [B]; by default each query has one row, and B is Q.
 
     Returns:
-        The loss of each query, [Q].
+        The loss of each row, [B].
     """
-    queries_QD, own_QD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_QD), F.normalize(keys_KD)
-    # A cosine is at most 1: with 1 / t subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
-    offsets_K = counts_K.to(queries_QD.dtype).log() - 1 / temperature
+    queries_QD, own_BD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_BD), F.normalize(keys_KD)
+    return softmax_term(queries_QD, own_BD, keys_KD, counts_K, rows_B, largest=1 / temperature)
+
+
+def softmax_term(
+    queries_QD: Tensor,
+    own_BD: Tensor,
+    keys_KD: Tensor,
+    counts_K: Tensor,
+    rows_B: Tensor | None = None,
+    *,
+    largest: float | None = None,
+) -> Tensor:
+    r"""Compute the cross-entropy of rows: of a query's dot products with all keys, the row's own key being the answer.
+
+    .. math::
+        -\ln \frac{\exp(q \cdot k_b)}{\sum_k n_k \exp(q \cdot k)}
+
+    Distinct queries, and distinct keys with ln n_k added to their logits, give the value and the gradient of a sum over all
+    of them one by one. Where Q x K exceeds `_BLOCK_LOGITS`, queries are taken in blocks whose logits are recomputed in the
+    backward pass: memory stays at three blocks, whatever Q and K are.
+
+    Args:
+        queries_QD: Queries q, floating [Q, D].
+        own_BD: The key k_b of each row, [B, D].
+        keys_KD: All distinct keys, those of the rows included, [K, D].
+        counts_K: How often each key occurs n_k, int64 [K].
+        rows_B: Query of each row, int64 [B]; by default each query has one row, and B is Q.
+        largest: Upper bound of the dot products, from 0 to 40; by default their maxima are computed.
+
+    Returns:
+        The loss of each row, [B].
+    """
+    offsets_K = counts_K.to(queries_QD.dtype).log()
     blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
-    if len(blocks) == 1:
-        totals_Q = _log_sums(queries_QD, keys_KD, offsets_K)
-    else:
-        again = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
-        totals_Q = torch.cat([again(block_BD, keys_KD, offsets_K) for block_BD in blocks])
-    return totals_Q + 1 / temperature - (queries_QD * own_QD).sum(dim=1)
+    log_sums = _log_sums
+    if len(blocks) > 1:
+        log_sums = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
+    totals_Q = torch.cat([log_sums(block_BD, keys_KD, offsets_K, largest) for block_BD in blocks])
+    if rows_B is not None:
+        totals_Q, queries_QD = totals_Q[rows_B], F.embedding(rows_B, queries_QD)
+    return totals_Q - (queries_QD * own_BD).sum(dim=1)
 
 
-def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor) -> Tensor:
+def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor, largest: float | None) -> Tensor:
     """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
-    return torch.addmm(offsets_K, queries_BD, keys_KD.T).exp_().sum(dim=1).log()
+    if largest is None:
+        return torch.logsumexp(torch.addmm(offsets_K, queries_BD, keys_KD.T), dim=1)
+    # With the bound subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
+    return torch.addmm(offsets_K - largest, queries_BD, keys_KD.T).exp_().sum(dim=1).log() + largest

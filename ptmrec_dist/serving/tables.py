@@ -89,7 +89,7 @@ def write_tables(
 
 
 def _per_user(run: FinishedRun) -> pl.DataFrame:
-    """Metrics of each user on every part; validation positives are never masked, so that versions are comparable."""
+    """Metrics of each user on every part; what is masked is no setting of the run, so that versions are comparable."""
     names = np.array(run.dataset.user_ids)
     frames = []
     for phase in ("validation", "test"):

@@ -6,9 +6,11 @@ among themselves, scored through the maps of eq. 12, for they have no ID represe
 Legend: I items, C cold items, D width.
 """
 
+import functools
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,9 +27,23 @@ from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.records import RunRecord
+
+_log = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float]]
 """Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Items that are left out of the ranking, for users took them before."""
+
+    history: bool = True
+    """Those of the training part; in the test phase those of the validation part too, for a recommender that reads histories:
+    they are part of them."""
+    validation: bool = False
+    """Those of the validation part, in the test phase of every recommender."""
 
 
 class Evaluator:
@@ -39,19 +55,17 @@ class Evaluator:
     Args:
         dataset: The packed data set.
         phase: `validation` or `test`.
-        mask_validation: Leave validation positives out of the ranking (test phase).
+        masking: Items that are left out of the ranking.
     """
 
-    def __init__(self, dataset: Dataset, phase: str, mask_validation: bool = False) -> None:
-        self.phase, self.dataset = phase, dataset
+    def __init__(self, dataset: Dataset, phase: str, masking: Masking = Masking()) -> None:
+        self.phase, self.dataset, self.masking = phase, dataset, masking
         self.known_parts = (
             ("train",)
             if phase == "validation"
             else tuple(part for part in ("train", "validation") if part in dataset.parts)
         )
         self.positives = _histories(dataset, phase) if phase in dataset.parts else None
-        masked = ["validation"] if mask_validation and phase == "test" and "validation" in dataset.parts else []
-        self.seen = _histories(dataset, "train", *masked)
         self.cold_items: np.ndarray | None = None
         self.warm_items: np.ndarray | None = None
         held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
@@ -60,6 +74,20 @@ class Evaluator:
         if f"cold_{phase}" in dataset.parts:
             self.cold_positives = _histories(dataset, f"cold_{phase}")
             self.cold_items = dataset.cold_items(f"cold_{phase}")
+
+    def seen(self, recommender: Recommender) -> Histories | None:
+        """Return the items that are left out of the ranking for each user.
+
+        Args:
+            recommender: The model.
+
+        Returns:
+            The items, or None for none.
+        """
+        parts = {"train"} if self.masking.history else set()
+        if (self.masking.history and recommender.history_length) or self.masking.validation:
+            parts |= set(self.known_parts) - {"train"}
+        return self._histories_of(tuple(part for part in self.known_parts if part in parts))
 
     def __call__(self, recommender: Recommender, features: Features, world: World) -> Metrics:
         """Evaluate; each rank takes a range of the users, every user exactly once.
@@ -117,7 +145,7 @@ class Evaluator:
         found: dict[str, Ranked] = {}
         if self.positives is not None:
             found[self.phase] = rank_positives(
-                warm, self.positives, self.seen, candidates=self.warm_items, user_range=user_range
+                warm, self.positives, self.seen(recommender), candidates=self.warm_items, user_range=user_range
             )
         if self.cold_items is not None and recommender.multimodal:
             chosen = torch.from_numpy(self.cold_items).to(device)
@@ -135,6 +163,31 @@ class Evaluator:
         recommender.train(training)
         return found
 
+    def warn_of_repeats(self, recommender: Recommender) -> None:
+        """Count the positives that are left out of the ranking, for they were taken before: each is a miss.
+
+        Args:
+            recommender: The model.
+        """
+        seen = self.seen(recommender)
+        if seen is None or self.positives is None:
+            return
+        known, wanted = (pairs.users * self.dataset.num_items + pairs.items for pairs in (seen, self.positives))
+        repeated = np.intersect1d(known, wanted, assume_unique=True)
+        if len(repeated):
+            _log.warning(
+                "%d of %d %s positives, of %d users, were taken before and are left out of the ranking: they count as misses; "
+                "--mask_history false ranks them",
+                len(repeated),
+                len(self.positives.items),
+                self.phase,
+                len(np.unique(repeated // self.dataset.num_items)),
+            )
+
+    @functools.cache  # noqa: B019  an evaluator lives as long as its run
+    def _histories_of(self, parts: tuple[str, ...]) -> Histories | None:
+        return _histories(self.dataset, *parts) if parts else None
+
 
 def evaluate_run(config: EvaluateConfig) -> None:
     """Evaluate a finished run and write its `metrics.json` anew (`ptmrec evaluate`).
@@ -151,14 +204,26 @@ def evaluate_run(config: EvaluateConfig) -> None:
     world = join_world(config.device)
     recommender = run.recommender.to(world.device)
     features = {modality: table.to(world.device) for modality, table in run.features.items()}
-    metrics = evaluate_phases(run.dataset, recommender, features, world, run.record.mask_validation_at_test)
+    metrics = evaluate_phases(run.dataset, recommender, features, world, masking_of(run.record))
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)
 
 
+def masking_of(record: RunRecord) -> Masking:
+    """Return what a run leaves out of the ranking.
+
+    Args:
+        record: Its lineage.
+
+    Returns:
+        What is left out.
+    """
+    return Masking(record.mask_history, record.mask_validation_at_test)
+
+
 def evaluate_phases(
-    dataset: Dataset, recommender: Recommender, features: Features, world: World, mask_validation: bool
+    dataset: Dataset, recommender: Recommender, features: Features, world: World, masking: Masking
 ) -> Metrics:
     """Evaluate validation and, where the data set shows it, test, once training has ended.
 
@@ -169,14 +234,17 @@ def evaluate_phases(
         recommender: The model.
         features: Features of all items, on the model's device.
         world: This rank and its peers.
-        mask_validation: Leave validation positives out of the ranking at test time.
+        masking: Items that are left out of the ranking.
 
     Returns:
         Metrics of every part.
     """
     found: Metrics = {}
     for phase in ("validation", "test"):
-        found |= Evaluator(dataset, phase, mask_validation)(recommender, features, world)
+        evaluator = Evaluator(dataset, phase, masking)
+        found |= evaluator(recommender, features, world)
+        if world.is_first:
+            evaluator.warn_of_repeats(recommender)
     return {part: found[part] for part in PARTS if part in found}
 
 

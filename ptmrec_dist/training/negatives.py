@@ -93,7 +93,27 @@ class NegativeSampler:
             Item indices, int64 [B].
         """
         uniform_B = torch.rand(users_B.shape, generator=generator, dtype=torch.float64, device=users_B.device)
-        ranks_B = (uniform_B * self._free[users_B]).long()
+        return self._free_items(users_B, (uniform_B * self._free[users_B]).long())
+
+    def choose(self, users: Tensor, numbers: Tensor) -> Tensor:
+        """Turn random numbers into items.
+
+        Args:
+            users: User indices, int64, any shape.
+            numbers: Random numbers from 0, of a range much larger than the number of items, int64, the same shape.
+
+        Returns:
+            Item indices, int64, the same shape.
+        """
+        return self._free_items(users, numbers % self._free[users])
+
+    @property
+    def num_items(self) -> int:
+        """Number of items that are sampled from."""
+        return len(self._items)
+
+    def _free_items(self, users_B: Tensor, ranks_B: Tensor) -> Tensor:
+        """The `ranks_B`-th of the items that each user did not take."""
         before_B = torch.searchsorted(self._keys, users_B * self._stride + ranks_B, right=True) - self._starts[users_B]
         negatives_B: Tensor = self._items[ranks_B + before_B]
         return negatives_B

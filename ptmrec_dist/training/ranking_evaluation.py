@@ -10,8 +10,8 @@ from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases
-from ptmrec_dist.training.objectives.ranking import Ranking
+from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases
+from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord
 from ptmrec_dist.training.session import Session
 
@@ -26,11 +26,14 @@ class RankingEvaluation:
         dataset: Packed data set.
     """
 
-    def __init__(self, config: Stage1Config, session: Session, objective: Ranking, dataset: Dataset) -> None:
+    def __init__(
+        self, config: Stage1Config, session: Session, objective: RecommenderObjective, dataset: Dataset
+    ) -> None:
         self.config, self.session, self.world = config, session, session.world
         self.objective, self.dataset = objective, dataset
         self.path = session.run.folder / RECOMMENDER_FILE
-        self.evaluator = Evaluator(dataset, "validation")
+        self.masking = Masking(config.mask_history, config.mask_validation_at_test)
+        self.evaluator = Evaluator(dataset, "validation", self.masking)
 
     def measure(self, engine: Engine) -> Metrics:
         """Evaluate on validation."""
@@ -69,12 +72,13 @@ class RankingEvaluation:
             start,
             stage=1,
             train_features=self.config.train_features,
-            mask_validation_at_test=self.config.mask_validation_at_test,
+            mask_validation_at_test=self.masking.validation,
+            mask_history=self.masking.history,
             parameters=self.objective.parameter_counts(),
             kept_epoch=stopping.kept_epoch,
         )
-        features, masked = self.objective.features, self.config.mask_validation_at_test
-        metrics = evaluate_phases(self.dataset, self.objective.recommender, features, self.world, masked)
+        recommender, features = self.objective.recommender, self.objective.features
+        metrics = evaluate_phases(self.dataset, recommender, features, self.world, self.masking)
         self.session.finish(record, metrics)
         if self.world.is_first:
             counts, tables = record.parameters, "trained" if record.train_features else "frozen"

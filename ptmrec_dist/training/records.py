@@ -50,6 +50,8 @@ class RunRecord:
     """Whether the feature tables were trained."""
     mask_validation_at_test: bool = False
     """Whether validation positives were left out of the ranking at test time."""
+    mask_history: bool = True
+    """Whether items that a user took before were left out of the ranking."""
     parameters: dict[str, int] = field(default_factory=dict)
     """Parameters of stage 1: `ids`, `rest`, `feature_tables`, and `trainable` of them all."""
     kept_epoch: int | None = None
@@ -144,6 +146,8 @@ def _fingerprint(folder: Path, record: RunRecord) -> str:
     lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
     if record.stage2 is None:
         del lineage["stage2"]  # as digested before there were refits
+    if record.mask_history:
+        del lineage["mask_history"]  # as digested before there was a choice
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in (RECOMMENDER_FILE, ENCODER_FILE):

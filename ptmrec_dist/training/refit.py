@@ -105,5 +105,6 @@ def _settings(config: RefitConfig, begun: RunRecord, stage1: Path | None) -> Sta
         "modalities": "auto",  # the run's features are those that its recommender reads
         "model": {**begun.hyperparameters, **config.model},
         "mask_validation_at_test": begun.mask_validation_at_test,
+        "mask_history": begun.mask_history,
     }
     return from_plain(Stage1Config, {**learnt, **given, **of_run})

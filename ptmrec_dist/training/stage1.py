@@ -14,6 +14,7 @@ from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
+from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
 from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.errors import UserError
@@ -21,16 +22,20 @@ from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.batches import InteractionBatches
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.batches import Batches, InteractionBatches
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import neighbour_cache, tensors_of
 from ptmrec_dist.training.inputs import modalities_of, open_store, untrained_record
 from ptmrec_dist.training.objectives.ranking import Ranking
+from ptmrec_dist.training.objectives.recommender import RecommenderObjective
+from ptmrec_dist.training.objectives.sequence import NextItem
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import Session, open_session
 from ptmrec_dist.training.trainer import Plan, Trainer
+from ptmrec_dist.training.user_batches import UserBatches
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
 
@@ -108,8 +113,10 @@ def _load(recommender: Recommender, weights: dict[str, Tensor]) -> None:
         raise UserError(f"model: these hyper-parameters do not fit the weights to start from ({reason})") from error
 
 
-def make_objective(config: Stage1Config, dataset: Dataset, store: FeatureStore | None, world: World) -> Ranking:
-    """Build the recommender and its features.
+def make_objective(
+    config: Stage1Config, dataset: Dataset, store: FeatureStore | None, world: World
+) -> RecommenderObjective:
+    """Build the recommender, its features, and the objective that it is trained by.
 
     Collective: every rank must call this.
 
@@ -123,7 +130,7 @@ def make_objective(config: Stage1Config, dataset: Dataset, store: FeatureStore |
         The objective, on the rank's device.
 
     Raises:
-        UserError: Bad features.
+        UserError: Bad features, or a recommender of the next item on interactions without times.
     """
     torch.manual_seed(config.seed)
     modalities = modalities_of(config, store)
@@ -140,13 +147,16 @@ def make_objective(config: Stage1Config, dataset: Dataset, store: FeatureStore |
         config=config.model,
     ).to(world.device)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
+    if isinstance(recommender, SequenceRecommender):
+        sequences = TrainingSequences(dataset, recommender.history_length)
+        return NextItem(recommender, tables, config.train_features, world, sequences, config, config.seed)
     return Ranking(recommender, tables, config.train_features, world)
 
 
 def make_trainer(
     config: Stage1Config,
     session: Session,
-    objective: Ranking,
+    objective: RecommenderObjective,
     dataset: Dataset,
     evaluation: RankingEvaluation | None = None,
 ) -> Trainer:
@@ -166,9 +176,7 @@ def make_trainer(
     """
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
     engine = make_engine(objective, optimizer, session.world, zero_stage=config.zero.stage)
-    recent = recent_items(objective.recommender, dataset, ("train",), session.world.device)
-    train = dataset.interactions("train")
-    batches = InteractionBatches(train, dataset.num_users, config.batch_size, session.world, recent)
+    batches = _batches(config, objective, dataset, session.world)
     plan = Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
@@ -181,3 +189,10 @@ def make_trainer(
     after = config.patience_after // batches.steps(0)
     stopping = EarlyStopping(config.patience, after=after, growth=config.patience_growth)
     return Trainer(session, objective, engine, batches, plan, stopping, evaluation)
+
+
+def _batches(config: Stage1Config, objective: RecommenderObjective, dataset: Dataset, world: World) -> Batches:
+    if isinstance(objective, NextItem):
+        return UserBatches(objective.sequences, config.batch_size, world, config.negatives)
+    recent = recent_items(objective.recommender, dataset, ("train",), world.device)
+    return InteractionBatches(dataset.interactions("train"), dataset.num_users, config.batch_size, world, recent)

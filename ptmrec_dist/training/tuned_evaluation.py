@@ -20,7 +20,7 @@ from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.checkpoint import writing
-from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases
+from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.objectives.transfer import Transfer
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
@@ -63,7 +63,8 @@ class TunedEvaluation:
     def __init__(self, config: TrainsBoth, session: Session, objective: Transfer, start: FinishedRun) -> None:
         self.config, self.session, self.world = config, session, session.world
         self.objective, self.start = objective, start
-        self.evaluator = Evaluator(start.dataset, "validation")
+        self.masking = replace(masking_of(start.record), validation=config.mask_validation_at_test)
+        self.evaluator = Evaluator(start.dataset, "validation", self.masking)
         self.parameters = _parameter_counts(objective)  # now: ZeRO-3 leaves a rank a part of each parameter
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
@@ -101,7 +102,7 @@ class TunedEvaluation:
             kept_epoch: Epoch that was kept.
         """
         barrier()
-        folder, dataset, masked = self.session.run.folder, self.start.dataset, self.config.mask_validation_at_test
+        folder, dataset = self.session.run.folder, self.start.dataset
         # What was written is evaluated, as anyone who loads the run would find it.
         kept = untrained_recommender(self.start.record, dataset, folder).to(self.world.device)
         kept.load_state_dict(load_file(folder / RECOMMENDER_FILE))
@@ -116,11 +117,11 @@ class TunedEvaluation:
             stage1=_reference(begun) if begun.record.stage == 1 else None,
             stage2=None,
             parameters=self.parameters,
-            mask_validation_at_test=masked,
+            mask_validation_at_test=self.masking.validation,
             kept_epoch=kept_epoch,
             fingerprint="",
         )
-        self.session.finish(record, evaluate_phases(dataset, kept, tables, self.world, masked))
+        self.session.finish(record, evaluate_phases(dataset, kept, tables, self.world, self.masking))
         if self.world.is_first:
             counts = self.parameters
             print(

@@ -160,6 +160,14 @@ def test_a_grid_that_grows_runs_only_what_is_new(finished: ExperimentConfig) -> 
     assert "on test" not in (finished.out / "report.html").read_text()
 
 
+def test_the_same_runs_are_compared_in_another_way_beside_the_first(finished: ExperimentConfig, tmp_path: Path) -> None:
+    before = (finished.out / "tables/accuracy_test.csv").read_bytes()
+    run_experiment(replace(finished, baseline="best", results=tmp_path / "best"))
+    assert "the best row of the recommender" in (tmp_path / "best/tables/accuracy_test.md").read_text()
+    assert (tmp_path / "best/report.html").is_file()
+    assert (finished.out / "tables/accuracy_test.csv").read_bytes() == before
+
+
 def _command(config: ExperimentConfig, **changes: Any) -> dict[str, Any]:
     return {
         "pack": config.pack,
@@ -199,6 +207,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"variants": {"lora": RANK2}, "methods": ["lora"]}, "variants: got 'lora', expected a name that is not"),
         ({"variants": {"rank2": {**RANK2, "lora": {"rank": 0}}}}, "lora.rank: got 0, expected 1 or more"),
         ({"refit": {"epochs": "many"}, "paradigms": ["frozen", "two_stage_refit"]}, "refit: "),
+        ({"baseline": "joint"}, "baseline: got 'joint', expected one of frozen"),
+        ({"baseline_encoder": "clip"}, "baseline_encoder: got 'clip', expected one of several --encoders"),
         ({"splits": [0, 0]}, "splits: got [0, 0], expected each only once"),
     ],
 )

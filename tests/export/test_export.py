@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,6 +25,8 @@ from ptmrec_dist.export.command import ADAPTER_CONFIG, ADAPTER_FILE, RECORD_FILE
 from ptmrec_dist.export.folders import OpenClipFolder
 from ptmrec_dist.export.formats import least_cosine
 from tests.conftest import Project
+from tests.encoders.families import write_family
+from tests.encoders.tiny_sources import write_image_encoder, write_text_encoder
 
 TEXTS = ["a red thing", "two", "the long way home over the hills"]
 METHODS = {"prompt": {"length": 2}, "lora": {"rank": 2}, "adapter": {"bottleneck": 3}, "last_n": {"n": 1}, "full": {}}
@@ -77,8 +80,8 @@ def _equal(ours: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
         assert least_cosine(ours[modality], rows) > 1 - 1e-5, modality
 
 
-def _by_open_clip(folder: Path) -> dict[str, np.ndarray]:
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+def _by_open_clip(folder: Path, **options: Any) -> dict[str, np.ndarray]:
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     with torch.no_grad():
         image = model.eval().encode_image(torch.stack([transform(picture) for picture in _pictures()]))
@@ -111,6 +114,43 @@ def test_what_cannot_be_merged_lies_beside_the_frozen_model(tiny_clip: Path, tmp
     with torch.no_grad():
         rows = encoder.encode(images, encoder.tokenize(TEXTS))
     _equal(_ours(run), {name: value.numpy() for name, value in rows.items()})
+
+
+def test_a_text_tower_of_transformers_loads_in_open_clip_as_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _tuned(EncoderConfig(model=str(write_family(tmp_path / "bert", "bert"))), tmp_path / "run", "lora")
+    assert _export(run, "open_clip", tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "pass text_cfg to it with hf_model_name set to this folder and hf_model_pretrained to False" in told
+    text = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    text |= {"hf_model_name": str(tmp_path / "out"), "hf_model_pretrained": False}
+    _equal(_ours(run), _by_open_clip(tmp_path / "out", text_cfg=text))
+
+
+@pytest.mark.slow
+def test_an_encoder_with_projections_is_exported_as_graphs_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, text = write_image_encoder(tmp_path / "image", "test_vit"), write_text_encoder(tmp_path / "text")
+    pair = load_backbone(EncoderConfig(image=f"timm:{image}", text=f"hf:{text}"))
+    save_backbone(pair.projected(8, torch.Generator().manual_seed(0)), tmp_path / "pair")
+    run = _tuned(EncoderConfig(model=str(tmp_path / "pair")), tmp_path / "run", "prompt")
+    for form in ("open_clip", "huggingface", "timm"):
+        assert _export(run, form, tmp_path / "out") == 2
+        error = capsys.readouterr().err
+        assert "has the image model VisionTransformer with a projection and the text model" in error
+        assert error.endswith("expected onnx\n")
+        assert not (tmp_path / "out").exists()
+    assert _export(run, "onnx", tmp_path / "out") == 0
+    ours, backbone = _ours(run), load_backbone(EncoderConfig(model=str(run)))
+    images = torch.stack([backbone.load_image(picture) for picture in _pictures()])
+    inputs = {"image": images.numpy(), "text": backbone.tokenize(TEXTS).numpy()}
+    for modality, given in inputs.items():
+        session = onnxruntime.InferenceSession(tmp_path / "out" / f"{modality}.onnx")
+        (rows,) = session.run(None, {"inputs": given})
+        assert rows.shape == (3, 8)
+        np.testing.assert_allclose(rows, ours[modality], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A small graph with the irregularities of real ones: repeated pairs, a user and items without interactions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,15 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.config import recommender_config
+from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import RecentItems
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.recommenders.base import Batch, Recommender
-from tests.vectors import all_vectors, id_vectors
+from ptmrec_dist.recommenders.base import Batch, Queries, Recommender
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from tests.vectors import all_vectors, id_vectors, queries_of
+
+_LENGTH = 5
 
 
 @dataclass(frozen=True)
@@ -46,29 +52,47 @@ class Toy:
 
     @property
     def batch(self) -> Batch:
-        return Batch(self.users, self.positives, self.negatives)
+        """Rows to train on; only recommenders that read histories look at these."""
+        return self.rows(self.users, self.positives, self.negatives)
+
+    def rows(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
+        return Batch(users, positives, negatives, self.recent(_LENGTH).latest(users))
+
+    def recent(self, length: int) -> RecentItems:
+        return RecentItems(self.train, self.num_users, length)
+
+    def queries(self, model: Recommender, users: Tensor) -> Queries:
+        return queries_of(users, self._recent_of(model))
+
+    def _recent_of(self, model: Recommender) -> RecentItems | None:
+        return self.recent(model.history_length) if model.history_length else None
 
     def loss(self, model: Recommender) -> dict[str, Tensor]:
         return model.loss(self.batch, model.tables(self.features), self.features)
 
     def vectors(self, model: Recommender) -> tuple[Tensor, Tensor]:
-        return all_vectors(model, self.features, self.num_users)
+        return all_vectors(model, self.features, self.num_users, self._recent_of(model))
 
     def id_vectors(self, model: Recommender) -> tuple[Tensor, Tensor]:
-        return id_vectors(model, self.features, self.num_users)
+        return id_vectors(model, self.features, self.num_users, self._recent_of(model))
 
     def cold_vectors(self, model: Recommender) -> Tensor:
         return model.cold_items({modality: table[self.cold_items] for modality, table in self.features.items()})
 
-    def adjacency(self) -> Tensor:
-        """D^-1/2 A D^-1/2 over users and items, dense."""
+    def adjacency(self, pairs: Iterable[tuple[int, int]] | None = None) -> Tensor:
+        """D^-1/2 A D^-1/2 over users and items, dense, of the training pairs or of others."""
         size = self.num_users + self.num_items
         dense = torch.zeros(size, size)
-        for user, item in zip(self.train.users, self.train.items, strict=True):
+        for user, item in zip(self.train.users, self.train.items, strict=True) if pairs is None else pairs:
             dense[user, self.num_users + item] = dense[self.num_users + item, user] = 1
         degrees = dense.sum(dim=1)
         scale = torch.where(degrees > 0, degrees, 1).rsqrt()
         return scale[:, None] * dense * scale
+
+
+def is_sequential(name: str) -> bool:
+    """Whether a recommender predicts the next item: trained on pairs, it would not learn all items of a user at once."""
+    return issubclass(RECOMMENDERS[name].load(), SequenceRecommender)
 
 
 @pytest.fixture

@@ -124,6 +124,56 @@ def test_dropping_edges_gives_the_whole_graph_in_expectation(toy: Toy) -> None:
     torch.testing.assert_close(samples.mean(dim=0), graph.items_to_users.values, rtol=0.08, atol=0)
 
 
+def _kept(thin: InteractionGraph, graph: InteractionGraph) -> set[tuple[int, int]]:
+    """Edges of positive weight, after a check that weights are those of a graph of these edges alone."""
+    assert edges_of(thin) == edges_of(graph)
+    pairs = list(zip(*(column.tolist() for column in thin.edges), strict=True))
+    weights = dict(zip(pairs, thin.items_to_users.values.tolist(), strict=True))
+    kept = {pair for pair, weight in weights.items() if weight}
+    users, items = Counter(user for user, _ in kept), Counter(item for _, item in kept)
+    for user, item in kept:
+        assert weights[user, item] == pytest.approx((users[user] * items[item]) ** -0.5)
+    return kept
+
+
+def test_a_fraction_of_the_edges_is_dropped_uniformly_and_the_others_are_weighted_anew(toy: Toy) -> None:
+    graph, generator = graph_of(toy), torch.Generator().manual_seed(0)
+    found = [_kept(graph.without_edges(0.25, generator), graph) for _ in range(400)]
+    assert {len(kept) for kept in found} == {len(edges_of(graph)) - round(0.25 * len(edges_of(graph)))}
+    counts = Counter(pair for kept in found for pair in kept)
+    assert all(0.6 < counts[pair] / 400 < 0.9 for pair in edges_of(graph))
+    assert _kept(graph.without_edges(0.25, torch.Generator().manual_seed(0)), graph) == found[0]
+    assert _kept(graph.without_edges(1.0, generator), graph) == set()
+
+
+def test_a_fraction_of_users_and_items_loses_all_edges_and_the_others_are_weighted_anew(toy: Toy) -> None:
+    graph, generator = graph_of(toy), torch.Generator().manual_seed(0)
+    lost_users, lost_items = Counter[int](), Counter[int]()
+    for _ in range(400):
+        gone = edges_of(graph) - _kept(graph.without_nodes(0.25, generator), graph)
+        users = {
+            user for user in range(toy.num_users) if all(pair in gone for pair in edges_of(graph) if pair[0] == user)
+        }
+        items = {
+            item for item in range(toy.num_items) if all(pair in gone for pair in edges_of(graph) if pair[1] == item)
+        }
+        assert all(user in users or item in items for user, item in gone)
+        lost_users.update(users)
+        lost_items.update(items)
+    # Users and items may also lose their edges by the loss of all that they are joined to.
+    assert all(lost_users[user] > 0.15 * 400 for user in range(toy.num_users))
+    assert all(lost_items[item] > 0.15 * 400 for item in range(toy.num_items))
+    assert _kept(graph.without_nodes(0.0, generator), graph) == edges_of(graph)
+
+
+def test_one_layer_sums_over_neighbours_and_is_its_own_gradient(toy: Toy) -> None:
+    table = torch.randn(toy.num_users + toy.num_items, 4, requires_grad=True)
+    weights, sizes = torch.randn_like(table), [toy.num_users, toy.num_items]
+    got = torch.cat(graph_of(toy).sum_neighbours(*table.split(sizes)))
+    torch.testing.assert_close(got, toy.adjacency() @ table)
+    torch.testing.assert_close(torch.autograd.grad((got * weights).sum(), table)[0], toy.adjacency() @ weights)
+
+
 def test_item_graph_is_the_weighted_mean_over_neighbours_and_leaves_other_items_out() -> None:
     tables = [torch.randn(9, 4), torch.randn(9, 3)]
     participating = torch.tensor([0, 2, 3, 5, 6, 8])

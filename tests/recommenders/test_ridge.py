@@ -64,7 +64,7 @@ def test_features_that_are_all_the_same_predict_nothing() -> None:
     assert (maps["image"].weight == 0).all()
 
 
-@pytest.mark.parametrize("name", ["vbpr", "mgcn", "smore"])
+@pytest.mark.parametrize("name", ["vbpr", "mgcn", "smore", "slmrec", "mmgcl"])
 def test_recommenders_fit_their_projections_to_items_with_interactions(name: str, toy: Toy) -> None:
     model = toy.build(name, dim=4).train()
     before = toy.vectors(model)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -15,14 +18,16 @@ from ptmrec_dist.config import (
     EncoderConfig,
     EncoderOptimConfig,
     LastNConfig,
+    PackConfig,
     PromptConfig,
     TuningConfig,
     ZeroConfig,
 )
+from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
 from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
 from ptmrec_dist.training.trainer import Trainer
@@ -184,6 +189,48 @@ def test_every_method_tunes_a_pair_on_ranks_as_in_one_process_also_in_parts_and_
         if f"bf16-{method}" in found:
             assert 0 < (found[f"bf16-{method}"] - whole).abs().max() < 0.3 * moved
     assert len(found) == 3 + 3 + 1 + 1
+
+
+def test_fewer_than_two_pairs_are_refused_and_damaged_ones_are_left_out_as_far_as_is_allowed(
+    tiny_project: Project, pair: EncoderConfig, tmp_path: Path
+) -> None:
+    for held_in, message in ((0, "has 0 items with an image and a text"), (1, "has 1 items with an image and a text")):
+        shards = tmp_path / f"shards{held_in}"
+        _packed(tiny_project, shards, with_image=held_in)
+        with pytest.raises(UserError, match=rf"{message} that are not held out, expected 2 or more"):
+            fine_tune(replace(_config(tiny_project, pair, tmp_path / "out"), shards=shards))
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(tiny_project.shards, tmp_path / "damaged")
+    (tmp_path / "damaged" / "shard-000002.tar").write_bytes(b"")
+    strict = replace(_config(tiny_project, pair, tmp_path / "out", epochs=1), shards=tmp_path / "damaged")
+    with pytest.raises(Fault, match=r"cannot be read .*more than --max_damaged 0 allows"):
+        fine_tune(strict)
+    assert not (tmp_path / "out" / "encoder.json").exists()
+    fine_tune(replace(strict, out=tmp_path / "lenient", max_damaged=0.5))
+    assert load_backbone(EncoderConfig(model=str(tmp_path / "lenient"))).projections
+
+
+def _packed(project: Project, out: Path, with_image: int) -> None:
+    """The project's items, of which so many have an image and a text, and the others alternate between the two."""
+    items = pl.read_csv(project.source / "items.csv").with_row_index("row").with_columns(
+        pl.when((pl.col("row") < with_image) | (pl.col("row") % 2 == 1)).then(pl.col("image")).alias("image"),
+        pl.when((pl.col("row") < with_image) | (pl.col("row") % 2 == 0)).then(pl.col("text")).alias("text"),
+    )  # fmt: skip
+    folder = out.with_name(f"{out.name}-source")
+    folder.mkdir()
+    items.drop("row", "title").write_csv(folder / "items.csv")
+    pack(
+        PackConfig(
+            items=folder / "items.csv",
+            images=project.source,
+            interactions=project.source / "interactions.csv",
+            out=out,
+            core=1,
+            num_shards=2,
+            workers=1,
+            missing="keep",
+        )
+    )
 
 
 def test_prompts_of_one_tower_are_saved_beside_the_projections(

@@ -102,7 +102,10 @@ def test_without_transfer_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recommender", "maps"), [("vbpr", "id_maps"), ("mmgcn", "projections"), ("freedom", "maps")])
+@pytest.mark.parametrize(
+    ("recommender", "maps"),
+    [("vbpr", "id_maps"), ("mmgcn", "projections"), ("mmgcl", "projections"), ("freedom", "maps")],
+)
 def test_with_transfer_the_maps_that_it_trained_are_kept(
     tiny_project: Project, tmp_path: Path, recommender: str, maps: str
 ) -> None:

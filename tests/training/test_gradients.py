@@ -18,12 +18,13 @@ pytestmark = pytest.mark.slow
 
 PLAIN, MASKED, LIVE = Case(), Case(mask_known=True), Case("vbpr", live_teacher=True, id_only=True)
 FREEDOM, MGCN, SMORE = Case("freedom", mask_known=True), Case("mgcn"), Case("smore", live_teacher=True)
+SLMREC, MMGCL = Case("slmrec"), Case("mmgcl", live_teacher=True, id_only=True)
 MMGCN = Case("mmgcn", live_teacher=True, id_only=True, model=(("input_dim", 6),))
 LATTICE = Case("lattice", model=(("graph_gradient", "every"),))
 SETTINGS = [
     *(Setting(PLAIN, zero) for zero in (0, 1, 2, 3)),
     *(Setting(MASKED, zero, accumulation=2) for zero in (0, 1, 2, 3)),
-    *(Setting(case, 1) for case in (MASKED, LIVE, FREEDOM, MGCN, SMORE, MMGCN, LATTICE)),
+    *(Setting(case, 1) for case in (MASKED, LIVE, FREEDOM, MGCN, SMORE, MMGCN, LATTICE, SLMREC, MMGCL)),
     Setting(FREEDOM, 2, accumulation=2),
 ]
 

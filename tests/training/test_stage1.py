@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_pa
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
-    model = recommender_config(recommender, dim=8, reg_weight=1e-3)
+    config = RECOMMENDERS[recommender].config
+    weight = {"reg_weight": 1e-3} if "reg_weight" in {item.name for item in fields(config)} else {}
+    model = recommender_config(recommender, dim=8, **weight)
     train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model))
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender_class(recommender).multimodal else set()
@@ -121,7 +123,16 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recommender", "every"),
-    [("vbpr", 10), ("vbpr", 7), ("freedom", 7), ("buir", 7), ("smore", 11), ("lattice", 7)],
+    [
+        ("vbpr", 10),
+        ("vbpr", 7),
+        ("freedom", 7),
+        ("buir", 7),
+        ("smore", 11),
+        ("lattice", 7),
+        ("mmgcl", 7),
+        ("sasrec", 7),
+    ],
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path, recommender: str, every: int
@@ -185,6 +196,8 @@ CASES = [
     ("smore", 1),
     ("mmgcn", 1),
     ("lattice", 2),
+    ("slmrec", 1),
+    ("mmgcl", 1),
 ]
 
 

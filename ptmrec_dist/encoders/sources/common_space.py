@@ -67,7 +67,8 @@ class ProjectedTower:
 
     def __init__(self, tower: Tower, projection: nn.Linear) -> None:
         self._tower, self._projection = tower, projection
-        self.kind, self.blocks, self.layout, self.example = tower.kind, tower.blocks, tower.layout, tower.example
+        self.kind = f"{tower.kind} with a projection"
+        self.blocks, self.layout, self.example = tower.blocks, tower.layout, tower.example
         self.out_width = projection.out_features
 
     def encode(self, inputs: Tensor) -> Tensor:

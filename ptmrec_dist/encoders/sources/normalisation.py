@@ -29,4 +29,4 @@ class Normalisation:
         """
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return (images.float() - self._mean) / self._std
+        return images.to(torch.float32, copy=True).sub_(self._mean).div_(self._std)  # one copy, not three

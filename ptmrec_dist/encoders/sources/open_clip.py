@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,9 +62,13 @@ class OpenClip(Backbone):
 
     def load_image(self, image: Image.Image) -> Tensor:
         """Resize and crop by open_clip's transform, without normalisation: uint8 [3, H, W]."""
-        steps = image_transform_v2(self.image_config, is_train=False).transforms
-        pixels: Tensor = Compose([*steps[:-2], PILToTensor()])(image)  # the last two convert to float and normalise
+        pixels: Tensor = self._transform(image)
         return pixels
+
+    @cached_property
+    def _transform(self) -> Compose:
+        steps = image_transform_v2(self.image_config, is_train=False).transforms
+        return Compose([*steps[:-2], PILToTensor()])  # the last two convert to float and normalise
 
     def tokenized(self, texts: list[str]) -> tuple[Tensor, int]:
         """Convert texts to token ids, padded to the model's context: int64 [B, C], and the number of those cut off."""

@@ -1,17 +1,15 @@
 """Stage 1: a recommender learns to rank what a user took above what not, on features that an encoder gave (PTMRec section 2.2).
 
-Legend: B interactions of this rank, G interactions of the global batch, I items.
+Legend: B interactions of this rank, G interactions of the global batch.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
-from ptmrec_dist.distributed import World
-from ptmrec_dist.recommenders.base import Batch, Recommender
-from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.objectives.base import Objective, with_recommender
+from ptmrec_dist.recommenders.base import Batch
+from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 
 
 class RankingBatch(NamedTuple):
@@ -34,26 +32,8 @@ class RankingBatch(NamedTuple):
         return self
 
 
-class Ranking(Objective):
-    """A recommender and its features, as a function from a batch to its loss.
-
-    Args:
-        recommender: The recommender.
-        features: Modality to table, float32 [I, d_m].
-        train_features: Train the tables, too.
-        world: This rank and its peers.
-    """
-
-    def __init__(self, recommender: Recommender, features: Features, train_features: bool, world: World) -> None:
-        super().__init__()
-        self.recommender, self.world = recommender, world
-        self.trained_features = nn.ParameterDict(features if train_features else {})
-        self.frozen_features = {} if train_features else dict(features)
-
-    @property
-    def features(self) -> dict[str, Tensor]:
-        """Modality to table as it stands, float32 [I, d_m]."""
-        return self.frozen_features | dict(self.trained_features.items())
+class Ranking(RecommenderObjective):
+    """A recommender and its features, as a function from interactions with negatives to the recommender's own loss."""
 
     def forward(self, batch: RankingBatch, step: int) -> dict[str, Tensor]:
         """Compute this rank's contribution to the mean loss of a global batch.
@@ -71,48 +51,3 @@ class Ranking(Objective):
         features = self.features
         terms = self.recommender.loss(batch.own, self.recommender.tables(features), features)
         return {name: rows_B.sum() * (self.world.size / batch.rows) for name, rows_B in terms.items()}
-
-    def trained(self) -> dict[str, Tensor]:
-        """Return the recommender's state, and the feature tables where they are trained."""
-        return with_recommender(self, super().trained())
-
-    def rebuild(self, world: World) -> None:
-        """Let the recommender recompute what follows weights and features once per epoch."""
-        self.recommender.rebuild(self.features, world)
-
-    def start_epoch(self, generator: Generator) -> None:
-        """Let the recommender resample what it samples once per epoch."""
-        self.recommender.start_epoch(generator)
-
-    def after_step(self) -> None:
-        """Let the recommender update what follows its weights."""
-        self.recommender.finish_step()
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what the run keeps: the recommender's state, and the feature tables where they are trained."""
-        tables = {f"features.{modality}": table for modality, table in self.trained_features.items()}
-        return self.recommender.state_dict() | tables
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Load what `weights` returned.
-
-        Args:
-            weights: Name to tensor.
-        """
-        with torch.no_grad():
-            for modality, table in self.trained_features.items():
-                table.copy_(weights.pop(f"features.{modality}"))
-        self.recommender.load_state_dict(weights)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Count parameters by where they lie; feature tables count as trainable only where they are trained.
-
-        Returns:
-            `ids` (ID tables), `rest` (maps, gates and all else), `feature_tables` (trained or not), and `trainable`, which is
-            what an optimiser moves.
-        """
-        ids = sum(module.weight.numel() for module in self.recommender.modules() if isinstance(module, nn.Embedding))
-        own = sum(parameter.numel() for parameter in self.recommender.parameters())
-        trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        tables = sum(table.numel() for table in self.features.values())
-        return {"ids": ids, "rest": own - ids, "feature_tables": tables, "trainable": trainable}

@@ -1,0 +1,125 @@
+"""Recommenders of the next item: a user is the state after the latest items, whose vectors are also what is scored.
+
+Shape suffixes: B queries or batch rows, C chosen items, I items, K items of a row, L items of a history, D width of the
+vectors.
+"""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ptmrec_dist.config.recommenders import SequenceConfig
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.layers import embedding_table
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
+
+
+class SequenceRecommender(Recommender):
+    """A recommender whose user encoder reads the vectors of a history, oldest first, and gives a state after each.
+
+    Stage 1 trains it to predict every item of a sequence from those before (`training/objectives/sequence.py`). The state
+    after an empty history is 0, so that all items score the same.
+
+    Args:
+        inputs: What it is built from; nothing but the number of items and, if it reads them, the features count.
+        config: Hyper-parameters.
+    """
+
+    def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
+        super().__init__(inputs)
+        self.history_length = config.length
+
+    @abstractmethod
+    def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
+        """Compute the vectors of items, as the user encoder reads them and as they are scored.
+
+        Args:
+            features: Features of these items in their order, [C, d_m] by modality; ID-only recommenders ignore it.
+            chosen: Item indices, int64 [C]; by default all.
+
+        Returns:
+            [C, D].
+        """
+
+    @abstractmethod
+    def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Encode histories; the state after an item must depend neither on later items nor on padding.
+
+        Args:
+            items_BLD: Vectors of the items, 0 where there is padding, [B, L, D]; L is at most `history_length`.
+            mask_BL: Whether there is an item, bool [B, L]; padding is on the left.
+
+        Returns:
+            The state after each item, finite also where there is padding, [B, L, D].
+        """
+
+    def states(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Compute the state after every item of histories.
+
+        Args:
+            items_BLD: Vectors of the items, any where there is padding, [B, L, D].
+            mask_BL: Whether there is an item, bool [B, L].
+
+        Returns:
+            [B, L, D]; 0 where there is padding.
+        """
+        taken_BL1 = mask_BL[:, :, None]
+        return self.encode(items_BLD * taken_BL1, mask_BL) * taken_BL1
+
+    def tables(self, features: Features) -> Tables:
+        """Compute the vectors of all items, `items` [I, D]."""
+        return {"items": self.item_vectors(features)}
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Compute the states after whole histories, [B, D]; indices of users are not read."""
+        histories = queries.histories
+        if histories is None:
+            raise ValueError(f"{type(self).__name__} knows users by their histories: queries must have some")
+        return self.states(F.embedding(histories.items, tables["items"]), histories.mask)[:, -1]
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Look up items, [C, D]; features enter through the tables alone."""
+        return rows_of(tables["items"], chosen)
+
+    def score_own(self, users_BD: Tensor, items_BKD: Tensor) -> Tensor:
+        """Score items of its own for every user.
+
+        Args:
+            users_BD: Vectors of users, [B, D].
+            items_BKD: Vectors of the items of each, [B, K, D].
+
+        Returns:
+            [B, K].
+        """
+        return torch.vmap(lambda user_D, items_KD: self.score(user_D[None], items_KD)[0])(users_BD, items_BKD)
+
+    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
+        """Compute `bce`, [B]: the binary cross-entropy of the item that follows a history, against one negative.
+
+        It is that of one target; stage 1, which has all targets of a sequence at once, does not call it.
+        """
+        pairs_B2D = F.embedding(torch.stack([batch.positives, batch.negatives], dim=1), tables["items"])
+        positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2D).unbind(dim=1)
+        return {"bce": -(F.logsigmoid(positives_B) + F.logsigmoid(-negatives_B)) / 2}
+
+
+class IDSequenceRecommender(SequenceRecommender):
+    """A recommender of the next item whose vectors of items are a table of IDs.
+
+    Args:
+        inputs: What it is built from.
+        config: Hyper-parameters.
+    """
+
+    multimodal: ClassVar[bool] = False
+
+    def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
+        super().__init__(inputs, config)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
+
+    def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
+        """Look up items, [C, D]."""
+        return rows_of(self.item_embeddings.weight, chosen)

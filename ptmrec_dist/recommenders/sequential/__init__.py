@@ -1,0 +1,1 @@
+"""Recommenders of the next item, whose users are histories."""

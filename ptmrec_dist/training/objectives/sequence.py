@@ -1,0 +1,255 @@
+"""Stage 1 of recommenders of the next item: every item of a sequence is predicted from those before it.
+
+Each distinct item of a step is encoded once, and weighs as often as the step's sequences have it: equal in value and
+gradient to encoding it wherever it stands. Positions of this rank's users are compared with the items of all ranks.
+
+Legend: G distinct items of the step, I items, V users of this rank, L items that are read, R positions of this rank with
+a target, K negatives, N own items of the users, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.data.sequences import TrainingSequences
+from ptmrec_dist.data.stream import moved
+from ptmrec_dist.distributed import World, gather_rows
+from ptmrec_dist.recommenders.rows import Features, rows_of
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.negatives import NegativeSampler
+from ptmrec_dist.training.objectives.losses import hashed_choice
+from ptmrec_dist.training.objectives.recommender import RecommenderObjective
+
+_BLOCK_SCORES = 2**24
+"""Scores of all items that are kept for the backward pass; beyond that they are computed again."""
+
+
+class SequenceBatch(NamedTuple):
+    """A step: users of this rank, and the items that their positions are compared with."""
+
+    users: Tensor
+    """User indices, int64 [V]."""
+    inputs: Tensor
+    """Items that are read, as columns among the distinct ones, int64 [V, L]; any where there is padding."""
+    mask: Tensor
+    """Whether there is an item, bool [V, L]; padding is on the left."""
+    rows: Tensor
+    """Positions with a target among all V * L, ascending, int64 [R]."""
+    targets: Tensor
+    """Column of the item after each of them, int64 [R]."""
+    items: Tensor
+    """Distinct items of the step's sequences, ascending, int64 [G]."""
+    counts: Tensor
+    """How often the sequences have each, int64 [G]."""
+    taken: Tensor
+    """Row among the users and column of each training item of theirs that is among the distinct ones, int64 [2, N]."""
+    weight: float
+    """Ranks divided by the positions of all ranks: the weight of each of this rank's positions in its mean."""
+
+    def to(self, device: torch.device) -> "SequenceBatch":
+        """Move everything to a device.
+
+        Args:
+            device: Target device.
+
+        Returns:
+            The moved batch.
+        """
+        tensors: dict[str, Any] = {
+            name: moved(value, device) for name, value in self._asdict().items() if name != "weight"
+        }
+        return self._replace(**tensors)
+
+
+class NextItem(RecommenderObjective):
+    """A recommender of the next item, as a function from sequences to the mean loss over all positions of all ranks.
+
+    Args:
+        recommender: The recommender.
+        features: Modality to table, float32 [I, d_m].
+        train_features: Train the tables, too.
+        world: This rank and its peers.
+        sequences: What is trained on.
+        config: Settings of the loss.
+        seed: Seed of dropout and of sampled negatives.
+    """
+
+    recommender: SequenceRecommender
+
+    def __init__(
+        self,
+        recommender: SequenceRecommender,
+        features: Features,
+        train_features: bool,
+        world: World,
+        sequences: TrainingSequences,
+        config: NextItemConfig,
+        seed: int,
+    ) -> None:
+        super().__init__(recommender, features, train_features, world)
+        self.sequences, self.config, self.seed = sequences, config, seed
+        occurrences_I = torch.from_numpy(sequences.occurrences).to(world.device, torch.float64)
+        self.log_share_I = (occurrences_I / occurrences_I.sum()).log()
+        self.sampler = None
+        if config.negatives_per_position:
+            train = sequences.histories.pairs
+            self.sampler = NegativeSampler(train, sequences.histories.num_users, world.device)
+
+    def forward(self, batch: SequenceBatch, step: int) -> dict[str, Tensor]:
+        """Compute this rank's contribution to the mean loss over the positions of all ranks.
+
+        Collective: every rank must call this.
+
+        Args:
+            batch: This rank's users.
+            step: Number of the step; with the seed it decides dropout and sampled negatives.
+
+        Returns:
+            `next_item`, a scalar whose mean over the ranks is the global mean.
+        """
+        if self.training:  # dropout depends on nothing else, so that an interrupted run repeats it
+            torch.manual_seed((self.seed * 1_000_003 + step) * self.world.size + self.world.rank)
+        all_ID = self.recommender.item_vectors(self.features) if self.config.loss == "full" else None
+        items_GD = self._item_vectors(batch.items) if all_ID is None else rows_of(all_ID, batch.items)
+        states_VLD = self.recommender.states(F.embedding(batch.inputs, items_GD), batch.mask)
+        states_RD = F.embedding(batch.rows, states_VLD.flatten(0, 1))
+        if all_ID is not None:
+            losses_R = cross_entropy(self.recommender.score, states_RD, all_ID, batch.items[batch.targets])
+        elif self.config.loss == "inbatch":
+            losses_R = self._in_batch(batch, states_RD, items_GD)
+        else:
+            losses_R = self._sampled(batch, states_RD, items_GD, step)
+        return {"next_item": losses_R.sum() * batch.weight}
+
+    def _item_vectors(self, items_G: Tensor) -> Tensor:
+        """Vectors of the step's items. Those that features give are computed once over all ranks, a part on each."""
+        if not self.recommender.multimodal or self.config.negatives == "rank":
+            return self._encode(items_G)
+        ranks, number = self.world.size, torch.arange(len(items_G), device=items_G.device)
+        size = -(-len(items_G) // ranks)
+        shared = gather_rows(self._encode(items_G[self.world.rank :: ranks]), size)
+        return F.embedding(number % ranks * size + number // ranks, shared)
+
+    def _encode(self, items: Tensor) -> Tensor:
+        return self.recommender.item_vectors({name: table[items] for name, table in self.features.items()}, items)
+
+    def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor) -> Tensor:
+        counts_G, share_G = batch.counts.to(items_GD), self.log_share_I[batch.items].to(items_GD)
+        once = self.config.duplicates == "once"
+        # The probability to be in the step: p for each of its n slots, or 1 - (1 - p)^n for being there at all.
+        log_q_G = log_inclusion(share_G, counts_G.sum()) if once else share_G
+        hidden_VG = torch.zeros(len(batch.users), len(batch.items), dtype=torch.bool, device=items_GD.device)
+        hidden_VG[batch.taken[0], batch.taken[1]] = True
+        return in_batch_cross_entropy(
+            self.recommender.score(states_RD, items_GD),
+            batch.targets,
+            hidden_VG[batch.rows // batch.inputs.shape[1]],
+            torch.zeros_like(counts_G) if once else counts_G.log(),
+            log_q_G if self.config.logq else torch.zeros_like(log_q_G),
+        )
+
+    def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor, step: int) -> Tensor:
+        assert self.sampler is not None
+        users_R, number = batch.users[batch.rows // batch.inputs.shape[1]], self.config.negatives_per_position
+        # A function of the user and the position alone: the same on any number of ranks.
+        random_RK = hashed_choice(
+            users_R,
+            batch.rows % batch.inputs.shape[1],
+            torch.full((), 2**62, device=users_R.device),
+            self.seed * 1_000_003 + step,
+            number,
+        )
+        negatives_RK = self.sampler.choose(users_R[:, None].expand_as(random_RK), random_RK)
+        vectors_RKD = self._encode(negatives_RK.flatten()).unflatten(0, negatives_RK.shape)
+        own_R1D = F.embedding(batch.targets, items_GD)[:, None]
+        scores_RK = self.recommender.score_own(states_RD, torch.cat([own_R1D, vectors_RKD], dim=1))
+        if self.config.loss == "sampled":
+            return -F.log_softmax(scores_RK, dim=1)[:, 0]
+        calibration = self.config.calibration if self.config.loss == "gbce" else 0.0
+        return binary_cross_entropy(scores_RK, calibration, number / max(self.sampler.num_items - 1, 1))
+
+
+def in_batch_cross_entropy(
+    scores_RG: Tensor, targets_R: Tensor, hidden_RG: Tensor, log_counts_G: Tensor, log_q_G: Tensor
+) -> Tensor:
+    """Compute the cross-entropy of the target against the other items of the step.
+
+    -log exp(s_t - log q_t) / (exp(s_t - log q_t) + sum over the items i that the user did not take of c_i exp(s_i - log q_i))
+
+    Args:
+        scores_RG: Score of each position and item, [R, G].
+        targets_R: Column of each target, int64 [R].
+        hidden_RG: Items that the user took, the target among them, bool [R, G].
+        log_counts_G: Logarithm of how often an item counts c, [G].
+        log_q_G: Logarithm of the probability q with which an item is in the step, 0 for no correction, [G].
+
+    Returns:
+        [R].
+
+    Source: PMMRec eq. 5; the correction is that of Yi et al., RecSys 2019.
+    """
+    own_R1 = scores_RG.gather(1, targets_R[:, None]) - log_q_G[targets_R][:, None]
+    others_RG = (scores_RG + (log_counts_G - log_q_G)).masked_fill(hidden_RG, -torch.inf)
+    return torch.cat([own_R1, others_RG], dim=1).logsumexp(dim=1) - own_R1[:, 0]
+
+
+def log_inclusion(log_share_G: Tensor, slots: Tensor) -> Tensor:
+    """Compute the logarithm of the probability that an item is among independent ones at all, log(1 - (1 - p)^n).
+
+    Args:
+        log_share_G: Logarithm of the probability p of one slot, [G].
+        slots: Number of slots n, scalar.
+
+    Returns:
+        [G].
+    """
+    return torch.log(-torch.expm1(slots * torch.log1p(-log_share_G.exp())))
+
+
+def cross_entropy(
+    score: Callable[[Tensor, Tensor], Tensor], states_RD: Tensor, items_ID: Tensor, targets_R: Tensor
+) -> Tensor:
+    """Compute the cross-entropy of the target against all items, in blocks of positions where there are many scores.
+
+    Args:
+        score: Score of states [B, D] and items [I, D], [B, I].
+        states_RD: States, [R, D].
+        items_ID: Vectors of all items, [I, D].
+        targets_R: Item indices, int64 [R].
+
+    Returns:
+        [R].
+    """
+
+    def block(states_BD: Tensor, targets_B: Tensor) -> Tensor:
+        return F.cross_entropy(score(states_BD, items_ID), targets_B, reduction="none")
+
+    rows = max(1, _BLOCK_SCORES // len(items_ID))
+    if len(states_RD) <= rows:
+        return block(states_RD, targets_R)
+    parts = zip(states_RD.split(rows), targets_R.split(rows), strict=True)
+    return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def binary_cross_entropy(scores_RK: Tensor, calibration: float, rate: float) -> Tensor:
+    """Compute the binary cross-entropy of targets against sampled negatives, the target's probability to the power of beta.
+
+    -(beta log sigmoid(s_t) + sum over the negatives of log(1 - sigmoid(s_i))) / K,  beta = 1 - t (1 - rate)
+
+    Args:
+        scores_RK: Scores of the target, which is the first, and of its negatives, [R, K].
+        calibration: t; 0 for the plain cross-entropy.
+        rate: Fraction of the possible negatives that are sampled, alpha.
+
+    Returns:
+        [R].
+
+    Source: gSASRec, arXiv 2308.07192, eq. 8 and 12; SASRec eq. 7 has t = 0 and one negative.
+    """
+    beta = 1 - calibration * (1 - rate)
+    return -(beta * F.logsigmoid(scores_RK[:, 0]) + F.logsigmoid(-scores_RK[:, 1:]).sum(dim=1)) / scores_RK.shape[1]

@@ -1,0 +1,115 @@
+"""Batches of users, each with the latest training items, for recommenders of the next item.
+
+Shape suffixes: G distinct items of a step, B users of the global batch, V users of this rank, L items that are read, R
+positions of this rank with a target, N own items of the users, I items.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Generator
+
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.data.histories import PaddedHistories
+from ptmrec_dist.data.sequences import TrainingSequences
+from ptmrec_dist.distributed import World
+from ptmrec_dist.training.objectives.sequence import SequenceBatch
+
+
+class UserBatches:
+    """Users in random order, each once an epoch, with all positions of their sequences.
+
+    Batches are made on the CPU, where the number of a step's distinct items costs no synchronisation. Every rank has the
+    order of all users, knows the items of the whole step, and takes its part of the users.
+
+    Args:
+        sequences: What users took.
+        batch_size: Targets of the global batch, on average.
+        world: This rank and its peers.
+        negatives: `world`: a step's items are those of all ranks; `rank`: those of this rank.
+    """
+
+    accumulation = 1
+    depends_on = "the users"
+    layout = ""
+    # GPUs of different models may generate different numbers from one seed, and ranks must agree.
+    generator_device = torch.device("cpu")
+
+    def __init__(
+        self, sequences: TrainingSequences, batch_size: int, world: World, negatives: str = NextItemConfig.negatives
+    ) -> None:
+        self.sequences, self.world, self.negatives = sequences, world, negatives
+        self.users_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
+
+    def steps(self, epoch: int) -> int:
+        """Count the steps of an epoch.
+
+        Args:
+            epoch: Epoch, counted from 0.
+
+        Returns:
+            Steps.
+        """
+        return -(-len(self.sequences.users) // self.users_per_step)
+
+    def epoch(self, epoch: int, skip: int, generator: Generator) -> Iterator[list[SequenceBatch]]:
+        """Sample the order of the users.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            skip: Steps to leave out at the start.
+            generator: Source of randomness, in the same state on every rank.
+
+        Returns:
+            This rank's users of each step.
+        """
+        users_U = torch.from_numpy(self.sequences.users)
+        order_U = users_U[torch.randperm(len(users_U), generator=generator)]
+        return ([self.batch(users_B.numpy())] for users_B in order_U.split(self.users_per_step)[skip:])
+
+    def batch(self, users_B: np.ndarray) -> SequenceBatch:
+        """Look up the sequences of users of the global batch, and take this rank's part.
+
+        Args:
+            users_B: User indices, int64 [B].
+
+        Returns:
+            This rank's users.
+        """
+        all_windows = self.sequences.of(users_B)
+        rows, scale = int(all_windows.mask[:, :-1].sum()), float(self.world.size)
+        own = np.array_split(np.arange(len(users_B)), self.world.size)[self.world.rank]
+        if not len(own):  # fewer users than ranks: one that does not count, as no layer takes an empty batch
+            own, scale = np.zeros(1, dtype=np.int64), 0.0
+        windows = PaddedHistories(all_windows.items[own], all_windows.mask[own])
+        shared = windows if self.negatives == "rank" else all_windows
+        items_G, counts_G = shared.items[shared.mask].unique(return_counts=True)
+        return self._batch(users_B[own], windows, items_G, counts_G, scale / rows)
+
+    def _batch(
+        self,
+        users_V: np.ndarray,
+        windows: PaddedHistories,
+        items_G: torch.Tensor,
+        counts_G: torch.Tensor,
+        weight: float,
+    ) -> SequenceBatch:
+        """Express items as columns among the distinct ones."""
+        columns_VL = torch.searchsorted(items_G, windows.items.where(windows.mask, items_G[0]))
+        (rows_R,) = torch.nonzero(windows.mask[:, :-1].flatten(), as_tuple=True)
+        taken = self.sequences.histories.of(users_V)
+        taken_N = torch.from_numpy(taken.items)
+        found_N = torch.searchsorted(items_G, taken_N).clamp(max=len(items_G) - 1)
+        there_N = items_G[found_N] == taken_N
+        return SequenceBatch(
+            users=torch.from_numpy(users_V),
+            inputs=columns_VL[:, :-1],
+            mask=windows.mask[:, :-1],
+            rows=rows_R,
+            targets=columns_VL[:, 1:].flatten()[rows_R],
+            items=items_G,
+            counts=counts_G,
+            taken=torch.stack([torch.from_numpy(taken.users)[there_N], found_N[there_N]]),
+            weight=weight,
+        )

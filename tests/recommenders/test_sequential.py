@@ -1,0 +1,132 @@
+"""Recommenders of the next item: causality, padding, and that they learn what follows what."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_config
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import PaddedHistories
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Batch, Queries
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from tests.recommenders.conftest import is_sequential
+
+NAMES = [name for name in RECOMMENDERS if is_sequential(name)]
+ITEMS, LENGTH = 7, 6
+
+
+def _build(name: str, **settings: object) -> SequenceRecommender:
+    torch.manual_seed(0)
+    nothing = Interactions(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    model = build_recommender(
+        name,
+        num_users=1,
+        num_items=ITEMS,
+        train=nothing,
+        features={},
+        modalities=(),
+        config=recommender_config(name, **{"dim": 8, "length": LENGTH, **settings}),
+    )
+    assert isinstance(model, SequenceRecommender)
+    return model
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> SequenceRecommender:
+    """A model in evaluation mode whose weights are large enough that everything matters."""
+    built = _build(request.param).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(std=0.5)
+    return built
+
+
+def _state(model: SequenceRecommender, items: list[int], padding: int, filler: int = 3) -> Tensor:
+    """State after the last of some items, with padding before them."""
+    history = PaddedHistories(
+        torch.tensor([[filler] * padding + items]), torch.tensor([[False] * padding + [True] * len(items)])
+    )
+    return model.users(Queries(torch.tensor([-1]), history), model.tables({}))[0]
+
+
+def test_a_state_depends_on_every_item_before_and_on_none_after(model: SequenceRecommender) -> None:
+    vectors = torch.randn(1, LENGTH, 8, requires_grad=True)
+    mask = torch.ones(1, LENGTH, dtype=torch.bool)
+    for position in range(LENGTH):
+        state = model.states(vectors, mask)[0, position]
+        (gradient,) = torch.autograd.grad(state.square().sum(), vectors)
+        assert gradient[0, : position + 1].abs().sum(dim=1).gt(0).all()
+        assert not gradient[0, position + 1 :].any()
+
+
+def test_what_stands_in_the_padding_changes_nothing_and_gets_no_gradient(model: SequenceRecommender) -> None:
+    mask = torch.arange(LENGTH)[None] >= 3
+    vectors = torch.randn(1, LENGTH, 8)
+    others = torch.where(mask[:, :, None], vectors, torch.randn(1, LENGTH, 8)).requires_grad_()
+    states = model.states(others, mask)
+    torch.testing.assert_close(states, model.states(vectors, mask))
+    assert not states[0, :3].any()
+    (gradient,) = torch.autograd.grad(states.square().sum(), others)
+    assert not gradient[0, :3].any()
+    assert gradient[0, 3:].any()
+
+
+def test_the_amount_of_padding_changes_nothing(model: SequenceRecommender) -> None:
+    expected = _state(model, [1, 4, 2], padding=0)
+    for padding in range(1, LENGTH - 2):
+        torch.testing.assert_close(_state(model, [1, 4, 2], padding), expected)
+    assert not torch.allclose(_state(model, [4, 1, 2], padding=0), expected)  # the order matters
+
+
+def test_an_empty_history_scores_all_items_the_same(model: SequenceRecommender) -> None:
+    assert not _state(model, [], padding=LENGTH).any()
+    histories = PaddedHistories(torch.zeros(2, LENGTH, dtype=torch.int64), torch.zeros(2, LENGTH, dtype=torch.bool))
+    rows = torch.tensor([0, 1])
+    model.train()
+    model.loss(Batch(rows, rows, rows.flip(0), histories), model.tables({}), {})["bce"].sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_loss_of_a_row_is_the_binary_cross_entropy_of_its_pair(model: SequenceRecommender) -> None:
+    histories = PaddedHistories(torch.tensor([[0, 0, 1, 2, 3, 4]]), torch.arange(LENGTH)[None] >= 2)
+    batch = Batch(torch.tensor([-1]), torch.tensor([5]), torch.tensor([6]), histories)
+    scores = _state(model, [1, 2, 3, 4], padding=0) @ model.item_vectors({}).T
+    chances = torch.sigmoid(scores)
+    expected = -(chances[5].log() + (1 - chances[6]).log()) / 2
+    torch.testing.assert_close(model.loss(batch, model.tables({}), {})["bce"][0], expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_which_item_follows_which(name: str) -> None:
+    """Item i + 1 follows item i in every sequence, so that the last items alone tell the next one."""
+    model = _build(name, dropout=0.0, dim=16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    windows = torch.stack([torch.arange(start, start + LENGTH + 1) % ITEMS for start in range(ITEMS)])
+    mask = torch.arange(LENGTH) >= torch.arange(ITEMS)[:, None] % 4
+    for _ in range(80):
+        items = model.item_vectors({})
+        states = model.states(items[windows[:, :-1]], mask)[mask]
+        loss = torch.nn.functional.cross_entropy(states @ items.T, windows[:, 1:][mask])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    found = [int((_state(model, [i, (i + 1) % ITEMS], 1) @ model.item_vectors({}).T).argmax()) for i in range(ITEMS)]
+    assert found == [(i + 2) % ITEMS for i in range(ITEMS)]
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.heads: got 3, expected a divisor of --model\.dim 64"):
+        recommender_config("sasrec", heads=3)
+
+
+def test_a_state_of_nextitnet_depends_on_as_many_items_as_it_says() -> None:
+    for pairs in (1, 2):
+        model = _build("nextitnet", pairs=pairs, length=80).eval()
+        vectors = torch.randn(1, 80, 8, requires_grad=True)
+        state = model.states(vectors, torch.ones(1, 80, dtype=torch.bool))[0, -1]
+        (gradient,) = torch.autograd.grad(state.square().sum(), vectors)
+        assert int(gradient[0].any(dim=1).sum()) == 1 + 30 * pairs

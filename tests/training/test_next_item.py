@@ -1,0 +1,331 @@
+"""The objective of recommenders of the next item, against slow forms that encode every item wherever it stands."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptmrec_dist.config import PackConfig, recommender_config
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.config.recommenders import SequenceConfig
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.histories import PaddedHistories
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.sequences import TrainingSequences
+from ptmrec_dist.distributed import World, join_world, sum_over_ranks
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Batch, Inputs
+from ptmrec_dist.recommenders.rows import Features
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.objectives import sequence
+from ptmrec_dist.training.objectives.sequence import NextItem, SequenceBatch
+from ptmrec_dist.training.user_batches import UserBatches
+from tests.ranks import run_on_ranks
+
+USERS, ITEMS, LENGTH, SEED, STEP = 9, 12, 4, 3, 7
+CASES = {
+    "in-batch": NextItemConfig(),
+    "in-batch, logq": NextItemConfig(logq=True),
+    "in-batch, once": NextItemConfig(duplicates="once"),
+    "in-batch, once, logq": NextItemConfig(duplicates="once", logq=True),
+    "full": NextItemConfig(loss="full"),
+    "bce": NextItemConfig(loss="bce"),
+    "gbce": NextItemConfig(loss="gbce", num_negatives=3, calibration=0.5),
+    "sampled": NextItemConfig(loss="sampled", num_negatives=3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumConfig(SequenceConfig):
+    """Hyper-parameters."""
+
+
+class SumOfModes(SequenceRecommender):
+    """Items from their features by a small network, users as a running sum; as wide as it is deep, to be encoded once."""
+
+    multimodal: ClassVar[bool] = True
+
+    def __init__(self, inputs: Inputs, config: SumConfig) -> None:
+        super().__init__(inputs, config)
+        width = sum(table.shape[1] for table in inputs.features.values())
+        self.network = nn.Sequential(nn.Linear(width, 8), nn.Tanh(), nn.Linear(8, config.dim))
+        self.encoded: list[int] = []
+
+    def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
+        rows = torch.cat([features[name] for name in sorted(features)], dim=1)
+        self.encoded.append(len(rows))
+        vectors: Tensor = self.network(rows)
+        return vectors
+
+    def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        return torch.tanh(items_BLD.cumsum(dim=1))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Users with 1 to 9 training items, some of which they take again."""
+    folder, rng = tmp_path_factory.mktemp("sequences"), np.random.default_rng(0)
+    lengths = [3, 4, 5, 6, 7, 8, 9, 11, 11]
+    rows = [(f"u{u}", f"i{rng.integers(ITEMS)}", t) for u, length in enumerate(lengths) for t in range(length)]
+    rows += [("all", f"i{item}", item) for item in range(ITEMS)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "a.csv")
+    options: Any = {"split": "leave_one_out", "repeats": "keep", "core": 0}
+    pack(PackConfig(interactions=folder / "a.csv", out=folder / "packed", **options))
+    return folder / "packed"
+
+
+def _objective(data: Path, config: NextItemConfig, world: World, kind: str = "sasrec", seed: int = SEED) -> NextItem:
+    """An objective in float64 with weights that matter; in evaluation mode, for its forms see different dropout."""
+    dataset = Dataset(data)
+    generator = torch.Generator().manual_seed(0)
+    features = {"image": torch.randn(ITEMS, 5, generator=generator, dtype=torch.float64)} if kind == "modes" else {}
+    nothing = dataset.interactions("train")
+    torch.manual_seed(0)
+    model: Any
+    if kind == "modes":
+        model = SumOfModes(Inputs(USERS, ITEMS, nothing, features), SumConfig(dim=6, length=LENGTH))
+    else:
+        chosen = recommender_config(kind, dim=6, length=LENGTH)
+        model = build_recommender(
+            kind, num_users=USERS, num_items=ITEMS, train=nothing, features={}, modalities=(), config=chosen
+        )
+    objective = NextItem(model, features, False, world, TrainingSequences(dataset, LENGTH), config, seed)
+    with torch.no_grad():
+        for parameter in objective.double().parameters():
+            parameter.normal_(std=0.7, generator=generator)
+    objective.eval()
+    return objective
+
+
+def _alone() -> World:
+    return World(0, 1, torch.device("cpu"))
+
+
+def _batch(objective: NextItem, users: list[int]) -> SequenceBatch:
+    batches = UserBatches(objective.sequences, 100, objective.world, objective.config.negatives)
+    return batches.batch(np.array(users))
+
+
+def _gradients(objective: NextItem, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*objective.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+def _slot_by_slot(objective: NextItem, data: Path, users: list[int]) -> Tensor:
+    """The mean loss over all positions, each item encoded in every slot, each term written out."""
+    model, config, train = objective.recommender, objective.config, Dataset(data).sequences("train")
+    taken = {user: train.items[train.users == user].tolist() for user in range(USERS + 1)}
+    windows = {user: taken[user][-LENGTH - 1 :] for user in taken if len(taken[user]) > 1}
+    shown = [item for window in windows.values() for item in window]  # what a share p is a share of
+    slots = [item for user in users for item in windows[user]]
+
+    def encoded(items: list[int]) -> Tensor:
+        chosen = torch.tensor(items)
+        return model.item_vectors({name: table[chosen] for name, table in objective.features.items()}, chosen)
+
+    def log_q(item: int) -> float:
+        share = shown.count(item) / len(shown)
+        if not config.logq:
+            return 0.0
+        return math.log(share if config.duplicates == "count" else 1 - (1 - share) ** len(slots))
+
+    losses = []
+    for user in users:
+        read, wanted = windows[user][:-1], windows[user][1:]
+        vectors = torch.cat([torch.zeros(LENGTH - len(read), 6, dtype=torch.float64), encoded(read)])[None]
+        states = model.states(vectors, torch.arange(LENGTH)[None] >= LENGTH - len(read))[0, LENGTH - len(read) :]
+        for position, (state, target) in enumerate(zip(states, wanted, strict=True)):
+            own = encoded([target])[0] @ state
+            if config.loss == "inbatch":
+                others = slots if config.duplicates == "count" else sorted(set(slots))
+                others = [item for item in others if item not in taken[user]]
+                terms = [own - log_q(target)]
+                terms += [encoded([item])[0] @ state - log_q(item) for item in others]
+                losses.append(torch.stack(terms).logsumexp(0) - terms[0])
+            elif config.loss == "full":
+                losses.append((encoded(list(range(ITEMS))) @ state).logsumexp(0) - own)
+            else:
+                negatives = _negatives(objective, user, LENGTH - len(read) + position)
+                assert not set(negatives) & set(taken[user]) or len(set(taken[user])) == ITEMS
+                losses.append(_sampled_loss(config, own, encoded(negatives) @ state))
+    return torch.stack(losses).mean()
+
+
+def _sampled_loss(config: NextItemConfig, own: Tensor, others: Tensor) -> Tensor:
+    if config.loss == "sampled":
+        return torch.cat([own[None], others]).logsumexp(0) - own
+    rate, t = len(others) / (ITEMS - 1), config.calibration if config.loss == "gbce" else 0.0
+    beta = rate * (t * (1 - 1 / rate) + 1 / rate)  # as gSASRec writes it
+    return -((torch.sigmoid(own) ** beta).log() + (1 - torch.sigmoid(others)).log().sum()) / (1 + len(others))
+
+
+def _negatives(objective: NextItem, user: int, position: int) -> list[int]:
+    """The negatives of one position, sampled by themselves."""
+    assert objective.sampler is not None
+    users, number = torch.tensor([user]), objective.config.negatives_per_position
+    salt = objective.seed * 1_000_003 + STEP
+    random = sequence.hashed_choice(users, torch.tensor([position]), torch.tensor(2**62), salt, number)
+    return objective.sampler.choose(users[:, None].expand_as(random), random)[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "modes"])
+@pytest.mark.parametrize("case", CASES)
+def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_every_slot(
+    data: Path, case: str, kind: str
+) -> None:
+    objective = _objective(data, CASES[case], _alone(), kind)
+    users = [int(user) for user in objective.sequences.users[[5, 0, 3, 1, 7]]]
+    found = objective(_batch(objective, users), STEP)["next_item"]
+    expected = _slot_by_slot(objective, data, users)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    wanted = _gradients(objective, expected)
+    for name, gradient in _gradients(objective, found).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-10, msg=f"{case}: {name}")
+
+
+def test_every_distinct_item_of_a_step_is_encoded_once(data: Path) -> None:
+    objective = _objective(data, NextItemConfig(), _alone(), "modes")
+    batch = _batch(objective, objective.sequences.users.tolist())
+    objective(batch, STEP)
+    assert objective.recommender.encoded == [len(batch.items)]
+    assert len(batch.items) == len(set(batch.items.tolist())) < int(batch.counts.sum())
+
+
+def test_the_binary_loss_is_that_of_the_rows_of_a_batch_of_interactions(data: Path) -> None:
+    """Of a model whose state is the same wherever a history stands in the window: SASRec's positions count from its end."""
+    objective = _objective(data, NextItemConfig(loss="bce"), _alone(), "gru4rec")
+    users = objective.sequences.users.tolist()
+    batch = _batch(objective, users)
+    windows = objective.sequences.of(np.array(users))
+    expected = []
+    for row, user in enumerate(users):
+        items = windows.items[row][windows.mask[row]].tolist()
+        for end in range(1, len(items)):
+            padded = torch.tensor([[0] * (LENGTH - end) + items[:end]])
+            histories = PaddedHistories(padded, torch.arange(LENGTH)[None] >= LENGTH - end)
+            negative = _negatives(objective, user, LENGTH - len(items) + end)
+            one = Batch(torch.tensor([user]), torch.tensor([items[end]]), torch.tensor(negative), histories)
+            model = objective.recommender
+            expected.append(model.loss(one, model.tables({}), {})["bce"][0])
+    torch.testing.assert_close(objective(batch, STEP)["next_item"], torch.stack(expected).mean())
+
+
+def test_cross_entropy_of_all_items_is_computed_in_blocks_of_the_same_value_and_gradient(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = _objective(data, NextItemConfig(loss="full"), _alone())
+    batch = _batch(objective, objective.sequences.users.tolist())
+    whole = objective(batch, STEP)["next_item"]
+    expected = _gradients(objective, whole)
+    monkeypatch.setattr(sequence, "_BLOCK_SCORES", 3 * ITEMS)
+    blocks = objective(batch, STEP)["next_item"]
+    torch.testing.assert_close(blocks, whole)
+    for name, gradient in _gradients(objective, blocks).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_an_epoch_has_every_user_once_in_an_order_of_its_own(data: Path) -> None:
+    objective = _objective(data, NextItemConfig(), _alone())
+    batches = UserBatches(objective.sequences, 8, _alone())
+    targets = objective.sequences.num_targets
+    assert abs(8 - targets / batches.steps(0)) < 8 / 2
+    orders = []
+    for epoch in (0, 1):
+        steps = list(batches.epoch(epoch, 0, torch.Generator().manual_seed(epoch)))
+        assert len(steps) == batches.steps(epoch)
+        orders.append([user for (batch,) in steps for user in batch.users.tolist()])
+        assert sorted(orders[-1]) == objective.sequences.users.tolist()
+        assert sum(len(batch.targets) for (batch,) in steps) == targets
+        skipped = [b.users.tolist() for (b,) in batches.epoch(epoch, 2, torch.Generator().manual_seed(epoch))]
+        assert skipped == [b.users.tolist() for (b,) in steps[2:]]
+    assert orders[0] != orders[1]
+
+
+def test_dropout_and_negatives_depend_on_seed_and_step_alone(data: Path) -> None:
+    objective = _objective(data, CASES["sampled"], _alone())
+    other = _objective(data, CASES["sampled"], _alone(), seed=SEED + 1)
+    batch = _batch(objective, objective.sequences.users.tolist())
+    objective.train()
+    other.train()
+    losses = []
+    for model, step in ((objective, 1), (objective, 2), (other, 1), (objective, 1)):
+        torch.manual_seed(len(losses))
+        losses.append(model(batch, step)["next_item"].item())
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 3
+
+
+def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:
+    """Loss and gradients of some steps, as the mean over the ranks, and how many items this rank encoded."""
+    world, found = join_world("cpu"), []
+    for case, kind, users in steps:
+        objective = _objective(data, CASES[case], world, kind)
+        loss = objective(_batch(objective, users), STEP)["next_item"]
+        values = {"loss": loss, **_gradients(objective, loss)}
+        mean = {name: sum_over_ranks(value) / world.size for name, value in values.items()}
+        found.append({"mean": mean, "encoded": getattr(objective.recommender, "encoded", [])})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: int) -> None:
+    """Uneven parts, a rank without users, items that features give and are encoded on one rank for all."""
+    users = TrainingSequences(Dataset(data), LENGTH).users.tolist()
+    steps = [(case, kind, users) for case in CASES for kind in ("sasrec", "modes")]
+    steps += [("in-batch, logq", kind, users[:5]) for kind in ("gru4rec", "nextitnet", "modes")]
+    steps += [(case, "modes", users[2:3]) for case in ("in-batch", "sampled")]
+    expected = _on_rank(data, steps)
+    for on_rank in run_on_ranks(ranks, _on_rank, data, steps):
+        for step, found, wanted in zip(steps, on_rank, expected, strict=True):
+            for name, value in wanted["mean"].items():
+                message = f"{step}: {name}"
+                np.testing.assert_allclose(found["mean"][name], value.detach(), rtol=1e-9, atol=1e-10, err_msg=message)
+            if step[:2] == ("in-batch", "modes"):
+                assert found["encoded"][0] in (wanted["encoded"][0] // ranks, -(-wanted["encoded"][0] // ranks))
+
+
+def _own_negatives(data: Path, users: list[int]) -> tuple[list[int], float]:
+    objective = _objective(data, NextItemConfig(negatives="rank"), join_world("cpu"))
+    batch = _batch(objective, users)
+    return batch.items.tolist(), objective(batch, STEP)["next_item"].item()
+
+
+def test_negatives_may_be_those_of_the_same_rank_alone(data: Path) -> None:
+    users = TrainingSequences(Dataset(data), LENGTH).users.tolist()[:4]
+    means = []
+    for rank, (items, loss) in enumerate(run_on_ranks(2, _own_negatives, data, users)):
+        objective = _objective(data, NextItemConfig(), _alone())
+        own = _batch(objective, users[2 * rank : 2 * rank + 2])
+        assert items == own.items.tolist()
+        # A rank returns its sum over the positions of both, times the number of ranks.
+        means.append(objective(own, STEP)["next_item"].item() * len(own.targets))
+        assert loss == pytest.approx(2 * means[-1] / _positions(data, users))
+
+
+def _positions(data: Path, users: list[int]) -> int:
+    return len(_batch(_objective(data, NextItemConfig(), _alone()), users).targets)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "full", "logq": True}, "logq: got True, expected False, or one of --loss inbatch, which read it"),
+        ({"loss": "bce", "duplicates": "once"}, "duplicates: got 'once'"),
+        ({"num_negatives": 5}, "num_negatives: got 5, expected None, or one of --loss bce, gbce, sampled"),
+        ({"loss": "bce", "calibration": 0.5}, r"calibration: got 0\.5"),
+        ({"loss": "gbce", "calibration": 1.5}, r"calibration: got 1\.5, expected a number in \[0, 1\]"),
+        ({"loss": "bce", "num_negatives": 0}, "num_negatives: got 0, expected 1 or more"),
+    ],
+)
+def test_settings_that_the_loss_does_not_read_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        NextItemConfig(**settings)
