@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -98,7 +97,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         metadata: Strings to store beside them.
     """
     pieces = [
-        Piece(name, tuple(value.shape), value.dtype, partial(nullcontext, value)) for name, value in tensors.items()
+        Piece(name, tuple(value.shape), value.dtype, lambda value=value: nullcontext(value))  # type: ignore[misc]
+        for name, value in tensors.items()
     ]
     with replacing(path) as fresh:
         write_pieces(fresh, pieces, metadata)
