@@ -113,7 +113,7 @@ METRICS = {
     "mrr": Metric("MRR", reciprocal_rank),
 }
 """Name to metric; with a cut-off it is called `recall@20`."""
-CUTOFFS = (10, 20)
+CUTOFFS = (10, 20, 50)
 """Values of K."""
 SELECT = "recall@20"
 """The metric by which epochs, trials and seeds of a sweep, and the champion are selected."""

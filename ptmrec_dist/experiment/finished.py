@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import ReadsRun
-from ptmrec_dist.evaluation.metrics import read_metrics
+from ptmrec_dist.evaluation.metrics import CUTOFFS, read_metrics
 from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.files import read_json_lines, staged
@@ -69,15 +69,16 @@ def read_seed_run(folder: Path, now: ReadsRun | None = None, kept: Path | None =
 
 
 def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | None, phase: str) -> dict[str, Ranked]:
-    """Ranks of the phase's positives by part; cached under the fingerprint of the run, which covers its data."""
-    if kept is None or not _is_of(kept, fingerprint):
+    """Ranks of the phase's positives by part; cached under the run's fingerprint, which covers its data, and the cut-off."""
+    key = {"run": fingerprint, "cutoff": str(max(CUTOFFS))}
+    if kept is None or not (kept.is_dir() and read_inputs(kept) == key):
         run = load_run(folder, now)
         evaluate = Evaluator(run.dataset, phase, masking_of(run.record))
         found = evaluate.ranked(run.recommender, run.features)
         if kept is None:
             return found
         with staged(kept) as fresh:
-            write_inputs(fresh, {"run": fingerprint})
+            write_inputs(fresh, key)
             for part, ranked in found.items():
                 columns = {"user": ranked.users, "item": ranked.items, "rank": ranked.ranks}
                 pl.DataFrame(columns).write_parquet(fresh / f"{part}.parquet")
@@ -85,7 +86,3 @@ def _ranked(folder: Path, now: ReadsRun | None, fingerprint: str, kept: Path | N
     return {
         part: Ranked(*(table[name].to_numpy() for name in ("user", "item", "rank"))) for part, table in tables.items()
     }
-
-
-def _is_of(kept: Path, fingerprint: str) -> bool:
-    return kept.is_dir() and read_inputs(kept) == {"run": fingerprint}

@@ -143,8 +143,8 @@ class NextItem(RecommenderObjective):
         once = self.config.duplicates == "once"
         # The probability to be in the step: p for each of its n slots, or 1 - (1 - p)^n for being there at all.
         log_q_G = log_inclusion(share_G, counts_G.sum()) if once else share_G
-        hidden_VG = torch.zeros(len(batch.users), len(batch.items), dtype=torch.bool, device=items_GD.device)
-        hidden_VG[batch.taken[0], batch.taken[1]] = True
+        hidden_VG = items_GD.new_zeros(len(batch.users), len(batch.items), dtype=torch.bool)
+        hidden_VG.index_put_(tuple(batch.taken), hidden_VG.new_ones(()))
         return in_batch_cross_entropy(
             self.recommender.score(states_RD, items_GD),
             batch.targets,
