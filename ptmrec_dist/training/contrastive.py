@@ -157,7 +157,9 @@ def _finish(
             print(
                 f"own pair among the {CUTOFF} nearest of {found['items']:.0f} held-out items {when} training: ", end=""
             )
-            print(f"text of an image {found['image_to_text']:.3f}, image of a text {found['text_to_image']:.3f}")
+            found_texts, found_images = found["image_to_text"], found["text_to_image"]
+            print(f"text of an image {found_texts:.3f}, image of a text {found_images:.3f}", end="")
+            print(f", chance {min(1.0, CUTOFF / found['items']):.3f}")
         print(f"loss {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
         print(f"{lineage['parameters']['encoder']:,} parameters tuned; {config.out}, ", end="")
         print(f"fingerprint {written.fingerprint[:12]}")
