@@ -51,8 +51,9 @@ class LATTICE(FittedRecommender, TableRecommender):
     returns all of C and f, which are made of IDs, with the graph as it is.
 
     Where common implementations differ: they form S as a dense table, rebuild it for every evaluation (here the graph in use
-    is evaluated), keep negative cosines, have no diagonal where an item is without features (but not a number instead), always
-    train the feature tables, take users without repetition in a batch, and lower the learning rate by 4 % every 50 epochs.
+    is evaluated), keep negative cosines, get NaN where an item has no features, score cold items by h / |h| (here by fitted maps),
+    always train the feature tables, take users without repetition in a batch, and lower the learning rate by 4 % every 50
+    epochs.
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
