@@ -176,6 +176,9 @@ class SLMRecConfig(MultiPassConfig):
 
     temperature: float = bounded(0.2, 0.025)
     """Temperature of the main term."""
+    debias: bool = False
+    """Divide the weight of each negative by its number of training interactions: batches have popular items more often.
+    Raises recall where popular items are most of the test set; not in the paper."""
     ssl: Literal["fac", "fd", "fm"] = "fac"
     """Self-supervised task: fac: items' IDs and modalities aligned in fine and coarse spaces; fd: two views that drop
     values; fm: two views that each lack one pass's items."""

@@ -51,13 +51,13 @@ def info_nce(
     .. math::
         -\ln \frac{\exp(\cos(q, k_b) / t)}{\sum_k n_k \exp(\cos(q, k) / t)}
 
-    with n_k the number of times that k occurs.
+    with n_k the number of times that k occurs, or another weight.
 
     Args:
         queries_QD: Queries q, floating [Q, D].
         own_BD: The key k_b of each row, [B, D].
         keys_KD: All distinct keys, those of the rows included, [K, D].
-        counts_K: How often each key occurs n_k, int64 [K].
+        counts_K: How often each key occurs n_k, or another weight above 0, [K].
         temperature: Temperature t, 0.025 or more: below that, the exponentials overflow float32.
         rows_B: Query of each row, int64 [B]; by default each query has one row, and B is Q.
 
@@ -90,7 +90,7 @@ def softmax_term(
         queries_QD: Queries q, floating [Q, D].
         own_BD: The key k_b of each row, [B, D].
         keys_KD: All distinct keys, those of the rows included, [K, D].
-        counts_K: How often each key occurs n_k, int64 [K].
+        counts_K: How often each key occurs n_k, or another weight above 0, [K].
         rows_B: Query of each row, int64 [B]; by default each query has one row, and B is Q.
         largest: Upper bound of the dot products, from 0 to 40; by default their maxima are computed.
 

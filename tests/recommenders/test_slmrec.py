@@ -30,6 +30,18 @@ def _expected(model: SLMRec, toy: Toy) -> dict[str, Tensor]:
     return {"contrast_pairs": looped_contrast(users[u], items[p], 0.3), "l2": 0.2 / 2 * squares}
 
 
+def test_with_debias_each_negative_has_one_part_in_its_number_of_interactions(toy: Toy) -> None:
+    model = toy.build("slmrec", dim=4, temperature=0.3, debias=True, cl_weight=0.0)
+    users, items = dense_vectors(model, toy)
+    cosines = F.cosine_similarity(users[toy.users][:, None], items[toy.positives][None, :], dim=2)
+    times = [toy.train.items.tolist().count(item) for item in toy.positives.tolist()]
+    assert len(set(times)) > 1
+    sums = (torch.exp(cosines / 0.3) / torch.tensor(times)).sum(dim=1)
+    expected = -torch.log(torch.exp(cosines.diagonal() / 0.3) / sums)
+    terms = toy.loss(model)
+    check_terms(model, {"contrast_pairs": terms["contrast_pairs"]}, {"contrast_pairs": expected})
+
+
 def _build(toy: Toy, ssl: str, modalities: tuple[str, ...] = ("image", "text"), rank_by: str = "cosine") -> SLMRec:
     model = toy.build(
         "slmrec",

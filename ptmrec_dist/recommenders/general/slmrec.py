@@ -30,7 +30,12 @@ class SLMRec(MultiPassRecommender):
         L = -\ln \frac{\exp(\cos(f_u, f_p) / t)}{\sum_{p'} \exp(\cos(f_u, f_{p'}) / t)} + \alpha L_{ssl} +
         \frac{\lambda}{2} (|e_u|^2 + |e_p|^2), \quad \hat y_{ui} = \cos(f_u, f_i) / t
 
-    p' runs over the positive items of the batches of all ranks, repetitions included. The self-supervised term is one of
+    p' runs over the positive items of the batches of all ranks, repetitions included. They are sampled by popularity, so that
+    the score that fits best is not ln P(i | u) but ln P(i | u) / P(i): what a user likes beyond what all like. With `debias`
+    each p' has the weight 1 / d_p', its number of training interactions, as in Yi et al., Sampling-Bias-Corrected Neural
+    Modeling for Large Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u).
+
+    The self-supervised term is one of
     three; CE(a, b) is the cross-entropy of a . b / t' of each of a batch's nodes among its nodes, and a bar is a vector of
     unit length:
 
@@ -59,6 +64,10 @@ class SLMRec(MultiPassRecommender):
         super().__init__(inputs, config)
         self.temperature, self.rank_by = config.temperature, config.rank_by
         self.ssl, self.dropout = config.ssl, config.dropout
+        popularity_I = torch.bincount(torch.tensor(inputs.train.items), minlength=inputs.num_items)
+        self.weights_I: Tensor
+        weights_I = 1 / popularity_I.clamp(min=1) if config.debias else torch.ones(inputs.num_items)
+        self.register_buffer("weights_I", weights_I, persistent=False)
         widths = [config.dim, (config.dim + 1) // 2]
         fac = list(zip(self.modalities, [config.dim, *widths], widths, strict=False)) if config.ssl == "fac" else []
         self.anchors = nn.ModuleDict({modality: linear_map(before, width) for modality, before, width in fac})
@@ -97,7 +106,8 @@ class SLMRec(MultiPassRecommender):
         users_Q, rows_B = batch.users.unique(return_inverse=True)
         users_QD, keys_KD = self.users(Queries(users_Q), tables), self.items({}, tables, items.nodes_K)
         own_BD = F.embedding(items.rows_B, keys_KD)
-        terms = {"contrast_pairs": info_nce(users_QD, own_BD, keys_KD, items.counts_K, self.temperature, rows_B)}
+        counts_K = items.counts_K * self.weights_I[items.nodes_K]
+        terms = {"contrast_pairs": info_nce(users_QD, own_BD, keys_KD, counts_K, self.temperature, rows_B)}
         if self.cl_weight and self.ssl == "fac":
             terms |= self._fine_and_coarse(items, tables)
         elif "users_1" in tables:
