@@ -11,8 +11,8 @@ import pytest
 
 from ptmrec_dist.config import DemoConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.demo import BASELINE, CANDIDATE, demo
-from ptmrec_dist.demo_page import MODEL_NAME, RUNS, _summary
+from ptmrec_dist.demo import demo
+from ptmrec_dist.demo_page import BASELINE, CANDIDATE, MODEL_NAME, RUNS, _summary
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from tests.conftest import Project
@@ -32,13 +32,17 @@ def test_a_demo_of_another_seed_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
-def test_the_page_counts_products_and_users_of_the_packed_data(tiny_project: Project, tmp_path: Path) -> None:
+def test_the_page_counts_products_and_users_of_the_packed_data_and_gives_intervals(
+    tiny_project: Project, tmp_path: Path
+) -> None:
     for folder in RUNS.values():
-        (tmp_path / folder).mkdir()
-        shutil.copy(tiny_project.stage1 / "metrics.json", tmp_path / folder)
+        shutil.copytree(tiny_project.stage1, tmp_path / folder)
     dataset = Dataset(tiny_project.shards)
-    first = _summary(tmp_path, dataset)[0]
+    first, *_, last = _summary(tmp_path, dataset)
     assert f"{dataset.num_items:,} products and {dataset.num_users:,} users" in first
+    value = json.loads((tiny_project.stage1 / "metrics.json").read_text())["cold_test"][SELECT]
+    same = f"{value:.3f} to {value:.3f}, a difference of +0.000 with a 95 % confidence interval over users"
+    assert f"{same} of [+0.000, +0.000]" in last
 
 
 @pytest.mark.slow

@@ -137,6 +137,8 @@ class FeaturesConfig:
     """Text features of your own, likewise."""
     item_column: str = "item_id"
     """Column of the item ids in a `.parquet` file of features."""
+    reuse: Path | None = None
+    """Features folder to copy instead of computing it again: that of another split of the same items, by the same encoder."""
     raw: bool = False
     """Keep rows as the encoder or your own arrays give them; by default they are scaled to length 1."""
     out: Path
@@ -162,6 +164,7 @@ class FeaturesConfig:
             self.encoder,
             "--encoder.model or --encoder.image and --encoder.text, or else --image_npy and --text_npy",
         )
+        require(self.reuse is None or self.encoder is not None, "reuse", self.reuse, "none with arrays of your own")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")

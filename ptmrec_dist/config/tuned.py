@@ -130,11 +130,20 @@ class TrainsBoth(TunesEncoder):
     """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
     mask_validation_at_test: bool = False
     """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
+    refit: bool = False
+    """Then train the recommender again on the tuned features, as `ptmrec refit` does, in the folder `refit` of the run's."""
     seed: int = 0
     """Seed of the new weights of the encoder, of the order of items and of negatives."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        tunes = self.tuning.method != "none"
+        require(
+            tunes or not self.refit,
+            "refit",
+            self.refit,
+            "false with --tuning.method none: the features stay as they are",
+        )
         for name in ("batch_size", "accumulation", "patience", "refresh_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("epochs", "seed"):

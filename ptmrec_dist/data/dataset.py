@@ -181,6 +181,11 @@ class Dataset:
         return np.frombuffer(digests, dtype=np.uint8).reshape(self.num_items, 32)
 
     @cached_property
+    def content(self) -> str:
+        """Fingerprint of the images and texts of all items in order, in a data set with content; the same for every split."""
+        return hashlib.sha256(self.item_digests.tobytes()).hexdigest()
+
+    @cached_property
     def item_shards(self) -> np.ndarray:
         """Shard number by item index, int64 [I]; -1 in a data set without content."""
         return self._column("items", "shard").to_numpy()

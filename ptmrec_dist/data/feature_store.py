@@ -33,6 +33,8 @@ class FeatureManifest:
     lacks are left out. The items table of the data set lists the items."""
     cut_texts: int = 0
     """Texts that are longer than the encoder reads."""
+    content: str | None = None
+    """Fingerprint of the images and texts that were read (`Dataset.content`); None for other arrays than frozen features."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,29 @@ class FeatureStore:
     """What it was made from."""
     tables: dict[str, np.ndarray]
     """Modality to float32 [I, d_m], memory-mapped."""
+
+
+def read_feature_manifest(folder: Path) -> FeatureManifest:
+    """Read what a features folder was made from.
+
+    Args:
+        folder: Features folder.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        UserError: No such folder, or one that `ptmrec features` did not write.
+    """
+    if not folder.exists():
+        raise UserError(f"features: no files at {folder}; expected a folder that `ptmrec features` wrote")
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
+    try:
+        content = json.loads((folder / "manifest.json").read_text())
+        return FeatureManifest(**_current(content, folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
 
 
 def open_features(folder: Path, data_fingerprint: str, num_items: int) -> FeatureStore:
@@ -61,15 +86,7 @@ def open_features(folder: Path, data_fingerprint: str, num_items: int) -> Featur
     Raises:
         UserError: No such folder, features of another data set, arrays of another shape, or not those of its manifest.
     """
-    if not folder.exists():
-        raise UserError(f"features: no files at {folder}; expected a folder that `ptmrec features` wrote")
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
-    try:
-        content = json.loads((folder / "manifest.json").read_text())
-        manifest = FeatureManifest(**_current(content, folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
+    manifest = read_feature_manifest(folder)
     if manifest.data != data_fingerprint:
         raise UserError(
             f"features: {folder} was made from data {manifest.data[:12]}, but the shards are {data_fingerprint[:12]}; "
@@ -94,6 +111,7 @@ def write_features(
     settings: dict[str, Any] | None = None,
     filled: dict[str, int] | None = None,
     cut_texts: int = 0,
+    content: str | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -105,6 +123,7 @@ def write_features(
         settings: Settings of the backbone (`EncoderConfig.recorded`); None for arrays that came from elsewhere.
         filled: Modality to the number of items that lack it; by default none.
         cut_texts: Texts that are longer than the encoder reads.
+        content: Fingerprint of the images and texts that were read, for frozen features.
 
     Returns:
         The manifest written.
@@ -112,7 +131,7 @@ def write_features(
     check_replaceable(folder)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
     fingerprint = _fingerprint(tables, data, encoder)
-    manifest = FeatureManifest(fingerprint, data, encoder, settings or {}, widths, filled or {}, cut_texts)
+    manifest = FeatureManifest(fingerprint, data, encoder, settings or {}, widths, filled or {}, cut_texts, content)
     written = asdict(manifest) | {"encoder_settings": with_hints(manifest.encoder_settings, folder)}
     with staged(folder) as fresh:
         for name, table in tables.items():

@@ -18,8 +18,15 @@ from tqdm import tqdm
 from ptmrec_dist.config import FeaturesConfig
 from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.feature_store import FeatureManifest, check_replaceable, write_features
-from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
+from ptmrec_dist.data.feature_store import (
+    FeatureManifest,
+    check_replaceable,
+    open_features,
+    read_feature_manifest,
+    write_features,
+)
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.base import Backbone
@@ -42,7 +49,8 @@ def extract_features(config: FeaturesConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: Shards without content, an encoder that cannot be loaded, an output folder with other content.
+        UserError: Shards without content, an encoder that cannot be loaded, features to reuse that are of other items or of
+            another encoder, an output folder with other content.
         Fault: A rank was lost, or items cannot be read.
     """
     dataset = Dataset(config.shards)
@@ -52,6 +60,9 @@ def extract_features(config: FeaturesConfig) -> None:
         return
     require_content(dataset)
     backbone = load_backbone(config.encoder, config.raw)
+    if config.reuse is not None:
+        _copy(config.reuse, config.out, dataset, backbone)
+        return
     encoder = Encoder(backbone, _modalities(dataset, backbone), config.precision)
     check_image_size(dataset, encoder, config.strict)
     world = join_world(config.device, config.timeout)
@@ -72,6 +83,7 @@ def extract_features(config: FeaturesConfig) -> None:
             settings={**config.encoder.recorded(), **({"raw": True} if config.raw else {})},
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
             cut_texts=cut_texts,
+            content=dataset.content,
         )
         _report(dataset, config.out, manifest)
     barrier()
@@ -99,6 +111,35 @@ class _CutTexts:
         ids_BN, cut = self.encoder.backbone.tokenized(texts)
         self.count += cut
         return self.encoder.towers["text"].trimmed(ids_BN)
+
+
+def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None:
+    """Write features that the encoder gave for another split of the same items; there is nothing to divide among ranks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    made = read_feature_manifest(folder)
+    for name, before, now in (
+        ("encoder", made.encoder, backbone.fingerprint),
+        ("images and texts", made.content, dataset.content),
+    ):
+        if before != now:
+            raise UserError(
+                f"reuse: {folder} was made from {name} {(before or 'none')[:12]}, expected {now[:12]}; leave out --reuse to "
+                "compute the features"
+            )
+    store = open_features(folder, made.data, dataset.num_items)
+    manifest = write_features(
+        out,
+        store.tables,
+        data=dataset.fingerprint,
+        encoder=made.encoder,
+        settings=made.encoder_settings,
+        filled=made.filled,
+        cut_texts=made.cut_texts,
+        content=made.content,
+    )
+    print(f"reused {folder}")
+    _report(dataset, out, manifest)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:

@@ -139,7 +139,7 @@ def _sources(plan: Plan, step: Step, inputs: dict[str, str]) -> Iterator[tuple[s
     if step.command in ("features", "contrastive") and not fine_tuned:
         yield "encoder", inputs[_encoder_of(step.encoder)]
     for need in needs:
-        if need.command in _INPUTS and need.is_complete:
+        if need.command in _INPUTS and need.is_complete and step.command != "features":
             record = "manifest.json" if need.command == "features" else "run.json"
             yield _INPUTS[need.command], _read(need.folder / record)["fingerprint"]
 
@@ -165,4 +165,5 @@ def _read(path: Path) -> dict[str, str]:
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without paths and device: inputs are compared by fingerprints instead."""
-    return {name: value for name, value in settings.items() if name not in PATHS | {"out", "tracking", "device"}}
+    incidental = PATHS | {"out", "tracking", "device", "reuse"}
+    return {name: value for name, value in settings.items() if name not in incidental}

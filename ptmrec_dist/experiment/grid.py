@@ -19,7 +19,7 @@ class Cell:
     """One run that the experiment compares."""
 
     split: str
-    """Name of the split; empty where there is one."""
+    """Name of the split; empty where the data set was given packed."""
     encoder: str
     """Name of the encoder; empty where there is one, and `none` for ID-only recommenders."""
     recommender: str
@@ -85,9 +85,9 @@ def splits_of(config: ExperimentConfig) -> list[str]:
         config: Settings.
 
     Returns:
-        Names in order; of a single one it is empty.
+        Names in order; that of given `shards` is empty.
     """
-    return [f"split{seed}" for seed in config.splits] if len(config.splits) > 1 else [""]
+    return [f"split{seed}" for seed in config.splits] if config.pack else [""]
 
 
 def encoders_of(config: ExperimentConfig) -> dict[str, EncoderConfig]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
-from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid
+from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, splits_of
 
 _COMPLETE = {
     "pack": [{"manifest.json"}],
@@ -17,7 +17,7 @@ _COMPLETE = {
     "stage1": [{"metrics.json"}],
     "stage2": [{"metrics.json"}],
     "joint": [{"metrics.json"}],
-    "refit": [{"comparison.json"}],
+    "refit": [{"metrics.json"}],
 }
 """Command to the sets of files of which one is there when its output is complete."""
 
@@ -167,7 +167,7 @@ class _Steps:
     def shards(self) -> Path:
         if self.config.shards is not None:
             return self.config.shards
-        return self._path(f"shards/{self.cell.split or 'packed'}")
+        return self._path(f"shards/{self.cell.split}")
 
     def all(self) -> Iterator[tuple[str, Step]]:
         if self.config.pack:
@@ -179,50 +179,50 @@ class _Steps:
             yield from self._of(cell.tuned)
             yield self._refit()
         elif cell.paradigm == "frozen":
-            yield from self._stage1(cell, None if cell.modalities == "none" else "plain")
+            yield from self._stage1(cell)
         elif cell.paradigm == "contrastive":
             yield self._contrastive()
-            yield from self._stage1(cell, encoder_step(cell).removeprefix("encoders/"))
+            yield from self._stage1(cell, encoder_step(cell))
         elif cell.paradigm == "joint":
-            name, features = self._features("plain")
+            name, features = self._features(None)
             yield name, features
             settings = {**self._chosen(), "features": str(features.folder), **self._tuned("joint")}
             yield cell.name, self._run("joint", cell, settings, name)
         else:
-            yield from self._stage1(cell.frozen, "plain")
+            yield from self._stage1(cell.frozen)
             settings = {"stage1": str(self._path(f"runs/{cell.frozen.name}")), **self._tuned("stage2")}
             if cell.paradigm == "two_stage_without_kt":
                 settings |= {"kt_weight": 0.0}
             yield cell.name, self._run("stage2", cell, settings, cell.frozen.name)
 
     def _pack(self) -> tuple[str, Step]:
-        name = f"shards/{self.cell.split or 'packed'}"
-        seed = int(self.cell.split.removeprefix("split")) if self.cell.split else self.config.splits[0]
+        name, seed = f"shards/{self.cell.split}", int(self.cell.split.removeprefix("split"))
         return name, Step("pack", self.shards, {**self.config.pack, "seed": seed}, split=self.cell.split)
 
-    def _stage1(self, cell: Cell, features: str | None) -> Iterator[tuple[str, Step]]:
+    def _stage1(self, cell: Cell, fine_tuned: str | None = None) -> Iterator[tuple[str, Step]]:
         settings = {**self._chosen(), **self._common(), **self.config.stage1}
-        needs: tuple[str, ...] = ()
-        if features is not None:
-            name, step = self._features(features)
-            yield name, step
-            settings |= {"features": str(step.folder)}
-            needs = (name,)
-        yield cell.name, self._run("stage1", cell, settings, *needs)
+        if cell.modalities == "none":
+            yield cell.name, self._run("stage1", cell, settings)
+            return
+        name, features = self._features(fine_tuned)
+        yield name, features
+        yield cell.name, self._run("stage1", cell, settings | {"features": str(features.folder)}, name)
 
-    def _features(self, encoder: str) -> tuple[str, Step]:
-        """Features of the pretrained encoder (`plain`), or of a fine-tuned one."""
-        plain = encoder == "plain"
-        name = "-".join(filter(None, [self.cell.split, self.cell.encoder])) or "plain" if plain else encoder
-        given = encoders_of(self.config)[self.cell.encoder].recorded()
-        settings = {
-            "shards": str(self.shards),
-            "encoder": given if plain else {"model": str(self._path(f"encoders/{encoder}"))},
-            "device": self.config.device,
-            **self.config.features,
-        }
-        needs = () if plain else (f"encoders/{encoder}",)
-        return f"features/{name}", self._step("features", f"features/{name}", settings, *needs)
+    def _features(self, fine_tuned: str | None) -> tuple[str, Step]:
+        """Features of the pretrained encoder, computed for the first split and copied for others, or of a fine-tuned one."""
+        settings = {"shards": str(self.shards), "device": self.config.device, **self.config.features}
+        if fine_tuned is not None:
+            name = fine_tuned.replace("encoders", "features")
+            settings |= {"encoder": {"model": str(self._path(fine_tuned))}}
+            return name, self._step("features", name, settings, fine_tuned)
+        settings |= {"encoder": encoders_of(self.config)[self.cell.encoder].recorded()}
+        first, name = (self._plain(split) for split in (splits_of(self.config)[0], self.cell.split))
+        if name == first:
+            return name, self._step("features", name, settings)
+        return name, self._step("features", name, settings | {"reuse": str(self._path(first))}, first)
+
+    def _plain(self, split: str) -> str:
+        return "features/" + ("-".join(filter(None, [split, self.cell.encoder])) or "plain")
 
     def _contrastive(self) -> tuple[str, Step]:
         name = encoder_step(self.cell)

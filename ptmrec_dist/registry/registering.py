@@ -61,6 +61,10 @@ def register(config: RegisterConfig) -> None:
         with mlflow_errors():
             version = _publish(client, package, run, config, lineage | digests)
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
+    if run.record.stage2 is not None:
+        stages = {"stage 1": "stage1", "tuned": "stage2", "refit": "run"}
+        made = [f"{name} {lineage[key][:12]}" for name, key in stages.items() if key in lineage]
+        print(f"lineage: {' -> '.join(made)}")
 
 
 def _backbone_of(run: FinishedRun) -> "Backbone | None":

@@ -78,7 +78,7 @@ class NewItems:
 
     def _check(self, item: tuple[Any, ...], row: int) -> None:
         for modality, value in zip(self._modalities, item):
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not value.strip():
                 raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
             if modality == "text":
                 self._limits.check("text_characters", len(value), f"row {row}: characters of the text")

@@ -201,7 +201,7 @@ class Sweep:
         if not jobs:
             return
         result = self._run({"job": tune.grid_search(jobs)}, "winner")
-        for run in [Path(job["settings"]["out"]) for job in jobs]:
+        for run in [Path(job["result"]) for job in jobs]:
             if not (run / "metrics.json").is_file():
                 errors = "; ".join(str(error).splitlines()[-1] for error in result.errors)
                 raise Fault(f"{run} did not end ({errors or 'see logs'}); run the same command to resume")

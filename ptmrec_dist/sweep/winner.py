@@ -17,11 +17,12 @@ from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.training.refit import REFIT_FOLDER
 from ptmrec_dist.training.run_folder import flatten
 
 
 class Winner:
-    """Runs of stage 2 with the best settings, one per seed.
+    """Runs of stage 2 with the best settings, one per seed; where the settings ask for a refit, what counts is the refit.
 
     Args:
         config: Settings of the sweep.
@@ -33,6 +34,8 @@ class Winner:
     def __init__(self, config: SweepConfig, settings: dict[str, Any], out: Path, part: str) -> None:
         self.config, self.settings, self.out, self.part = config, settings, out, part
         self.runs = {seed: out / "winner" / f"seed-{seed}" for seed in config.winner_seeds}
+        refits = bool(settings.get("refit"))
+        self.results = {seed: run / REFIT_FOLDER if refits else run for seed, run in self.runs.items()}
 
     def jobs(self, common: dict[str, Any]) -> list[dict[str, Any]]:
         """List the jobs that are left.
@@ -48,10 +51,11 @@ class Winner:
             | {
                 "settings": merged(self.settings, {"seed": seed, "out": str(run), "tracking": common["tracking"]}),
                 "with_test": True,
+                "result": str(self.results[seed]),
                 "log": str(self.out / "logs" / f"winner-seed-{seed}"),
             }
             for seed, run in self.runs.items()
-            if not (run / "metrics.json").is_file()
+            if not (self.results[seed] / "metrics.json").is_file()
         ]
 
     def report(self, tracker: Tracker) -> None:
@@ -60,7 +64,7 @@ class Winner:
         Args:
             tracker: The sweep's MLflow run.
         """
-        found_S = {seed: json.loads((run / "metrics.json").read_text()) for seed, run in self.runs.items()}
+        found_S = {seed: json.loads((run / "metrics.json").read_text()) for seed, run in self.results.items()}
         flat_S = [flatten(found) for found in found_S.values()]
         values = {name: np.array([flat[name] for flat in flat_S]) for name in flat_S[0]}
         means = {name: float(values_S.mean()) for name, values_S in values.items()}
@@ -68,15 +72,16 @@ class Winner:
         best = max(found_S, key=lambda seed: found_S[seed][self.part][SELECT])
         summary = self.out / "winner.json"
         content = {"mean": means, "sd": spread, "seeds": list(self.runs), "best_seed": best}
+        refits = self.results != self.runs
         for part in found_S[best]:
             name = f"{part}.{SELECT}"
-            print(f"winner, seeds {list(self.runs)}: {name} {mean_of_seeds(values[name])}")
+            print(f"winner{', refit' * refits}, seeds {list(self.runs)}: {name} {mean_of_seeds(values[name])}")
         before = json.loads(summary.read_text()) if summary.is_file() else {}
         wanted = {"registered": [self.config.name, best]} if self.config.name else {}
         if self.config.name and before.get("registered") != wanted["registered"]:
             from ptmrec_dist.registry.registering import register
 
-            register(RegisterConfig(run=self.runs[best], name=self.config.name, alias=self.config.alias))
+            register(RegisterConfig(run=self.results[best], name=self.config.name, alias=self.config.alias))
         write_atomically(summary, json.dumps(content | wanted, indent=1))
         tracker.metrics(
             {f"winner.mean.{name}": value for name, value in means.items()}

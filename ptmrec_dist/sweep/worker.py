@@ -74,6 +74,7 @@ def train_rank(job: dict[str, Any]) -> None:
     from ptmrec_dist.evaluation.metrics import SELECT
     from ptmrec_dist.training.early_stopping import EarlyStopping
     from ptmrec_dist.training.finished_run import load_run
+    from ptmrec_dist.training.refit import refit_if_asked
     from ptmrec_dist.training.stage2 import tune_from
 
     settings = from_plain(Stage2Config, job["settings"])
@@ -93,6 +94,8 @@ def train_rank(job: dict[str, Any]) -> None:
         print(f"rank {rank} of {context.get_world_size()} on node {node[:12]}")
         try:
             tune_from(settings, load_run(settings.stage1, settings, job["with_test"]), report)
+            if job["with_test"]:  # trials are compared by stage 2 itself
+                refit_if_asked(settings)
         except UserError as error:  # raised by all ranks, and again in every attempt
             print(f"error: {error}")
             if rank == 0:

@@ -9,7 +9,6 @@ Legend: I items, C cold items, D width.
 import functools
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,13 +19,13 @@ from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
-from ptmrec_dist.evaluation.metrics import SELECT, SHOWN
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.printing import print_comparison, print_metrics, stages_of
 from ptmrec_dist.training.records import RunRecord
 
 _log = logging.getLogger(__name__)
@@ -208,6 +207,8 @@ def evaluate_run(config: EvaluateConfig) -> None:
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)
+        if run.record.stage2 is not None:
+            print_comparison(stages_of(config.run, run.record))
 
 
 def masking_of(record: RunRecord) -> Masking:
@@ -246,44 +247,6 @@ def evaluate_phases(
         if world.is_first:
             evaluator.warn_of_repeats(recommender)
     return {part: found[part] for part in PARTS if part in found}
-
-
-def print_metrics(metrics: Metrics) -> None:
-    """Print metrics as a table.
-
-    Args:
-        metrics: Part to metric to value.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("part", *SHOWN):
-        table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
-    for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
-    Console().print(table)
-
-
-def print_comparison(runs: Mapping[str, Metrics]) -> None:
-    """Print metrics of several runs side by side, a column for each part.
-
-    Args:
-        runs: Name of a run to its metrics.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    parts = [part for part in PARTS if any(part in metrics for metrics in runs.values())]
-    table = Table()
-    for heading in ("metric", "run", *parts):
-        table.add_column(heading, justify="right" if heading in parts else "left", no_wrap=True)
-    for name in (SELECT, "ndcg@20"):
-        for run, metrics in runs.items():
-            values = (metrics.get(part, {}).get(name) for part in parts)
-            table.add_row(name, run, *("" if value is None else f"{value:.4f}" for value in values))
-        table.add_section()
-    Console().print(table)
 
 
 def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:

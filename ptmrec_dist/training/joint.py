@@ -15,6 +15,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.inputs import open_store, untrained_record
+from ptmrec_dist.training.refit import refit_if_asked
 from ptmrec_dist.training.tune import tune
 
 
@@ -41,3 +42,4 @@ def train_joint(config: JointConfig) -> None:
     world = join_world(config.device, config.timeout)
     recommender = untrained_recommender(record, dataset, config.out, world)
     tune(config, FinishedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))
+    refit_if_asked(config)

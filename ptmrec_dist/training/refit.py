@@ -1,35 +1,42 @@
 """Refit: train the recommender again, as stage 1 does, on the features of an encoder that was tuned.
 
 ptmrec refit --run runs/b --out runs/c                                    # one process
+ptmrec stage2 --stage1 runs/a --out runs/b --refit true                   # after stage 2, in runs/b/refit
 deepspeed --num_gpus 2 launchers/refit.py --run runs/b --out runs/c       # over ranks
 
 Stage 2 leaves a better encoder, but its recommender took few steps on features that moved. The run that is written is one of
 stage 1 on the tuned features: its lineage names the tuned encoder, which therefore also serves new items.
 """
 
-import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import ReadsRun, RefitConfig, Stage1Config, from_plain, plain_settings
+from ptmrec_dist.config import (
+    JointConfig,
+    ReadsRun,
+    RefitConfig,
+    Stage1Config,
+    Stage2Config,
+    from_plain,
+    plain_settings,
+)
 from ptmrec_dist.config.common import require
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.metrics import read_metrics
-from ptmrec_dist.files import read_yaml, write_atomically
+from ptmrec_dist.files import read_yaml
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.evaluate import print_comparison
 from ptmrec_dist.training.finished_run import open_data_of, open_features_of
 from ptmrec_dist.training.inputs import untrained_record
+from ptmrec_dist.training.printing import print_comparison, stages_of
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
 from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
 from ptmrec_dist.training.stage1 import train_recommender
 
-COMPARISON_FILE = "comparison.json"
-"""In the run folder: metrics of stage 1, of the run whose encoder was tuned, and of the refit."""
+REFIT_FOLDER = "refit"
+"""In the folder of a run that was asked for its refit: the run folder of the latter."""
 _SHARED = {item.name for item in fields(RefitConfig)} & {item.name for item in fields(Stage1Config)}
 
 
@@ -54,16 +61,42 @@ def refit(config: RefitConfig) -> None:
     dataset.require("validation")
     store = open_features_of(config.run, begun, dataset)
     reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
-    start = replace(untrained_record(settings, dataset, store), stage1=begun.stage1, stage2=reference)
+    stage1 = None if first is None or begun.stage1 is None else begun.stage1 | {"path": str(first.resolve())}
+    start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)
     chosen = {name: getattr(settings, name) for name in _SHARED} | {"model": asdict(settings.model)}
     run = RunFolder(config.out, replace(config, **chosen), start.inputs)
     weights: dict[str, Tensor] | None = load_file(config.run / RECOMMENDER_FILE) if config.start == "run" else None
     train_recommender(settings, run, dataset, store, start, weights, parent=begun.mlflow_run)
     if run.is_complete and join_world(config.device, config.timeout).is_first:
-        before = {"joint": config.run} if first is None else {"stage 1": first, "stage 2": config.run}
-        metrics = {name: read_metrics(folder) for name, folder in {**before, "refit": config.out}.items()}
-        write_atomically(config.out / COMPARISON_FILE, json.dumps(metrics, indent=1))
-        print_comparison(metrics)
+        print_comparison(stages_of(config.out, start))
+
+
+def refit_if_asked(config: Stage2Config | JointConfig) -> None:
+    """Refit a run that has just been trained, where its settings ask for it and it was not interrupted.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings of the run.
+
+    Raises:
+        UserError: The folder of the refit holds something else.
+        Fault: A rank was lost.
+    """
+    if not config.refit or not (config.out / "metrics.json").is_file():
+        return
+    refit(
+        RefitConfig(
+            run=config.out,
+            out=config.out / REFIT_FOLDER,
+            shards=config.shards,
+            stage1=config.stage1 if isinstance(config, Stage2Config) else None,
+            seed=config.seed if isinstance(config, JointConfig) else None,  # by default that of stage 1
+            timeout=config.timeout,
+            device=config.device,
+            tracking=replace(config.tracking, parent=None),  # under the run that was refitted
+        )
+    )
 
 
 def _read_start(config: RefitConfig) -> RunRecord:

@@ -37,6 +37,7 @@ INCIDENTAL = {
     "timeout",
     "max_damaged",
     "strict",
+    "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
 PATHS = {"run", "shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}

@@ -10,9 +10,10 @@ from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.checkpoint import Checkpoints
-from ptmrec_dist.training.evaluate import Metrics, print_metrics
+from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.interrupt import Interrupt
 from ptmrec_dist.training.meter import Meter
+from ptmrec_dist.training.printing import print_metrics
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord
 from ptmrec_dist.training.run_folder import RunFolder, flatten
 

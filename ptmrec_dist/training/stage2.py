@@ -8,6 +8,7 @@ from ptmrec_dist.config import Stage2Config
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.transfer import TransferSettings
+from ptmrec_dist.training.refit import refit_if_asked
 from ptmrec_dist.training.session import Report
 from ptmrec_dist.training.tune import tune
 
@@ -26,6 +27,7 @@ def train_stage2(config: Stage2Config) -> None:
             the features came from; a method that a tower cannot take; a run folder of other settings.
     """
     tune_from(config, load_run(config.stage1, config))
+    refit_if_asked(config)
 
 
 def tune_from(config: Stage2Config, start: FinishedRun, report: Report | None = None) -> None:

@@ -53,6 +53,36 @@ def test_an_encoder_that_cannot_be_loaded_leaves_old_features_alone(tiny_project
     assert (tmp_path / "features" / "image.npy").read_bytes() == before
 
 
+def test_features_of_another_split_of_the_same_items_are_copied_and_no_others(
+    tiny_project: Project, tiny_clip: Path, tmp_path: Path
+) -> None:
+    from ptmrec_dist.config import PackConfig
+    from ptmrec_dist.data.pack import pack
+    from tests.tiny_clip import write_tiny_clip
+
+    def packed(folder: Path, seed: int, core: int) -> FeaturesConfig:
+        tables = {name: tiny_project.source / f"{name}.csv" for name in ("items", "interactions")}
+        pack(PackConfig(**tables, out=folder, split="cold_items", core=core, num_shards=3, workers=1, seed=seed))
+        return replace(_config(tiny_project, tmp_path / f"copy-of-{folder.name}"), shards=folder)
+
+    extract_features(_config(tiny_project, tmp_path / "first"))
+    other = packed(tmp_path / "other", 5, 2)
+    extract_features(replace(other, reuse=tmp_path / "first"))
+    extract_features(replace(other, out=tmp_path / "computed"))
+    for name in ("image.npy", "text.npy"):
+        copied, computed = (np.load(folder / name) for folder in (other.out, tmp_path / "computed"))
+        np.testing.assert_allclose(copied, computed, rtol=1e-4, atol=1e-6)
+    dataset = Dataset(other.shards)
+    assert open_features(other.out, dataset.fingerprint, dataset.num_items).manifest.encoder is not None
+    fewer = packed(tmp_path / "fewer", 0, 8)
+    assert Dataset(fewer.shards).num_items < dataset.num_items
+    strange = replace(other, encoder=EncoderConfig(model=str(write_tiny_clip(tmp_path / "clip", seed=9))))
+    for config, what in ((fewer, "images and texts"), (strange, "encoder")):
+        with pytest.raises(UserError, match=rf"reuse: .* was made from {what} [0-9a-f]{{12}}, expected [0-9a-f]{{12}}"):
+            extract_features(replace(config, out=tmp_path / "refused", reuse=tmp_path / "first"))
+        assert not (tmp_path / "refused").exists()
+
+
 def test_shards_without_pictures_are_refused(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.config import PackConfig
     from ptmrec_dist.data.pack import pack

@@ -100,6 +100,10 @@ def test_differences_have_intervals_over_splits_and_tables_say_so(finished: Expe
     manifests = [Manifest.read(finished.out / "shards" / f"split{split}") for split in finished.splits]
     assert [made.seed for made in manifests] == [0, 1]
     assert manifests[0].fingerprint != manifests[1].fingerprint
+    tables = [(finished.out / "features" / f"split{split}" / "image.npy").read_bytes() for split in finished.splits]
+    assert tables[0] == tables[1]
+    log = (finished.out / "logs" / "features-split1.log").read_text()
+    assert "reused" in log  # computed for the first split alone
     for part in ("test", "cold_test"):
         ours, base = (_values(finished, name, part, "recall@20") for name in ("two_stage_refit-rank2", "frozen"))
         (row,) = (

@@ -69,14 +69,22 @@ def _scored_as_new(run: Path, item: int, name: str) -> tuple[float, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prompt", "lora"])
 def test_a_recommender_trained_on_tuned_features_serves_new_items_with_the_tuned_encoder(
-    tiny_project: Project, empty_registry: MlflowClient, tmp_path: Path, method: str
+    tiny_project: Project,
+    empty_registry: MlflowClient,
+    tmp_path: Path,
+    method: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tuned = tmp_path / "tuned"
     _tuned(tiny_project, tuned, tiny_project.stage1, method)
     frozen = np.load(tiny_project.features / "text.npy")
     assert np.abs(np.load(tuned / "features" / "text.npy") - frozen).max() > 1e-2
     refit(RefitConfig(run=tuned, out=tmp_path / "refit", epochs=2, device="cpu", tracking=UNTRACKED))
+    capsys.readouterr()
     from_tables, served = _scored_as_new(tmp_path / "refit", 7, "refit")
+    runs = {"stage 1": tiny_project.stage1, "tuned": tuned, "refit": tmp_path / "refit"}
+    made = {name: json.loads((run / "run.json").read_text())["fingerprint"][:12] for name, run in runs.items()}
+    assert f"lineage: {' -> '.join(f'{name} {digest}' for name, digest in made.items())}\n" in capsys.readouterr().out
     assert served == pytest.approx(from_tables, rel=1e-3, abs=1e-5)
     record = json.loads((tmp_path / "refit" / "run.json").read_text())
     assert Path(record["encoder"]["model"]) == tuned.resolve()

@@ -91,7 +91,7 @@ def swept(cluster: Any, tiny_project: Project, tmp_path_factory: pytest.TempPath
         shards=shards,
         out=folder / "out",
         space={"prompt.length": {"randint": [1, 4]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-1]}},
-        stage2={"epochs": EPOCHS, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation"},
+        stage2={"epochs": EPOCHS, "batch_size": 12, "checkpoint_every": 1, "select_on": "validation", "refit": True},
         trials=1,
         ranks=2,
         asha=AshaConfig(enabled=False),
@@ -204,11 +204,15 @@ def test_a_resumed_sweep_keeps_what_has_ended_runs_the_rest_and_tests_the_winner
     assert {"best.yaml", "trials.csv", "sweep.yaml", "parallel_coordinates.png", "importance.png"} <= artifacts
     best = max(trials, key=lambda trial: trial["value"])
     assert yaml.safe_load((out / "best.yaml").read_text())["prompt"]["length"] == best["point"]["prompt.length"]
-    metrics = json.loads((out / "winner" / "seed-5" / "metrics.json").read_text())
+    assert not (out / "trials" / "0001" / "refit").exists()
+    refit = out / "winner" / "seed-5" / "refit"
+    metrics = json.loads((refit / "metrics.json").read_text())
     assert metrics.keys() == {"validation", "test", "cold_validation", "cold_test"}
     mean = json.loads((out / "winner.json").read_text())["mean"]
     assert mean["cold_test.recall@20"] == metrics["cold_test"]["recall@20"]
     version = MlflowClient(swept.store).get_model_version_by_alias("swept", "candidate")
     assert str(version.version) == "1"
+    assert version.tags["run"] == json.loads((refit / "run.json").read_text())["fingerprint"]
+    assert version.tags["stage2"] == json.loads((refit.parent / "run.json").read_text())["fingerprint"]
     run_sweep(replace(resumed, resume=False))  # nothing is done twice
     assert len(MlflowClient(swept.store).search_model_versions("name='swept'")) == 1

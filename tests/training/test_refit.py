@@ -76,7 +76,6 @@ def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_th
     assert weights[0] == weights[1]
     runs = {"stage 1": tiny_project.stage1, "stage 2": tuned, "refit": tmp_path / "refit"}
     metrics = {name: _json(folder / "metrics.json") for name, folder in runs.items()}
-    assert _json(tmp_path / "refit" / "comparison.json") == metrics
     table = printed[printed.rindex("┏") :].splitlines()
     assert max(map(len, table)) <= 80
     for line, (name, values) in zip(table[3:6], metrics.items(), strict=True):
@@ -96,8 +95,13 @@ def test_its_lineage_names_the_tuned_encoder_and_both_stages(
     assert record["encoder"]["fingerprint"] == _json(tuned / "features" / "manifest.json")["encoder"]
     assert record["encoder"]["fingerprint"] != stage2["encoder"]["fingerprint"]
     before = _json(out / "metrics.json")
+    capsys.readouterr()
     evaluate_run(EvaluateConfig(run=out, device="cpu"))
     assert _json(out / "metrics.json") == before
+    printed = capsys.readouterr().out
+    for name, folder in {"stage 1": tiny_project.stage1, "stage 2": tuned, "refit": out}.items():
+        (line,) = (line for line in printed.splitlines() if "recall@20" in line and f" {name} " in line)
+        assert f"{_json(folder / 'metrics.json')['cold_test']['recall@20']:.4f}" in line
     report(ReportConfig(runs=f"{tiny_project.stage1},{tuned},{out}", out=tmp_path / "page.html"))
     assert "refit" in (tmp_path / "page.html").read_text()
     run_on_ranks(1, train_stage2, replace(_stage2(tiny_project, tmp_path / "again"), stage1=out))
@@ -129,6 +133,47 @@ def test_it_can_start_from_the_weights_that_the_run_left(tuned: Path, tmp_path: 
         assert first[f"validation.{name}"] == pytest.approx(value, abs=1e-6), name
 
 
+def _killed_in_refit(config: Stage2Config) -> None:
+    """The second process of training is the refit's: stage 2 has one step for each of 4 batches."""
+    import ptmrec_dist.training.refit as module
+
+    kill = module.train_recommender
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        kill_before_step(3)
+        kill(*args, **kwargs)
+
+    module.train_recommender = killed
+    train_stage2(config)
+
+
+def test_stage_2_goes_on_to_its_refit_and_resumes_it(tiny_project: Project, tuned: Path, tmp_path: Path) -> None:
+    refit(_refit(tuned, tmp_path / "by-hand"))
+    config = _stage2(tiny_project, tmp_path / "run", refit=True)
+    assert exit_codes_on_ranks(1, _killed_in_refit, config) == [-9]
+    assert (config.out / "metrics.json").is_file()
+    assert not (config.out / "refit" / "metrics.json").exists()
+    run_on_ranks(1, train_stage2, config)
+    for name in ("recommender.safetensors", "history.jsonl", "metrics.json"):
+        assert (config.out / "refit" / name).read_bytes() == (tmp_path / "by-hand" / name).read_bytes(), name
+    record = _json(config.out / "refit" / "run.json")
+    assert record["stage2"]["fingerprint"] == _json(config.out / "run.json")["fingerprint"]
+    shutil.copytree(config.out, tmp_path / "moved" / "run")
+    evaluate_run(EvaluateConfig(run=tmp_path / "moved" / "run" / "refit", device="cpu"))
+
+
+def test_a_run_that_was_complete_without_its_refit_gets_it_and_none_is_made_of_a_frozen_encoder(
+    tiny_project: Project, tuned: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tuned, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").stat().st_mtime_ns
+    run_on_ranks(2, train_stage2, _stage2(tiny_project, tmp_path / "run", refit=True))
+    assert (tmp_path / "run" / "run.json").stat().st_mtime_ns == before
+    assert (tmp_path / "run" / "refit" / "metrics.json").is_file()
+    with pytest.raises(UserError, match="refit: got True, expected false with"):
+        _stage2(tiny_project, tmp_path / "out", tuning=TuningConfig(method="none"), refit=True)
+
+
 def _killed(config: RefitConfig) -> None:
     kill_before_step(7)
     refit(config)
@@ -140,7 +185,7 @@ def test_a_killed_refit_ends_like_an_undisturbed_one(tuned: Path, tmp_path: Path
     refit(_refit(tuned, whole, **changes))
     assert exit_codes_on_ranks(1, _killed, _refit(tuned, broken, **changes)) == [-9]
     refit(_refit(tuned, broken, **changes))
-    for name in ("recommender.safetensors", "history.jsonl", "comparison.json"):
+    for name in ("recommender.safetensors", "history.jsonl", "metrics.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
 
 
