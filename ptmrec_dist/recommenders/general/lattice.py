@@ -37,8 +37,9 @@ class LATTICE(FittedRecommender, TableRecommender):
 
         L = -\ln \sigma(\hat y_{up} - \hat y_{un}) + \frac{\lambda}{2} (|C_u|^2 + |f_p|^2 + |f_n|^2)
 
-    Users [U, dim] and items [I, dim]; mu is `initial_weight`. K(x) holds the cosines of every item with the `knn` nearest ones, of which it is the
-    first, with 1; cosines below zero count as zero. Its Laplacian is D^-1/2 K D^-1/2 with D the sums of rows on both sides.
+    Users [U, dim] and items [I, dim]; mu is `initial_weight`. K(x) holds the cosines of every item with the `knn` nearest
+    ones, of which it is the first, with 1; cosines below zero count as zero. Its Laplacian is D^-1/2 K D^-1/2 with D the sums
+    of rows on both sides.
     No table of I x I numbers is made: the learned part has I knn entries per modality, whose cosines carry the gradient.
 
     Which items are neighbours under z_m is found once per epoch by `rebuild`, from the weights as they are, and is part of
