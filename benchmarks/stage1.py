@@ -4,9 +4,10 @@
     python benchmarks/stage1.py --interactions baby.inter --to_accuracy 0.0754
 
 One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
-texts), whose values do not affect the time. `reference` is the field's reference framework on the same set with features of the
-same widths, as published: CPU seconds of a training epoch / an evaluation pass. PyG's LightGCN module is measured in the same
-run, and `implicit`'s ALS if it is installed.
+texts), whose values do not affect the time. The tables of features are frozen, or trained with `--train_features`, as the
+reference does. `reference` is the field's reference framework on the same set with features of the same widths, as published:
+CPU seconds of a training epoch / an evaluation pass, where known. PyG's LightGCN module is measured in the same run, and
+`implicit`'s ALS if it is installed.
 """
 
 import argparse
@@ -22,18 +23,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REFERENCE = {
+from ptmrec_dist.config.recommenders import RECOMMENDERS
+
+REFERENCE: dict[str, tuple[float | None, float | None]] = {
     "bpr": (0.8, 4.5),
     "lightgcn": (4.3, 3.9),
-    "buir": None,
     "vbpr": (9.0, 3.7),
     "freedom": (27.6, 3.4),
     "mgcn": (46.6, 4.6),
     "smore": (63.0, 5.5),
-    "slmrec": None,
-    "mmgcl": None,
+    "mmgcn": (188.0, None),
+    "lattice": (75.0, None),
 }
 YARDSTICKS = ("pyg_lightgcn", "implicit_als")
+# Sequence models need the order of a user's interactions, which such files lack.
+MODELS = tuple(name for name, entry in RECOMMENDERS.items() if ".sequential." not in entry.path)
 WIDTHS = {"image": 4096, "text": 384}
 # LightGCN as chosen on validation Recall@20 (benchmarks/baby.py).
 FAST = {"lr": 5e-3, "batch_size": 1024, "model": {"reg_weight": 0.03, "layers": 2}}
@@ -43,8 +47,9 @@ def main() -> None:
     """Measure every model in a separate process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--interactions", type=Path, required=True, help="an .inter file with x_label")
-    parser.add_argument("--models", nargs="+", default=[*REFERENCE, *YARDSTICKS])
+    parser.add_argument("--models", nargs="+", default=[*MODELS, *YARDSTICKS])
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--train_features", action="store_true", help="train the tables of features, too")
     parser.add_argument("--to_accuracy", type=float, help="time LightGCN until it reaches this test Recall@20")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -95,15 +100,15 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     elif options.to_accuracy:
         result = _time_to(options.to_accuracy, options.folder)
     else:
-        result = _stage1(options.one, options.folder, options.epochs)
+        result = _stage1(options.one, options.folder, options.epochs, options.train_features)
     return result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def _stage1(name: str, folder: Path, epochs: int) -> dict[str, Any]:
+def _stage1(name: str, folder: Path, epochs: int, train_features: bool) -> dict[str, Any]:
     from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
 
     started = time.process_time()
-    with _trainer(name, folder) as (trainer, dataset):
+    with _trainer(name, folder, train_features=train_features) as (trainer, dataset):
         built = time.process_time() - started
         evaluate = _evaluator(dataset, "validation")
         training, evaluation = [], []
@@ -238,10 +243,10 @@ def _print_table(results: list[dict[str, Any]]) -> None:
     for result in results:
         cells = [result["model"]]
         for column, kind in enumerate(("epoch", "evaluation")):
-            seconds, reference = result.get(kind), REFERENCE.get(result["model"])
+            seconds, reference = result.get(kind), REFERENCE.get(result["model"], (None, None))[column]
             known = reference is not None and seconds is not None
             cells += [f"{seconds:.2f}" if seconds is not None else ""]
-            cells += [f"{reference[column]:.1f}", f"{reference[column] / seconds:.1f}"] if known else ["", ""]
+            cells += [f"{reference:.1f}", f"{reference / seconds:.1f}"] if known else ["", ""]
         cells += [f"{result['build']:.1f}" if "build" in result else "", f"{result['memory']:.2f}"]
         table.add_row(*cells)
     Console().print(table)

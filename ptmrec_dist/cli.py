@@ -23,27 +23,28 @@ class Command:
 
     settings: type
     function: str  # "module:name", imported only when the command runs
+    measures: bool = False  # computes, shows or compares metrics, which its help lists
 
 
 COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
-    "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1"),
-    "stage2": Command(config.Stage2Config, "ptmrec_dist.training.stage2:train_stage2"),
-    "refit": Command(config.RefitConfig, "ptmrec_dist.training.refit:refit"),
-    "joint": Command(config.JointConfig, "ptmrec_dist.training.joint:train_joint"),
+    "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1", measures=True),
+    "stage2": Command(config.Stage2Config, "ptmrec_dist.training.stage2:train_stage2", measures=True),
+    "refit": Command(config.RefitConfig, "ptmrec_dist.training.refit:refit", measures=True),
+    "joint": Command(config.JointConfig, "ptmrec_dist.training.joint:train_joint", measures=True),
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
-    "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment"),
-    "sweep": Command(config.SweepConfig, "ptmrec_dist.sweep.driver:run_sweep"),
-    "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run"),
-    "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report"),
+    "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment", measures=True),
+    "sweep": Command(config.SweepConfig, "ptmrec_dist.sweep.driver:run_sweep", measures=True),
+    "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run", measures=True),
+    "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report", measures=True),
     "export": Command(config.ExportConfig, "ptmrec_dist.export.command:export_encoder"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
-    "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote"),
+    "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote", measures=True),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
     "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
-    "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models"),
+    "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models", measures=True),
     "recommend": Command(config.RecommendConfig, "ptmrec_dist.registry.recommending:recommend"),
     "serve": Command(config.ServeConfig, "ptmrec_dist.registry.server:serve"),
     "demo": Command(config.DemoConfig, "ptmrec_dist.demo:demo"),
@@ -62,13 +63,14 @@ def usage() -> str:
     )
 
 
-def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
+def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = None) -> Any:
     """Turn a command line into its settings.
 
     Args:
         settings: The dataclass of the command's settings.
         argv: Arguments after the command; `--local_rank` (added by DeepSpeed's launcher) is accepted and dropped.
         prog: Name shown in messages.
+        epilog: Last lines of the help.
 
     Returns:
         An instance of `settings`.
@@ -84,7 +86,7 @@ def parse(settings: type, argv: Sequence[str], prog: str) -> Any:
     words = [word for word in words if not word.startswith("--local_rank=")]
     recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
     words = _with_files(words, settings)
-    parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings))
+    parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings), epilog=epilog)
     try:
         return config.build(settings, parser, parser.parse_args(words))
     except ArgumentError as error:
@@ -105,7 +107,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     prog = prog or f"ptmrec {command}"
     _prepare_process()
     try:
-        settings = parse(COMMANDS[command].settings, argv, prog)
+        settings = parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv))
         _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.
@@ -146,6 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _summary(settings: type) -> str:
     return (settings.__doc__ or "").strip().splitlines()[0]
+
+
+def _epilog(command: str, argv: Sequence[str]) -> str | None:
+    """List the metrics in the help of commands that measure; their table is not imported for anything else."""
+    if not COMMANDS[command].measures or not {"-h", "--help"} & set(argv):
+        return None
+    from ptmrec_dist.evaluation.metrics import describe_metrics
+
+    return describe_metrics()
 
 
 def _prepare_process() -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import torch.nn.functional as F
 from starlette.testclient import TestClient
 from torch import Tensor
@@ -25,6 +26,7 @@ from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from tests.conftest import Project
+from tests.ranks import run_on_ranks
 
 LENGTH = 4
 
@@ -72,10 +74,13 @@ class MeanOfRecent(Recommender):
         return {modality: (linear.get_parameter("weight"), None) for modality, linear in self.maps.items()}
 
 
+ENTRY = RecommenderEntry(MeanConfig, f"{__name__}:MeanOfRecent")
+
+
 @pytest.fixture(scope="module")
 def row() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECOMMENDERS, "mean", RecommenderEntry(MeanConfig, f"{__name__}:MeanOfRecent"))
+        patch.setitem(RECOMMENDERS, "mean", ENTRY)
         yield
 
 
@@ -154,6 +159,31 @@ def _sorted_by_time(dataset: Dataset, user: int, parts: list[str]) -> list[int]:
     tables = [pl.read_parquet(dataset.folder / "interactions" / f"{part}.parquet") for part in parts]
     rows = [row for table in tables for row in table.rows(named=True) if row["user_index"] == user]
     return [row["item_index"] for row in sorted(rows, key=lambda row: row["timestamp"])]
+
+
+def _train_on_ranks(project: Project, folder: Path) -> list[int]:
+    """Stage 1, then stage 2 from the run of one process, with its parameters whole and divided over the ranks."""
+    RECOMMENDERS["mean"] = ENTRY
+    common = ["--tracking.enabled", "false", "--device", "cpu", "--epochs", "2", "--out"]
+    inputs = ["--shards", str(project.shards), "--features", str(project.features), "--recommender", "mean"]
+    codes = [cli.run("stage1", [*inputs, *common, str(folder / "stage1")])]
+    for stage in ("0", "3"):
+        start = ["--stage1", str(folder.parent / "stage1"), "--batch_size", "12", "--zero.stage", stage]
+        codes.append(cli.run("stage2", [*start, *common, str(folder / f"zero{stage}")]))
+    return codes
+
+
+@pytest.mark.slow
+def test_ranks_and_divided_parameters_train_it_as_one_process_does(chain: Path, tiny_project: Project) -> None:
+    folder = chain / "ranks"
+    assert run_on_ranks(2, _train_on_ranks, tiny_project, folder) == [[0, 0, 0]] * 2
+    for one, many in ((chain / "stage1", folder / "stage1"), (folder / "zero0", folder / "zero3")):
+        expected, found = (load_run(run).recommender.state_dict() for run in (one, many))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+        expected, found = (json.loads((run / "metrics.json").read_text()) for run in (one, many))
+        assert found.keys() == expected.keys()
+        assert all(found[part] == pytest.approx(values, abs=1e-6) for part, values in expected.items())
 
 
 def test_a_known_user_is_recommended_items_by_the_training_history(

@@ -203,6 +203,11 @@ metrics.METRICS["miss"] = metrics.Metric("Miss", lambda found, k: 1 - metrics.re
 metrics.SELECT, metrics.SHOWN = "miss@20", ("recall@20", "miss@10")
 from ptmrec_dist import cli
 shards, features, folder = sys.argv[1:]
+for command in ("stage1", "evaluate", "report", "promote"):
+    try:
+        cli.main([command, "--help"])
+    except SystemExit:
+        pass
 common = ["--tracking.enabled", "false", "--device", "cpu", "--epochs", "4", "--lr", "0.1"]
 words = ["--shards", shards, "--features", features, "--out", folder + "/run", *common]
 assert cli.main(["stage1", *words]) == 0
@@ -210,10 +215,15 @@ assert cli.main(["report", "--runs", folder + "/run", "--out", folder + "/page.h
 """
 
 
-def test_a_metric_from_outside_is_computed_selects_and_is_shown(tiny_project: Project, tmp_path: Path) -> None:
+def test_a_metric_from_outside_stands_in_help_is_computed_selects_and_is_shown(
+    tiny_project: Project, tmp_path: Path
+) -> None:
     words = [str(tiny_project.shards), str(tiny_project.features), str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", _WITH_A_METRIC, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert shown.count("Metrics: recall, ndcg, hr, mrr, miss, each at 10, 20 and 50") == 4
+    assert shown.count("selected by miss@20; tables show recall@20, miss@10.") == 4
     test = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     assert test["miss@20"] == pytest.approx(1 - test["recall@20"], abs=1e-9)
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]

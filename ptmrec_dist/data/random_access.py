@@ -15,7 +15,8 @@ import torch
 
 from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.stream import ItemBatch, Reader, decode_item
+from ptmrec_dist.data.reader import Reader, decode_item
+from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.errors import Fault
 
 

@@ -1,19 +1,20 @@
 """Safetensors files written tensor by tensor, so that a model need never be whole in memory; the library wants all at once.
 
+Equal contents give equal bytes, on which fingerprints rely; the library writes metadata in a random order.
+
 The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header, a JSON header with dtype, shape
 and offsets of each tensor, and the data without gaps.
 """
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ptmrec_dist.files import replacing
@@ -51,7 +52,7 @@ class Piece:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
+def write_pieces(path: Path | None, pieces: Iterable[Piece], metadata: dict[str, str] | None = None) -> None:
     """Write tensors one after the other.
 
     Collective where a piece is: every rank must call this, with the same pieces. A rank that cannot write still helps to put
@@ -60,6 +61,7 @@ def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
     Args:
         path: File to write; None on a rank that only helps.
         pieces: Tensors.
+        metadata: Strings to store beside them.
 
     Raises:
         OSError: It could not be written.
@@ -72,7 +74,7 @@ def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
         try:
             if path is not None:
                 file = stack.enter_context(path.open("wb"))
-                file.write(_header(ordered))
+                file.write(_header(ordered, metadata))
         except OSError as error:
             failure = error
         for piece in ordered:
@@ -87,19 +89,24 @@ def write_pieces(path: Path | None, pieces: Iterable[Piece]) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically.
+    """Write tensors as safetensors, atomically; equal tensors and metadata give equal bytes.
 
     Args:
         path: File to write.
         tensors: Name to tensor, on any device.
         metadata: Strings to store beside them.
     """
+    pieces = [
+        Piece(name, tuple(value.shape), value.dtype, lambda value=value: nullcontext(value))  # type: ignore[misc]
+        for name, value in tensors.items()
+    ]
     with replacing(path) as fresh:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fresh, metadata)
+        write_pieces(fresh, pieces, metadata)
 
 
-def _header(ordered: list[Piece]) -> bytes:
-    described, start = {}, 0
+def _header(ordered: list[Piece], metadata: dict[str, str] | None) -> bytes:
+    described: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
+    start = 0
     for piece in ordered:
         end = start + piece.num_bytes
         described[piece.name] = {"dtype": _NAMES[piece.dtype], "shape": piece.shape, "data_offsets": (start, end)}

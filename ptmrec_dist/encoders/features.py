@@ -25,7 +25,8 @@ from ptmrec_dist.data.feature_store import (
     read_feature_manifest,
     write_features,
 )
-from ptmrec_dist.data.stream import ItemBatch, ItemStream, Reader
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World, barrier, join_world, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.base import Backbone

@@ -146,6 +146,20 @@ def metric_names() -> list[str]:
     return [f"{name}@{k}" for name in METRICS for k in CUTOFFS]
 
 
+def describe_metrics() -> str:
+    """Describe the table for help texts.
+
+    Returns:
+        Names, cut-offs, and which metrics select and are shown.
+    """
+    *others, last = map(str, CUTOFFS)
+    cutoffs = f"{', '.join(others)} and {last}"
+    return (
+        f"Metrics: {', '.join(METRICS)}, each at {cutoffs}. Epochs, trials, seeds and champions are "
+        f"selected by {SELECT}; tables show {', '.join(SHOWN)}."
+    )
+
+
 def check_metric(name: str) -> str:
     """Refuse a metric that the table does not have.
 

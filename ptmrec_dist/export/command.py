@@ -60,11 +60,7 @@ def export_encoder(config: ExportConfig) -> None:
         encoder.load_tuned(tuned)
         encoder.merge()
     encoder.eval().requires_grad_(False)
-    written = kind.modalities(encoder)
-    if not written:
-        raise UserError(
-            f"format: got {config.format}, but {config.run} has {_kinds(encoder)}; expected {_others(encoder)}"
-        )
+    written = _written(kind, encoder, config)
     with staged(config.out) as fresh:
         kind.write(encoder, fresh)
         agreed = _compare(kind, encoder, fresh, written, config)
@@ -96,6 +92,16 @@ def _explain(kind: Format, encoder: Encoder, apart: bool) -> None:
     written = kind.modalities(encoder)
     for modality in (modality for modality in encoder.towers if modality not in written):
         print(f"The {modality} model is not part of this format; export it by another one.")
+
+
+def _written(kind: Format, encoder: Encoder, config: ExportConfig) -> tuple[str, ...]:
+    """Modalities that the format takes of an encoder; at least one."""
+    written = kind.modalities(encoder)
+    if not written:
+        raise UserError(
+            f"format: got {config.format}, but {config.run} has {_kinds(encoder)}; expected {_others(encoder)}"
+        )
+    return written
 
 
 def _encoder_of(config: ExportConfig) -> tuple[Backbone, tuple[str, ...], Path | None]:

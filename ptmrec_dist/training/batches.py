@@ -7,11 +7,15 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Generator
 
-from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.config import TunesEncoder
+from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import RecentItems
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch
@@ -156,6 +160,43 @@ class InteractionBatches:
         histories = None if self.recent is None else self.recent.before(rows_B)
         own = Batch(self.users_E[rows_B], self.items_E[rows_B], negatives_B, histories)
         return RankingBatch(own, rows=len(rows_G))
+
+
+def item_stream(
+    config: TunesEncoder,
+    dataset: Dataset,
+    reader: Reader,
+    world: World,
+    rows: int,
+    *,
+    wanted: np.ndarray | None = None,
+    seed: int | None = None,
+) -> ItemStream:
+    """Stream this rank's items.
+
+    Args:
+        config: Settings, of which loader processes and the tolerance of damage count.
+        dataset: Packed data set.
+        reader: Preprocessing of the items.
+        world: This rank and its peers.
+        rows: Items per step on this rank.
+        wanted: Items to stream, bool [I]; by default all.
+        seed: Seed of the order; by default that of the shards.
+
+    Returns:
+        The stream.
+    """
+    return ItemStream(
+        dataset,
+        world.rank,
+        world.size,
+        rows,
+        reader,
+        wanted=wanted,
+        seed=seed,
+        workers=config.workers,
+        max_damaged=config.max_damaged,
+    )
 
 
 def rows_per_rank(batch_size: int, world: World) -> int:

@@ -18,7 +18,6 @@ from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, method_entry
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
@@ -28,16 +27,18 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.retrieval import CUTOFF
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
+from ptmrec_dist.training.batches import StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.objectives.unified import UnifiedPairs
+from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.pair_retrieval import held_out_pairs, own_pairs_found
+from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.run_folder import RunFolder, plain_settings
-from ptmrec_dist.training.session import Session, open_session
-from ptmrec_dist.training.trainer import Plan, Trainer
+from ptmrec_dist.training.session import open_session
+from ptmrec_dist.training.trainer import Trainer
 
 LINEAGE_FILE = "lineage.json"
 """What a fine-tuned encoder comes from; once it is complete, also how it went."""
@@ -87,11 +88,15 @@ def fine_tune(config: ContrastiveConfig) -> None:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
         trained = _objective(config, encoder.to(world.device), world)
-        held_out = held_out_pairs(
-            dataset, encoder, session, rows_per_rank(config.batch_size, world), config.max_damaged
-        )
+        held_out = held_out_pairs(config, dataset, encoder, world)
         before = own_pairs_found(encoder, held_out, session)
-        trainer = _trainer(config, session, encoder, trained, batches)
+        optimizer = adamw(
+            config.optim.weight_decay,
+            (encoder.parameters(), config.encoder_lr),
+            (encoder.backbone.projections, config.projection_lr),  # these are new, the towers were pretrained
+        )
+        stopping = EarlyStopping(patience=config.epochs)
+        trainer = Trainer(session, trained, optimizer, batches, tuning_plan(config), stopping)
         if trainer.fit():
             _finish(config, trainer, encoder, lineage, before, held_out)
 
@@ -119,34 +124,6 @@ def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Obj
     if config.objectives == ("itc",):
         return ImageTextPairs(encoder, world)
     return UnifiedPairs(encoder, config.objectives, config.mask_rate, config.seed, world)
-
-
-def _trainer(
-    config: ContrastiveConfig, session: Session, encoder: Encoder, objective: Objective, batches: StreamedBatches
-) -> Trainer:
-    groups = _parameter_groups(config, encoder)
-    optimizer = torch.optim.AdamW(groups, lr=config.encoder_lr, weight_decay=config.optim.weight_decay)
-    engine = make_engine(
-        objective, optimizer, session.world, zero_stage=config.zero.stage, grad_clip=config.optim.grad_clip
-    )
-    plan = Plan(
-        epochs=config.epochs,
-        checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every,
-        schedule=config.optim.schedule,
-        seed=config.seed,
-        remedy="lower --optim.encoder_lr",
-    )
-    return Trainer(session, objective, engine, batches, plan, EarlyStopping(patience=config.epochs))
-
-
-def _parameter_groups(config: ContrastiveConfig, encoder: Encoder) -> list[dict[str, Any]]:
-    """Split what is trained by learning rate: projections are new, the towers were pretrained."""
-    new = list(encoder.backbone.projections)
-    others = {id(parameter) for parameter in new}
-    tuned = [p for p in encoder.parameters() if p.requires_grad and id(p) not in others]
-    groups = [{"params": tuned, "lr": config.encoder_lr}, {"params": new, "lr": config.projection_lr}]
-    return [group for group in groups if group["params"]]
 
 
 def _finish(
@@ -180,7 +157,9 @@ def _finish(
             print(
                 f"own pair among the {CUTOFF} nearest of {found['items']:.0f} held-out items {when} training: ", end=""
             )
-            print(f"text of an image {found['image_to_text']:.3f}, image of a text {found['text_to_image']:.3f}")
+            found_texts, found_images = found["image_to_text"], found["text_to_image"]
+            print(f"text of an image {found_texts:.3f}, image of a text {found_images:.3f}", end="")
+            print(f", chance {min(1.0, CUTOFF / found['items']):.3f}")
         print(f"loss {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
         print(f"{lineage['parameters']['encoder']:,} parameters tuned; {config.out}, ", end="")
         print(f"fingerprint {written.fingerprint[:12]}")
@@ -200,19 +179,8 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
             f"shards: {dataset.folder} has {wanted.sum()} items with an image and a text that are not held out, expected 2 or "
             "more; pack more items"
         )
-    local = rows_per_rank(config.batch_size, world)
-    reader = reader_of(encoder)
-    return ItemStream(
-        dataset,
-        world.rank,
-        world.size,
-        local,
-        reader,
-        wanted=wanted,
-        seed=config.seed,
-        workers=config.workers,
-        max_damaged=config.max_damaged,
-    )
+    rows = rows_per_rank(config.batch_size, world)
+    return item_stream(config, dataset, reader_of(encoder), world, rows, wanted=wanted, seed=config.seed)
 
 
 def _write(config: ContrastiveConfig, fresh: Path, state: dict[str, Tensor], description: dict[str, str]) -> None:

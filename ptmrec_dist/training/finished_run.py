@@ -120,7 +120,26 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path, wor
     Raises:
         UserError: Features that are not those that the record names.
     """
-    store = _open_recorded(record.graph_features, folder, dataset)
+    return recommender_on(record, dataset, _open_recorded(record.graph_features, folder, dataset), world)
+
+
+def recommender_on(
+    record: RunRecord, dataset: Dataset, store: FeatureStore | None, world: World | None = None
+) -> Recommender:
+    """Build the recommender that a record describes on features that are already open.
+
+    Args:
+        record: Lineage of a run.
+        dataset: Its data.
+        store: The features that its graphs are made of, or None for an ID-only recommender.
+        world: As for `untrained_recommender`.
+
+    Returns:
+        The recommender, freshly initialised from torch's global generator, on the CPU.
+
+    Raises:
+        UserError: Bad features.
+    """
     return build_recommender(
         record.recommender,
         num_users=dataset.num_users,

@@ -1,14 +1,14 @@
 """Learning rates: of each part of the model, and over the steps of a run."""
 
 import math
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ptmrec_dist.config import Schedule, TrainsBoth
-from ptmrec_dist.training.objectives.transfer import Transfer
+from ptmrec_dist.config import Schedule
 
 _WARM_UP = 0.1  # fraction of the steps
 
@@ -42,23 +42,27 @@ def schedule_of(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int, do
     Returns:
         The schedule, to be stepped after each step of the optimiser.
     """
+    # A function of the step: the position is the trainer's, and a schedule with a state of its own would be a second owner.
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # what torch requires of a schedule that does not start at step 0
     factor = partial(warm_up_then_cosine, steps=steps) if kind == "cosine" else lambda step: 1.0
     return LambdaLR(optimizer, factor, last_epoch=done - 1)
 
 
-def parameter_groups(objective: Transfer, config: TrainsBoth) -> list[dict[str, Any]]:
-    """Split the trainable parameters by learning rate.
+def adamw(weight_decay: float, *parts: tuple[Iterable[nn.Parameter], float]) -> torch.optim.AdamW:
+    """Make the optimiser of a model whose parts have different learning rates.
 
     Args:
-        objective: Encoder and recommender.
-        config: Settings, of which the learning rates count.
+        weight_decay: Decoupled weight decay.
+        *parts: Parameters, of which those that are frozen are left out, and their learning rate; a parameter of several parts
+            belongs to the last of them.
 
     Returns:
-        Groups as torch optimisers take them; none is empty.
+        The optimiser, with a group for each part that has trainable parameters.
     """
-    inside = [] if objective.encoder is None else [p for p in objective.encoder.parameters() if p.requires_grad]
-    beside = [p for p in objective.recommender.parameters() if p.requires_grad]
-    groups = [{"params": inside, "lr": config.encoder_lr}, {"params": beside, "lr": config.optim.recommender_lr}]
-    return [group for group in groups if group["params"]]
+    owner = {p: number for number, (parameters, _) in enumerate(parts) for p in parameters if p.requires_grad}
+    groups = [
+        {"params": [p for p, part in owner.items() if part == number], "lr": rate}
+        for number, (_, rate) in enumerate(parts)
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=weight_decay)

@@ -4,28 +4,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
-from ptmrec_dist.distributed import gather_rows
+from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import reader_of
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
+from ptmrec_dist.training.batches import item_stream, rows_per_rank
 from ptmrec_dist.training.session import Session
 
 _MOST_ITEMS = 1000
 
 
-def held_out_pairs(
-    dataset: Dataset, encoder: Encoder, session: Session, batch_size: int, max_damaged: float
-) -> ItemStream:
+def held_out_pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:
     """Stream the pairs of the cold validation items; of many, a sample with a fixed seed.
 
     Args:
+        config: Settings.
         dataset: The packed data set.
         encoder: The encoder, for its preprocessing.
-        session: The run.
-        batch_size: Pairs per step on this rank.
-        max_damaged: Largest fraction of this rank's items that may be unreadable; they are left out.
+        world: This rank and its peers.
 
     Returns:
         The stream of this rank; without items where the split has no cold items.
@@ -36,9 +35,9 @@ def held_out_pairs(
         items = np.random.default_rng(0).choice(items, _MOST_ITEMS, replace=False)
     wanted = np.zeros(dataset.num_items, dtype=bool)
     wanted[items] = True
-    world = session.world
-    reader = reader_of(encoder)
-    return ItemStream(dataset, world.rank, world.size, batch_size, reader, wanted=wanted, max_damaged=max_damaged)
+    return item_stream(
+        config, dataset, reader_of(encoder), world, rows_per_rank(config.batch_size, world), wanted=wanted
+    )
 
 
 def own_pairs_found(encoder: Encoder, pairs: ItemStream, session: Session) -> dict[str, float]:

@@ -16,25 +16,24 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
-from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, InteractionBatches
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.finished_run import neighbour_cache, tensors_of
-from ptmrec_dist.training.inputs import modalities_of, open_store, untrained_record
+from ptmrec_dist.training.finished_run import recommender_on, tensors_of
+from ptmrec_dist.training.inputs import open_store, untrained_record
 from ptmrec_dist.training.objectives.ranking import Ranking
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.objectives.sequence import NextItem
+from ptmrec_dist.training.plan import Plan
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import Session, open_session
-from ptmrec_dist.training.trainer import Plan, Trainer
+from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.user_batches import UserBatches
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
@@ -133,19 +132,9 @@ def make_objective(
         UserError: Bad features, or a recommender of the next item on interactions without times.
     """
     torch.manual_seed(config.seed)
-    modalities = modalities_of(config, store)
-    features = tensors_of(store, modalities)
-    recommender = build_recommender(
-        config.recommender,
-        num_users=dataset.num_users,
-        num_items=dataset.num_items,
-        train=dataset.interactions("train"),
-        features=features,
-        modalities=modalities,
-        cache=neighbour_cache(store),
-        world=world,
-        config=config.model,
-    ).to(world.device)
+    record = untrained_record(config, dataset, store)
+    recommender = recommender_on(record, dataset, store, world).to(world.device)
+    features = tensors_of(store, record.modalities)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):
         sequences = TrainingSequences(dataset, recommender.history_length)
@@ -160,7 +149,7 @@ def make_trainer(
     dataset: Dataset,
     evaluation: RankingEvaluation | None = None,
 ) -> Trainer:
-    """Build optimiser, engine, batches and trainer.
+    """Build optimiser, batches and trainer.
 
     Collective: every rank must call this.
 
@@ -175,7 +164,6 @@ def make_trainer(
         The trainer, ready for its first step.
     """
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
-    engine = make_engine(objective, optimizer, session.world, zero_stage=config.zero.stage)
     batches = _batches(config, objective, dataset, session.world)
     plan = Plan(
         epochs=config.epochs,
@@ -183,12 +171,13 @@ def make_trainer(
         check_every=_CHECK_EVERY,
         evaluate_every=config.eval_every,
         seed=config.seed,
+        zero_stage=config.zero.stage,
         checkpoint_epochs=False,
         remedy="lower --lr, or check the features for huge values",
     )
     after = config.patience_after // batches.steps(0)
     stopping = EarlyStopping(config.patience, after=after, growth=config.patience_growth)
-    return Trainer(session, objective, engine, batches, plan, stopping, evaluation)
+    return Trainer(session, objective, optimizer, batches, plan, stopping, evaluation)
 
 
 def _batches(config: Stage1Config, objective: RecommenderObjective, dataset: Dataset, world: World) -> Batches:

@@ -4,16 +4,15 @@
 returns the terms of the loss. Between epochs the model is evaluated, and kept where the evaluation says so.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from ptmrec_dist.config import Schedule
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.training.batches import Batches
@@ -23,6 +22,7 @@ from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.monitor import LossMonitor
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.optim import schedule_of
+from ptmrec_dist.training.plan import Plan
 from ptmrec_dist.training.run_folder import flatten
 from ptmrec_dist.training.session import Session
 
@@ -40,28 +40,6 @@ class Evaluation(Protocol):
         """Write the weights that were measured."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """When the trainer stops, evaluates, reads the losses and writes checkpoints."""
-
-    epochs: int
-    """Largest number of epochs."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    check_every: int | None = None
-    """Steps between reads of the losses; after each, signals are handled. By default 1 on a CPU and 10 on a GPU."""
-    schedule: Schedule = "constant"
-    """Learning rates over all steps of all epochs."""
-    evaluate_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
-    seed: int = 0
-    """Seed of what is sampled in an epoch."""
-    checkpoint_epochs: bool = True
-    """Whether a checkpoint is also written after every epoch."""
-    remedy: str = "lower --optim.encoder_lr or --optim.recommender_lr"
-    """What to do about a loss that is not finite, for the message."""
-
-
 class Trainer:
     """Trains an objective, from the newest checkpoint of its run if there is one.
 
@@ -70,7 +48,7 @@ class Trainer:
     Args:
         session: The run's folder, ranks, tracker, heartbeat and checkpoints.
         objective: What is trained.
-        engine: The engine around the objective, before its first step.
+        optimizer: Adam or AdamW of its parameters, before the first step.
         batches: What each step is made on.
         plan: When to do what.
         stopping: Early stopping of a run without a checkpoint.
@@ -84,20 +62,28 @@ class Trainer:
         self,
         session: Session,
         objective: Objective,
-        engine: Engine,
+        optimizer: torch.optim.Optimizer,
         batches: Batches,
         plan: Plan,
         stopping: EarlyStopping,
         evaluation: Evaluation | None = None,
     ) -> None:
-        self.session, self.world, self.objective, self.engine = session, session.world, objective, engine
+        self.session, self.world, self.objective = session, session.world, objective
         self.batches, self.plan, self.evaluation = batches, plan, evaluation
+        self.engine = make_engine(
+            objective,
+            optimizer,
+            session.world,
+            zero_stage=plan.zero_stage,
+            accumulation=batches.accumulation,
+            grad_clip=plan.grad_clip,
+        )
         every = plan.check_every or (1 if session.world.device.type == "cpu" else 10)
         self.monitor = LossMonitor(session.world, every, plan.remedy)
         self.generator = torch.Generator(batches.generator_device)
         self.state = self._resumed(stopping)
         steps, done = (sum(map(batches.steps, range(epochs))) for epochs in (plan.epochs, self.state.epoch))
-        self.schedule = schedule_of(engine.optimizer, plan.schedule, steps, done + self.state.step)
+        self.schedule = schedule_of(self.engine.optimizer, plan.schedule, steps, done + self.state.step)
 
     def fit(self) -> bool:
         """Train to the end.

@@ -7,24 +7,24 @@ from ptmrec_dist.config import TrainsBoth
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.data.stream import ItemStream, Reader
+from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
-from ptmrec_dist.training.batches import StreamedBatches, rows_per_rank
+from ptmrec_dist.training.batches import StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
-from ptmrec_dist.training.optim import parameter_groups
+from ptmrec_dist.training.optim import adamw
+from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import Report, Session, open_session
-from ptmrec_dist.training.trainer import Plan, Trainer
+from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.tuned_evaluation import TunedEvaluation
 
 
@@ -121,7 +121,7 @@ def make_trainer(
     batches: StreamedBatches,
     evaluation: TunedEvaluation | None = None,
 ) -> Trainer:
-    """Build optimiser, engine and trainer.
+    """Build optimiser and trainer.
 
     Collective: every rank must call this.
 
@@ -135,25 +135,16 @@ def make_trainer(
     Returns:
         The trainer, ready for its first step.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(objective, config), weight_decay=config.optim.weight_decay)
-    engine = make_engine(
-        objective,
-        optimizer,
-        session.world,
-        zero_stage=config.zero.stage,
-        accumulation=config.accumulation,
-        grad_clip=config.optim.grad_clip,
+    encoder, optim = objective.encoder, config.optim
+    optimizer = adamw(
+        optim.weight_decay,
+        (() if encoder is None else encoder.parameters(), config.encoder_lr),
+        (objective.recommender.parameters(), optim.recommender_lr),
     )
-    plan = Plan(
-        epochs=config.epochs,
-        checkpoint_every=config.checkpoint_every,
-        check_every=config.check_every,
-        schedule=config.optim.schedule,
-        evaluate_every=config.refresh_every,
-        seed=config.seed,
+    plan = tuning_plan(config, evaluate_every=config.refresh_every)
+    return Trainer(
+        session, objective, optimizer, batches, plan, EarlyStopping(config.patience, config.keep), evaluation
     )
-    stopping = EarlyStopping(config.patience, config.keep)
-    return Trainer(session, objective, engine, batches, plan, stopping, evaluation)
 
 
 def _objective(
@@ -175,23 +166,13 @@ def _objective(
 def _batches(
     config: TrainsBoth, start: FinishedRun, encoder: Encoder | None, world: World, rows: int
 ) -> StreamedBatches:
-    dataset = start.dataset
+    dataset, train = start.dataset, start.dataset.interactions("train")
     reader = Reader() if encoder is None else reader_of(encoder)
-    train = dataset.interactions("train")
     if config.batching == "interaction":
         files = ItemFiles(dataset, reader, config.max_damaged)
         pairs = InteractionMajor(files, train, world.rank, world.size, rows, config.seed)
         return StreamedBatches(pairs, config.accumulation)
-    stream = ItemStream(
-        dataset,
-        world.rank,
-        world.size,
-        rows,
-        reader,
-        wanted=np.bincount(train.items, minlength=dataset.num_items) > 0,
-        seed=config.seed,
-        workers=config.workers,
-        max_damaged=config.max_damaged,
-    )
+    wanted = np.bincount(train.items, minlength=dataset.num_items) > 0
+    stream = item_stream(config, dataset, reader, world, rows, wanted=wanted, seed=config.seed)
     items = ItemMajor(stream, train, dataset.num_items, config.users_per_item, config.seed)
     return StreamedBatches(items, config.accumulation, f"{dataset.manifest.layout} on {world.size} ranks")

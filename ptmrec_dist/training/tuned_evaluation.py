@@ -19,6 +19,7 @@ from ptmrec_dist.encoders.features import count_absent, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
@@ -132,15 +133,8 @@ class TunedEvaluation:
         encoder, world = self.objective.encoder, self.world
         if encoder is None:
             return None
-        return ItemStream(
-            self.start.dataset,
-            world.rank,
-            world.size,
-            max(self.config.batch_size // world.size, 64),
-            reader_of(encoder),
-            workers=self.config.workers,
-            max_damaged=self.config.max_damaged,
-        )
+        rows = max(self.config.batch_size // world.size, 64)
+        return item_stream(self.config, self.start.dataset, reader_of(encoder), world, rows)
 
     def _refresh_features(self) -> None:
         encoder, before = self.objective.encoder, self.objective.features

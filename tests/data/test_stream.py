@@ -14,7 +14,8 @@ from PIL import Image
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.data.stream import ItemStream, Reader
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.errors import Fault, UserError
 from tests.conftest import Project
 

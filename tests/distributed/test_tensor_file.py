@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptmrec_dist.distributed.tensor_file import Piece, write_pieces
+from ptmrec_dist.distributed.tensor_file import Piece, save_tensors, write_pieces
 
 TENSORS = {
     "b": torch.randn(3, 5),
@@ -46,6 +47,18 @@ def test_the_library_reads_what_it_would_have_written(tmp_path: Path, tensors: d
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
     assert (tmp_path / "ours").stat().st_size == (tmp_path / "theirs").stat().st_size
+
+
+def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
+    metadata = {"method": "lora", "settings": '{"rank": 8}', "objectives": "itc"}
+    written = set()
+    for order in (sorted, lambda names: sorted(names, reverse=True)):
+        save_tensors(tmp_path / "file", TENSORS, {name: metadata[name] for name in order(metadata)})
+        written.add((tmp_path / "file").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "file", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in TENSORS.items())
 
 
 def test_a_rank_that_cannot_write_or_only_helps_puts_every_tensor_together(tmp_path: Path) -> None:

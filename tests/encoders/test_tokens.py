@@ -152,7 +152,9 @@ def _sources(families: Callable[[str], Path], folder: Path) -> Iterator[EncoderC
     yield EncoderConfig(image=f"timm:{image}", text=f"hf:{text}")
 
 
-def test_tuning_moves_tokens_and_prompts_are_not_among_them(families: Callable[[str], Path], tmp_path: Path) -> None:
+def test_tuning_moves_tokens_with_their_gradient_and_prompts_are_not_among_them(
+    families: Callable[[str], Path], tmp_path: Path
+) -> None:
     for settings in _sources(families, tmp_path):
         plain = _tokens(_encoder(settings))
         for method in ("prompt", "adapter"):
@@ -163,6 +165,10 @@ def test_tuning_moves_tokens_and_prompts_are_not_among_them(families: Callable[[
                 assert found.states.shape == plain[modality].states.shape, (settings, method)
                 assert torch.equal(found.mask, plain[modality].mask)
                 assert not torch.allclose(found.states, plain[modality].states, atol=1e-3), (settings, method, modality)
+            states = [found.states.sum() for found in encoder.encode(*_inputs(encoder), tokens=True).values()]
+            torch.stack(states).sum().backward()
+            trained = [parameter.grad for parameter in encoder.parameters() if parameter.requires_grad]
+            assert all(gradient is not None for gradient in trained), (settings, method)
 
 
 def test_a_common_space_projects_features_and_leaves_tokens_as_they_are(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Batch, Queries
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.recommenders.sequential.transformer import hidden_keys
 from tests.recommenders.conftest import is_sequential
 
 NAMES = [name for name in RECOMMENDERS if is_sequential(name)]
@@ -116,6 +117,14 @@ def test_it_learns_which_item_follows_which(name: str) -> None:
     model.eval()
     found = [int((_state(model, [i, (i + 1) % ITEMS], 1) @ model.item_vectors({}).T).argmax()) for i in range(ITEMS)]
     assert found == [(i + 2) % ITEMS for i in range(ITEMS)]
+
+
+def test_no_position_attends_to_nothing() -> None:
+    """Which kernels of attention answer with NaN."""
+    mask = torch.tensor([[False, False, True, True], [False] * 4])
+    seen = ~hidden_keys(mask)
+    assert seen.any(dim=2).all()
+    assert seen[0].tolist() == [[k == q or (mask[0, k] and k <= q) for k in range(4)] for q in range(4)]
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Recommendations for all users, by one process and over ranks."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -67,6 +68,25 @@ def test_what_was_there_stays_when_writing_fails(package, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
     (served / "tables.safetensors").write_bytes(before)
     (served / "digests.json").write_bytes(digests)
+
+
+def test_a_model_that_version_0_1_registered_answers_as_one_of_today(package: Path, tmp_path: Path) -> None:
+    """Version 0.1 stored a second vector of each user, for cold items, and its map from histories; both were copies."""
+    now = package / "artifacts" / "model"
+    shutil.copytree(now, tmp_path / "model")
+    tables = load_file(now / "tables.safetensors")
+    tables["modal_users"] = tables["users"].clone()
+    tables["fold_in.weight"] = tables["fold_in.weight"].repeat(1, 2)
+    tables["fold_in.bias"] = tables["fold_in.bias"].repeat(2)
+    save_file(tables, tmp_path / "model" / "tables.safetensors")
+    write_digests(tmp_path / "model")
+    models = [ServedModel(folder) for folder in (now, tmp_path / "model")]
+    columns = {"user_id": ["u1", None, None], "history": [None, models[0].item_ids[:4].to_list(), []]}
+    for include_cold in (False, True):
+        expected, found = (model.answer(columns, top_k=9, include_cold=include_cold) for model in models)
+        assert len(expected["item_id"]) == 27
+        assert found.pop("score") == pytest.approx(expected.pop("score"), rel=1e-5)
+        assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def _gradients(project: Project, setting: Setting, world: World) -> dict[str, Te
     found: dict[str, Tensor] = {}
     terms: list[str] = []
     with temporary_session(config_of(setting, world), world) as session:
-        trainer = make_trainer(config_of(setting, world), session, model, StreamedBatches(NoStream()))
+        trainer = make_trainer(
+            config_of(setting, world), session, model, StreamedBatches(NoStream(), setting.accumulation)
+        )
         engine: Any = trainer.engine
         for name, window in windows_of(model, dataset, setting, world.size, world.rank).items():
             terms = terms or list(engine(window[0], 11))

@@ -218,10 +218,11 @@ def test_the_binary_loss_is_that_of_the_rows_of_a_batch_of_interactions(data: Pa
     torch.testing.assert_close(objective(batch, STEP)["next_item"], torch.stack(expected).mean())
 
 
-def test_cross_entropy_of_all_items_is_computed_in_blocks_of_the_same_value_and_gradient(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("case", ["full", "in-batch, logq"])
+def test_many_scores_are_computed_in_blocks_of_the_same_value_and_gradient(
+    data: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    objective = _objective(data, NextItemConfig(loss="full"), _alone())
+    objective = _objective(data, CASES[case], _alone())
     batch = _batch(objective, objective.sequences.users.tolist())
     whole = objective(batch, STEP)["next_item"]
     expected = _gradients(objective, whole)

@@ -37,8 +37,9 @@ class LATTICE(FittedRecommender, TableRecommender):
 
         L = -\ln \sigma(\hat y_{up} - \hat y_{un}) + \frac{\lambda}{2} (|C_u|^2 + |f_p|^2 + |f_n|^2)
 
-    Users [U, dim] and items [I, dim]. K(x) holds the cosines of every item with the `knn` nearest ones, of which it is the
-    first, with 1; cosines below zero count as zero. Its Laplacian is D^-1/2 K D^-1/2 with D the sums of rows on both sides.
+    Users [U, dim] and items [I, dim]; mu is `initial_weight`. K(x) holds the cosines of every item with the `knn` nearest
+    ones, of which it is the first, with 1; cosines below zero count as zero. Its Laplacian is D^-1/2 K D^-1/2 with D the sums
+    of rows on both sides.
     No table of I x I numbers is made: the learned part has I knn entries per modality, whose cosines carry the gradient.
 
     Which items are neighbours under z_m is found once per epoch by `rebuild`, from the weights as they are, and is part of
@@ -51,8 +52,9 @@ class LATTICE(FittedRecommender, TableRecommender):
     returns all of C and f, which are made of IDs, with the graph as it is.
 
     Where common implementations differ: they form S as a dense table, rebuild it for every evaluation (here the graph in use
-    is evaluated), keep negative cosines, have no diagonal where an item is without features (but not a number instead), always
-    train the feature tables, take users without repetition in a batch, and lower the learning rate by 4 % every 50 epochs.
+    is evaluated), keep negative cosines, get NaN where an item has no features, score cold items by h / |h| (here by fitted
+    maps), always train the feature tables, take users without repetition in a batch, and lower the learning rate by 4 % every
+    50 epochs.
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.

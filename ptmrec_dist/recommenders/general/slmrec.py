@@ -35,9 +35,8 @@ class SLMRec(MultiPassRecommender):
     each p' has the weight 1 / d_p', its number of training interactions, as in Yi et al., Sampling-Bias-Corrected Neural
     Modeling for Large Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u).
 
-    The self-supervised term is one of
-    three; CE(a, b) is the cross-entropy of a . b / t' of each of a batch's nodes among its nodes, and a bar is a vector of
-    unit length:
+    The self-supervised term is one of three. CE(a, b) is the cross-entropy of a . b / t' of each node of the batches with
+    itself as the answer among all of them:
 
     - `fac` (fine and coarse spaces): CE(h_1, G_1 V_1) + CE(h_2, G_2 V_2) for items, with h_1 = H_1 C and h_2 = H_2 h_1;
       all G and H are linear, to dim values, those of the second modality to half as many. One modality has only the

@@ -26,7 +26,7 @@ from ptmrec_dist.training.objectives.losses import hashed_choice
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 
 _BLOCK_SCORES = 2**24
-"""Scores of all items that are kept for the backward pass; beyond that they are computed again."""
+"""Scores that are kept for the backward pass; where a step has more, they are computed again block by block."""
 
 
 class SequenceBatch(NamedTuple):
@@ -119,7 +119,7 @@ class NextItem(RecommenderObjective):
         states_VLD = self.recommender.states(F.embedding(batch.inputs, items_GD), batch.mask)
         states_RD = F.embedding(batch.rows, states_VLD.flatten(0, 1))
         if all_ID is not None:
-            losses_R = cross_entropy(self.recommender.score, states_RD, all_ID, batch.items[batch.targets])
+            losses_R = self._full(states_RD, all_ID, batch.items[batch.targets])
         elif self.config.loss == "inbatch":
             losses_R = self._in_batch(batch, states_RD, items_GD)
         else:
@@ -138,6 +138,12 @@ class NextItem(RecommenderObjective):
     def _encode(self, items: Tensor) -> Tensor:
         return self.recommender.item_vectors({name: table[items] for name, table in self.features.items()}, items)
 
+    def _full(self, states_RD: Tensor, items_ID: Tensor, targets_R: Tensor) -> Tensor:
+        def losses(states_BD: Tensor, targets_B: Tensor) -> Tensor:
+            return F.cross_entropy(self.recommender.score(states_BD, items_ID), targets_B, reduction="none")
+
+        return in_blocks(losses, len(items_ID), states_RD, targets_R)
+
     def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor) -> Tensor:
         counts_G, share_G = batch.counts.to(items_GD), self.log_share_I[batch.items].to(items_GD)
         once = self.config.duplicates == "once"
@@ -145,13 +151,14 @@ class NextItem(RecommenderObjective):
         log_q_G = log_inclusion(share_G, counts_G.sum()) if once else share_G
         hidden_VG = items_GD.new_zeros(len(batch.users), len(batch.items), dtype=torch.bool)
         hidden_VG.index_put_(tuple(batch.taken), hidden_VG.new_ones(()))
-        return in_batch_cross_entropy(
-            self.recommender.score(states_RD, items_GD),
-            batch.targets,
-            hidden_VG[batch.rows // batch.inputs.shape[1]],
-            torch.zeros_like(counts_G) if once else counts_G.log(),
-            log_q_G if self.config.logq else torch.zeros_like(log_q_G),
-        )
+        log_counts_G = torch.zeros_like(counts_G) if once else counts_G.log()
+        log_q_G = log_q_G if self.config.logq else torch.zeros_like(log_q_G)
+
+        def losses(states_BD: Tensor, targets_B: Tensor, users_B: Tensor) -> Tensor:
+            scores_BG = self.recommender.score(states_BD, items_GD)
+            return in_batch_cross_entropy(scores_BG, targets_B, hidden_VG[users_B], log_counts_G, log_q_G)
+
+        return in_blocks(losses, len(items_GD), states_RD, batch.targets, batch.rows // batch.inputs.shape[1])
 
     def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor, step: int) -> Tensor:
         assert self.sampler is not None
@@ -211,29 +218,22 @@ def log_inclusion(log_share_G: Tensor, slots: Tensor) -> Tensor:
     return torch.log(-torch.expm1(slots * torch.log1p(-log_share_G.exp())))
 
 
-def cross_entropy(
-    score: Callable[[Tensor, Tensor], Tensor], states_RD: Tensor, items_ID: Tensor, targets_R: Tensor
-) -> Tensor:
-    """Compute the cross-entropy of the target against all items, in blocks of positions where there are many scores.
+def in_blocks(losses: Callable[..., Tensor], columns: int, *inputs_R: Tensor) -> Tensor:
+    """Compute losses of positions in blocks that are computed again in the backward pass, unless one block holds them all.
 
     Args:
-        score: Score of states [B, D] and items [I, D], [B, I].
-        states_RD: States, [R, D].
-        items_ID: Vectors of all items, [I, D].
-        targets_R: Item indices, int64 [R].
+        losses: Function from some positions of the inputs to their losses.
+        columns: Scores of a position.
+        *inputs_R: Inputs, [R, ...] each.
 
     Returns:
         [R].
     """
-
-    def block(states_BD: Tensor, targets_B: Tensor) -> Tensor:
-        return F.cross_entropy(score(states_BD, items_ID), targets_B, reduction="none")
-
-    rows = max(1, _BLOCK_SCORES // len(items_ID))
-    if len(states_RD) <= rows:
-        return block(states_RD, targets_R)
-    parts = zip(states_RD.split(rows), targets_R.split(rows), strict=True)
-    return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    rows = max(1, _BLOCK_SCORES // columns)
+    if len(inputs_R[0]) <= rows:
+        return losses(*inputs_R)
+    blocks = zip(*(values.split(rows) for values in inputs_R), strict=True)
+    return torch.cat([checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks])
 
 
 def binary_cross_entropy(scores_RK: Tensor, calibration: float, rate: float) -> Tensor:
