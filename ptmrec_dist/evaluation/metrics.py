@@ -152,7 +152,8 @@ def describe_metrics() -> str:
     Returns:
         Names, cut-offs, and which metrics select and are shown.
     """
-    cutoffs = " and ".join(map(str, CUTOFFS))
+    *others, last = map(str, CUTOFFS)
+    cutoffs = f"{', '.join(others)} and {last}"
     return (
         f"Metrics: {', '.join(METRICS)}, each at {cutoffs}. Epochs, trials, seeds and champions are "
         f"selected by {SELECT}; tables show {', '.join(SHOWN)}."

@@ -43,12 +43,11 @@ def report(config: ReportConfig) -> None:
             )
     if config.out.is_dir():
         raise UserError(f"out: {config.out} is a folder; expected a file")
-    settings = [
-        read_setting(name, _group(records[same[0]]), same, now=config)
-        for name, same in _by_setting(folders, records).items()
-    ]
+    by_setting = _by_setting(folders, records)
+    settings = [read_setting(name, _group(records[same[0]]), same, now=config) for name, same in by_setting.items()]
+    trained = {name: _command(records[same[0]]) for name, same in by_setting.items()}
     texts = {f"Settings of {folder.name}": (folder / "config.yaml").read_text() for folder in folders}
-    tables = [_table(part, settings) for part in PARTS]
+    tables = [_table(part, settings, trained) for part in PARTS]
     page = Comparison(config.title, settings, [table for table in tables if table.rows], texts=texts)
     write_comparison(config.out, open_data_of(folders[0], first), page)
     print(f"open {config.out} in a browser")
@@ -85,7 +84,16 @@ def _group(record: RunRecord) -> str:
     return group_name(record.recommender, modalities)
 
 
-def _table(part: str, settings: list[Setting]) -> Table:
+def _command(record: RunRecord) -> str:
+    """The command that made a run."""
+    if record.stage2 is not None:
+        return "refit"
+    if record.stage == 1:
+        return "stage1"
+    return "joint" if record.stage1 is None else "stage2"
+
+
+def _table(part: str, settings: list[Setting], trained: dict[str, str]) -> Table:
     """Means and standard deviations over seeds, the best of each metric marked."""
     having = [one for one in settings if all(part in run.metrics for run in one.runs)]
     values = {
@@ -97,12 +105,12 @@ def _table(part: str, settings: list[Setting]) -> Table:
     table = Table(
         f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best. "
         "Nothing here is tested for significance, neither over users nor over seeds, and all runs are of one split.",
-        ["run", *SHOWN, "recommender", "seeds"],
+        ["run", *SHOWN, "recommender", "trained by", "seeds"],
     )
     for one in having:
         row = [Entry(one.name)]
         for metric in SHOWN:
             seeds = values[one.name, metric]
             row.append(Entry(mean_of_seeds(seeds), best=seeds.mean() == best[metric]))
-        table.rows.append([*row, Entry(one.group), Entry(str(len(one.runs)))])
+        table.rows.append([*row, Entry(one.group), Entry(trained[one.name]), Entry(str(len(one.runs)))])
     return table

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.huggingface import without_notices
 from ptmrec_dist.encoders.sources.open_clip import CONFIG_FILE, OpenClip
 from ptmrec_dist.encoders.sources.pair import Pair
 from ptmrec_dist.encoders.sources.sentence_tower import SentenceTower
@@ -96,8 +97,10 @@ class TextFolder(Format):
         path = folder / _PROMPTS_FILE
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         prefix = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"), "")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        with without_notices():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            model.eval()
         read = tokenizer(
             [prefix + text for text in texts],
             padding=True,

@@ -64,12 +64,15 @@ class NewItems:
             self._check(item, row)
         distinct = list(dict.fromkeys(items_B))
         self._limits.check("new_items", len(distinct), "new items")
-        row_of = {item: row for row, item in enumerate(distinct)}
+        number_of = {item: number for number, item in enumerate(distinct)}
+        row_of = {item: row for row, item in reversed(list(enumerate(items_B)))}
         source = ImageSource(self._limits)
         batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
         # Decoded batch by batch: many large images at once would not fit into memory.
-        vectors_ND = torch.cat([self._encode(self._images(batch, source), self._texts(batch)) for batch in batches])
-        return vectors_ND, torch.tensor([row_of[item] for item in items_B])
+        vectors_ND = torch.cat(
+            [self._encode(self._images(batch, row_of, source), self._texts(batch)) for batch in batches]
+        )
+        return vectors_ND, torch.tensor([number_of[item] for item in items_B])
 
     def warm_up(self) -> None:
         """Encode a dummy item."""
@@ -85,11 +88,17 @@ class NewItems:
                 if not value.isascii() and value != value.encode(errors="ignore").decode():
                     raise UserError(f"row {row}: text: got half of a surrogate pair, expected Unicode text")
 
-    def _images(self, items: Sequence[Item], source: ImageSource) -> list[Image.Image]:
+    def _images(self, items: Sequence[Item], row_of: Mapping[Item, int], source: ImageSource) -> list[Image.Image]:
         if "image" not in self._modalities:
             return []
         column = self._modalities.index("image")
-        return [read_image(source.read(item[column])) for item in items]
+        images = []
+        for item in items:
+            try:
+                images.append(read_image(source.read(item[column])))
+            except UserError as error:
+                raise UserError(f"row {row_of[item]}: {error}") from error
+        return images
 
     def _texts(self, items: Sequence[Item]) -> list[str]:
         return [item[self._modalities.index("text")] for item in items] if "text" in self._modalities else []

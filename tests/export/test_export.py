@@ -1,6 +1,7 @@
 """Exported encoders, loaded by the other libraries alone, against our own features."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,13 +175,19 @@ def test_onnx_graphs_hold_every_method_and_take_any_batch(
 
 
 def test_published_image_and_text_models_go_back_to_their_libraries(
-    shared_data: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_data: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = EncoderConfig(image=f"timm:{shared_data('efficientnet-lite0')}", text=f"hf:{shared_data('minilm-l6')}")
     run = _tuned(source, tmp_path / "run", "last_n")
     assert _export(run, "timm", tmp_path / "timm") == 0
     assert "The text model is not part of this format" in capsys.readouterr().out
+    logging.getLogger("transformers").addHandler(caplog.handler)
     assert _export(run, "huggingface", tmp_path / "hf") == 0
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records, "weights of poolers that no feature passes are reported as missing"
     ours = _ours(run)
 
     model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=0).eval()

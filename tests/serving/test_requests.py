@@ -236,8 +236,8 @@ def test_cells_that_are_no_content_of_an_item_get_one_line(column, value, model)
     "image", ["QUJD", "A", "Ä", "http://[::1", "https://a b/", "http://", "data:image/png;base64,QUJD"]
 )
 def test_strings_that_are_no_image_get_one_line(image, model):
-    with pytest.raises(UserError, match=r"\Aimage: .*") as raised:
-        model.answer({"user_id": ["u1"], "image": [image], "text": ["a"]})
+    with pytest.raises(UserError, match=r"\Arow 1: image: .*") as raised:
+        model.answer({"user_id": ["u1"] * 3, "image": [PICTURE, image, image], "text": ["a"] * 3})
     assert "\n" not in str(raised.value)
 
 
@@ -292,7 +292,7 @@ def test_parameters_that_are_none_get_one_line(params, message, model):
         (
             {"user_id": ["u1"], "image": ["A" * 14_000_000], "text": ["a"]},
             {},
-            "bytes of an image: .*PTMREC_MAX_IMAGE_BYTES",
+            "row 0: bytes of an image: .*PTMREC_MAX_IMAGE_BYTES",
         ),
     ],
 )

@@ -103,7 +103,9 @@ def test_its_lineage_names_the_tuned_encoder_and_both_stages(
         (line,) = (line for line in printed.splitlines() if "recall@20" in line and f" {name} " in line)
         assert f"{_json(folder / 'metrics.json')['cold_test']['recall@20']:.4f}" in line
     report(ReportConfig(runs=f"{tiny_project.stage1},{tuned},{out}", out=tmp_path / "page.html"))
-    assert "refit" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "trained by" in page
+    assert all(f"<td>{command}</td>" in page for command in ("stage1", "stage2", "refit"))
     run_on_ranks(1, train_stage2, replace(_stage2(tiny_project, tmp_path / "again"), stage1=out))
     again = _json(tmp_path / "again" / "run.json")
     assert again["stage2"] is None

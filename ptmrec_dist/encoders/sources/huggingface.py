@@ -5,6 +5,8 @@ sentence-transformers, their configuration: pooling, maximum length, prompts. No
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,26 +102,39 @@ def _check_files(folder: Path) -> None:
         )
 
 
-def _loaded(folder: Path) -> tuple[nn.Module, Any]:
-    """The transformer without a pooler of its own, and the tokenizer."""
-    options = {"trust_remote_code": False, "local_files_only": True}
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep transformers from reporting what it loads: progress, and weights of poolers that no feature passes.
+
+    Yields:
+        Nothing.
+    """
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     try:
-        hf_logging.set_verbosity_error()
-        hf_logging.disable_progress_bar()
-        config = transformers.AutoConfig.from_pretrained(folder, **options)
-        kind = transformers.AutoModelForTextEncoding if config.model_type in ENCODER_OF_TWO else transformers.AutoModel
-        model, report = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    except Exception as error:  # transformers and safetensors raise all kinds of errors
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{OPTION}: cannot load {folder}: {reason or type(error).__name__}") from error
+        yield
     finally:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def _loaded(folder: Path) -> tuple[nn.Module, Any]:
+    """The transformer without a pooler of its own, and the tokenizer."""
+    options = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        with without_notices():
+            config = transformers.AutoConfig.from_pretrained(folder, **options)
+            of_two = config.model_type in ENCODER_OF_TWO
+            kind = transformers.AutoModelForTextEncoding if of_two else transformers.AutoModel
+            model, report = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # transformers and safetensors raise all kinds of errors
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{OPTION}: cannot load {folder}: {reason or type(error).__name__}") from error
     if isinstance(getattr(model, "decoder", None), nn.Module):
         raise UserError(
             f"{OPTION}: {folder} is an encoder with a decoder ({model.config.model_type}); expected one of the two, or a T5"
