@@ -9,7 +9,7 @@ from ptmrec_dist.experiment.accuracy import Wording
 from ptmrec_dist.experiment.grid import Cell, groups_of
 from ptmrec_dist.experiment.plan import Plan, encoder_step
 from ptmrec_dist.files import read_json
-from ptmrec_dist.training.contrastive import LINEAGE_FILE
+from ptmrec_dist.training.encoder_folder import LINEAGE_FILE
 from ptmrec_dist.training.run_folder import EFFICIENCY_FILE
 
 

@@ -29,7 +29,8 @@ from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
-from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
+from ptmrec_dist.training.contrastive import fine_tune
+from ptmrec_dist.training.encoder_folder import LINEAGE_FILE
 from ptmrec_dist.training.trainer import Trainer
 from tests.conftest import UNTRACKED, Project
 from tests.encoders.tiny_sources import write_image_encoder, write_text_encoder

@@ -34,7 +34,8 @@ from ptmrec_dist.encoders.features import extract_features, reader_of
 from ptmrec_dist.encoders.sources.loading import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import INPUTS_FILE
-from ptmrec_dist.training.contrastive import LINEAGE_FILE, fine_tune
+from ptmrec_dist.training.contrastive import fine_tune
+from ptmrec_dist.training.encoder_folder import LINEAGE_FILE
 from ptmrec_dist.training.objectives.contrastive import contrastive_loss
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
@@ -189,10 +190,13 @@ def test_images_find_their_texts_better_after_it(tiny_project: Project, tmp_path
 
 
 def test_cold_items_take_no_part(tiny_project: Project, tmp_path: Path) -> None:
-    from ptmrec_dist.training.contrastive import _encoder, _pairs
+    from ptmrec_dist.training.contrastive import _pairs
+    from ptmrec_dist.training.encoder_folder import untuned_encoder
 
     config, dataset = _config(tiny_project, tmp_path / "clip"), Dataset(tiny_project.shards)
-    stream = _pairs(config, dataset, _encoder(config, load_backbone(config.encoder)), World(0, 1, torch.device("cpu")))
+    stream = _pairs(
+        config, dataset, untuned_encoder(config, load_backbone(config.encoder)), World(0, 1, torch.device("cpu"))
+    )
     seen = torch.cat([batch.items for batch in stream.epoch(0)]).tolist()
     cold = set(dataset.cold_items("cold_validation")) | set(dataset.cold_items("cold_test"))
     assert cold
