@@ -27,6 +27,7 @@ from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.sources.open_clip import OpenClip, _unfold_scalars
+from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.batches import StreamedBatches
 from ptmrec_dist.training.negatives import KnownPositives
@@ -151,7 +152,7 @@ def _backbone(model: str) -> OpenClip:
     _unfold_scalars(clip)
     clip.eval().requires_grad_(False)
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
-    return OpenClip(clip, "random", open_clip.get_tokenizer(model), image_config, {})
+    return OpenClip(clip, "random", OpenClipTexts(open_clip.get_tokenizer(model)), image_config, {})
 
 
 def _wait(device: torch.device) -> None:

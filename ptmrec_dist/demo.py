@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from ptmrec_dist.config import (
     PackConfig,
     PromoteConfig,
     RecommendConfig,
+    RefitConfig,
     RegisterConfig,
     Stage1Config,
     Stage2Config,
@@ -151,6 +151,7 @@ def _train_clip(clip: Path, seed: int) -> None:
 
 def _train(out: Path, seed: int, steps: _Steps) -> None:
     """Stage 1, stage 2 with and without prompts from there, and the refit of the former."""
+    from ptmrec_dist.training.refit import refit as train_again
     from ptmrec_dist.training.stage1 import train_stage1
     from ptmrec_dist.training.stage2 import train_stage2
 
@@ -185,7 +186,8 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         )
         name = f"stage 2 ({'prompts' if method == 'prompt' else 'frozen'})"
         steps.once(name, folder / "metrics.json", lambda second=second: train_stage2(second))  # type: ignore[misc]
-    steps.once("refit", refit / "metrics.json", lambda: train_stage2(replace(second, refit=True)))
+    third = RefitConfig(run=tuned, out=refit, start="run", lr=1e-3, device="cpu")
+    steps.once("refit", refit / "metrics.json", lambda: train_again(third))
 
 
 def _register(out: Path, users: list[str]) -> None:

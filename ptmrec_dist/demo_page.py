@@ -38,8 +38,9 @@ _SUMMARY = (
     "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
     "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 started from there twice: "
     "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
-    "learned about the users. All other settings were equal. The refit trained the recommender again, as stage 1 did, on the "
-    "features that the tuned encoder gives. It is the candidate that has to beat stage 1 at the gate of the registry.",
+    "learned about the users. All other settings were equal. The refit trained the recommender that stage 2 left further, as "
+    "stage 1 did, on the features that the tuned encoder gives. It is the candidate that has to beat stage 1 at the gate of "
+    "the registry.",
     "From stage 1 to the refit, Recall@20 on cold products, which have no training interactions, goes from {cold_test}. On "
     "warm products it goes from {test}; there the interactions carry most of the information. This is one seed; another gives "
     "other numbers.",

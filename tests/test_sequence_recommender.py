@@ -53,7 +53,7 @@ def chain(shards: Path, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFac
             [*train, "--out", str(folder / "run")],
             ["evaluate", "--run", str(folder / "run"), "--device", "cpu"],
             ["report", "--runs", str(folder / "run"), "--out", str(folder / "page.html")],
-            ["register", "--run", str(folder / "run"), "--name", "next", "--alias", "champion"],
+            ["register", "--run", str(folder / "run"), "--name", "next", "--index", "faiss"],
         ):
             assert cli.main(command) == 0, command
         yield folder
@@ -111,7 +111,7 @@ def test_known_users_and_visitors_are_ranked_by_the_state_after_their_history(ch
     histories = [_taken(dataset, user) for user in range(5)]
     histories += [[dataset.item_ids.index(item) for item in items if item != "unknown"] for items in named]
     rows = [{"user_id": user} for user in dataset.user_ids[:5]] + [{"history": items} for items in named]
-    with TestClient(build_app("models:/next@champion")) as client:
+    with TestClient(build_app("models:/next/1")) as client:
         answer = client.post("/invocations", json={"dataframe_records": rows, "params": {"top_k": 3}})
     assert answer.status_code == 200
     for row, history in enumerate(histories):
@@ -121,7 +121,7 @@ def test_known_users_and_visitors_are_ranked_by_the_state_after_their_history(ch
 
 
 def test_the_command_line_recommends_what_follows(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recommend", "--model", "models:/next@champion", "--users", "u3", "--top_k", "3"]) == 0
+    assert cli.main(["recommend", "--model", "models:/next/1", "--users", "u3", "--top_k", "3"]) == 0
     dataset = load_run(chain / "run").dataset
     best = _best(chain, _taken(dataset, dataset.user_ids.index("u3")))
     printed = capsys.readouterr().out

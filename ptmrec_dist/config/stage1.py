@@ -7,7 +7,8 @@ from typing import Literal
 
 from ptmrec_dist.config.common import TrackingConfig, require, require_device
 from ptmrec_dist.config.next_item import NextItemConfig
-from ptmrec_dist.config.recommenders import RecommenderConfig, SequenceConfig, recommender_entry
+from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.table import resolved
 
 

@@ -53,6 +53,11 @@ class Hyperparameters:
             require(inside, f"{self.group}.{item.name}", value, given["expected"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecommenderConfig(Hyperparameters):
+    """Hyper-parameters of a recommender."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A row of a table."""

@@ -170,9 +170,10 @@ def _table(runs: list[_Run]) -> Table:
     )
     for part, label in PARTS.items():
         for metric in last.metrics.get(part, {}):
-            values = [run.metrics[part][metric] for run in runs]
-            changed = [Entry(gain(values[-1], values[0]))] if several else []
-            entries = [Entry(f"{value:.4f}", best=value == max(values)) for value in values]
+            values = [run.metrics.get(part, {}).get(metric) for run in runs]  # an older version measured fewer metrics
+            best = max(value for value in values if value is not None)
+            changed = [Entry(gain(values[-1] or 0.0, values[0] or 0.0))] if several else []
+            entries = [Entry("" if value is None else f"{value:.4f}", best=value == best) for value in values]
             table.rows.append([Entry(label), Entry(metric), *changed, *entries])
     return table
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptmrec_dist.config.recommenders import SequenceConfig
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of

@@ -103,7 +103,7 @@ def _per_user(run: FinishedRun) -> pl.DataFrame:
 def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
     recommender, features = run.recommender, run.features
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
-    tables = {"items": scorer.items}
+    tables = {"items": scorer.items.detach()}  # of an ID-only recommender they may be its parameter itself
     if recommender.multimodal:
         tables |= {"modal_items": recommender.cold_items(features)} | _projection(recommender)
     if not recommender.history_length:

@@ -19,6 +19,7 @@ from ptmrec_dist.distributed.engine import OneProcess
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import save_backbone
 from ptmrec_dist.encoders.sources.open_clip import OpenClip
+from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.optim import schedule_of
 
@@ -48,7 +49,7 @@ def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, s
     clip = open_clip.CLIP(**_TINY, nonscalar_logit_scale=True).eval().requires_grad_(False)
     tokenize = open_clip.SimpleTokenizer(context_length=16)
     image_config = PreprocessCfg(size=IMAGE_SIZE, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
-    backbone = OpenClip(clip, "", tokenize, image_config, dict(_TINY))
+    backbone = OpenClip(clip, "", OpenClipTexts(tokenize), image_config, dict(_TINY))
     encoder = Encoder(backbone, ("image", "text"))
     encoder.tune("full", None, torch.Generator())
     clip.logit_scale.requires_grad_()

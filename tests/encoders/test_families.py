@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources import open_clip_texts
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.errors import UserError
@@ -195,8 +196,11 @@ def test_what_works_inside_blocks_is_refused_of_a_tower_without_them(families: d
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-@pytest.mark.parametrize("clean", ["lower", "canonicalize", "whitespace"])
-def test_texts_have_the_ids_that_open_clip_gives_and_those_cut_off_are_counted(clean: str) -> None:
+@pytest.mark.parametrize(("clean", "most_words"), [("lower", 2), ("canonicalize", 2**17), ("whitespace", 5)])
+def test_texts_have_the_ids_that_open_clip_gives_and_those_cut_off_are_counted(
+    clean: str, most_words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_clip_texts, "_MOST_WORDS", most_words)  # words are forgotten
     words = [
         "a red cup",
         "don't",

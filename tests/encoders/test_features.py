@@ -74,7 +74,7 @@ def test_features_of_another_split_of_the_same_items_are_copied_and_no_others(
         np.testing.assert_allclose(copied, computed, rtol=1e-4, atol=1e-6)
     dataset = Dataset(other.shards)
     assert open_features(other.out, dataset.fingerprint, dataset.num_items).manifest.encoder is not None
-    fewer = packed(tmp_path / "fewer", 0, 8)
+    fewer = packed(tmp_path / "fewer", 0, 6)
     assert Dataset(fewer.shards).num_items < dataset.num_items
     strange = replace(other, encoder=EncoderConfig(model=str(write_tiny_clip(tmp_path / "clip", seed=9))))
     for config, what in ((fewer, "images and texts"), (strange, "encoder")):

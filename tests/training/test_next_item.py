@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config import PackConfig, recommender_config
 from ptmrec_dist.config.next_item import NextItemConfig
-from ptmrec_dist.config.recommenders import SequenceConfig
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import PaddedHistories
 from ptmrec_dist.data.pack import pack

@@ -301,7 +301,10 @@ def test_an_id_only_recommender_is_refused(tiny_project: Project, tmp_path: Path
 
     stage1 = tmp_path / "bpr"
     train_stage1(Stage1Config(shards=tiny_project.shards, out=stage1, recommender="bpr", epochs=1, tracking=UNTRACKED))
-    with pytest.raises(UserError, match="bpr knows items by their IDs only, which no encoder changes; choose vbpr"):
+    with pytest.raises(
+        UserError,
+        match="bpr knows items by their IDs only, which no encoder changes; expected one that reads features: vbpr",
+    ):
         train_stage2(_config(tiny_project, tmp_path / "run", stage1=stage1))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _CLIPS_SPECIAL = 3
 """Tokens that the mode `clips` adds to those of a text."""
+_MOST_WORDS = 2**17
 
 
 class OpenClipTexts:
@@ -67,7 +68,7 @@ class OpenClipTexts:
 
 
 class _WordIds(dict[str, list[int]]):
-    """Token ids of every word that was met."""
+    """Token ids of the words that were met; emptied when they are many, since a server meets ever new ones."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
@@ -75,6 +76,10 @@ class _WordIds(dict[str, list[int]]):
 
     def __missing__(self, word: str) -> list[int]:
         tokenizer = self._tokenizer
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+            specials = (tokenizer.decoder[number] for number in tokenizer.all_special_ids)
+            tokenizer.cache = {name: name for name in specials}  # as at first; it grows likewise
         characters = "".join(tokenizer.byte_encoder[byte] for byte in word.encode())
         self[word] = [tokenizer.encoder[part] for part in tokenizer.bpe(characters).split(" ")]
         return self[word]

@@ -10,7 +10,7 @@ has it in the first one.
 
 from torch import Tensor, nn
 
-from ptmrec_dist.config.recommenders import GRU4RecConfig
+from ptmrec_dist.config.sequences import GRU4RecConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.sequences import IDSequenceRecommender
 

@@ -10,7 +10,7 @@ has a table of its own for them, and a softmax over all items (`--loss full`). D
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmrec_dist.config.recommenders import NextItNetConfig
+from ptmrec_dist.config.sequences import NextItNetConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.sequences import IDSequenceRecommender
 

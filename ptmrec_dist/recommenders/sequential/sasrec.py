@@ -11,7 +11,7 @@ gbce` for gSASRec (arXiv 2308.07192).
 
 from torch import Tensor
 
-from ptmrec_dist.config.recommenders import SASRecConfig
+from ptmrec_dist.config.sequences import SASRecConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.sequences import IDSequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
