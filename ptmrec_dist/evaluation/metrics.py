@@ -4,42 +4,26 @@ A metric measures for each user how high the user's positives are ranked; higher
 row of `METRICS`: it is then computed wherever models are evaluated, stored per user with registered versions, and available
 for selection.
 
-Shape suffixes: P positives, N users with positives, K cut-off.
+Nothing heavy is imported here, so that `ptmrec COMMAND --help` lists the metrics and stays instant.
+
+Shape suffixes: N users with positives, K cut-off.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_json
 
+if TYPE_CHECKING:
+    import numpy as np
 
-@dataclass(frozen=True)
-class UserRanks:
-    """Ranks of the positives of some users; those of one user are contiguous."""
-
-    ranks: np.ndarray
-    """Rank of each positive, from 1, int64 [P]."""
-    counts: np.ndarray
-    """Positives of each user, at least 1, int64 [N]."""
-
-    def sum(self, values_P: np.ndarray) -> np.ndarray:
-        """Sum over the positives of each user.
-
-        Args:
-            values_P: Value of each positive, [P].
-
-        Returns:
-            Sums, float64 [N].
-        """
-        starts_N = np.cumsum(self.counts) - self.counts
-        return np.add.reduceat(values_P.astype(np.float64), starts_N) if len(starts_N) else np.zeros(0)
+    from ptmrec_dist.evaluation.user_ranks import UserRanks
 
 
-def recall(found: UserRanks, k: int) -> np.ndarray:
+def recall(found: "UserRanks", k: int) -> "np.ndarray":
     """Fraction of the user's positives among the first K.
 
     Args:
@@ -49,11 +33,11 @@ def recall(found: UserRanks, k: int) -> np.ndarray:
     Returns:
         float64 [N].
     """
-    values_N: np.ndarray = found.sum(found.ranks <= k) / found.counts
+    values_N: np.ndarray = found.hits(k) / found.counts
     return values_N
 
 
-def ndcg(found: UserRanks, k: int) -> np.ndarray:
+def ndcg(found: "UserRanks", k: int) -> "np.ndarray":
     """Sum over the hits of 1 / log2(rank + 1), divided by that of an ideal ranking.
 
     Args:
@@ -63,12 +47,11 @@ def ndcg(found: UserRanks, k: int) -> np.ndarray:
     Returns:
         float64 [N].
     """
-    best_N = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(found.counts, k) - 1]
-    values_N: np.ndarray = found.sum((found.ranks <= k) / np.log2(found.ranks + 1.0)) / best_N
+    values_N: np.ndarray = found.gain(k) / found.ideal_gain(k)
     return values_N
 
 
-def hit_rate(found: UserRanks, k: int) -> np.ndarray:
+def hit_rate(found: "UserRanks", k: int) -> "np.ndarray":
     """1 if the first K contain a positive, else 0.
 
     Args:
@@ -78,10 +61,10 @@ def hit_rate(found: UserRanks, k: int) -> np.ndarray:
     Returns:
         float64 [N].
     """
-    return (found.sum(found.ranks <= k) > 0).astype(np.float64)
+    return (found.hits(k) > 0).astype("float64")
 
 
-def reciprocal_rank(found: UserRanks, k: int) -> np.ndarray:
+def reciprocal_rank(found: "UserRanks", k: int) -> "np.ndarray":
     """1 / rank of the user's best positive, 0 if it is beyond K.
 
     Args:
@@ -91,9 +74,9 @@ def reciprocal_rank(found: UserRanks, k: int) -> np.ndarray:
     Returns:
         float64 [N].
     """
-    starts_N = np.cumsum(found.counts) - found.counts
-    best_N = np.minimum.reduceat(found.ranks, starts_N) if len(starts_N) else np.zeros(0)
-    return np.where(best_N <= k, 1 / np.maximum(best_N, 1), 0.0)
+    best_N = found.best()
+    values_N: np.ndarray = (best_N <= k) / best_N
+    return values_N
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ class Metric:
 
     title: str
     """Its name on pages."""
-    compute: Callable[[UserRanks, int], np.ndarray]
+    compute: "Callable[[UserRanks, int], np.ndarray]"
     """Ranks and K to the value of each user, float64 [N]."""
 
 

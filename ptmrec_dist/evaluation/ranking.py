@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS, UserRanks
+from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS
 from ptmrec_dist.evaluation.scoring import Scorer, choose
+from ptmrec_dist.evaluation.user_ranks import UserRanks
 from ptmrec_dist.topk import group_maxima
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
-from ptmrec_dist.data.interactions import keep_core, read_interactions
+from ptmrec_dist.data.interactions import drop_repeats, keep_core, read_interactions
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
 
@@ -162,7 +162,7 @@ def test_of_a_repeated_pair_the_earliest_stays_whatever_the_order_of_rows() -> N
         user_id=pl.lit("u"), item_id=pl.lit("i"), user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64)
     )
     for order, kept in [([0, 1, 2, 3, 4], 2), ([4, 3, 2, 1, 0], 4), ([1, 0, 3, 2], 2), ([1, 3], 3)]:
-        assert keep_core(rows[order], Tally("interactions", len(order)), 0)["row"].to_list() == [kept]
+        assert drop_repeats(rows[order], Tally("interactions", len(order)))["row"].to_list() == [kept]
 
 
 def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Pat
         PackConfig(interactions=tmp_path / "a.csv", out=tmp_path / "out", min_rating=3, core=0)
     )
     indexed = rows.with_columns(user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64))
-    assert keep_core(indexed, tally, 0)["rating"].to_list() == [5.0]
+    assert drop_repeats(indexed, tally)["rating"].to_list() == [5.0]
     assert tally.kept == 1
 
 
