@@ -23,7 +23,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import by_length, encode_all, reader_of
+from ptmrec_dist.encoders.encoding import by_length, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
 from ptmrec_dist.encoders.sources.sentence_tower import PADDING, SentenceTower

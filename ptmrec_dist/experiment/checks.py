@@ -72,7 +72,7 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
     Raises:
         UserError: Data without a part or a modality that is needed, or an input or a finished step that changed.
     """
-    from ptmrec_dist.encoders.features import require_content
+    from ptmrec_dist.encoders.encoding import require_content
 
     packed = {split: folder for split, folder in plan.shards.items() if config.shards or folder.exists()}
     datasets = {split: Dataset(folder) for split, folder in packed.items()}

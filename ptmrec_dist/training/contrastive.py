@@ -14,7 +14,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
+from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import write_atomically

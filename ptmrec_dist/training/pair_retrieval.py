@@ -9,7 +9,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import reader_of
+from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
 from ptmrec_dist.training.batches import item_stream, rows_per_rank
 from ptmrec_dist.training.session import Session

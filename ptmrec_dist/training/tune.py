@@ -10,7 +10,7 @@ from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import check_image_size, reader_of, require_content
+from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_content
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items

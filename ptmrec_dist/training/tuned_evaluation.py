@@ -15,7 +15,7 @@ from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
-from ptmrec_dist.encoders.features import count_absent, encode_all, reader_of
+from ptmrec_dist.encoders.encoding import count_absent, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender

@@ -28,7 +28,8 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import encode_all, extract_features, reader_of
+from ptmrec_dist.encoders.encoding import encode_all, reader_of
+from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE

@@ -16,7 +16,7 @@ from ptmrec_dist.data.pairs import InteractionMajor, TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.distributed.zero import import_deepspeed
-from ptmrec_dist.encoders.features import reader_of
+from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.training.batches import StreamedBatches
 from ptmrec_dist.training.objectives import transfer
 from ptmrec_dist.training.tune import make_trainer

@@ -30,7 +30,8 @@ from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.synthetic import generate_pairs
 from ptmrec_dist.distributed import World, gather_rows, join_world, mean_over_ranks, sum_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
-from ptmrec_dist.encoders.features import extract_features, reader_of
+from ptmrec_dist.encoders.encoding import reader_of
+from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.encoders.sources.loading import load_backbone, load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import INPUTS_FILE

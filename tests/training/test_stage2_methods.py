@@ -24,7 +24,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.encoders.encoder import load_encoder
-from ptmrec_dist.encoders.features import reader_of
+from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2

@@ -13,7 +13,7 @@ from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.features import reader_of
+from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.training.finished_run import tensors_of

@@ -1,0 +1,178 @@
+"""Encoding of all items of a data set: every rank encodes its shards, once.
+
+An item that lacks a modality gets the mean of the other items' rows, which carries no information about it.
+
+Legend: B local batch, I items, D width.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.reader import Reader
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
+from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.distributed.heartbeat import Heartbeat
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
+_ROWS_OF_SIMILAR_LENGTH = 64
+
+
+def encode_all(
+    encoder: Encoder,
+    stream: ItemStream,
+    num_items: int,
+    world: World,
+    label: str | None = None,
+    watch: Heartbeat | None = None,
+    sort_by_length: bool = False,
+) -> dict[str, Tensor]:
+    """Encode every item of a stream and return the whole table on all ranks.
+
+    Collective: every rank must call this.
+
+    Args:
+        encoder: The encoder, in its current state.
+        stream: The items, in the order of the shards.
+        num_items: I.
+        world: This rank and the number of ranks.
+        label: Name of the progress bar; None shows none.
+        watch: Notified of every batch, as one step; None if the caller watches.
+        sort_by_length: Encode texts of similar length together, which saves padding; not for parameters that are divided
+            among ranks, which must all run the same number of batches.
+
+    Returns:
+        Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
+        the modality are the mean of all other rows.
+    """
+    tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
+    training = encoder.training
+    encoder.eval()
+    total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
+    with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
+        for number, batch in enumerate(stream.epoch(0), start=1):
+            if watch is not None:
+                watch.at(number)
+            for part in by_length(batch, encoder) if sort_by_length else [batch]:
+                moved = part.to(world.device)
+                for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
+                    tables[modality][part.items] = rows_BD.cpu()
+                bar.update(len(part.items))
+    encoder.train(training)
+    if watch is not None:
+        watch.between()
+    # Every row was written by one rank and is zero on the others, so the sum is exact.
+    whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
+    return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
+
+
+def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
+    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each.
+
+    Args:
+        batch: Items with or without texts.
+        encoder: The encoder.
+
+    Yields:
+        Parts of it; the batch itself if its texts are of one length.
+    """
+    if batch.texts is None or not len(batch.items):
+        yield batch
+        return
+    trimmed = encoder.towers["text"].trimmed
+    lengths_B = torch.tensor([trimmed(text_N[None]).shape[1] for text_N in batch.texts])
+    if bool((lengths_B == lengths_B[0]).all()):
+        yield batch
+        return
+    for rows in lengths_B.argsort(stable=True).split(_ROWS_OF_SIMILAR_LENGTH):
+        images = None if batch.images is None else batch.images[rows]
+        yield ItemBatch(batch.items[rows], images, trimmed(batch.texts[rows]))
+
+
+def reader_of(encoder: Encoder) -> Reader:
+    """Return the preprocessing of an encoder's inputs.
+
+    Args:
+        encoder: The encoder.
+
+    Returns:
+        The reader of its towers.
+    """
+    return Reader(
+        load_image=encoder.backbone.load_image if "image" in encoder.towers else None,
+        tokenize=encoder.tokenize if "text" in encoder.towers else None,
+    )
+
+
+def require_content(dataset: Dataset, *modalities: str) -> None:
+    """Refuse a data set that lacks the inputs of an encoder.
+
+    Args:
+        dataset: The packed data set.
+        *modalities: Required modalities; by default any.
+
+    Raises:
+        UserError: It has neither images nor texts, or lacks one that is needed.
+    """
+    has = dataset.manifest.modalities
+    if not has:
+        raise UserError(f"shards: {dataset.folder} has no images and texts; pack it again with --items and --images")
+    missing = [modality for modality in modalities if modality not in has]
+    if missing:
+        raise UserError(
+            f"shards: {dataset.folder} has {' and '.join(has)} alone, but {' and '.join(modalities)} are needed; pack a "
+            f"catalogue that has {' and '.join(missing)}"
+        )
+
+
+def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
+    """Warn, on the first rank, of images that were packed at fewer pixels than an encoder takes.
+
+    Args:
+        dataset: The packed data set.
+        encoder: The encoder.
+        strict: Refuse them instead of warning.
+
+    Raises:
+        UserError: There are such images, and `strict`.
+    """
+    needed, packed = encoder.backbone.image_size, dataset.manifest.image_size
+    if "image" not in encoder.towers or packed is None or packed >= needed:
+        return
+    found = (
+        f"shards: images of {dataset.folder} were reduced to {packed} pixels, but the encoder takes {needed}, so they are "
+        f"enlarged again; pack with --image_size {needed}"
+    )
+    if strict:
+        raise UserError(found)
+    if os.environ.get("RANK", "0") == "0":
+        _log.warning("%s", found)
+
+
+def count_absent(dataset: Dataset) -> dict[str, int]:
+    """Count the items that lack a modality which others have.
+
+    Args:
+        dataset: The packed data set.
+
+    Returns:
+        Modality to number of items; without modalities that no item lacks.
+    """
+    counts = {modality: int((~dataset.has(modality)).sum()) for modality in dataset.manifest.modalities}
+    return {modality: count for modality, count in counts.items() if count}
+
+
+def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:
+    """Fill missing rows with the mean of the others."""
+    if has_I.all():
+        return table_ID
+    read_I = has_I & table_ID.any(dim=1)
+    mean_D = table_ID[read_I].mean(dim=0) if read_I.any() else table_ID.new_zeros(table_ID.shape[1])
+    return table_ID.where(has_I[:, None], mean_D)
