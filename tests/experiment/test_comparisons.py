@@ -7,7 +7,8 @@ from scipy import stats
 
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig
 from ptmrec_dist.evaluation.metrics import SHOWN
-from ptmrec_dist.experiment.comparisons import PerUser, Row, Tested, compare_rows, corrected
+from ptmrec_dist.experiment.comparisons import PerUser, Row, compare_rows, corrected
+from ptmrec_dist.experiment.comparisons import Tested as Comparison
 from ptmrec_dist.experiment.grid import Cell
 
 ENCODERS = {"clip": EncoderConfig(model="ViT-B-32"), "cnn": EncoderConfig(image="timm:a", text="hf:b")}
@@ -37,12 +38,12 @@ def _values(row: Cell, metric: str) -> np.ndarray:
     return run["test"].values[metric]
 
 
-def _compared(**changes: object) -> list[Tested]:
+def _compared(**changes: object) -> list[Comparison]:
     settings = {"out": Path("x"), "shards": Path("s"), "encoders": ENCODERS, "paradigms": ("frozen", "joint")} | changes
     return compare_rows(ROWS, ExperimentConfig(**settings), "test")  # type: ignore[arg-type]
 
 
-def _pairs(found: list[Tested]) -> set[tuple[str, str, str]]:
+def _pairs(found: list[Comparison]) -> set[tuple[str, str, str]]:
     return {(one.row.recommender, one.row.encoder, one.row.paradigm) for one in found}
 
 
