@@ -215,6 +215,7 @@ assert cli.main(["report", "--runs", folder + "/run", "--out", folder + "/page.h
 """
 
 
+@pytest.mark.slow
 def test_a_metric_from_outside_stands_in_help_is_computed_selects_and_is_shown(
     tiny_project: Project, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def _gradients_on_rank() -> list[dict[str, Tensor]]:
     return [_gradients(kind, name, dist.get_rank(), 2) for kind, name in REPRESENTATIVES]
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one() -> None:
     for gradients, (kind, name) in zip(run_on_ranks(2, _gradients_on_rank)[0], REPRESENTATIVES, strict=True):
         expected = _gradients(kind, name)

@@ -164,6 +164,7 @@ def test_a_grid_that_grows_runs_only_what_is_new(finished: ExperimentConfig) -> 
     assert "on test" not in (finished.out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_runs_are_compared_in_another_way_beside_the_first(finished: ExperimentConfig, tmp_path: Path) -> None:
     before = (finished.out / "tables/accuracy_test.csv").read_bytes()
     run_experiment(replace(finished, baseline="best", results=tmp_path / "best"))

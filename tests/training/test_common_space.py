@@ -81,6 +81,7 @@ def test_recall_of_own_pairs_counts_ranks_one_by_one_and_ties_against_it() -> No
     assert own_pair_recall(torch.ones(3, 2), torch.ones(3, 2), cutoff=2) == {"image_to_text": 0, "text_to_image": 0}
 
 
+@pytest.mark.slow
 def test_projections_are_learned_alone_on_frozen_towers(
     tiny_project: Project, pair: EncoderConfig, tmp_path: Path
 ) -> None:

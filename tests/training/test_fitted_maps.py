@@ -128,6 +128,7 @@ def _alone() -> Any:
     return join_world("cpu")
 
 
+@pytest.mark.slow
 def test_maps_that_a_term_of_the_recommender_trains_stay_as_trained(tiny_project: Project, tmp_path: Path) -> None:
     run = _tuned(tiny_project, tmp_path, "freedom", {"reg_weight": 0.1}, kt_weight=0.0)
     before = load_file(tmp_path / "stage1" / "recommender.safetensors")

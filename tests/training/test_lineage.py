@@ -139,6 +139,7 @@ def test_a_stage_1_trained_anew_under_a_stage_2_is_refused_by_name(
     assert "resuming at step 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(
     tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ def _stage1(arguments: list[str], logs: Path, differs: str) -> None:
     command_on_rank("stage1", arguments, logs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differs", ["order", "uniform numbers"])
 def test_a_rank_with_other_random_numbers_is_refused_before_anything_is_written(
     tiny_project: Project, tmp_path: Path, differs: str

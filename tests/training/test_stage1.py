@@ -158,6 +158,7 @@ def _terminated(config: Stage1Config, step: int) -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_terminated_run_says_where_it_was_and_ends_like_an_undisturbed_one(
     tiny_project: Project, tmp_path: Path
 ) -> None:
