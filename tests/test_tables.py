@@ -183,6 +183,7 @@ def _commands_with_gains(project: Project, folder: Path) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 def test_a_tuning_method_from_outside_trains_resumes_and_is_read_back(tiny_project: Project, tmp_path: Path) -> None:
     assert run_on_ranks(1, _commands_with_gains, tiny_project, tmp_path) == [[0] * 6]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

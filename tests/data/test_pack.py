@@ -148,6 +148,7 @@ def test_same_input_gives_the_same_bytes_from_another_folder_with_other_workers(
     assert folder_bytes(again.out) == folder_bytes(dirty.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_together_give_the_bytes_of_one_process(dirty: PackConfig, tmp_path: Path, ranks: int) -> None:
     """Also the report: bad images are seen by different ranks, and their counts add up. Several rounds of tasks."""

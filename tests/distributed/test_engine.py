@@ -21,6 +21,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_imports_no_deepspeed(tiny_project: Project, tmp_path: Path) -> None:
     arguments = [
         *("--stage1", str(tiny_project.stage1), "--out", f"{tmp_path}/run", "--epochs", "1", "--batch_size", "12"),

@@ -125,6 +125,7 @@ def test_missing_and_surplus_tensors_are_refused_in_one_line(kind: str, tmp_path
             assert "\n" not in str(raised.value), method
 
 
+@pytest.mark.slow
 def test_one_tower_takes_its_part_of_what_was_tuned_in_both(tmp_path: Path) -> None:
     source, path = _pair(tmp_path), tmp_path / "tuned.safetensors"
     for method, encoder in _methods(source):

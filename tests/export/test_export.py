@@ -174,6 +174,7 @@ def test_onnx_graphs_hold_every_method_and_take_any_batch(
             np.testing.assert_allclose(rows, ours[modality][:batch], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_published_image_and_text_models_go_back_to_their_libraries(
     shared_data: Callable[[str], Path],
     tmp_path: Path,

@@ -40,6 +40,7 @@ def _gradients_on_ranks(toy: Toy) -> list[dict[str, Tensor]]:
     return [{key: sum_over_ranks(value) for key, value in gradients.items()} for gradients in found]
 
 
+@pytest.mark.slow
 def test_gradients_of_two_ranks_are_those_of_one_process_with_both_batches(toy: Toy) -> None:
     expected = [_gradients(toy, *case, [0, 1, 2, 3, 4, 5], total=6) for case in CASES for _ in SPLITS]
     for found in run_on_ranks(2, _gradients_on_ranks, toy):

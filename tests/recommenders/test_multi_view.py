@@ -65,6 +65,7 @@ def _gradients_of_batches(name: str, toy: Toy, batches: list[list[int]]) -> dict
     return {key: sum_over_ranks(gradient) if world.size > 1 else gradient for key, gradient in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_two_ranks_are_those_of_one_process_with_both_batches(name: str, toy: Toy) -> None:
     expected = _gradients_of_batches(name, toy, [[0, 1, 2, 3, 4, 5]])

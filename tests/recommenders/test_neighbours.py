@@ -95,6 +95,7 @@ def _found_by_ranks(features: torch.Tensor, caches: list[Path]) -> tuple[list[to
     return list(vars(found).values()), sum(multiplied)
 
 
+@pytest.mark.slow
 def test_ranks_divide_the_work_and_each_gets_what_one_process_finds_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

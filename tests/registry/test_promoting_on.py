@@ -143,6 +143,7 @@ def test_both_are_scored_on_what_neither_was_trained_on_as_one_by_one(catalogue,
     assert "5 users, 2 known to both versions, 2 to one, 1 to neither" in found.account
 
 
+@pytest.mark.slow
 def test_a_version_of_newer_data_is_promoted_if_it_is_better_there(
     catalogue, later, newest, registered, tmp_path, capsys
 ):

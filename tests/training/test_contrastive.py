@@ -92,6 +92,7 @@ def test_gradient_on_ranks_equals_one_process() -> None:
         np.testing.assert_allclose(gradient, weight.grad.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_trained_clip_loads_as_an_encoder_and_one_seed_gives_one(tmp_path: Path) -> None:
     pictures, captions = generate_pairs(16, size=IMAGE_SIZE, seed=0)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

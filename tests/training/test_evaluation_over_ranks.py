@@ -22,6 +22,7 @@ def _evaluated(project: Project) -> tuple[evaluate.Metrics, list[tuple[int, int]
     return evaluate.Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
 
 
+@pytest.mark.slow
 def test_ranks_share_the_users_out_and_agree_with_one_process(tiny_project: Project) -> None:
     expected = run_on_ranks(1, _evaluated, tiny_project)[0][0]
     found = run_on_ranks(3, _evaluated, tiny_project)

@@ -79,6 +79,7 @@ def _run(command: str, *arguments: object) -> int:
     return cli.run(command, [*map(str, arguments), *(UNTRACKED_FLAGS if command != "register" else ())])
 
 
+@pytest.mark.slow
 def test_shards_packed_anew_between_interruption_and_resume_are_refused_by_name(
     tiny_project: Project, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_complete_run_over_changed_inputs_does_not_say_that_nothing_is_to_do(
         train_stage1(config)
 
 
+@pytest.mark.slow
 def test_a_stage_1_trained_anew_under_a_stage_2_is_refused_by_name(
     tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +158,7 @@ def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(
     )
 
 
+@pytest.mark.slow
 def test_ranks_that_are_kept_are_those_of_the_run_that_is_there(tiny_project: Project, tmp_path: Path) -> None:
     kept = tmp_path / "ranks"
     shards = _pack(tiny_project, tmp_path / "shards")
@@ -276,6 +279,7 @@ def moved(tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return there
 
 
+@pytest.mark.slow
 def test_a_tree_that_was_moved_evaluates_registers_and_starts_stage_2(
     moved: Path, empty_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +309,7 @@ def test_a_link_a_copy_and_a_run_that_was_moved_alone_find_their_inputs(moved: P
     assert str(raised.value) == f"shards: no files at {there}, where {alone} found them; give their folder by --shards"
 
 
+@pytest.mark.slow
 def test_each_input_that_is_absent_is_named_with_the_option_that_helps(
     moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

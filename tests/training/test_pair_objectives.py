@@ -161,6 +161,7 @@ def _contrastive(project: Project, out: Path, *options: str, model: str = "vlmo:
     return cli.run("contrastive", [*words, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "objectives"), [("lora", "itc,itm,mlm"), ("prompt", "itc")])
 def test_a_fine_tuned_vlmo_is_an_encoder_with_its_heads(
     tiny_project: Project, tmp_path: Path, method: str, objectives: str
