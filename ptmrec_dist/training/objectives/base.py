@@ -7,6 +7,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from ptmrec_dist.distributed import World
+from ptmrec_dist.recommenders.base import Recommender
 
 
 class Objective(nn.Module, ABC):
@@ -74,15 +75,28 @@ class Objective(nn.Module, ABC):
         """
 
 
-def with_recommender(objective: Objective, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add all of the recommender's state to what training changes: it may keep moving averages, or maps that are fitted.
+class TrainsRecommender(Objective):
+    """An objective that trains a recommender, by itself or with an encoder."""
 
-    Args:
-        objective: An objective with a `recommender`.
-        trained: Its trainable parameters by name.
+    recommender: Recommender
+    """The recommender."""
 
-    Returns:
-        Both, in the order of the state dict.
-    """
-    state = objective.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if name in trained or name.startswith("recommender.")}
+    def trained(self) -> dict[str, Tensor]:
+        """Return what training changes: trainable parameters, and all of the recommender's state.
+
+        The recommender may keep moving averages, or maps that are fitted.
+
+        Returns:
+            Name to parameter or buffer, in the order of the state dict.
+        """
+        trained = super().trained()
+        state = self.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if name in trained or name.startswith("recommender.")}
+
+    def start_epoch(self, generator: Generator) -> None:
+        """Let the recommender resample what it samples once per epoch."""
+        self.recommender.start_epoch(generator)
+
+    def after_step(self) -> None:
+        """Let the recommender update what follows its weights."""
+        self.recommender.finish_step()

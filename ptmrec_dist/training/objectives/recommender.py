@@ -4,15 +4,15 @@ Legend: I items, d_m width of a modality's features.
 """
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.objectives.base import Objective, with_recommender
+from ptmrec_dist.training.objectives.base import TrainsRecommender
 
 
-class RecommenderObjective(Objective):
+class RecommenderObjective(TrainsRecommender):
     """A recommender and its features.
 
     Args:
@@ -33,21 +33,9 @@ class RecommenderObjective(Objective):
         """Modality to table as it stands, float32 [I, d_m]."""
         return self.frozen_features | dict(self.trained_features.items())
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return the recommender's state, and the feature tables where they are trained."""
-        return with_recommender(self, super().trained())
-
     def rebuild(self, world: World) -> None:
         """Let the recommender recompute what follows weights and features once per epoch."""
         self.recommender.rebuild(self.features, world)
-
-    def start_epoch(self, generator: Generator) -> None:
-        """Let the recommender resample what it samples once per epoch."""
-        self.recommender.start_epoch(generator)
-
-    def after_step(self) -> None:
-        """Let the recommender update what follows its weights."""
-        self.recommender.finish_step()
 
     def weights(self) -> dict[str, Tensor]:
         """Return what the run keeps: the recommender's state, and the feature tables where they are trained."""

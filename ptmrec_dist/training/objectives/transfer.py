@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ptmrec_dist.data.histories import PaddedHistories, RecentItems
 from ptmrec_dist.data.pairs import TrainBatch
@@ -26,7 +26,7 @@ from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Batch, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import BatchRows, Features
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.objectives.base import Objective, with_recommender
+from ptmrec_dist.training.objectives.base import TrainsRecommender
 from ptmrec_dist.training.objectives.losses import hashed_choice, knowledge_transfer
 
 NEGATIVE_TRIES = 8
@@ -52,7 +52,7 @@ class TransferSettings:
     """Other items that a user is known to like are left out of the user's distributions."""
 
 
-class Transfer(Objective):
+class Transfer(TrainsRecommender):
     """Encoder and recommender, trained together on the global batch.
 
     Args:
@@ -123,21 +123,9 @@ class Transfer(Objective):
             losses["kt"] = self.transfer.weight * mean_over_ranks(total_V, weights_V)
         return losses
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return what is tuned inside the encoder, and the recommender's state."""
-        return with_recommender(self, super().trained())
-
     def rebuild(self, world: World) -> None:
         """Let the recommender recompute what follows weights and features once per epoch."""
         self.recommender.rebuild(self.features, world)
-
-    def start_epoch(self, generator: Generator) -> None:
-        """Let the recommender resample what it samples once per epoch."""
-        self.recommender.start_epoch(generator)
-
-    def after_step(self) -> None:
-        """Let the recommender update what follows its weights."""
-        self.recommender.finish_step()
 
     def replace_features(self, tables: Features) -> None:
         """Replace the stored features by those of the encoder as it is now.
