@@ -21,7 +21,7 @@ from ptmrec_dist.data.formats import open_bytes
 Row = dict[str, Any]
 """Column to value."""
 
-_LONGEST_LINE = 10_000_000
+_LONGEST_LINE = 1_000_000
 _BATCH = 4096
 
 
