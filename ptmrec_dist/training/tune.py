@@ -110,6 +110,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
     encoder.drop_frozen_towers()
+    encoder.sort_by_length = config.zero.stage < 3
     check_image_size(start.dataset, encoder, config.strict)
     return encoder
 
