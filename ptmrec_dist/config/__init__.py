@@ -13,7 +13,7 @@ from ptmrec_dist.config.common import (
     encoder_label,
 )
 from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
-from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
@@ -70,6 +70,7 @@ from ptmrec_dist.config.written import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",
+    "PARADIGMS_OF_THE_PAPER",
     "AdapterConfig",
     "AshaConfig",
     "ChoosesRecommender",

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.config import TrainsBoth, method_entry
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
@@ -63,6 +63,7 @@ def tune(
         for line in trainer.state.history:
             session.report_line(line)
         if not trainer.state.history:
+            evaluation.features_are_current = method_entry(config.tuning.method).neutral_start
             trainer.evaluate()
         if trainer.fit():
             evaluation.finish(trainer.state.stopping.kept_epoch)
