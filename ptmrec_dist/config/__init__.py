@@ -12,7 +12,15 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
-from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
+from ptmrec_dist.config.data import (
+    MAX_ASPECT_RATIO,
+    ColumnsConfig,
+    FeaturesConfig,
+    ImportConfig,
+    PackConfig,
+    ReadsTables,
+)
+from ptmrec_dist.config.doctor import DoctorConfig
 from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
@@ -77,6 +85,7 @@ __all__ = [
     "ContrastiveConfig",
     "DeleteConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
     "EvaluateConfig",
@@ -99,6 +108,7 @@ __all__ = [
     "PromptConfig",
     "RayConfig",
     "ReadsRun",
+    "ReadsTables",
     "RecommendConfig",
     "RecommenderConfig",
     "RefitConfig",
