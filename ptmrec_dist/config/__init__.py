@@ -12,7 +12,15 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
-from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
+from ptmrec_dist.config.data import (
+    MAX_ASPECT_RATIO,
+    ColumnsConfig,
+    FeaturesConfig,
+    ImportConfig,
+    PackConfig,
+    ReadsTables,
+)
+from ptmrec_dist.config.doctor import DoctorConfig
 from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
@@ -78,6 +86,7 @@ __all__ = [
     "ContrastiveConfig",
     "DeleteConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
     "EvaluateConfig",
@@ -100,6 +109,7 @@ __all__ = [
     "PromptConfig",
     "RayConfig",
     "ReadsRun",
+    "ReadsTables",
     "RecommendConfig",
     "RecommenderConfig",
     "RefitConfig",
