@@ -27,6 +27,7 @@ from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.users import Requesters, UserIndex
@@ -56,6 +57,8 @@ class ServedModel:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
+        self.best_scores: list[float] = described.get("best_scores", [])
+        self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
         items = pl.read_parquet(folder / "items.parquet")
         self.item_ids: pl.Series = items["item_id"]
@@ -102,7 +105,20 @@ class ServedModel:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
         requesters = self.users.resolve(columns.get("user_id", absent), columns.get("history", absent), parsed.unknown)
-        return self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        answer = self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        if self._observer is not None:
+            self._observer.answered(requesters, parsed, answer)
+        return answer
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every answer from now on.
+
+        Args:
+            observer: What watches.
+        """
+        self._observer = observer
+        if self.new_items is not None:
+            self.new_items.observer = observer
 
     def warm_up(self) -> None:
         """Answer a request of each kind, so that no client waits for lazy initialization."""

@@ -18,6 +18,7 @@ from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -44,6 +45,7 @@ class NewItems:
         self.width = self._projection.shape[1]
         self._limits = limits
         self._lock = Lock()
+        self.observer: Observer | None = None
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
         """Encode the items of rows; an item of several rows is encoded once.
@@ -97,6 +99,8 @@ class NewItems:
         for item in items:
             try:
                 images.append(read_image(source.read(item[column])))
+                if self.observer is not None:
+                    self.observer.read_image(*images[-1].size)
             except UserError as error:
                 raise UserError(f"row {row_of[item]}: {error}") from error
         return images
