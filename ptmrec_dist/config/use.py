@@ -166,6 +166,8 @@ class RecommendConfig:
     """Item ids to leave out."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
+    explain: bool = False
+    """Show the items of the user's history that are most like a recommended one."""
     unknown: Literal["skip", "error"] = "skip"
     """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
     items; `error` refuses."""
@@ -177,6 +179,7 @@ class RecommendConfig:
         require(chosen, "candidates", self.candidates, "warm or nothing with --items, which are the candidates then")
         require((self.users is None) == self.all, "users", self.users, "either --users or --all")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
+        require(not (self.explain and self.all), "explain", self.explain, "false with --all")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
 
 

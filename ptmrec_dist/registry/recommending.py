@@ -45,6 +45,7 @@ def recommend(config: RecommendConfig) -> None:
         items=config.items,
         exclude=config.exclude,
         diversity=config.diversity,
+        explain=config.explain,
         unknown=config.unknown,
     )
     if config.out is not None:
@@ -76,14 +77,16 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("user", "rank", "item", "title", "score")
+    explained = "because" in columns
+    table = Table("user", "rank", "item", "title", "score", *(["because of"] if explained else []))
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     for before, row in zip([None, *rows], rows):
         first = before is None or before["row"] != row["row"]
         if first and before is not None:
             table.add_section()
         user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
-        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
+        because = [", ".join(row["because"])] if explained else []
+        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}", *because)
     # Ids and titles come from the data: they are printed as they are, never as markup, and in a pipe on one line each.
     width = None if sys.stdout.isatty() else _ANY_WIDTH
     Console(markup=False, highlight=False, emoji=False, width=width).print(table)

@@ -23,6 +23,7 @@ from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
 from ptmrec_dist.serving.diversity import diversified, pool_size
+from ptmrec_dist.serving.explaining import reasons_for
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
@@ -137,7 +138,9 @@ class ServedModel:
         Returns:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
             `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
-            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request.
+            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request. With
+            `explain` also `because`, up to three items of the history that are most like the item, and `content_score`, the
+            cold score.
 
         Raises:
             UserError: As in `rank`.
@@ -145,6 +148,7 @@ class ServedModel:
         items_BK, scores_BK = self.rank(requesters, params)
         found, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
         items, rows = items_BK[found, ranks].numpy(), found.tolist()
+        reasons = self._reasons(requesters, params, found.numpy(), items) if params.explain else {}
         return {
             "row": rows,
             "user_id": [requesters.names[row] for row in rows],
@@ -158,6 +162,7 @@ class ServedModel:
             "unknown_items": [
                 None if rank else requesters.unknown_items[row] for row, rank in zip(rows, ranks.tolist())
             ],
+            **reasons,
         }
 
     def rank(self, requesters: Requesters, params: Params) -> tuple[Tensor, Tensor]:
@@ -208,6 +213,17 @@ class ServedModel:
             "score": scores_B.tolist(),
             "unknown_items": list(requesters.unknown_items),
         }
+
+    def _reasons(
+        self, requesters: Requesters, params: Params, rows_N: np.ndarray, items_N: np.ndarray
+    ) -> dict[str, list[Any]]:
+        modal_items_ID = self._tables.get("modal_items")
+        _, vectors_ID = self._catalogue.choose(params)
+        if vectors_ID is self._tables["items"]:  # of cold items they are untrained
+            vectors_ID = vectors_ID * torch.from_numpy(self._warm)[:, None]
+        found = reasons_for(requesters, rows_N, items_N, vectors_ID, modal_items_ID, self._score)
+        because = [self.item_ids[items].to_list() for items in found.because]
+        return {"because": because, "content_score": found.content_scores}
 
     def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
         if kind == "faiss":

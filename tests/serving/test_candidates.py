@@ -131,6 +131,35 @@ def test_a_request_for_diversity_gets_less_similar_items_with_their_own_scores(
     assert likeness[1] < likeness[0]
 
 
+def test_reasons_are_the_most_similar_items_of_the_history_and_the_score_of_the_content(
+    model: ServedModel, run: FinishedRun
+) -> None:
+    ids, cold = run.dataset.item_ids, _cold(run)
+    number = {name: index for index, name in enumerate(ids)}
+    _, items = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    modal = run.recommender.cold_items(run.features).detach()
+    history = [ids[3], ids[11], ids[20], ids[31], sorted(cold)[0]]
+    columns = {"user_id": [run.dataset.user_ids[USER], None, None], "history": [None, history, []]}
+    for candidates, vectors in (("warm", items.detach()), ("all", modal)):
+        answer = model.answer(columns, top_k=4, candidates=candidates, explain=True)
+        for row, item, because, content in zip(
+            *(answer[name] for name in ("row", "item_id", "because", "content_score"))
+        ):
+            if row == 0:
+                train = run.dataset.interactions("train")
+                taken = {ids[index] for index in train.items[train.users == USER]}
+                assert content == pytest.approx(_scores(run)["cold"][number[item]].item(), abs=1e-5)
+            else:
+                taken = set(history if row == 1 else [])
+            known = taken - cold if candidates == "warm" else taken
+
+            def cosine(name: str, item: str = item, vectors: Tensor = vectors) -> float:
+                return float(torch.cosine_similarity(vectors[number[item]], vectors[number[name]], dim=0))
+
+            assert because == sorted(known, key=cosine, reverse=True)[:3]
+    assert "because" not in model.answer(columns, top_k=4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
