@@ -62,12 +62,12 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        vectors, self._score = open_vectors(folder, self._tables, warm, taken)
+        modalities = tuple(described["modalities"])
+        vectors, self._cold_vectors, self._score = open_vectors(folder, self._tables, warm, taken)
         self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
-        modalities = tuple(described["modalities"]) if new_items else ()
-        self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
+        self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities and new_items else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
         """Recommend to users and visitors, or score new items for them where the request contains images or texts.
@@ -193,7 +193,7 @@ class ServedModel:
     def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
-        return NewItems(folder, modalities, self._tables, self._limits)
+        return NewItems(folder, modalities, self._cold_vectors, self._limits)
 
     @cached_property
     def _cold_index(self) -> Index:

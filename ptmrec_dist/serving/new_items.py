@@ -18,6 +18,7 @@ from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.vectors import ColdVectors
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -32,16 +33,15 @@ class NewItems:
     Args:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
-        tables: Tables of the served model.
+        vectors: Features of new items by modality, float32 [N, d_m], to their vectors, float32 [N, D].
         limits: Limits of a request.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[str, ...], tables: Mapping[str, Tensor], limits: Limits) -> None:
+    def __init__(self, folder: Path, modalities: tuple[str, ...], vectors: ColdVectors, limits: Limits) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
         self._modalities = modalities
-        self._projection, self._bias = tables["projection"], tables["projection_bias"]
-        self._limits = limits
+        self._vectors, self._limits = vectors, limits
         self._lock = Lock()
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
@@ -109,6 +109,4 @@ class NewItems:
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
-        joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
-        vectors_ND: Tensor = joined_ND @ self._projection + self._bias
-        return vectors_ND
+        return self._vectors({modality: features[modality] for modality in self._modalities})
