@@ -12,8 +12,16 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
-from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
-from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.data import (
+    MAX_ASPECT_RATIO,
+    ColumnsConfig,
+    FeaturesConfig,
+    ImportConfig,
+    PackConfig,
+    ReadsTables,
+)
+from ptmrec_dist.config.doctor import DoctorConfig
+from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
@@ -55,6 +63,7 @@ from ptmrec_dist.config.tuning import (
     used_settings,
 )
 from ptmrec_dist.config.use import (
+    AddItemsConfig,
     DeleteConfig,
     DemoConfig,
     EvaluateConfig,
@@ -70,13 +79,16 @@ from ptmrec_dist.config.written import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",
+    "PARADIGMS_OF_THE_PAPER",
     "AdapterConfig",
+    "AddItemsConfig",
     "AshaConfig",
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",
     "DeleteConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
     "EvaluateConfig",
@@ -99,6 +111,7 @@ __all__ = [
     "PromptConfig",
     "RayConfig",
     "ReadsRun",
+    "ReadsTables",
     "RecommendConfig",
     "RecommenderConfig",
     "RefitConfig",

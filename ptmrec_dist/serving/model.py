@@ -1,14 +1,13 @@
 """Inference with a registered model: lists for users and visitors, scores of new items. See tables.py for its folder.
 
-The full and the cold score are on different scales, so a list never mixes them: it ranks the warm items by the full score, or
-(`include_cold`) all items by the cold score.
+The full and the cold score are on different scales, so a list never mixes them: it ranks warm items by the full score, or
+(`candidates`) cold or all items by the cold score.
 
 Legend: B rows of a request, K list length, N distinct new items, D width of the scores.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,14 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
+from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
+from ptmrec_dist.serving.diversity import diversified, pool_size
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.users import Requesters, UserIndex
@@ -55,6 +57,8 @@ class ServedModel:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
+        self.best_scores: list[float] = described.get("best_scores", [])
+        self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
         items = pl.read_parquet(folder / "items.parquet")
         self.item_ids: pl.Series = items["item_id"]
@@ -62,12 +66,15 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        modalities = tuple(described["modalities"])
         vectors, self._cold_vectors, self._score = open_vectors(folder, self._tables, warm, taken)
-        self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
+        self._warm = warm
+        index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
+        items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
+        self._catalogue = Catalogue(self.item_ids.to_list(), warm, index, items_ID, modal_items_ID, self._score)
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
-        self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities and new_items else None
+        modalities = tuple(described["modalities"]) if new_items else ()
+        self.new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
         """Recommend to users and visitors, or score new items for them where the request contains images or texts.
@@ -92,18 +99,33 @@ class ServedModel:
         rows = max(lengths.values(), default=0)
         items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
         self._limits.check("rows", rows, "rows")
+        for name in ("items", "exclude"):
+            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: ids")
         if not items:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
         requesters = self.users.resolve(columns.get("user_id", absent), columns.get("history", absent), parsed.unknown)
-        return self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        answer = self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        if self._observer is not None:
+            self._observer.answered(requesters, parsed, answer)
+        return answer
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every answer from now on.
+
+        Args:
+            observer: What watches.
+        """
+        self._observer = observer
+        if self.new_items is not None:
+            self.new_items.observer = observer
 
     def warm_up(self) -> None:
         """Answer a request of each kind, so that no client waits for lazy initialization."""
         visitor = self.users.resolve([None], [[]])
         self.recommend(visitor, Params())
-        if self._new_items is not None:
-            self._new_items.warm_up()
+        if self.new_items is not None:
+            self.new_items.warm_up()
 
     def recommend(self, requesters: Requesters, params: Params) -> dict[str, list[Any]]:
         """Recommend, with ids and titles.
@@ -114,8 +136,8 @@ class ServedModel:
 
         Returns:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
-            `rank` (from 1), `item_id`, `title`, `score`, and `unknown_items`, the skipped items of the row's history (at
-            rank 1, None below); best first, rows in the order of the request.
+            `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
+            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request.
 
         Raises:
             UserError: As in `rank`.
@@ -131,6 +153,7 @@ class ServedModel:
             "item_id": self.item_ids[items].to_list(),
             "title": self.titles[items].to_list(),
             "score": scores_BK[found, ranks].tolist(),
+            "warm": self._warm[items].tolist(),
             # Once per row: a long history repeated along a long list would make an answer of any size.
             "unknown_items": [
                 None if rank else requesters.unknown_items[row] for row, rank in zip(rows, ranks.tolist())
@@ -148,14 +171,15 @@ class ServedModel:
             Item indices int64 [B, K] and scores float32 [B, K], best first; `NO_ITEM` and -inf where no more are left.
 
         Raises:
-            UserError: `include_cold` with an ID-only recommender.
+            UserError: As in `Catalogue.choose`.
         """
-        if params.include_cold and "modal_items" not in self._tables:
-            raise UserError("include_cold: this model knows items by their IDs only; request without it")
-        index = self._cold_index if params.include_cold else self._index
-        nothing = np.zeros(0, np.int64)
+        (index, vectors_ID), nothing = self._catalogue.choose(params), np.zeros(0, np.int64)
         seen = requesters.seen if params.exclude_seen else Interactions(nothing, nothing)
-        return index.search(requesters.users_BD, seen, min(params.top_k, len(self.item_ids)))
+        number, k = len(self.item_ids), min(params.top_k, len(self.item_ids))
+        if not params.diversity:
+            return index.search(requesters.users_BD, seen, k)
+        items_BP, scores_BP = index.search(requesters.users_BD, seen, min(pool_size(k), number))
+        return diversified(items_BP, scores_BP, vectors_ID, k, float(params.diversity))
 
     def score_new(self, requesters: Requesters, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Score items that the model has never seen, by the cold score.
@@ -170,12 +194,12 @@ class ServedModel:
         Raises:
             UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
-        if self._new_items is None:
+        if self.new_items is None:
             raise UserError(
                 "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
                 "the user's or from tables that were trained"
             )
-        items_ND, items_B = self._new_items.encode(columns)
+        items_ND, items_B = self.new_items.encode(columns)
         scores_B = self._score(requesters.users_BD, items_ND).gather(1, items_B[:, None])[:, 0]
         return {
             "row": list(range(len(scores_B))),
@@ -193,9 +217,5 @@ class ServedModel:
     def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
-        return NewItems(folder, modalities, self._cold_vectors, self._limits)
-
-    @cached_property
-    def _cold_index(self) -> Index:
-        items = self._tables["modal_items"]
-        return ExactIndex(items, np.arange(len(items)), self._score)
+        width = self._tables["modal_items"].shape[1]
+        return NewItems(folder, modalities, self._cold_vectors, width, self._limits)
