@@ -64,7 +64,7 @@ class FDSA(MixedRecommender):
         """Attend to IDs and to features before and at each item, [B, L, D]."""
         ids_BLD, features_BLD = items_BLD.split(self.dim, dim=2)
         from_ids_BLD = self.id_transformer(ids_BLD, mask_BL)
-        from_features_BLD = self.feature_blocks(self.id_transformer.placed(features_BLD), mask_BL)
+        from_features_BLD = self.feature_blocks(self.id_transformer.positioned(features_BLD), mask_BL)
         merged_BLD = self.merge(torch.cat([from_ids_BLD, from_features_BLD], dim=2))
         states_BLD: Tensor = self.dropout(self.norm(merged_BLD))
         return states_BLD

@@ -69,7 +69,7 @@ class CausalTransformer(CausalBlocks):
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_normal_(self.positions_LD)
 
-    def placed(self, items_BLD: Tensor) -> Tensor:
+    def positioned(self, items_BLD: Tensor) -> Tensor:
         """Add positions to items, and normalise.
 
         Args:
@@ -78,8 +78,8 @@ class CausalTransformer(CausalBlocks):
         Returns:
             What the first block reads, [B, L, D].
         """
-        placed_BLD: Tensor = self.dropout(self.norm(items_BLD + self.positions_LD[-items_BLD.shape[1] :]))
-        return placed_BLD
+        positioned_BLD: Tensor = self.dropout(self.norm(items_BLD + self.positions_LD[-items_BLD.shape[1] :]))
+        return positioned_BLD
 
     def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Encode histories.
@@ -91,7 +91,7 @@ class CausalTransformer(CausalBlocks):
         Returns:
             The state after each item, finite also where there is padding, [B, L, D].
         """
-        return super().forward(self.placed(items_BLD), mask_BL)
+        return super().forward(self.positioned(items_BLD), mask_BL)
 
 
 def xavier_normal(module: nn.Module) -> None:
