@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import parse_json, typed
 
 COVERED_BY = "PTMREC_LOCKED"
 """Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
@@ -179,8 +180,8 @@ def _refusal(owner: Owner, path: Path, out: Path) -> UserError:
 
 def _owner_of(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return typed(Owner, parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
 
 
