@@ -21,7 +21,7 @@ from ptmrec_dist.config.data import (
     ReadsTables,
 )
 from ptmrec_dist.config.doctor import DoctorConfig
-from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
@@ -78,6 +78,7 @@ from ptmrec_dist.config.written import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",
+    "PARADIGMS_OF_THE_PAPER",
     "AdapterConfig",
     "AshaConfig",
     "ChoosesRecommender",
