@@ -107,6 +107,7 @@ def locked(out: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(path.parent):
+            _remove_unfinished(path)
             _remove_stale(path, out)
             _create(path, owner, out)
     except OSError as error:
@@ -149,6 +150,15 @@ def _remove_stale(path: Path, out: Path) -> None:
     if not owner.is_gone:
         raise _refusal(owner, path, out)
     path.unlink()
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what processes of this host left that were killed while they took the lock."""
+    begun = f"{path.name}.{socket.gethostname()}."
+    for left in path.parent.iterdir():
+        pid = left.name.removeprefix(begun)
+        if left.name.startswith(begun) and pid.isdecimal() and _start_of(int(pid)) in (None, "ended"):
+            left.unlink(missing_ok=True)
 
 
 def _create(path: Path, owner: Owner, out: Path) -> None:

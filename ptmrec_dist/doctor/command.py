@@ -131,7 +131,10 @@ def _load_encoder(config: DoctorConfig, report: Report) -> "LoadedEncoder | None
     from ptmrec_dist.doctor.encoder import LoadedEncoder
 
     try:
-        return LoadedEncoder.load(config.encoder)
+        encoder = LoadedEncoder.load(config.encoder)
     except UserError as error:
         report.add([Finding("encoder-not-loaded", "--encoder", str(error))])
         return None
+    widths = ", ".join(f"{modality} {width}" for modality, width in encoder.widths.items())
+    report.facts.append(("--encoder", "widths", f"{widths}; images of {encoder.image_size} pixels"))
+    return encoder
