@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from ptmrec_dist.files import parse_json, typed, write_atomically
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Names of files: no path, and no URL either."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Manifest:
                 )
             manifest = typed(cls, fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]
-            outside = [name for name in names if Path(name).name != name or not name.isprintable()]
+            outside = [name for name in names if not _NAME.fullmatch(name)]
             if outside:
                 raise ValueError(f"{outside[0]!r} is not the name of a file in it")
             return manifest

@@ -1,6 +1,5 @@
 """`ptmrec doctor`: find what lies at each path, examine it, and print the findings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.printing import print_report
 from ptmrec_dist.doctor.shards import examine_shards
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import parse_json
 
 if TYPE_CHECKING:
     from ptmrec_dist.doctor.encoder import LoadedEncoder  # torch takes seconds
@@ -110,7 +110,7 @@ def _table(folder: Path, name: str, atomic: str) -> Path | None:
 
 def _is_features(folder: Path) -> bool:
     try:
-        return "widths" in json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        return "widths" in parse_json((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return any(folder.glob("*.npy"))
 

@@ -151,3 +151,17 @@ def test_a_features_manifest_cannot_name_arrays_outside_its_folder(tiny_project:
     (tmp_path / "features/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"'\.\./secret', expected image and text"):
         read_feature_manifest(tmp_path / "features")
+
+
+@pytest.mark.parametrize("name", ["pipe:touch hacked", "http:x.tar", "../x.tar", "", ".", "x\n.tar"])
+def test_a_shard_is_the_name_of_a_file_and_never_a_command(
+    name: str, tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """webdataset runs what follows `pipe:` in a relative path."""
+    shutil.copytree(tiny_project.shards, tmp_path / "shards")
+    monkeypatch.chdir(tmp_path / "shards")
+    manifest = json.loads(Path("manifest.json").read_text())
+    manifest["shards"][0]["name"] = name
+    Path("manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is not the name of a file in it"):
+        Dataset(Path("."))
