@@ -1,10 +1,11 @@
 """Settings of the commands that use trained models, and of the demo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
+from ptmrec_dist.config.data import ColumnsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,29 @@ class ModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AddItemsConfig:
+    """Add new items to a registered model, encoded by its encoder, as a new version; nothing is trained."""
+
+    model: str
+    """Model to extend: `models:/NAME@ALIAS` or `models:/NAME/VERSION`. With an alias, the alias moves to the new version."""
+    items: Path
+    """Catalogue of the new items, in any of the formats that `ptmrec pack` reads."""
+    images: Path | None = None
+    """Folder that image paths are relative to; by default the catalogue's own folder."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Column names."""
+    separator: str | None = None
+    """Column separator of a text table; by default implied by the file name."""
+    header: bool = True
+    """Whether the first row of a text table names the columns."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What to do with bad rows and images: leave them out and count them, or stop before anything is registered."""
+
+    def __post_init__(self) -> None:
+        require(self.model.startswith("models:/"), "model", self.model, "models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecommendConfig:
     """Print recommendations of a registered model for some users, or write those for all users to a file."""
 
@@ -125,6 +149,8 @@ class RecommendConfig:
     """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder."""
     users: str | None = None
     """User ids, separated by commas."""
+    for_items: tuple[str, ...] = ()
+    """Item ids, separated by commas: find the users that each of them is for, instead."""
     all: bool = False
     """All users of the training data, divided among ranks; needs `--out`."""
     out: Path | None = None
@@ -142,6 +168,8 @@ class RecommendConfig:
     """Item ids to leave out."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
+    explain: bool = False
+    """Show the items of the user's history that are most like a recommended one."""
     unknown: Literal["skip", "error"] = "skip"
     """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
     items; `error` refuses."""
@@ -151,8 +179,10 @@ class RecommendConfig:
         require(0 <= self.diversity <= 1, "diversity", self.diversity, "0 to 1")
         chosen = self.candidates == "warm" or not self.items
         require(chosen, "candidates", self.candidates, "warm or nothing with --items, which are the candidates then")
-        require((self.users is None) == self.all, "users", self.users, "either --users or --all")
+        given = (self.users is not None) + self.all + bool(self.for_items)
+        require(given == 1, "users", self.users, "either --users, --all or --for_items")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
+        require(not (self.explain and self.all), "explain", self.explain, "false with --all")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
 
 

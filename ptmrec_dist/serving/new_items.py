@@ -18,6 +18,8 @@ from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
+from ptmrec_dist.serving.vectors import ColdVectors
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -32,17 +34,20 @@ class NewItems:
     Args:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
-        tables: Tables of the served model.
+        cold_vectors: Vectors of items from their features.
+        width: Width of these vectors D.
         limits: Limits of a request.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[str, ...], tables: Mapping[str, Tensor], limits: Limits) -> None:
+    def __init__(
+        self, folder: Path, modalities: tuple[str, ...], cold_vectors: ColdVectors, width: int, limits: Limits
+    ) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
-        self._modalities = modalities
-        self._projection, self._bias = tables["projection"], tables["projection_bias"]
-        self._limits = limits
+        self.modalities, self.width = modalities, width
+        self._cold_vectors, self._limits = cold_vectors, limits
         self._lock = Lock()
+        self.observer: Observer | None = None
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
         """Encode the items of rows; an item of several rows is encoded once.
@@ -56,10 +61,10 @@ class NewItems:
         Raises:
             UserError: A missing column, cells that are no strings, an image that is refused, more than the limits.
         """
-        missing = [modality for modality in self._modalities if modality not in columns]
+        missing = [modality for modality in self.modalities if modality not in columns]
         if missing:
-            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self._modalities)}")
-        items_B = list(zip(*(columns[modality] for modality in self._modalities), strict=True))
+            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self.modalities)}")
+        items_B = list(zip(*(columns[modality] for modality in self.modalities), strict=True))
         for row, item in enumerate(items_B):
             self._check(item, row)
         distinct = list(dict.fromkeys(items_B))
@@ -70,17 +75,17 @@ class NewItems:
         batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
         # Decoded batch by batch: many large images at once would not fit into memory.
         vectors_ND = torch.cat(
-            [self._encode(self._images(batch, row_of, source), self._texts(batch)) for batch in batches]
+            [self.vectors(self._images(batch, row_of, source), self._texts(batch)) for batch in batches]
         )
         return vectors_ND, torch.tensor([number_of[item] for item in items_B])
 
     def warm_up(self) -> None:
         """Encode a dummy item."""
-        image = [Image.new("RGB", (32, 32))] if "image" in self._modalities else []
-        self._encode(image, ["an item"] if "text" in self._modalities else [])
+        image = [Image.new("RGB", (32, 32))] if "image" in self.modalities else []
+        self.vectors(image, ["an item"] if "text" in self.modalities else [])
 
     def _check(self, item: tuple[Any, ...], row: int) -> None:
-        for modality, value in zip(self._modalities, item):
+        for modality, value in zip(self.modalities, item):
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
             if modality == "text":
@@ -89,26 +94,35 @@ class NewItems:
                     raise UserError(f"row {row}: text: got half of a surrogate pair, expected Unicode text")
 
     def _images(self, items: Sequence[Item], row_of: Mapping[Item, int], source: ImageSource) -> list[Image.Image]:
-        if "image" not in self._modalities:
+        if "image" not in self.modalities:
             return []
-        column = self._modalities.index("image")
+        column = self.modalities.index("image")
         images = []
         for item in items:
             try:
                 images.append(read_image(source.read(item[column])))
+                if self.observer is not None:
+                    self.observer.read_image(*images[-1].size)
             except UserError as error:
                 raise UserError(f"row {row_of[item]}: {error}") from error
         return images
 
     def _texts(self, items: Sequence[Item]) -> list[str]:
-        return [item[self._modalities.index("text")] for item in items] if "text" in self._modalities else []
+        return [item[self.modalities.index("text")] for item in items] if "text" in self.modalities else []
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+    def vectors(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+        """Compute the vectors of items.
+
+        Args:
+            images: RGB image of each item; none where the model reads texts alone.
+            texts: Text of each item; none where it reads images alone.
+
+        Returns:
+            Vectors of the cold score, float32 [N, D].
+        """
         pixels = [self._encoder.backbone.load_image(image) for image in images]
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
-        joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
-        vectors_ND: Tensor = joined_ND @ self._projection + self._bias
-        return vectors_ND
+        return self._cold_vectors({modality: features[modality] for modality in self.modalities})

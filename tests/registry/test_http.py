@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from hypothesis import strategies as st
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hostile.cases import damaged, for_all, with_other_values
 from tests.ranks import free_port
@@ -200,13 +201,50 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in (folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
 
 
+def metrics_of(server: Server) -> dict[str, float]:
+    """Each sample of `/metrics` by its name and labels."""
+    with urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain")
+        families = text_string_to_metric_families(response.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+    return {" ".join([sample.name, *map(str, sample.labels.values())]): sample.value for sample in samples}
+
+
+def check_metrics(server: Server) -> None:
+    """Requests, rows, unknown ids, images and scores are counted, whichever worker answered."""
+    before, everyone = metrics_of(server), [{"user_id": str(user)} for user in range(12)]
+    best: list[float] = []
+    for _ in range(4):
+        _, answer = server.predict(*everyone, top_k=2)
+        best += [row["score"] for row in answer["predictions"] if row["rank"] == 1]
+    image = in_base64(Image.new("RGB", (90, 40), "red"), "PNG")
+    server.predict({"user_id": "3", "image": image, "text": "a red film"})
+    server.predict({"user_id": "nobody"}, {"history": ["2", "nothing", "gone"]}, candidates="all")
+    server.predict({"user_id": "1"}, top_k=0)
+    after = metrics_of(server)
+    found = {name: value - before.get(name, 0) for name, value in after.items()}
+    counted = {"ptmrec_responses_total 200": 6, "ptmrec_responses_total 400": 1, "ptmrec_response_seconds_count": 7}
+    rows = {"ptmrec_rows_total user": 49, "ptmrec_rows_total visitor": 1, "ptmrec_rows_total unknown": 1}
+    unknown = {"ptmrec_unknown_history_items_total": 2, "ptmrec_new_item_scores_total": 1}
+    sides = {"ptmrec_image_shorter_side_pixels_bucket 32.0": 0, "ptmrec_image_shorter_side_pixels_bucket 64.0": 1}
+    expected = counted | rows | unknown | sides | {"ptmrec_best_score_count": 48}
+    assert {name: found[name] for name in expected} == expected
+    buckets = [name for name in found if name.startswith("ptmrec_best_score_bucket") and "Inf" not in name]
+    assert len(buckets) == 9  # deciles of the training users, who are those that asked
+    for name in buckets:
+        assert found[name] == sum(score <= float(name.split()[1]) for score in best)
+    info = [name for name, value in after.items() if name.startswith("ptmrec_model_info films") and value == 1]
+    assert len(info) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite_registry, tmp_path):
+def test_metrics_add_up_over_workers_and_sigterm_leaves_nothing(workers, sqlite_registry, tmp_path):
     port = free_port()
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(port), "--workers", str(workers))
     wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, tmp_path / "log")
     assert Server(port).predict({"user_id": "1"}, top_k=1)[0] == 200
+    check_metrics(Server(port))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert leftovers(tmp_path) == []
