@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptmrec_dist.config import DoctorConfig
-from ptmrec_dist.data.formats import ENDINGS, format_of
+from ptmrec_dist.data.formats import ENDINGS
 from ptmrec_dist.data.manifest import FILE_NAME, Manifest
 from ptmrec_dist.doctor.catalogue import examine_tables
 from ptmrec_dist.doctor.features import examine_features
 from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.printing import print_report
 from ptmrec_dist.doctor.shards import examine_shards
+from ptmrec_dist.doctor.tables import find_interactions, find_items
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import parse_json
 
@@ -66,7 +67,7 @@ def kind_of(path: Path) -> str:
         path: Folder.
 
     Returns:
-        `shards`, `features`, `run`, `tables`, or nothing.
+        `shards`, `features`, `run`, `tables` where it is another folder, or nothing.
     """
     if any((path / name).is_file() for name in ("config.yaml", "run.json")):
         return "run"
@@ -74,7 +75,7 @@ def kind_of(path: Path) -> str:
         return "features" if _is_features(path) else "shards"
     if any(path.glob("shard-*.tar")):
         return "shards"
-    return "tables" if _table(path, "interactions", ".inter") else ""
+    return "tables" if path.is_dir() else ""
 
 
 def _examine_path(
@@ -93,19 +94,12 @@ def _examine_path(
         from ptmrec_dist.doctor.runs import examine_run  # torch takes seconds
 
         examine_run(path, report)
-    elif (interactions := _table(path, "interactions", ".inter")) is not None:
-        examine_tables(config, config.packing(interactions, _table(path, "items", ".item")), encoder, report)
+    elif kind == "tables" and (interactions := find_interactions(path, config)) is not None:
+        examine_tables(config, config.packing(interactions, find_items(path, config)), encoder, report)
     else:
-        found = "a folder without tables, shards, features or a run" if path.is_dir() else "no folder"
-        report.add(
-            [Finding("not-recognised", str(path), f"{found}; tables are interactions.* and items.* ({ENDINGS})")]
-        )
-
-
-def _table(folder: Path, name: str, atomic: str) -> Path | None:
-    """The table of that name, or of RecBole's ending, in any format that is read."""
-    found = [path for path in sorted(folder.glob(f"{name}.*")) if format_of(path, None, True) is not None]
-    return next(iter([*found, *sorted(folder.glob(f"*{atomic}"))]), None)
+        found = "one table of interactions is expected" if path.is_dir() else "it is no folder"
+        named = f"interactions.* and items.*, or tables of any name ({ENDINGS}) with the columns of --columns"
+        report.add([Finding("not-recognised", str(path), f"{found}: {named}")])
 
 
 def _is_features(folder: Path) -> bool:
