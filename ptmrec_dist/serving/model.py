@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
@@ -51,12 +51,24 @@ class ServedModel:
         new_items: Whether to load the encoder, where the model has one; takes seconds and is needed for new items only.
 
     Raises:
-        UserError: A file was changed since it was written, or the environment sets an invalid limit.
+        UserError: A file was changed since it was written, files that do not belong together, or the environment sets an
+            invalid limit.
     """
 
     def __init__(self, folder: Path, new_items: bool = True) -> None:
         self._limits = Limits.from_environment()
         check_digests(folder)
+        try:
+            self._open(folder, new_items)
+        except (UserError, Fault):
+            raise
+        except Exception as error:  # of many libraries, whose files anybody may have written
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"model: {folder} is not one that `ptmrec register` wrote ({reason}); register the run again"
+            ) from error
+
+    def _open(self, folder: Path, new_items: bool) -> None:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
