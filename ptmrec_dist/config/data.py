@@ -26,6 +26,8 @@ class ColumnsConfig:
     image: str = "image"
     """Image path, relative to `--images`; or a pattern of columns with Python's format specifications for text:
     `'{item_id:.3}/{item_id}.jpg'`."""
+    attributes: tuple[str, ...] = ()
+    """Further columns of the catalogue to keep, by which a registered model's requests may filter: `genres,year`."""
     user: str = "user_id"
     """User id (`userID` in `.inter` files)."""
     rating: str = "rating"

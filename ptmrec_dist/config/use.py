@@ -166,6 +166,8 @@ class RecommendConfig:
     """Item ids to choose from instead, such as what is in stock."""
     exclude: tuple[str, ...] = ()
     """Item ids to leave out."""
+    filters: tuple[str, ...] = ()
+    """Conditions on columns that the catalogue was packed with: `'year>=1990,genres~Comedy'`."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
     explain: bool = False

@@ -200,8 +200,13 @@ class Recommender(nn.Module, ABC):
             Modality to W [D, d_m] and b [D].
 
         Raises:
-            UserError: The recommender is ID-only.
+            UserError: The recommender is ID-only, or its vectors of items are no such maps.
         """
+        if self.multimodal:
+            raise UserError(
+                f"recommender: got {type(self).__name__}, whose vectors of items are no linear maps of features, by which "
+                "stage 2 transfers knowledge; expected a recommender of all items, such as vbpr"
+            )
         raise UserError(
             f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
             f"reads images or texts: {multimodal_recommenders()}"
@@ -223,7 +228,7 @@ class Recommender(nn.Module, ABC):
             features: Features of these items, float32 [C, d_m] by modality.
 
         Returns:
-            The mean over modalities of their mapped features, [C, D].
+            By default the mean over modalities of their mapped features, [C, D].
 
         Raises:
             UserError: The recommender is ID-only.

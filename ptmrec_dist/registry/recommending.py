@@ -46,6 +46,7 @@ def recommend(config: RecommendConfig) -> None:
         candidates="items" if config.items else config.candidates,
         items=config.items,
         exclude=config.exclude,
+        filters=config.filters,
         diversity=config.diversity,
         explain=config.explain,
         unknown=config.unknown,

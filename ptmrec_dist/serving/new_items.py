@@ -19,6 +19,7 @@ from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.observer import Observer
+from ptmrec_dist.serving.vectors import ColdVectors
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -33,17 +34,18 @@ class NewItems:
     Args:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
-        tables: Tables of the served model.
+        cold_vectors: Vectors of items from their features.
+        width: Width of these vectors D.
         limits: Limits of a request.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[str, ...], tables: Mapping[str, Tensor], limits: Limits) -> None:
+    def __init__(
+        self, folder: Path, modalities: tuple[str, ...], cold_vectors: ColdVectors, width: int, limits: Limits
+    ) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
-        self.modalities = modalities
-        self._projection, self._bias = tables["projection"], tables["projection_bias"]
-        self.width = self._projection.shape[1]
-        self._limits = limits
+        self.modalities, self.width = modalities, width
+        self._cold_vectors, self._limits = cold_vectors, limits
         self._lock = Lock()
         self.observer: Observer | None = None
 
@@ -123,6 +125,4 @@ class NewItems:
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
-        joined_ND = torch.cat([features[modality] for modality in self.modalities], dim=1)
-        vectors_ND: Tensor = joined_ND @ self._projection + self._bias
-        return vectors_ND
+        return self._cold_vectors({modality: features[modality] for modality in self.modalities})

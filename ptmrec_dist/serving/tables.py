@@ -3,10 +3,11 @@
     model.json           modalities of new items, kind of index, lineage, versions of packages, deciles of users' best scores
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
-                         modal_items [I, D], projection [sum of d_m, D], projection_bias [D]
+                         modal_items [I, D] and, unless they are stored themselves, projection [sum of d_m, D] and
+                         projection_bias [D]
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
-    items.parquet        item_id, title, warm
+    items.parquet        item_id, title, warm, and what the catalogue was packed with for filters
     seen.parquet         user_index, item_index
     per_user.parquet     part, user_id, and each metric, for the comparison at promotion
     index.faiss          if the model was registered with such an index
@@ -28,6 +29,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed.tensor_file import save_tensors
@@ -77,7 +79,8 @@ def write_tables(
     save_tensors(folder / "tables.safetensors", tables)
     pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
     items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
-    pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    attributes = dataset.attributes.rename(lambda name: ATTRIBUTE + name)
+    pl.DataFrame(items).hstack(attributes.get_columns()).write_parquet(folder / "items.parquet")
     pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
     _per_user(run).write_parquet(folder / PER_USER_FILE)
     if index == "faiss":
@@ -109,7 +112,9 @@ def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor]
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
     tables = {"items": scorer.items.detach()}  # of an ID-only recommender they may be its parameter itself
     if recommender.multimodal:
-        tables |= {"modal_items": recommender.cold_items(features)} | _projection(recommender)
+        tables["modal_items"] = recommender.cold_items(features)
+    if recommender.multimodal and not is_stored(recommender):
+        tables |= _projection(recommender)
     if not recommender.history_length:
         users_UD = scorer.users(np.arange(run.dataset.num_users))
         fitted = fit_fold_in(users_UD, scorer.items, train)

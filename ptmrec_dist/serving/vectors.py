@@ -10,7 +10,7 @@ Legend: I items, B users or visitors, D width of the scores.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -27,11 +27,16 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Score, dot_product, recent_items, user_vectors
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.serving.fold_in import FoldIn
 from ptmrec_dist.training.finished_run import FinishedRun
 
 _FOLDER = "recommender"
 _CHECKED = 64  # users whose vectors are compared with those of the rebuilt recommender
+
+
+ColdVectors = Callable[[Features], Tensor]
+"""Features of items without interactions by modality, in the run's order, float32 [N, d_m], to vectors, float32 [N, D]."""
 
 
 class UserVectors(Protocol):
@@ -180,7 +185,7 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
 
 def open_vectors(
     folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions
-) -> tuple[UserVectors, Score]:
+) -> tuple[UserVectors, ColdVectors, Score]:
     """Open what a registered model scores with.
 
     Args:
@@ -190,12 +195,16 @@ def open_vectors(
         seen: Training interactions, in time order.
 
     Returns:
-        Vectors of users, and the score of a pair.
+        Vectors of users, vectors of items without interactions, and the score of a pair.
     """
     if not (folder / _FOLDER).is_dir():
-        return StoredVectors(tensors, warm), dot_product
+
+        def projected(features: Features) -> Tensor:
+            return torch.cat([*features.values()], dim=1) @ tensors["projection"] + tensors["projection_bias"]
+
+        return StoredVectors(tensors, warm), projected, dot_product
     recommender, tables = load_recommender(folder, seen)
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
-        return StoredVectors(tensors, warm), score
-    return ComputedVectors(recommender, tables, seen, warm), score
+        return StoredVectors(tensors, warm), recommender.cold_items, score
+    return ComputedVectors(recommender, tables, seen, warm), recommender.cold_items, score

@@ -80,8 +80,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         The encoder, ready to be tuned, with the towers that are tuned; None where all features stay frozen.
 
     Raises:
-        UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
-            it cannot take.
+        UserError: A run that is not of stage 1, is ID-only, has no linear maps of features or trained its feature tables;
+            another encoder; a method that it cannot take.
     """
     record = start.record
     if record.stage > 1:
@@ -91,6 +91,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
             f"reads features: {multimodal_recommenders()}"
         )
+    start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
         raise UserError(
             f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
