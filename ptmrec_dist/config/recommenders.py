@@ -6,6 +6,7 @@ The command line, its help, sweeps, experiments and the general tests are derive
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from ptmrec_dist.config.content_sequences import MoRecConfig, PMMRecConfig
 from ptmrec_dist.config.sequences import GRU4RecConfig, NextItNetConfig, SASRecConfig
 from ptmrec_dist.config.table import Entry, bounded, configured, entry_of
 from ptmrec_dist.config.table import RecommenderConfig as RecommenderConfig
@@ -221,6 +222,8 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),
     "gru4rec": RecommenderEntry(GRU4RecConfig, f"{_SEQUENTIAL}.gru4rec:GRU4Rec"),
     "nextitnet": RecommenderEntry(NextItNetConfig, f"{_SEQUENTIAL}.nextitnet:NextItNet"),
+    "morec": RecommenderEntry(MoRecConfig, f"{_SEQUENTIAL}.morec:MoRec"),
+    "pmmrec": RecommenderEntry(PMMRecConfig, f"{_SEQUENTIAL}.pmmrec:PMMRec"),
 }
 """Name to recommender."""
 

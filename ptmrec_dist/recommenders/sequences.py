@@ -16,6 +16,9 @@ from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, T
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
+ITEMS = "items"
+"""Name of the vectors that are read and scored."""
+
 
 class SequenceRecommender(Recommender):
     """A recommender whose user encoder reads the vectors of a history, oldest first, and gives a state after each.
@@ -27,6 +30,9 @@ class SequenceRecommender(Recommender):
         inputs: What it is built from; nothing but the number of items and, if it reads them, the features count.
         config: Hyper-parameters.
     """
+
+    reads_tokens: ClassVar[bool] = False
+    """Whether it makes vectors of an encoder's tokens, where the encoder is trained along: by a method `fuse`."""
 
     def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
         super().__init__(inputs)
@@ -43,6 +49,18 @@ class SequenceRecommender(Recommender):
         Returns:
             [C, D].
         """
+
+    def views(self, features: Features, chosen: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all vectors of items that the objective reads: by default those that are scored alone.
+
+        Args:
+            features: As for `item_vectors`.
+            chosen: As for `item_vectors`.
+
+        Returns:
+            `ITEMS`, and others by name, [C, D] each.
+        """
+        return {ITEMS: self.item_vectors(features, chosen)}
 
     @abstractmethod
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -71,18 +89,18 @@ class SequenceRecommender(Recommender):
 
     def tables(self, features: Features) -> Tables:
         """Compute the vectors of all items, `items` [I, D]."""
-        return {"items": self.item_vectors(features)}
+        return {ITEMS: self.item_vectors(features)}
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Compute the states after whole histories, [B, D]; indices of users are not read."""
         histories = queries.histories
         if histories is None:
             raise ValueError(f"{type(self).__name__} knows users by their histories: queries must have some")
-        return self.states(F.embedding(histories.items, tables["items"]), histories.mask)[:, -1]
+        return self.states(F.embedding(histories.items, tables[ITEMS]), histories.mask)[:, -1]
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
         """Look up items, [C, D]; features enter through the tables alone."""
-        return rows_of(tables["items"], chosen)
+        return rows_of(tables[ITEMS], chosen)
 
     def score_own(self, users_BD: Tensor, items_BKD: Tensor) -> Tensor:
         """Score items of its own for every user.
@@ -101,7 +119,7 @@ class SequenceRecommender(Recommender):
 
         It is that of one target; stage 1, which has all targets of a sequence at once, does not call it.
         """
-        pairs_B2D = F.embedding(torch.stack([batch.positives, batch.negatives], dim=1), tables["items"])
+        pairs_B2D = F.embedding(torch.stack([batch.positives, batch.negatives], dim=1), tables[ITEMS])
         positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2D).unbind(dim=1)
         return {"bce": -(F.logsigmoid(positives_B) + F.logsigmoid(-negatives_B)) / 2}
 

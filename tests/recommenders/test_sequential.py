@@ -17,6 +17,7 @@ from tests.recommenders.conftest import is_sequential
 
 NAMES = [name for name in RECOMMENDERS if is_sequential(name)]
 ITEMS, LENGTH = 7, 6
+FEATURES = {"image": torch.eye(ITEMS) + 0.1, "text": torch.eye(ITEMS).flip(0) - 0.1}
 
 
 def _build(name: str, **settings: object) -> SequenceRecommender:
@@ -27,8 +28,8 @@ def _build(name: str, **settings: object) -> SequenceRecommender:
         num_users=1,
         num_items=ITEMS,
         train=nothing,
-        features={},
-        modalities=(),
+        features=FEATURES,
+        modalities=tuple(FEATURES),
         config=recommender_config(name, **{"dim": 8, "length": LENGTH, **settings}),
     )
     assert isinstance(model, SequenceRecommender)
@@ -50,7 +51,7 @@ def _state(model: SequenceRecommender, items: list[int], padding: int, filler: i
     history = PaddedHistories(
         torch.tensor([[filler] * padding + items]), torch.tensor([[False] * padding + [True] * len(items)])
     )
-    return model.users(Queries(torch.tensor([-1]), history), model.tables({}))[0]
+    return model.users(Queries(torch.tensor([-1]), history), model.tables(FEATURES))[0]
 
 
 def test_a_state_depends_on_every_item_before_and_on_none_after(model: SequenceRecommender) -> None:
@@ -87,35 +88,37 @@ def test_an_empty_history_scores_all_items_the_same(model: SequenceRecommender) 
     histories = PaddedHistories(torch.zeros(2, LENGTH, dtype=torch.int64), torch.zeros(2, LENGTH, dtype=torch.bool))
     rows = torch.tensor([0, 1])
     model.train()
-    model.loss(Batch(rows, rows, rows.flip(0), histories), model.tables({}), {})["bce"].sum().backward()
+    model.loss(Batch(rows, rows, rows.flip(0), histories), model.tables(FEATURES), FEATURES)["bce"].sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_loss_of_a_row_is_the_binary_cross_entropy_of_its_pair(model: SequenceRecommender) -> None:
     histories = PaddedHistories(torch.tensor([[0, 0, 1, 2, 3, 4]]), torch.arange(LENGTH)[None] >= 2)
     batch = Batch(torch.tensor([-1]), torch.tensor([5]), torch.tensor([6]), histories)
-    scores = _state(model, [1, 2, 3, 4], padding=0) @ model.item_vectors({}).T
+    scores = _state(model, [1, 2, 3, 4], padding=0) @ model.item_vectors(FEATURES).T
     chances = torch.sigmoid(scores)
     expected = -(chances[5].log() + (1 - chances[6]).log()) / 2
-    torch.testing.assert_close(model.loss(batch, model.tables({}), {})["bce"][0], expected)
+    torch.testing.assert_close(model.loss(batch, model.tables(FEATURES), FEATURES)["bce"][0], expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_which_item_follows_which(name: str) -> None:
     """Item i + 1 follows item i in every sequence, so that the last items alone tell the next one."""
     model = _build(name, dropout=0.0, dim=16)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 if name == "pmmrec" else 0.02)
     windows = torch.stack([torch.arange(start, start + LENGTH + 1) % ITEMS for start in range(ITEMS)])
     mask = torch.arange(LENGTH) >= torch.arange(ITEMS)[:, None] % 4
     for _ in range(80):
-        items = model.item_vectors({})
+        items = model.item_vectors(FEATURES)
         states = model.states(items[windows[:, :-1]], mask)[mask]
         loss = torch.nn.functional.cross_entropy(states @ items.T, windows[:, 1:][mask])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
-    found = [int((_state(model, [i, (i + 1) % ITEMS], 1) @ model.item_vectors({}).T).argmax()) for i in range(ITEMS)]
+    found = [
+        int((_state(model, [i, (i + 1) % ITEMS], 1) @ model.item_vectors(FEATURES).T).argmax()) for i in range(ITEMS)
+    ]
     assert found == [(i + 2) % ITEMS for i in range(ITEMS)]
 
 

@@ -25,7 +25,8 @@ from ptmrec_dist.recommenders.base import Batch, Inputs
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.objectives import sequence
-from ptmrec_dist.training.objectives.sequence import NextItem, SequenceBatch
+from ptmrec_dist.training.objectives.sequence import NextItem
+from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 from ptmrec_dist.training.user_batches import UserBatches
 from tests.ranks import run_on_ranks
 
@@ -40,6 +41,7 @@ CASES = {
     "gbce": NextItemConfig(loss="gbce", num_negatives=3, calibration=0.5),
     "sampled": NextItemConfig(loss="sampled", num_negatives=3),
 }
+PMMREC: dict[str, dict[str, Any]] = {"pmmrec": {"fusion_heads": 2, "shuffled": 0.4, "replaced": 0.3}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +87,25 @@ def _objective(data: Path, config: NextItemConfig, world: World, kind: str = "sa
     """An objective in float64 with weights that matter; in evaluation mode, for its forms see different dropout."""
     dataset = Dataset(data)
     generator = torch.Generator().manual_seed(0)
-    features = {"image": torch.randn(ITEMS, 5, generator=generator, dtype=torch.float64)} if kind == "modes" else {}
+    widths = {"modes": {"image": 5}, "pmmrec": {"image": 5, "text": 3}}.get(kind, {})
+    features = {
+        name: torch.randn(ITEMS, width, generator=generator, dtype=torch.float64) for name, width in widths.items()
+    }
     nothing = dataset.interactions("train")
     torch.manual_seed(0)
     model: Any
     if kind == "modes":
         model = SumOfModes(Inputs(USERS, ITEMS, nothing, features), SumConfig(dim=6, length=LENGTH))
     else:
-        chosen = recommender_config(kind, dim=6, length=LENGTH)
+        chosen = recommender_config(kind, dim=6, length=LENGTH, **PMMREC.get(kind, {}))
         model = build_recommender(
-            kind, num_users=USERS, num_items=ITEMS, train=nothing, features={}, modalities=(), config=chosen
+            kind,
+            num_users=USERS,
+            num_items=ITEMS,
+            train=nothing,
+            features=features,
+            modalities=tuple(features),
+            config=chosen,
         )
     objective = NextItem(model, features, False, world, TrainingSequences(dataset, LENGTH), config, seed)
     with torch.no_grad():
@@ -176,7 +187,7 @@ def _negatives(objective: NextItem, user: int, position: int) -> list[int]:
     return objective.sampler.choose(users[:, None].expand_as(random), random)[0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "modes"])
+@pytest.mark.parametrize("kind", ["sasrec", "modes", "pmmrec"])
 @pytest.mark.parametrize("case", CASES)
 def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_every_slot(
     data: Path, case: str, kind: str
@@ -269,8 +280,9 @@ def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[s
     world, found = join_world("cpu"), []
     for case, kind, users in steps:
         objective = _objective(data, CASES[case], world, kind)
-        loss = objective(_batch(objective, users), STEP)["next_item"]
-        values = {"loss": loss, **_gradients(objective, loss)}
+        terms = objective(_batch(objective, users), STEP)
+        assert terms.keys() == {"next_item"} | ({"contrast", "nid", "rcl"} if kind == "pmmrec" else set())
+        values = terms | _gradients(objective, torch.stack(list(terms.values())).sum())
         mean = {name: sum_over_ranks(value) / world.size for name, value in values.items()}
         found.append({"mean": mean, "encoded": getattr(objective.recommender, "encoded", [])})
     return found
@@ -284,6 +296,8 @@ def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: 
     steps = [(case, kind, users) for case in CASES for kind in ("sasrec", "modes")]
     steps += [("in-batch, logq", kind, users[:5]) for kind in ("gru4rec", "nextitnet", "modes")]
     steps += [(case, "modes", users[2:3]) for case in ("in-batch", "sampled")]
+    steps += [("in-batch", "pmmrec", chosen) for chosen in (users, users[2:3])]
+    steps += [(case, "pmmrec", users) for case in ("in-batch, once", "full")]
     expected = _on_rank(data, steps)
     for on_rank in run_on_ranks(ranks, _on_rank, data, steps):
         for step, found, wanted in zip(steps, on_rank, expected, strict=True):
