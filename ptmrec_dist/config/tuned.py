@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 from ptmrec_dist.config.tuning import TuningConfig, method_entry
 
@@ -176,11 +178,14 @@ class Stage2Config(ReadsRun, TrainsBoth):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointConfig(ChoosesRecommender, TrainsBoth):
+class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path
     """Packed data set."""
+    batch_size: int = 256
+    """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
+    on average."""
     epochs: int = 100
     """Largest number of epochs."""
     keep: Keep = "best"
@@ -190,7 +195,17 @@ class JointConfig(ChoosesRecommender, TrainsBoth):
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
+        NextItemConfig.__post_init__(self)
         TrainsBoth.__post_init__(self)
+        if not isinstance(self.model, SequenceConfig):
+            self.require_no_next_item(self.recommender)
+            return
+        of_items = f"with {self.recommender}: a recommender of the next item is trained on users"
+        require(self.batching == "item", "batching", self.batching, f"the default {of_items}")
+        require(self.users_per_item is None, "users_per_item", self.users_per_item, f"none {of_items}")
+        require(self.accumulation == 1, "accumulation", self.accumulation, f"1 {of_items}, whose items are shared")
+        expected = "inbatch: the others compare items beyond those of a step, which are not encoded"
+        require(self.loss == "inbatch", "loss", self.loss, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

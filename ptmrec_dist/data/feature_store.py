@@ -151,7 +151,7 @@ def check_replaceable(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    known = {"manifest.json", "image.npy", "text.npy", "neighbours"}
+    known = {"manifest.json", "image.npy", "text.npy", "fused.npy", "neighbours"}
     if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= known:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
 

@@ -8,6 +8,7 @@ Legend: B local batch, I items, D width.
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,25 @@ _log = logging.getLogger(__name__)
 _ROWS_OF_SIMILAR_LENGTH = 64
 
 
+class EncodesItems(Protocol):
+    """What makes features of images and texts: an `Encoder`, or one that something else is joined with."""
+
+    training: bool
+    """Its mode."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each kind of features."""
+
+    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
+        """Encode a batch of items, as `Encoder.encode` does."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode, as a module does."""
+
+
 def encode_all(
-    encoder: Encoder,
+    encoder: EncodesItems,
     stream: ItemStream,
     num_items: int,
     world: World,
@@ -45,8 +63,8 @@ def encode_all(
         world: This rank and the number of ranks.
         label: Name of the progress bar; None shows none.
         watch: Notified of every batch, as one step; None if the caller watches.
-        sort_by_length: Encode texts of similar length together, which saves padding; not for parameters that are divided
-            among ranks, which must all run the same number of batches.
+        sort_by_length: Encode texts of similar length together, which saves padding; for an `Encoder` alone, and not for
+            parameters that are divided among ranks, which must all run the same number of batches.
 
     Returns:
         Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
@@ -54,13 +72,13 @@ def encode_all(
     """
     tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
     training = encoder.training
-    encoder.eval()
+    encoder.train(False)
     total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
     with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
         for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)
-            for part in by_length(batch, encoder) if sort_by_length else [batch]:
+            for part in by_length(batch, encoder) if sort_by_length and isinstance(encoder, Encoder) else [batch]:
                 moved = part.to(world.device)
                 for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
                     tables[modality][part.items] = rows_BD.cpu()
@@ -70,7 +88,11 @@ def encode_all(
         watch.between()
     # Every row was written by one rank and is zero on the others, so the sum is exact.
     whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
-    return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
+    return {
+        # Vectors made of both modalities: every item has some.
+        name: _filled(table, torch.from_numpy(stream.has(name))) if name in ("image", "text") else table
+        for name, table in whole.items()
+    }
 
 
 def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:

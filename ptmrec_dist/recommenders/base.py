@@ -200,8 +200,13 @@ class Recommender(nn.Module, ABC):
             Modality to W [D, d_m] and b [D].
 
         Raises:
-            UserError: The recommender is ID-only.
+            UserError: The recommender is ID-only, or its vectors of items are not linear in the features.
         """
+        if self.multimodal:
+            raise UserError(
+                f"recommender: got {type(self).__name__}, whose vectors of items are not linear in the features of each "
+                "modality; expected one that is, which stage 2 can teach, or train this one by `ptmrec joint`"
+            )
         raise UserError(
             f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
             f"reads images or texts: {multimodal_recommenders()}"

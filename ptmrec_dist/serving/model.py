@@ -21,6 +21,7 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
+from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.serving.digests import check_digests
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
@@ -62,12 +63,15 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        vectors, self._score = open_vectors(folder, self._tables, warm, taken)
+        scoring = open_vectors(folder, self._tables, warm, taken)
+        self._score = scoring.score
         self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
-        self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
+        self.users = UserIndex(scoring.users, user_ids, self.item_ids.to_list(), taken, self._limits)
         modalities = tuple(described["modalities"]) if new_items else ()
-        self._new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
+        self._new_items = (
+            self._open_encoder(folder / "encoder", modalities, scoring.recommender) if modalities else None
+        )
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
         """Recommend to users and visitors, or score new items for them where the request contains images or texts.
@@ -190,10 +194,10 @@ class ServedModel:
             return FaissIndex(path, self._tables["items"], warm)
         return ExactIndex(self._tables["items"], warm, self._score)
 
-    def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
+    def _open_encoder(self, folder: Path, modalities: tuple[str, ...], recommender: Recommender | None) -> "NewItems":
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
-        return NewItems(folder, modalities, self._tables, self._limits)
+        return NewItems(folder, modalities, self._tables, recommender, self._limits)
 
     @cached_property
     def _cold_index(self) -> Index:

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.training.fused_encoder import encoder_of
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -33,14 +35,22 @@ class NewItems:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
         tables: Tables of the served model.
+        recommender: The recommender, where it was stored; otherwise the tables have the map to item vectors.
         limits: Limits of a request.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[str, ...], tables: Mapping[str, Tensor], limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        modalities: tuple[str, ...],
+        tables: Mapping[str, Tensor],
+        recommender: Recommender | None,
+        limits: Limits,
+    ) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
-        self._modalities = modalities
-        self._projection, self._bias = tables["projection"], tables["projection_bias"]
+        self._modalities, self._tables, self._recommender = modalities, tables, recommender
+        self._features = encoder_of(recommender, self._encoder)
         self._limits = limits
         self._lock = Lock()
 
@@ -108,7 +118,9 @@ class NewItems:
         pixels = [self._encoder.backbone.load_image(image) for image in images]
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
-            features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
+            features = self._features.encode(torch.stack(pixels) if pixels else None, tokens)
+        if self._recommender is not None:
+            return self._recommender.cold_items(features)
         joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
-        vectors_ND: Tensor = joined_ND @ self._projection + self._bias
+        vectors_ND: Tensor = joined_ND @ self._tables["projection"] + self._tables["projection_bias"]
         return vectors_ND

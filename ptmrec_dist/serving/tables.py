@@ -3,7 +3,8 @@
     model.json           modalities of new items, kind of index, lineage, versions of packages
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
-                         modal_items [I, D], projection [sum of d_m, D], projection_bias [D]
+                         modal_items [I, D], and, if the recommender is not stored, projection [sum of d_m, D] and
+                         projection_bias [D]
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
     items.parquet        item_id, title, warm
@@ -105,7 +106,9 @@ def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
     tables = {"items": scorer.items.detach()}  # of an ID-only recommender they may be its parameter itself
     if recommender.multimodal:
-        tables |= {"modal_items": recommender.cold_items(features)} | _projection(recommender)
+        tables["modal_items"] = recommender.cold_items(features)
+        if not is_stored(recommender):
+            tables |= _projection(recommender)
     if not recommender.history_length:
         users_UD = scorer.users(np.arange(run.dataset.num_users))
         fitted = fit_fold_in(users_UD, scorer.items, train)

@@ -11,6 +11,7 @@ Legend: I items, B users or visitors, D width of the scores.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +46,18 @@ class UserVectors(Protocol):
 
     def visitors(self, taken: Interactions, number: int) -> Tensor:
         """Vectors of visitors, float32 [B, D], from the row, below `number`, and the item of each entry, in time order."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a registered model scores with."""
+
+    users: UserVectors
+    """Vectors of users and visitors."""
+    score: Score = dot_product
+    """Score of a pair."""
+    recommender: Recommender | None = None
+    """The recommender, in evaluation mode, where it was stored: it also computes the vectors of new items."""
 
 
 class StoredVectors:
@@ -178,9 +191,7 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
     return recommender.eval(), load_file(own / "tables.safetensors")
 
 
-def open_vectors(
-    folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions
-) -> tuple[UserVectors, Score]:
+def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions) -> Scoring:
     """Open what a registered model scores with.
 
     Args:
@@ -190,12 +201,12 @@ def open_vectors(
         seen: Training interactions, in time order.
 
     Returns:
-        Vectors of users, and the score of a pair.
+        All of it.
     """
     if not (folder / _FOLDER).is_dir():
-        return StoredVectors(tensors, warm), dot_product
+        return Scoring(StoredVectors(tensors, warm))
     recommender, tables = load_recommender(folder, seen)
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
-        return StoredVectors(tensors, warm), score
-    return ComputedVectors(recommender, tables, seen, warm), score
+        return Scoring(StoredVectors(tensors, warm), score, recommender)
+    return Scoring(ComputedVectors(recommender, tables, seen, warm), score, recommender)

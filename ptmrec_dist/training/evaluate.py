@@ -148,9 +148,7 @@ class Evaluator:
             )
         if self.cold_items is not None and recommender.multimodal:
             chosen = torch.from_numpy(self.cold_items).to(device)
-            items_CD = recommender.cold_items(
-                {modality: features[modality][chosen] for modality in recommender.modalities}
-            )
+            items_CD = recommender.cold_items({name: table[chosen] for name, table in features.items()})
             items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
             found[f"cold_{self.phase}"] = rank_positives(
                 replace(warm, items=items_ID),

@@ -14,11 +14,13 @@ from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_c
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
-from ptmrec_dist.training.batches import StreamedBatches, item_stream, rows_per_rank
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.batches import Batches, StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
+from ptmrec_dist.training.objectives.tuned import TrainsEncoder
 from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.records import require_encoder
@@ -56,6 +58,30 @@ def tune(
     torch.manual_seed(config.seed)
     batches = _batches(config, start, encoder, world, rows)
     objective = _objective(config, start, encoder, transfer or TransferSettings(), world, rows)
+    train_both(config, run, start, objective, batches, report)
+
+
+def train_both(
+    config: TrainsBoth,
+    run: RunFolder,
+    start: FinishedRun,
+    objective: TrainsEncoder,
+    batches: Batches,
+    report: Report | None = None,
+) -> None:
+    """Train an objective of encoder and recommender to the end, from the newest checkpoint of its run if there is one.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        run: The run's folder.
+        start: What encoder and recommender started from.
+        objective: Encoder and recommender.
+        batches: What each step is made on.
+        report: As for `tune`.
+    """
+    world = join_world(config.device, config.timeout)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
         evaluation = TunedEvaluation(config, session, objective, start)
@@ -76,7 +102,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         start: A run of stage 1, or an untrained recommender.
 
     Returns:
-        The encoder, ready to be tuned, with the towers that are tuned; None where all features stay frozen.
+        The encoder, ready to be tuned, with the towers that are tuned, or all of them for a recommender that reads tokens; None
+        where all features stay frozen.
 
     Raises:
         UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
@@ -103,13 +130,15 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    if config.tuning.method == "none":
+    reads_tokens = isinstance(start.recommender, SequenceRecommender) and start.recommender.reads_tokens
+    if config.tuning.method == "none" and not reads_tokens:
         return None
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
-    encoder.drop_frozen_towers()
+    if not reads_tokens:
+        encoder.drop_frozen_towers()
     check_image_size(start.dataset, encoder, config.strict)
     return encoder
 
@@ -117,8 +146,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
 def make_trainer(
     config: TrainsBoth,
     session: Session,
-    objective: Transfer,
-    batches: StreamedBatches,
+    objective: TrainsEncoder,
+    batches: Batches,
     evaluation: TunedEvaluation | None = None,
 ) -> Trainer:
     """Build optimiser and trainer.

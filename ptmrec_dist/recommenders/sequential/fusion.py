@@ -35,6 +35,8 @@ class MergeAttention(nn.Module):
     def __init__(self, widths: Mapping[str, int], dim: int, heads: int, dropout: float, first: bool) -> None:
         super().__init__()
         self.first = first
+        self.widths = dict.fromkeys((*widths, FUSED), dim)
+        """Width of each kind of vectors that `forward` returns."""
         self.projections = nn.ModuleDict({modality: nn.Linear(width, dim) for modality, width in widths.items()})
         for projection in self.projections.values():
             nn.init.xavier_normal_(projection.get_parameter("weight"))
