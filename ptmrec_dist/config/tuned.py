@@ -192,11 +192,18 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """As in stage 2; by default best, because the number of epochs needed from scratch is not known beforehand."""
     patience: int = 10
     """Evaluations without an improvement before training stops, where the best is kept."""
+    transfer: Literal["none", "full", "items", "user", "text", "image"] = "none"
+    """Parts that are taken over from the run `transfer_from`, of the same recommender of the next item, and are trained
+    further: full: all; items: encoder, projections and fusion; user: the user encoder; text, image: the encoder and the
+    projection of this modality, which alone is read, and the user encoder."""
+    transfer_from: Path | None = None
+    """Run folder that `transfer` takes parts from."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
         TrainsBoth.__post_init__(self)
+        self._check_transfer()
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
             return
@@ -206,6 +213,20 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
         require(self.accumulation == 1, "accumulation", self.accumulation, f"1 {of_items}, whose items are shared")
         expected = "inbatch: the others compare items beyond those of a step, which are not encoded"
         require(self.loss == "inbatch", "loss", self.loss, expected)
+
+    def _check_transfer(self) -> None:
+        """Both settings or neither; a transfer of one modality reads that one alone."""
+        whole, given = self.transfer != "none", self.transfer_from is not None
+        require(whole or not given, "transfer_from", self.transfer_from, "no run without --transfer")
+        require(
+            given or not whole, "transfer_from", self.transfer_from, f"the run that --transfer {self.transfer} reads"
+        )
+        sequential = isinstance(self.model, SequenceConfig)
+        require(sequential or not whole, "transfer", self.transfer, f"none with {self.recommender}, which has no parts")
+        if self.transfer in ("text", "image"):
+            allowed = ("auto", self.transfer)
+            require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
+            object.__setattr__(self, "modalities", self.transfer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ vectors.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -31,6 +32,9 @@ class SequenceRecommender(Recommender):
         config: Hyper-parameters.
     """
 
+    parts: ClassVar[Mapping[str, str]] = {}
+    """Prefixes of the names in the state dict, each to the part that other data can take over: `text`, `image`, `fusion`,
+    `user`."""
     reads_tokens: ClassVar[bool] = False
     """Whether it makes vectors of an encoder's tokens, where the encoder is trained along: by a method `fuse`."""
 

@@ -14,6 +14,7 @@ from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
+from ptmrec_dist.training.parts import take_over, with_source
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.tune import check_start, train_both
 from ptmrec_dist.training.user_batches import UserBatches
@@ -30,16 +31,20 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
 
     Raises:
         UserError: Interactions without times; an encoder without tokens, for a recommender that reads them; all that
-            `check_start` refuses; a run folder of other settings.
+            `check_start` refuses; parts of another run that do not fit; a run folder of other settings.
     """
     sequences = TrainingSequences(start.dataset, start.recommender.history_length)
+    start = replace(start, record=with_source(config, start.record))
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
     start = _with_tokens(config, start, encoder)
+    taken = take_over(config, _recommender_of(start)) if config.transfer_from is not None else ""
     run = RunFolder(config.out, config, start.record.inputs)
     if run.is_complete:
         print(f"{config.out} is complete; nothing to do")
         return
+    if taken and world.is_first:
+        print(taken)
     objective = _objective(config, start, encoder, sequences, world)
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
     batches = UserBatches(sequences, config.batch_size, world, config.negatives, files)
@@ -48,8 +53,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
 
 def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | None) -> FinishedRun:
     """Rebuild a recommender that reads tokens for their widths, without the stored features, which have others."""
-    assert isinstance(start.recommender, SequenceRecommender)
-    if not start.recommender.reads_tokens or encoder is None:
+    if not _recommender_of(start).reads_tokens or encoder is None:
         return start
     refit = "false: what this recommender reads is made by its own fusion, which a refit would not train"
     require(not config.refit, "refit", config.refit, refit)
@@ -63,11 +67,10 @@ def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | Non
 def _objective(
     config: JointConfig, start: FinishedRun, encoder: Encoder | None, sequences: TrainingSequences, world: World
 ) -> LiveNextItem:
-    assert isinstance(start.recommender, SequenceRecommender)
     dataset = start.dataset
     return LiveNextItem(
         None if encoder is None else encoder.to(world.device),
-        start.recommender.to(world.device),
+        _recommender_of(start).to(world.device),
         {modality: table.to(world.device) for modality, table in start.features.items()},
         {modality: torch.from_numpy(dataset.has(modality)).to(world.device) for modality in start.record.modalities},
         world,
@@ -75,3 +78,8 @@ def _objective(
         config,
         config.seed,
     )
+
+
+def _recommender_of(start: FinishedRun) -> SequenceRecommender:
+    assert isinstance(start.recommender, SequenceRecommender)
+    return start.recommender

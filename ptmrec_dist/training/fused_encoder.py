@@ -53,4 +53,6 @@ def encoder_of(recommender: Recommender | None, encoder: Encoder) -> EncodesItem
     Returns:
         The encoder itself, or joined with the recommender's fusion.
     """
-    return FusedEncoder(encoder, recommender.fusion) if isinstance(recommender, PMMRec) else encoder
+    if isinstance(recommender, PMMRec) and recommender.fuses_tokens:
+        return FusedEncoder(encoder, recommender.fusion)
+    return encoder

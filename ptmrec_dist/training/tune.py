@@ -102,8 +102,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         start: A run of stage 1, or an untrained recommender.
 
     Returns:
-        The encoder, ready to be tuned, with the towers that are tuned, or all of them for a recommender that reads tokens; None
-        where all features stay frozen.
+        The encoder, ready to be tuned, with the towers that are tuned, or all of them where the stored features are not what
+        the recommender reads; None where all features stay frozen.
 
     Raises:
         UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
@@ -131,13 +131,15 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     reads_tokens = isinstance(start.recommender, SequenceRecommender) and start.recommender.reads_tokens
-    if config.tuning.method == "none" and not reads_tokens:
+    # The stored features are not those of tokens, nor of an encoder that another run tuned.
+    whole = reads_tokens or record.source is not None
+    if config.tuning.method == "none" and not whole:
         return None
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
-    if not reads_tokens:
+    if not whole:
         encoder.drop_frozen_towers()
     check_image_size(start.dataset, encoder, config.strict)
     return encoder

@@ -11,6 +11,7 @@ scored exactly as the others.
 Shape suffixes: C chosen items, D width.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -32,6 +33,7 @@ class MoRec(SequenceRecommender):
     """
 
     multimodal: ClassVar[bool] = True
+    parts: ClassVar[Mapping[str, str]] = {"maps.text.": "text", "maps.image.": "image", "transformer.": "user"}
 
     def __init__(self, inputs: Inputs, config: MoRecConfig) -> None:
         super().__init__(inputs, config)

@@ -14,6 +14,7 @@ encoder is that of SASRec here (`transformer.py`).
 Shape suffixes: C chosen items, B histories, L items, D width, K classes of noise.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -39,12 +40,22 @@ class PMMRec(SequenceRecommender):
     """
 
     multimodal: ClassVar[bool] = True
+    parts: ClassVar[Mapping[str, str]] = {
+        "fusion.projections.text.": "text",
+        "fusion.projections.image.": "image",
+        "fusion.class_D": "fusion",
+        "fusion.block.": "fusion",
+        "transformer.": "user",
+    }
     reads_tokens: ClassVar[bool] = True
+    fuses_tokens: bool
+    """Whether it is built for an encoder's tokens, and not for its features."""
 
     def __init__(self, inputs: Inputs, config: PMMRecConfig) -> None:
         super().__init__(inputs, config)
         self.config = config
         given = {"image": config.image_width, "text": config.text_width}
+        self.fuses_tokens = any(given.values())
         self.modalities = tuple(modality for modality in self.modalities if modality != FUSED)
         widths = {modality: given[modality] or inputs.features[modality].shape[1] for modality in self.modalities}
         self.fusion = MergeAttention(widths, config.dim, config.fusion_heads, config.dropout, config.pooling == "first")
