@@ -23,7 +23,8 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.distributed import World
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.encoders.encoding import by_length, encode_all, reader_of
+from ptmrec_dist.encoders.encoding import encode_all, reader_of
+from ptmrec_dist.encoders.lengths import groups_of_similar_length
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
 from ptmrec_dist.encoders.sources.sentence_tower import PADDING, SentenceTower
@@ -60,6 +61,7 @@ def main(shards: Path, encoders: list[str], batches: int = 1, batch_size: int = 
         backbone = load_backbone(EncoderConfig(**{option: name}))
         for modality in backbone.modalities:
             encoder = Encoder(backbone, (modality,))
+            encoder.sort_by_length = True
             stream = Few(Dataset(shards), 0, 1, batch_size, reader_of(encoder))
             bare, features, reading = _measured(encoder, stream, repeats)
             shown = [name.rstrip("/").rpartition("/")[2], f"{modality}s", f"{bare:.2f} s", f"{features:.2f} s"]
@@ -70,11 +72,10 @@ def main(shards: Path, encoders: list[str], batches: int = 1, batch_size: int = 
 def _measured(encoder: Encoder, stream: Few, repeats: int) -> tuple[float, float, float]:
     """Medians of the bare forward, of all that `features` does, and of its reading alone."""
     (tower,), num_items = encoder.towers.values(), len(stream.wanted)
-    parts = [part for batch in stream.epoch(0) for part in by_length(batch, encoder)]
-    calls = [_library_call(tower, part) for part in parts]
+    calls = [_library_call(tower, part) for batch in stream.epoch(0) for part in _parts(tower, batch)]
     kinds: list[Callable[[], object]] = [
         lambda: [call() for call in calls],
-        lambda: encode_all(encoder, stream, num_items, World(0, 1, torch.device("cpu")), sort_by_length=True),
+        lambda: encode_all(encoder, stream, num_items, World(0, 1, torch.device("cpu"))),
         lambda: list(stream.epoch(0)),
     ]
     with torch.no_grad():
@@ -82,6 +83,14 @@ def _measured(encoder: Encoder, stream: Few, repeats: int) -> tuple[float, float
         taken = [[_cpu_seconds(kind) for kind in kinds] for _ in range(repeats)]
     bare, features, reading = (median(seconds) for seconds in zip(*taken, strict=True))
     return bare, features, reading
+
+
+def _parts(tower: Any, batch: ItemBatch) -> list[ItemBatch]:
+    """What is encoded at once: texts of similar length."""
+    if batch.texts is None:
+        return [batch]
+    groups = groups_of_similar_length(tower, batch.texts)
+    return [ItemBatch(batch.items[rows], None, tower.trimmed(batch.texts[rows])) for rows in groups]
 
 
 def _library_call(tower: Any, part: ItemBatch) -> Callable[[], object]:

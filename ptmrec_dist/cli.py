@@ -1,6 +1,7 @@
 """`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -22,13 +23,14 @@ class Command:
     """One command: the settings it takes and the function that takes them."""
 
     settings: type
-    function: str  # "module:name", imported only when the command runs
+    function: str  # "module:name", imported only when the command runs; may return an exit code
     measures: bool = False  # computes, shows or compares metrics, which its help lists
 
 
 COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
+    "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1", measures=True),
     "stage2": Command(config.Stage2Config, "ptmrec_dist.training.stage2:train_stage2", measures=True),
@@ -108,7 +110,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     _prepare_process()
     try:
         settings = parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv))
-        _function(COMMANDS[command].function)(settings)
+        code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.
         if os.environ.get("RANK", "0") == "0":
@@ -119,7 +121,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         return FAULT_CODE
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,11 +172,14 @@ def _prepare_process() -> None:
 
 
 def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
-    """`ptmrec import movielens` is `ptmrec import --format movielens`."""
+    """`ptmrec import movielens` is `ptmrec import --format movielens`; a list takes all words before the first option."""
     setting = getattr(settings, "leading", None)
     if setting is None or not words or words[0].startswith("-"):
         return words
-    return [f"--{setting}={words[0]}", *words[1:]]
+    if f"--{setting}" not in _list_options(settings):
+        return [f"--{setting}={words[0]}", *words[1:]]
+    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    return [f"--{setting}={json.dumps(leading)}", *words[len(leading) :]]
 
 
 def _underscored(word: str) -> str:

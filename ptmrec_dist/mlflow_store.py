@@ -45,7 +45,7 @@ def connect(must_exist: bool = False) -> "MlflowClient":
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if must_exist and database is not None and not database.is_file():
         raise UserError(
             f"MLflow: there is no {database.name} in {database.parent}; change to the folder where it is, or set "
@@ -74,6 +74,18 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{Path('mlflow.db').resolve()}"
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """Get the database file of a store.
+
+    Args:
+        uri: URI of the store.
+
+    Returns:
+        The file; None for a server.
+    """
+    return Path(uri.removeprefix(_SQLITE).split("?")[0]).resolve() if uri.startswith(_SQLITE) else None
+
+
 def find_experiment(client: "MlflowClient", name: str) -> str:
     """Look up an experiment, or create it; with SQLite its files lie in `mlartifacts` beside the database.
 
@@ -88,7 +100,7 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        database = _sqlite_file(tracking_uri())
+        database = sqlite_file(tracking_uri())
         location = files_beside(database).as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=location))
@@ -167,7 +179,3 @@ def reason(error: Exception) -> str:
 
 def _without_password(text: str) -> str:
     return re.sub(r"://[^@/\s]*@", "://***@", text)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix(_SQLITE).split("?")[0]).resolve() if uri.startswith(_SQLITE) else None

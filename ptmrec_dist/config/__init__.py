@@ -12,8 +12,16 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
-from ptmrec_dist.config.data import MAX_ASPECT_RATIO, ColumnsConfig, FeaturesConfig, ImportConfig, PackConfig
-from ptmrec_dist.config.experiment import ExperimentConfig, Paradigm
+from ptmrec_dist.config.data import (
+    MAX_ASPECT_RATIO,
+    ColumnsConfig,
+    FeaturesConfig,
+    ImportConfig,
+    PackConfig,
+    ReadsTables,
+)
+from ptmrec_dist.config.doctor import DoctorConfig
+from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
     build,
@@ -70,6 +78,7 @@ from ptmrec_dist.config.written import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",
+    "PARADIGMS_OF_THE_PAPER",
     "AdapterConfig",
     "AshaConfig",
     "ChoosesRecommender",
@@ -77,6 +86,7 @@ __all__ = [
     "ContrastiveConfig",
     "DeleteConfig",
     "DemoConfig",
+    "DoctorConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
     "EvaluateConfig",
@@ -99,6 +109,7 @@ __all__ = [
     "PromptConfig",
     "RayConfig",
     "ReadsRun",
+    "ReadsTables",
     "RecommendConfig",
     "RecommenderConfig",
     "RefitConfig",

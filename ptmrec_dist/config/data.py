@@ -47,22 +47,14 @@ class ColumnsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig:
-    """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
+class ReadsTables:
+    """A catalogue and its interactions: where they are, how to read them, and what is kept of them."""
 
-    interactions: Path
-    """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also with `.gz`, or
-    `.parquet`."""
-    out: Path
-    """Folder of the packed data set; must be new or contain a packed data set to replace."""
     items: Path | None = None
     """Catalogue, in any of the same formats (RecBole's `.item`). Without it only interactions are packed, for ID-only
     recommenders."""
     images: Path | None = None
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
-    missing: Literal["drop", "keep"] = "drop"
-    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
-    interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Column names."""
     separator: str | None = None
@@ -81,13 +73,8 @@ class PackConfig:
     the items held out with all their interactions for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
-    repeats: Literal["drop", "keep"] = "drop"
-    """Repeated pairs of user and item: drop all but the earliest, or keep them, as sequences of what users take again need;
-    parts then have pairs in common."""
     min_rating: float | None = None
     """Keep only interactions rated at least this."""
-    seed: int = 0
-    """Seed of the split and of the order of items in the shards."""
     image_size: int = 224
     """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
     max_image_pixels: int = 100_000_000
@@ -95,6 +82,33 @@ class PackConfig:
     max_aspect_ratio: float = 50.0
     """Images of which one side is longer than this many times the other are refused before they are decoded: an encoder
     scales the shorter side to its own size. At most 100, which is what features, training and serving accept."""
+
+    def __post_init__(self) -> None:
+        require(self.core >= 0, "core", self.core, "0 or more")
+        require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
+        allowed = 1 <= self.max_aspect_ratio <= MAX_ASPECT_RATIO
+        require(allowed, "max_aspect_ratio", self.max_aspect_ratio, f"1 to {MAX_ASPECT_RATIO}")
+        for name in ("separator", "items_separator"):
+            require(getattr(self, name) != "", name, "", "one character or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig(ReadsTables):
+    """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
+
+    interactions: Path
+    """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also with `.gz`, or
+    `.parquet`."""
+    out: Path
+    """Folder of the packed data set; must be new or contain a packed data set to replace."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
+    interactions, or keep them. The missing features of kept items are the mean of the other items'."""
+    repeats: Literal["drop", "keep"] = "drop"
+    """Repeated pairs of user and item: drop all but the earliest, or keep them, as sequences of what users take again need;
+    parts then have pairs in common."""
+    seed: int = 0
+    """Seed of the split and of the order of items in the shards."""
     shard_bytes: int = 256_000_000
     """Upper bound of a shard's size in bytes."""
     num_shards: int | None = None
@@ -107,17 +121,12 @@ class PackConfig:
     """What to do with bad rows and images: leave them out and count them, or stop before anything is written."""
 
     def __post_init__(self) -> None:
-        require(self.core >= 0, "core", self.core, "0 or more")
+        super().__post_init__()
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
-        allowed = 1 <= self.max_aspect_ratio <= MAX_ASPECT_RATIO
-        require(allowed, "max_aspect_ratio", self.max_aspect_ratio, f"1 to {MAX_ASPECT_RATIO}")
         require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
-        for name in ("separator", "items_separator"):
-            require(getattr(self, name) != "", name, "", "one character or more")
         require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
 
 

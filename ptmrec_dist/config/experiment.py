@@ -18,7 +18,13 @@ Paradigm = Literal[
     "joint",
     "joint_refit",
     "contrastive",
+    "pt",
+    "ft",
+    "ete",
+    "ete_frozen",
 ]
+PARADIGMS_OF_THE_PAPER = {"pt": "frozen", "ft": "contrastive", "ete": "joint", "ete_frozen": "joint"}
+"""Names in Large Multi-modal Encoders for Recommendation (arXiv 2310.20343), and the same paradigm here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,9 @@ class ExperimentConfig:
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
     """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
     without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
-    With _refit: the recommender is then trained again on the tuned features, and that run is compared."""
+    With _refit: the recommender is then trained again on the tuned features, and that run is compared. The names pt, ft and
+    ete (pre-trained features, fine-tuned features, end to end) stand for frozen, contrastive and joint; ete_frozen, the control
+    of ete, for joint without tuning."""
     methods: tuple[str, ...] = ("prompt",)
     """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -105,8 +113,8 @@ class ExperimentConfig:
             require(len(set(values)) == len(values), name, list(values), "each only once")
         for name in ("seeds", "splits"):
             require(min(getattr(self, name)) >= 0, name, list(getattr(self, name)), "0 or more")
-        known = [*self.paradigms, "best"]
-        require(self.baseline in known, "baseline", self.baseline, f"one of {', '.join(known)}")
+        known = [*self.paradigms, *(PARADIGMS_OF_THE_PAPER.get(name, name) for name in self.paradigms), "best"]
+        require(self.baseline in known, "baseline", self.baseline, f"one of {', '.join(dict.fromkeys(known))}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require_device(self.device, indexed=self.ranks == 1 and self.ray is None)
@@ -137,6 +145,11 @@ class ExperimentConfig:
         for name in self.variants:
             require(name not in METHODS, "variants", name, "a name that is not a tuning method's")
             self.method_of(name)
+
+    @property
+    def baseline_paradigm(self) -> str:
+        """Paradigm of the baseline, by its own name; or `best`."""
+        return PARADIGMS_OF_THE_PAPER.get(self.baseline, self.baseline)
 
     def method_of(self, name: str) -> str:
         """Return the tuning method of an entry of `methods`.

@@ -88,11 +88,13 @@ class MethodEntry(Entry):
     """Learning rate of the tuned weights, unless the settings give one."""
     mergeable: bool
     """Whether a tuned encoder can be written with the weights of the original model alone."""
+    neutral_start: bool = True
+    """Whether features stay as they are until something is trained."""
 
 
 _PACKAGE = "ptmrec_dist.encoders.tuning"
 METHODS: dict[str, MethodEntry] = {
-    "prompt": MethodEntry(PromptConfig, f"{_PACKAGE}.prompts:Prompts", 1e-2, mergeable=False),
+    "prompt": MethodEntry(PromptConfig, f"{_PACKAGE}.prompts:Prompts", 1e-2, mergeable=False, neutral_start=False),
     "lora": MethodEntry(LoraConfig, f"{_PACKAGE}.lora:Lora", 1e-3, mergeable=True),
     "adapter": MethodEntry(AdapterConfig, f"{_PACKAGE}.adapters:Adapters", 1e-3, mergeable=False),
     "last_n": MethodEntry(LastNConfig, f"{_PACKAGE}.unfrozen:LastN", 1e-4, mergeable=True),

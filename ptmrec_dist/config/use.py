@@ -133,11 +133,24 @@ class RecommendConfig:
     """Items per user."""
     exclude_seen: bool = True
     """Leave out the user's training items."""
+    candidates: Literal["warm", "cold", "all"] = "warm"
+    """Items to choose from. warm: those with interactions, by the full score; cold: those without any; all: both, by the cold
+    score."""
+    items: tuple[str, ...] = ()
+    """Item ids to choose from instead, such as what is in stock."""
+    exclude: tuple[str, ...] = ()
+    """Item ids to leave out."""
+    diversity: float = 0.0
+    """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
     unknown: Literal["skip", "error"] = "skip"
-    """Users unknown to the model: `skip` gives them the list of an average user and marks them, `error` refuses."""
+    """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
+    items; `error` refuses."""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        require(0 <= self.diversity <= 1, "diversity", self.diversity, "0 to 1")
+        chosen = self.candidates == "warm" or not self.items
+        require(chosen, "candidates", self.candidates, "warm or nothing with --items, which are the candidates then")
         require((self.users is None) == self.all, "users", self.users, "either --users or --all")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")

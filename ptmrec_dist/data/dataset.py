@@ -88,6 +88,22 @@ class Dataset:
         # Writable copies: torch.from_numpy warns about arrays that it may not write to.
         return Interactions(table["user_index"].to_numpy(writable=True), table["item_index"].to_numpy(writable=True))
 
+    def table(self, part: str) -> pl.DataFrame:
+        """Read the interactions of one part with all that is known of them.
+
+        Args:
+            part: As in `interactions`.
+
+        Returns:
+            `user_index`, `item_index`, and where they were packed `rating` and `timestamp`.
+
+        Raises:
+            UserError: The file does not match the manifest.
+            Fault: The file cannot be read.
+        """
+        self.require(part)
+        return self._read(f"interactions/{part}", list(pl.read_parquet_schema(self._interactions_path(part))))
+
     def sequences(self, *parts: str) -> Interactions:
         """Read the interactions of several parts in one order of time.
 

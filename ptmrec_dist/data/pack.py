@@ -59,7 +59,8 @@ def pack(config: PackConfig) -> None:
 def _pack(config: PackConfig, pool: Pool) -> None:
     out = config.out.resolve()
     check_replaceable(out)
-    items, rows, report = _read_tables(config)
+    items, rows, report = read_tables(config)
+    _check_report(report, config)
     with staged(out) as fresh:
         spool = fresh / "spool"
         spool.mkdir()
@@ -104,7 +105,18 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             print(f"{part} has {count} items, {whole}")
 
 
-def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
+def read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
+    """Read a catalogue and its interactions, and leave out the rows that are invalid in themselves.
+
+    Args:
+        config: Settings.
+
+    Returns:
+        The items with the paths of their images, their interactions, and the counts of both tables.
+
+    Raises:
+        UserError: A file or a folder that cannot be read.
+    """
     rows, row_tally = read_interactions(config)
     if config.items is None:
         if config.split == "cold_items":
@@ -126,7 +138,6 @@ def _read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report
         rows = match_items(rows, catalogue["item_id"])
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
         items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
-    _check_report(report, config)
     return items, rows, report
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
 from ptmrec_dist.encoders.base import Backbone
+from ptmrec_dist.encoders.lengths import encode_by_length
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
         self.precision = precision
         self.towers = {modality: backbone.tower(modality) for modality in modalities}
         self.attached = nn.ModuleDict()
+        self.sort_by_length = False  # to be set where no parameter is divided among ranks
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
@@ -185,7 +187,8 @@ class Encoder(nn.Module):
     def _features(self, modality: str, given: Tensor | None) -> Tensor:
         inputs, count = self._present(modality, given)
         with self._autocast(inputs):
-            encoded_BD = self.towers[modality].encode(inputs)
+            tower, sort = self.towers[modality], self.sort_by_length and modality == "text"
+            encoded_BD = encode_by_length(tower, inputs) if sort else tower.encode(inputs)
         encoded_BD = encoded_BD.float()[:count]
         return encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
 
@@ -247,8 +250,8 @@ class Encoder(nn.Module):
             raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
         objectives = described["objectives"].split(",") if "objectives" in described else ()
         self._attach(described["method"], settings, torch.Generator(), objectives)
-        whole = len(self.towers) == len(self.backbone.modalities)  # one tower of two takes its own weights
-        reason = _misfit(self.tuned_state(), state, surplus_allowed=not whole)
+        one_of_two = len(self.towers) < len(self.backbone.modalities)  # it takes its own weights
+        reason = _misfit(self.tuned_state(), state, surplus_allowed=one_of_two)
         if reason is not None:
             raise UserError(f"encoder: {path} was tuned in another encoder, or is damaged: {reason}; tune again")
         for name, value in self.tuned_state().items():

@@ -7,7 +7,6 @@ Legend: B local batch, I items, D width.
 
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -16,14 +15,13 @@ from tqdm import tqdm
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader
-from ptmrec_dist.data.stream import ItemBatch, ItemStream
+from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
-_ROWS_OF_SIMILAR_LENGTH = 64
 
 
 class EncodesItems(Protocol):
@@ -50,7 +48,6 @@ def encode_all(
     world: World,
     label: str | None = None,
     watch: Heartbeat | None = None,
-    sort_by_length: bool = False,
 ) -> dict[str, Tensor]:
     """Encode every item of a stream and return the whole table on all ranks.
 
@@ -63,8 +60,6 @@ def encode_all(
         world: This rank and the number of ranks.
         label: Name of the progress bar; None shows none.
         watch: Notified of every batch, as one step; None if the caller watches.
-        sort_by_length: Encode texts of similar length together, which saves padding; for an `Encoder` alone, and not for
-            parameters that are divided among ranks, which must all run the same number of batches.
 
     Returns:
         Modality to float32 [I, D] on the CPU; rows of items that the stream leaves out are zero, those of items that lack
@@ -78,11 +73,10 @@ def encode_all(
         for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)
-            for part in by_length(batch, encoder) if sort_by_length and isinstance(encoder, Encoder) else [batch]:
-                moved = part.to(world.device)
-                for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
-                    tables[modality][part.items] = rows_BD.cpu()
-                bar.update(len(part.items))
+            moved = batch.to(world.device)
+            for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
+                tables[modality][batch.items] = rows_BD.cpu()
+            bar.update(len(batch.items))
     encoder.train(training)
     if watch is not None:
         watch.between()
@@ -93,29 +87,6 @@ def encode_all(
         name: _filled(table, torch.from_numpy(stream.has(name))) if name in ("image", "text") else table
         for name, table in whole.items()
     }
-
-
-def by_length(batch: ItemBatch, encoder: Encoder) -> Iterator[ItemBatch]:
-    """Divide a batch into smaller ones of texts of similar length, cut to the longest of each.
-
-    Args:
-        batch: Items with or without texts.
-        encoder: The encoder.
-
-    Yields:
-        Parts of it; the batch itself if its texts are of one length.
-    """
-    if batch.texts is None or not len(batch.items):
-        yield batch
-        return
-    trimmed = encoder.towers["text"].trimmed
-    lengths_B = torch.tensor([trimmed(text_N[None]).shape[1] for text_N in batch.texts])
-    if bool((lengths_B == lengths_B[0]).all()):
-        yield batch
-        return
-    for rows in lengths_B.argsort(stable=True).split(_ROWS_OF_SIMILAR_LENGTH):
-        images = None if batch.images is None else batch.images[rows]
-        yield ItemBatch(batch.items[rows], images, trimmed(batch.texts[rows]))
 
 
 def reader_of(encoder: Encoder) -> Reader:

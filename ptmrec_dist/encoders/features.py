@@ -56,6 +56,7 @@ def extract_features(config: FeaturesConfig) -> None:
         _copy(config.reuse, config.out, dataset, backbone)
         return
     encoder = Encoder(backbone, _modalities(dataset, backbone), config.precision)
+    encoder.sort_by_length = True
     check_image_size(dataset, encoder, config.strict)
     world = join_world(config.device, config.timeout)
     encoder.to(world.device)
@@ -64,7 +65,7 @@ def extract_features(config: FeaturesConfig) -> None:
         reader = replace(reader, tokenize=cut.tokenize)
     stream = ItemStream(dataset, world.rank, world.size, config.batch_size, reader, workers=config.workers)
     with Heartbeat(world, config.timeout, "run the same command again") as watch:
-        tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch, sort_by_length=True)
+        tables = encode_all(encoder, stream, dataset.num_items, world, "features", watch)
     cut_texts = int(sum_over_ranks(torch.tensor(cut.count, device=world.device)))
     if world.is_first:
         manifest = write_features(

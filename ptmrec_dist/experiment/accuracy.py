@@ -65,7 +65,7 @@ class Wording:
         if self.config.baseline == "best":
             return "the best row of the recommender"
         encoder = self.config.baseline_encoder
-        return self.config.baseline if encoder is None else f"{self.config.baseline} with {encoder}"
+        return self.config.baseline_paradigm if encoder is None else f"{self.config.baseline_paradigm} with {encoder}"
 
     @property
     def family(self) -> str:

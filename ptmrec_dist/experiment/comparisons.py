@@ -108,7 +108,9 @@ def compare_rows(rows: Mapping[Cell, Row], config: ExperimentConfig, part: str) 
     """
     found = []
     for row, metric in product(rows, SHOWN):
-        base = _best_of(rows, row, part, metric) if config.baseline == "best" else _baseline_of(rows, row, config)
+        base = (
+            _best_of(rows, row, part, metric) if config.baseline_paradigm == "best" else _baseline_of(rows, row, config)
+        )
         if base is None or base == row:
             continue
         ours, theirs = rows[row], rows[base]
@@ -144,7 +146,7 @@ def corrected(comparisons: list[Tested], test: str, family: str) -> dict[tuple[C
 def _baseline_of(rows: Mapping[Cell, Row], row: Cell, config: ExperimentConfig) -> Cell | None:
     """The row of the baseline's paradigm and encoder: of the same method, or where it has none without one."""
     encoder = row.encoder if config.baseline_encoder is None else config.baseline_encoder
-    same_method = replace(row, paradigm=config.baseline, encoder=encoder)
+    same_method = replace(row, paradigm=config.baseline_paradigm, encoder=encoder)
     return next((base for base in (same_method, replace(same_method, method="none")) if base in rows), None)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 
-from ptmrec_dist.config import EncoderConfig, ExperimentConfig
+from ptmrec_dist.config import PARADIGMS_OF_THE_PAPER, EncoderConfig, ExperimentConfig
 from ptmrec_dist.recommenders import recommender_class
 
 AXES = ("splits", "encoders", "recommenders", "modalities", "paradigms", "methods", "seeds")
@@ -131,6 +131,9 @@ def make_grid(config: ExperimentConfig) -> Grid:
 
 def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
     """The run that a combination stands for, or why there is none."""
+    if cell.paradigm == "ete_frozen":
+        cell = replace(cell, method="none")
+    cell = replace(cell, paradigm=PARADIGMS_OF_THE_PAPER.get(cell.paradigm, cell.paradigm))
     tuning = config.method_of(cell.method)
     if not recommender_class(cell.recommender).multimodal:
         if cell.paradigm != "frozen":

@@ -38,11 +38,20 @@ def recommend(config: RecommendConfig) -> None:
         _check_writable(config.out)
     with verified_files(config.model) as folder:
         model = _served(folder)
+    params = Params(
+        top_k=config.top_k,
+        exclude_seen=config.exclude_seen,
+        candidates="items" if config.items else config.candidates,
+        items=config.items,
+        exclude=config.exclude,
+        diversity=config.diversity,
+        unknown=config.unknown,
+    )
     if config.out is not None:
-        write_all(model, config.out, join_world("cpu"), top_k=config.top_k, exclude_seen=config.exclude_seen)
+        write_all(model, config.out, join_world("cpu"), params)
         return
     requesters = model.users.resolve(users, [None] * len(users), config.unknown)
-    _print_table(model.recommend(requesters, Params(top_k=config.top_k, exclude_seen=config.exclude_seen)))
+    _print_table(model.recommend(requesters, params))
 
 
 def _served(folder: Path) -> "ServedModel":

@@ -144,8 +144,12 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     found += [ColSpec("double", "score"), ColSpec(Array("string"), "unknown_items", required=False)]
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
-    kinds = {int: "long", bool: "boolean", str: "string"}
-    params = [ParamSpec(name, kinds[type(value)], value) for name, value in asdict(Params()).items()]
+    found += [ColSpec("boolean", "warm", required=False)]
+    kinds = {int: "long", bool: "boolean", str: "string", float: "double"}
+    params = [
+        ParamSpec(name, "string", [], (-1,)) if value == () else ParamSpec(name, kinds[type(value)], value)
+        for name, value in asdict(Params()).items()
+    ]
     with TemporaryDirectory() as scratch, _unchecked_requirements():
         wheels = Path(scratch, WHEELS)
         version = write_wheel(wheels)

@@ -27,7 +27,7 @@ _BLOCK = 8192  # users
 _SCHEMA = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32())])
 
 
-def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_seen: bool) -> None:
+def write_all(model: ServedModel, out: Path, world: World, params: Params) -> None:
     """Write the lists of all users; an existing `out` is kept until the new file is complete.
 
     Collective: every rank must call this.
@@ -37,8 +37,7 @@ def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_s
         out: Parquet file, on a file system that all ranks see: `user_id`, `rank` (from 1), `item_id`, `score`, users in
             the model's order, best first.
         world: Rank and world size of this process.
-        top_k: Items per user K; fewer where a user has no more left.
-        exclude_seen: Leave out the user's training items.
+        params: K items per user, fewer where a user has no more left, and what they are chosen from.
 
     Raises:
         Fault: A file cannot be written.
@@ -50,7 +49,7 @@ def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_s
     try:
         files.mkdir(exist_ok=True)
         with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
-            for table in _tables(model, own, world, top_k=top_k, exclude_seen=exclude_seen):
+            for table in _tables(model, own, world, params):
                 writer.write_table(table)
         barrier()
         if world.is_first:
@@ -65,13 +64,13 @@ def write_all(model: ServedModel, out: Path, world: World, top_k: int, exclude_s
             shutil.rmtree(files, ignore_errors=True)
 
 
-def _tables(model: ServedModel, own: range, world: World, top_k: int, exclude_seen: bool) -> Iterator[pa.Table]:
+def _tables(model: ServedModel, own: range, world: World, params: Params) -> Iterator[pa.Table]:
     users, items = pa.array(model.users.user_ids), pa.array(model.item_ids.to_list())
     with tqdm(total=len(own), desc="recommend", unit="user", disable=not world.is_first) as bar:
         for start in range(own.start, own.stop, _BLOCK):
             rows_B = np.arange(start, min(start + _BLOCK, own.stop))
             requesters = model.users.known(rows_B)
-            items_BK, scores_BK = model.rank(requesters, Params(top_k=top_k, exclude_seen=exclude_seen))
+            items_BK, scores_BK = model.rank(requesters, params)
             rows, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
             columns = [
                 users.take(pa.array(rows_B[rows.numpy()])),

@@ -18,6 +18,8 @@ class Limits:
     """Rows times `top_k`."""
     history: int = 10_000
     """Items of one history."""
+    listed_items: int = 100_000
+    """Ids of `items`, and of `exclude`."""
     new_items: int = 256
     """Distinct new items, each of which is encoded."""
     text_characters: int = 20_000

@@ -1,14 +1,13 @@
 """Inference with a registered model: lists for users and visitors, scores of new items. See tables.py for its folder.
 
-The full and the cold score are on different scales, so a list never mixes them: it ranks the warm items by the full score, or
-(`include_cold`) all items by the cold score.
+The full and the cold score are on different scales, so a list never mixes them: it ranks warm items by the full score, or
+(`candidates`) cold or all items by the cold score.
 
 Legend: B rows of a request, K list length, N distinct new items, D width of the scores.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,9 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
+from ptmrec_dist.serving.diversity import diversified, pool_size
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
@@ -65,7 +66,10 @@ class ServedModel:
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
         scoring = open_vectors(folder, self._tables, warm, taken)
         self._score = scoring.score
-        self._index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
+        self._warm = warm
+        index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
+        items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
+        self._catalogue = Catalogue(self.item_ids.to_list(), warm, index, items_ID, modal_items_ID, self._score)
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(scoring.users, user_ids, self.item_ids.to_list(), taken, self._limits)
         modalities = tuple(described["modalities"]) if new_items else ()
@@ -96,6 +100,8 @@ class ServedModel:
         rows = max(lengths.values(), default=0)
         items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
         self._limits.check("rows", rows, "rows")
+        for name in ("items", "exclude"):
+            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: ids")
         if not items:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
@@ -118,8 +124,8 @@ class ServedModel:
 
         Returns:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
-            `rank` (from 1), `item_id`, `title`, `score`, and `unknown_items`, the skipped items of the row's history (at
-            rank 1, None below); best first, rows in the order of the request.
+            `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
+            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request.
 
         Raises:
             UserError: As in `rank`.
@@ -135,6 +141,7 @@ class ServedModel:
             "item_id": self.item_ids[items].to_list(),
             "title": self.titles[items].to_list(),
             "score": scores_BK[found, ranks].tolist(),
+            "warm": self._warm[items].tolist(),
             # Once per row: a long history repeated along a long list would make an answer of any size.
             "unknown_items": [
                 None if rank else requesters.unknown_items[row] for row, rank in zip(rows, ranks.tolist())
@@ -152,14 +159,15 @@ class ServedModel:
             Item indices int64 [B, K] and scores float32 [B, K], best first; `NO_ITEM` and -inf where no more are left.
 
         Raises:
-            UserError: `include_cold` with an ID-only recommender.
+            UserError: As in `Catalogue.choose`.
         """
-        if params.include_cold and "modal_items" not in self._tables:
-            raise UserError("include_cold: this model knows items by their IDs only; request without it")
-        index = self._cold_index if params.include_cold else self._index
-        nothing = np.zeros(0, np.int64)
+        (index, vectors_ID), nothing = self._catalogue.choose(params), np.zeros(0, np.int64)
         seen = requesters.seen if params.exclude_seen else Interactions(nothing, nothing)
-        return index.search(requesters.users_BD, seen, min(params.top_k, len(self.item_ids)))
+        number, k = len(self.item_ids), min(params.top_k, len(self.item_ids))
+        if not params.diversity:
+            return index.search(requesters.users_BD, seen, k)
+        items_BP, scores_BP = index.search(requesters.users_BD, seen, min(pool_size(k), number))
+        return diversified(items_BP, scores_BP, vectors_ID, k, float(params.diversity))
 
     def score_new(self, requesters: Requesters, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Score items that the model has never seen, by the cold score.
@@ -198,8 +206,3 @@ class ServedModel:
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
         return NewItems(folder, modalities, self._tables, recommender, self._limits)
-
-    @cached_property
-    def _cold_index(self) -> Index:
-        items = self._tables["modal_items"]
-        return ExactIndex(items, np.arange(len(items)), self._score)

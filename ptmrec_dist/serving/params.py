@@ -1,6 +1,6 @@
 """Parameters of a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.ids import shown
 
 Unknown = Literal["skip", "error"]
+Candidates = Literal["warm", "cold", "all", "items"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,16 @@ class Params:
     """Items per row, 1 or more."""
     exclude_seen: bool = True
     """Leave out a user's training items, or the items of a visitor's history."""
-    include_cold: bool = False
-    """Rank all items by the cold score instead of the warm ones by the full score."""
+    candidates: Candidates = "warm"
+    """Items to choose from. warm: those with interactions, ranked by the full score; cold: those without any, by the cold
+    score; all: both, by the cold score; items: those of `items`, by the full score if all of them are warm, else by the
+    cold score."""
+    items: Sequence[str] = ()
+    """Ids to choose from, such as what is in stock, under `candidates="items"`."""
+    exclude: Sequence[str] = ()
+    """Ids of items to leave out of every list."""
+    diversity: float = 0.0
+    """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance; 0 ranks by the score alone."""
     unknown: Unknown = "skip"
     """Users and items that the model does not know: `skip` treats users as visitors without a history, leaves items out of
     histories, and reports both in the answer; `error` refuses the request."""
@@ -29,11 +38,23 @@ class Params:
     def __post_init__(self) -> None:
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 1:
             raise UserError(f"top_k: got {shown(self.top_k)}, expected a whole number, 1 or more")
-        for name in ("exclude_seen", "include_cold"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise UserError(f"{name}: got {shown(getattr(self, name))}, expected true or false")
-        if self.unknown not in get_args(Unknown):
-            raise UserError(f"unknown: got {shown(self.unknown)}, expected {' or '.join(get_args(Unknown))}")
+        if not isinstance(self.exclude_seen, bool | np.bool_):
+            raise UserError(f"exclude_seen: got {shown(self.exclude_seen)}, expected true or false")
+        for name, kind in (("candidates", Candidates), ("unknown", Unknown)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in get_args(kind):
+                raise UserError(f"{name}: got {shown(value)}, expected {' or '.join(get_args(kind))}")
+        for name in ("items", "exclude"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(item, str) for item in value):
+                raise UserError(f"{name}: got {shown(value)}, expected a list of item ids, each a string")
+        if len(self.items) and self.candidates != "items":
+            raise UserError(
+                f"items: got {len(self.items)} ids, but candidates is {self.candidates!r}; expected 'items'"
+            )
+        number = self.diversity
+        if isinstance(number, bool) or not isinstance(number, int | float | np.number) or not 0 <= number <= 1:
+            raise UserError(f"diversity: got {shown(number)}, expected a number from 0 to 1")
 
     @classmethod
     def parse(cls, given: Mapping[str, Any] | None) -> "Params":

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ptmrec_dist.config import TrainsBoth
+from ptmrec_dist.config import TrainsBoth, method_entry
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
@@ -89,6 +89,8 @@ def train_both(
         for line in trainer.state.history:
             session.report_line(line)
         if not trainer.state.history:
+            stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
+            evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start
             trainer.evaluate()
         if trainer.fit():
             evaluation.finish(trainer.state.stopping.kept_epoch)
@@ -141,6 +143,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
     if not whole:
         encoder.drop_frozen_towers()
+    encoder.sort_by_length = config.zero.stage < 3
     check_image_size(start.dataset, encoder, config.strict)
     return encoder
 

@@ -71,6 +71,7 @@ class TunedEvaluation:
         self.parameters = _parameter_counts(objective)  # now: ZeRO-3 leaves a rank a part of each parameter
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
+        self.features_are_current = False
         # Where nothing trains the maps for cold items, a second recommender gets them fitted, for ZeRO's optimiser would undo a
         # change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks ask for different
         # numbers of users, and each call of the one in training is collective.
@@ -82,7 +83,9 @@ class TunedEvaluation:
         """Refresh the features of all items, and evaluate on validation."""
         with engine.whole():
             self.weights = Weights.of(self.objective)  # now: under ZeRO-3 a forward pass divides its parameters again
-            self._refresh_features()
+            if not self.features_are_current:
+                self._refresh_features()
+            self.features_are_current = False  # training follows
             return self.evaluator(self._fitted_recommender(), self.objective.features, self.world)
 
     def deciding_part(self, metrics: Metrics) -> str:

@@ -96,6 +96,21 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+def test_paradigms_have_the_names_of_the_paper_on_large_encoders(tiny_project: Project, tmp_path: Path) -> None:
+    own, paper = (
+        _config(tiny_project, tmp_path, paradigms=paradigms, methods=("full",), baseline=paradigms[0])
+        for paradigms in (("frozen", "contrastive", "joint"), ("pt", "ft", "ete"))
+    )
+    assert lay_out(paper).cells == lay_out(own).cells
+    assert paper.baseline_paradigm == own.baseline_paradigm == "frozen"
+    control = _config(tiny_project, tmp_path, paradigms=("ete", "ete_frozen"), methods=("full", "lora"), baseline="ete")
+    assert {(cell.paradigm, cell.method) for cell in lay_out(control).cells} == {
+        ("joint", "full"),
+        ("joint", "lora"),
+        ("joint", "none"),
+    }
+
+
 def test_differences_have_intervals_over_splits_and_tables_say_so(finished: ExperimentConfig) -> None:
     manifests = [Manifest.read(finished.out / "shards" / f"split{split}") for split in finished.splits]
     assert [made.seed for made in manifests] == [0, 1]

@@ -69,7 +69,7 @@ def test_lists_with_cold_items_rank_everything_by_the_cold_score(catalogue, film
     run = load_run(catalogue.stage2)
     _, cold = reference_scores(run)
     request = pd.DataFrame({"user_id": run.dataset.user_ids[:2]})
-    answer = films.predict(request, params={"top_k": 100, "include_cold": True})
+    answer = films.predict(request, params={"top_k": 100, "candidates": "all"})
     everything = set(range(NUM_ITEMS))
     expected = [expected_list(run, cold, user, everything - seen_items(run, user), 100) for user in range(2)]
     assert lists_of(answer) == expected
@@ -156,8 +156,8 @@ def test_id_only_models_recommend_but_take_no_new_items(catalogue, registered):
     assert lists_of(answer) == [expected_list(run, scores, 0, warm_items(run.dataset) - seen_items(run, 0), 3)]
     with pytest.raises(MlflowException, match="takes none"):
         model.predict(pd.DataFrame({"user_id": ["1"], "text": ["a film"]}))
-    with pytest.raises(MlflowException, match="include_cold"):
-        model.predict(pd.DataFrame({"user_id": ["1"]}), params={"include_cold": True})
+    with pytest.raises(MlflowException, match="candidates: got 'all'"):
+        model.predict(pd.DataFrame({"user_id": ["1"]}), params={"candidates": "all"})
 
 
 def test_recommend_prints_titles_for_each_user(catalogue, registered, capsys):
@@ -223,7 +223,7 @@ def test_visitors_get_the_list_of_the_user_whom_their_history_describes(catalogu
         ("full", item_vectors, warm_items(run.dataset)),
         ("cold", modal_vectors, set(range(NUM_ITEMS))),
     ):
-        answer = films.predict(request, params={"top_k": 5, "include_cold": kind == "cold"})
+        answer = films.predict(request, params={"top_k": 5, "candidates": "all" if kind == "cold" else "warm"})
         scores = (vector @ table.detach().T)[None]
         assert lists_of(answer.assign(user_id="visitor")) == [expected_list(run, scores, 0, allowed - set(items), 5)]
         assert answer["user_id"].to_list() == [None] * 5

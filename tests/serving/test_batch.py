@@ -82,8 +82,8 @@ def test_a_model_that_version_0_1_registered_answers_as_one_of_today(package: Pa
     write_digests(tmp_path / "model")
     models = [ServedModel(folder) for folder in (now, tmp_path / "model")]
     columns = {"user_id": ["u1", None, None], "history": [None, models[0].item_ids[:4].to_list(), []]}
-    for include_cold in (False, True):
-        expected, found = (model.answer(columns, top_k=9, include_cold=include_cold) for model in models)
+    for candidates in ("warm", "all"):
+        expected, found = (model.answer(columns, top_k=9, candidates=candidates) for model in models)
         assert len(expected["item_id"]) == 27
         assert found.pop("score") == pytest.approx(expected.pop("score"), rel=1e-5)
         assert found == expected

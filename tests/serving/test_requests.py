@@ -255,9 +255,27 @@ def test_odd_text_is_read_or_refused(model):
         for value in (None, "ten", "10", -1, 0, 1.5, 1e9, True, math.nan, [1], {}, b"1")
     ]
     + [({"exclude_seen": value}, "exclude_seen: got .*, expected true or false") for value in (None, "no", 0, 1.0, [])]
-    + [({"include_cold": value}, "include_cold: got .*, expected true or false") for value in (None, "yes", 1)]
+    + [
+        ({"candidates": value}, "candidates: got .*, expected warm or cold or all or items")
+        for value in (None, "yes", 1, ["all"])
+    ]
+    + [
+        ({name: value}, f"{name}: got .*, expected a list of item ids, each a string")
+        for name in ("items", "exclude")
+        for value in (None, "i1", [1], {"i1": 1})
+    ]
+    + [({"items": ["i1"]}, "items: got 1 ids, but candidates is 'warm'; expected 'items'")]
+    + [
+        ({"diversity": value}, "diversity: got .*, expected a number from 0 to 1")
+        for value in (None, "1", -0.1, 1.1, True, math.nan)
+    ]
     + [({"unknown": value}, "unknown: got .*, expected skip or error") for value in (None, "", "SKIP", 1, ["skip"])]
-    + [({"topk": 5}, "params: got str 'topk', expected some of top_k, exclude_seen, include_cold, unknown")],
+    + [
+        (
+            {"topk": 5},
+            "params: got str 'topk', expected some of top_k, exclude_seen, candidates, items, exclude, diversity, unknown",
+        )
+    ],
 )
 def test_parameters_that_are_none_get_one_line(params, message, model):
     with pytest.raises(UserError, match=rf"\A{message}\Z"):

@@ -1,0 +1,137 @@
+"""Checks of a catalogue and its interactions, as `ptmrec pack` would read them; nothing is written.
+
+The tables are read as pack reads them: the columns it needs, in memory. Images are decoded one at a time.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from ptmrec_dist.config import DoctorConfig, PackConfig
+from ptmrec_dist.data.images import Limits
+from ptmrec_dist.data.pack import read_tables
+from ptmrec_dist.data.report import Dropped, Tally
+from ptmrec_dist.data.splits import PARTS
+from ptmrec_dist.doctor.estimates import Sizes, check_sizes, packed_bytes
+from ptmrec_dist.doctor.findings import Finding, Report
+from ptmrec_dist.doctor.images import check_images, look_at
+from ptmrec_dist.doctor.interactions import check_core, check_log, check_missing_times, check_repeats
+from ptmrec_dist.doctor.kinds import Severity
+from ptmrec_dist.doctor.splits import check_split
+from ptmrec_dist.doctor.texts import check_texts
+from ptmrec_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ptmrec_dist.doctor.encoder import LoadedEncoder  # torch takes seconds
+
+
+_KIND_OF = {
+    "duplicate item id": "duplicate-ids",
+    "empty text": "missing-content",
+    "no image path": "missing-content",
+    "image is a URL": "images-are-urls",
+    "image path outside the image folder": "images-outside",
+    "unknown item": "unknown-items",
+}
+"""Reason for which pack leaves a row out, to the kind of finding; the others are bad rows."""
+
+
+def examine_tables(config: DoctorConfig, packing: PackConfig, encoder: "LoadedEncoder | None", report: Report) -> None:
+    """Examine a catalogue with its images and interactions, or interactions alone.
+
+    Args:
+        config: Settings of the command.
+        packing: Settings with which pack would read the tables.
+        encoder: Encoder that will read the items, if one was given.
+        report: What was found is added.
+    """
+    where = str(packing.interactions)
+    try:
+        items, rows, counts = read_tables(packing)
+    except UserError as error:
+        report.add([Finding("unreadable-table", where, str(error))])
+        return
+    for tally, table in ((counts.items, packing.items), (counts.interactions, packing.interactions)):
+        report.facts.append((str(table or where), tally.name, f"{tally.read:,}"))
+        report.add(_left_out(tally, str(table or where)))
+    log = rows.rename({"user_id": "user", "item_id": "item"})
+    if packing.items is not None:
+        items = _with_looks(items, packing)
+        report.add(_content(items, encoder, str(packing.items)))
+    report.add(_interactions(log, packing, items, where))
+    report.add(_estimates(config, packing, items, log, encoder, report))
+
+
+def _left_out(tally: Tally, where: str) -> Iterator[Finding]:
+    for dropped in tally.dropped:
+        if dropped.fault:
+            kind = (
+                "unreadable-times" if dropped.reason.startswith("time is") else _KIND_OF.get(dropped.reason, "bad-rows")
+            )
+            found = f"{dropped.count:,} of {tally.read:,} {tally.name}: {dropped.reason}"
+            examples = (*dropped.examples, *([dropped.hint] if dropped.hint else []))
+            yield Finding(kind, where, found, examples, _worse_if_all(dropped, tally))
+
+
+def _worse_if_all(dropped: Dropped, tally: Tally) -> Severity | None:
+    return Severity.ERROR if dropped.count == tally.read else None
+
+
+def _with_looks(items: pl.DataFrame, packing: PackConfig) -> pl.DataFrame:
+    with_image = items.filter(pl.col("path") != "")
+    limits = Limits(packing.image_size, packing.max_image_pixels, packing.max_aspect_ratio)
+    looks = look_at(with_image["path"].to_list(), limits, None)
+    return items.join(with_image.select("item_id").hstack(looks), on="item_id", how="left", maintain_order="left")
+
+
+def _content(items: pl.DataFrame, encoder: "LoadedEncoder | None", where: str) -> Iterator[Finding]:
+    pixels = encoder.image_size if encoder is not None else 0
+    yield from check_images(items.filter(pl.col("problem").is_not_null()), pixels, where)
+    if encoder is not None:
+        yield from check_texts(items["text"].to_list(), encoder, where)
+
+
+def _interactions(log: pl.DataFrame, packing: PackConfig, items: pl.DataFrame, where: str) -> Iterator[Finding]:
+    if not log.height:
+        return
+    yield from check_repeats(log, where)
+    if packing.core:
+        yield from check_core(log, packing.core, where)
+    yield from check_log(log, where)
+    yield from check_missing_times(log, where)
+    if "label" in log.columns:
+        labelled = log.filter(pl.col("label").is_not_null())
+        parts = labelled.with_columns(part=pl.Series(PARTS).gather(labelled["label"].cast(pl.UInt32)))
+        contents = _contents(items) if "digest" in items.columns else None
+        yield from check_split(parts, contents, in_time=True, where=where)
+
+
+def _contents(items: pl.DataFrame) -> pl.DataFrame:
+    """Equal digests for items with the same image and text; items without either are left out."""
+    described = items.filter((pl.col("digest").fill_null("") != "") | (pl.col("text") != ""))
+    pairs = described.select(pl.col("digest").fill_null(""), "text").rows()
+    digests = [hashlib.sha256(f"{image}{text}".encode()).hexdigest() for image, text in pairs]
+    return described.select(item="item_id", content=pl.Series(digests, dtype=pl.String))
+
+
+def _estimates(
+    config: DoctorConfig,
+    packing: PackConfig,
+    items: pl.DataFrame,
+    log: pl.DataFrame,
+    encoder: "LoadedEncoder | None",
+    report: Report,
+) -> Iterator[Finding]:
+    paths = items.filter(pl.col("problem") == "")["path"] if "problem" in items.columns else pl.Series(dtype=pl.String)
+    texts = int(items["text"].str.len_bytes().sum()) if packing.items is not None else 0
+    sizes = Sizes(
+        users=log["user"].n_unique(),
+        items=items.height,
+        interactions=log.height,
+        shard_bytes=texts + packed_bytes(paths.to_list(), packing),
+        widths=encoder.widths if encoder is not None else {},
+    )
+    yield from check_sizes(sizes, config, encoder, Path(packing.interactions).parent, report)

@@ -1,0 +1,261 @@
+"""`ptmrec doctor` on catalogues: nothing in a healthy one, and in each broken one exactly its fault."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from ptmrec_dist import cli
+from ptmrec_dist.config import DoctorConfig, EncoderConfig
+from ptmrec_dist.doctor.command import examine
+from ptmrec_dist.doctor.findings import Finding
+from ptmrec_dist.doctor.images import first_near_duplicates
+from tests.data.small_catalogue import append, write_catalogue
+
+_DAY = 86_400
+
+
+def _log(folder: Path) -> pl.DataFrame:
+    return pl.read_csv(folder / "interactions.csv")
+
+
+def _replace_log(folder: Path, log: pl.DataFrame) -> None:
+    log.write_csv(folder / "interactions.csv")
+
+
+def _with_times(log: pl.DataFrame) -> pl.DataFrame:
+    return log.with_columns(timestamp=pl.int_range(1_500_000_000, 1_500_000_000 + log.height))
+
+
+def _with_labels(log: pl.DataFrame) -> pl.DataFrame:
+    """The last two rows of each user are for validation and test."""
+    left = pl.len().over("user_id") - 1 - pl.int_range(pl.len()).over("user_id")
+    return log.with_columns(x_label=pl.when(left == 0).then(2).when(left == 1).then(1).otherwise(0))
+
+
+def _ids_with_a_prefix(folder: Path) -> None:
+    log = _log(folder)
+    _replace_log(folder, log.with_columns(item_id=pl.format("B{}", "item_id")))
+
+
+def _cut_image(folder: Path) -> None:
+    path = folder / "images/3.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def _missing_image(folder: Path) -> None:
+    (folder / "images/3.jpg").unlink()
+
+
+def _copied_image(folder: Path) -> None:
+    (folder / "images/3.jpg").write_bytes((folder / "images/4.jpg").read_bytes())
+
+
+def _resized_image(folder: Path) -> None:
+    ramp = np.add.outer(np.arange(240), np.arange(320))
+    large = Image.fromarray(np.stack([ramp % 160, ramp % 110, ramp % 70], axis=2).astype(np.uint8))
+    large.save(folder / "images/4.jpg", quality=95)
+    large.resize((160, 120)).save(folder / "images/3.jpg", quality=70)
+
+
+def _long_text(folder: Path) -> None:
+    items = pl.read_csv(folder / "items.csv")
+    first = pl.int_range(pl.len()) == 0
+    items.with_columns(text=pl.when(first).then(pl.lit("word " * 200)).otherwise("text")).write_csv(
+        folder / "items.csv"
+    )
+
+
+def _rare_users(folder: Path) -> None:
+    append(folder / "interactions.csv", *(f"rare{user},i{item}" for user in range(12) for item in range(2)))
+
+
+def _one_bestseller(folder: Path) -> None:
+    append(folder / "interactions.csv", *(f"fan{user},i0" for user in range(2000)))
+
+
+def _pair_in_two_parts(folder: Path) -> None:
+    log = _with_labels(_log(folder))
+    twice = log.filter(pl.col("x_label") == 0).head(1).with_columns(x_label=pl.lit(2))
+    _replace_log(folder, pl.concat([log, twice.cast(log.schema)]))
+
+
+def _copy_in_the_test_part(folder: Path) -> None:
+    """The user who has item i0 in train is tested on its twin."""
+    items, log = pl.read_csv(folder / "items.csv"), _with_labels(_log(folder))
+    twin = items.filter(pl.col("item_id") == "i0").with_columns(item_id=pl.lit("twin"))
+    pl.concat([items, twin]).write_csv(folder / "items.csv")
+    pair = log.filter(pl.col("item_id") == "i0").head(1)
+    tested = pair.with_columns(item_id=pl.lit("twin"), x_label=pl.lit(2, dtype=log.schema["x_label"]))
+    _replace_log(folder, pl.concat([log, tested]))
+
+
+def _tests_before_training(folder: Path) -> None:
+    log = _with_labels(_log(folder))
+    late = pl.when(pl.col("x_label") == 0).then(2_000).otherwise(1_000)
+    _replace_log(folder, log.with_columns(timestamp=1_500_000_000 + late))
+
+
+def _times_of_tomorrow(folder: Path) -> None:
+    times = _with_times(_log(folder))
+    late = pl.int_range(pl.len()) < 5
+    later = int(time.time()) + 30 * _DAY
+    _replace_log(folder, times.with_columns(timestamp=pl.when(late).then(later).otherwise("timestamp")))
+
+
+def _times_as_words(folder: Path) -> None:
+    times = _with_times(_log(folder)).cast({"timestamp": pl.String})
+    third = pl.int_range(pl.len()) % 3 == 0
+    _replace_log(folder, times.with_columns(timestamp=pl.when(third).then(pl.lit("last May")).otherwise("timestamp")))
+
+
+def _empty_texts(folder: Path) -> None:
+    append(folder / "items.csv", "b1,,images/1.jpg")
+
+
+def _images_elsewhere(folder: Path) -> None:
+    append(folder / "items.csv", "b1,text,../../etc/passwd")
+
+
+def _images_on_the_web(folder: Path) -> None:
+    append(folder / "items.csv", "b1,text,https://example.org/1.jpg")
+
+
+def _id_twice(folder: Path) -> None:
+    append(folder / "items.csv", "i3,another text,images/1.jpg")
+
+
+def _repeated_pair(folder: Path) -> None:
+    append(folder / "interactions.csv", (folder / "interactions.csv").read_text().splitlines()[1])
+
+
+def _row_without_user(folder: Path) -> None:
+    append(folder / "interactions.csv", ",i1")
+
+
+def _no_item_column(folder: Path) -> None:
+    _replace_log(folder, _log(folder).rename({"item_id": "product"}))
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    function.__name__: (kind, function)
+    for kind, function in (
+        ("unknown-items", _ids_with_a_prefix),
+        ("damaged-images", _cut_image),
+        ("missing-images", _missing_image),
+        ("duplicate-images", _copied_image),
+        ("near-duplicate-images", _resized_image),
+        ("long-texts", _long_text),
+        ("below-core", _rare_users),
+        ("leaking-interactions", _pair_in_two_parts),
+        ("time-travel", _tests_before_training),
+        ("future-times", _times_of_tomorrow),
+        ("unreadable-times", _times_as_words),
+        ("missing-content", _empty_texts),
+        ("images-outside", _images_elsewhere),
+        ("images-are-urls", _images_on_the_web),
+        ("duplicate-ids", _id_twice),
+        ("bad-rows", _row_without_user),
+        ("unreadable-table", _no_item_column),
+    )
+}
+_ALSO = {"leaking-interactions": {"repeated-interactions"}}
+"""What a fault cannot be without."""
+
+
+def _examine(folder: Path, encoder: Path | None = None) -> list[Finding]:
+    given = None if encoder is None else EncoderConfig(model=str(encoder))
+    return examine(DoctorConfig(paths=(folder,), encoder=given)).findings
+
+
+def test_a_healthy_catalogue_gives_no_finding(tmp_path: Path, tiny_clip: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    _replace_log(tmp_path / "c", _with_times(_with_labels(_log(tmp_path / "c"))))
+    assert _examine(tmp_path / "c", tiny_clip) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_catalogue_with_one_fault_gives_that_finding_alone(fault: str, tmp_path: Path, tiny_clip: Path) -> None:
+    kind, break_it = FAULTS[fault]
+    write_catalogue(tmp_path / "c")
+    break_it(tmp_path / "c")
+    findings = _examine(tmp_path / "c", tiny_clip if kind == "long-texts" else None)
+    assert {finding.kind for finding in findings} - _ALSO.get(kind, set()) == {kind}
+
+
+def test_one_bestseller_is_popularity_skew(tmp_path: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    _one_bestseller(tmp_path / "c")
+    assert {finding.kind for finding in _examine(tmp_path / "c")} == {"popularity-skew", "below-core"}
+
+
+def test_a_copy_of_a_trained_item_in_the_test_part_leaks_its_content(tmp_path: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    _copy_in_the_test_part(tmp_path / "c")
+    findings = {finding.kind: finding for finding in _examine(tmp_path / "c")}
+    assert findings.keys() == {"leaking-content", "duplicate-images", "below-core"}
+    assert findings["leaking-content"].found.startswith("1 held-out interactions")
+    assert findings["leaking-content"].examples[0].endswith("item 'twin'")
+    assert "; 1 of 3 new items equal an item in train" in findings["leaking-content"].found
+
+
+def test_unknown_items_show_ids_of_both_tables(tmp_path: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    _ids_with_a_prefix(tmp_path / "c")
+    (finding,) = _examine(tmp_path / "c")
+    shown = " ".join(finding.examples)
+    assert "'Bi" in shown
+    assert "'i0'" in shown
+    assert finding.severity == "error"
+
+
+def test_near_duplicates_are_those_that_a_comparison_of_all_pairs_finds() -> None:
+    rng = np.random.default_rng(0)
+    gradients = rng.integers(0, 2**64, 300, dtype=np.uint64)
+    colours = rng.integers(0, 256, (300, 3))
+    for copy in range(200, 300):
+        flips = rng.choice(64, rng.integers(0, 6), replace=False).astype(np.uint64)
+        gradients[copy] = gradients[copy - 200] ^ np.bitwise_or.reduce(np.uint64(1) << flips, initial=np.uint64(0))
+        colours[copy] = (colours[copy - 200] + rng.integers(-10, 11, 3)).clip(0, 255)
+    expected = [
+        next(
+            first
+            for first in range(image + 1)
+            if bin(int(gradients[first]) ^ int(gradients[image])).count("1") <= 3
+            and np.abs(colours[first] - colours[image]).max() <= 8
+        )
+        for image in range(300)
+    ]
+    assert first_near_duplicates(gradients, colours).tolist() == expected
+    assert 20 < sum(first != image for image, first in enumerate(expected)) < 100
+
+
+def test_the_exit_code_follows_the_worst_finding_and_json_names_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_catalogue(tmp_path / "c")
+    assert cli.main(["doctor", str(tmp_path / "c")]) == 0
+    _repeated_pair(tmp_path / "c")
+    assert cli.main(["doctor", str(tmp_path / "c")]) == 0  # a note
+    _missing_image(tmp_path / "c")
+    assert cli.main(["doctor", str(tmp_path / "c")]) == 1
+    _images_elsewhere(tmp_path / "c")
+    capsys.readouterr()
+    assert cli.main(["doctor", str(tmp_path / "c"), str(tmp_path / "nowhere"), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    kinds = [finding["kind"] for finding in found["findings"]]
+    assert sorted(kinds) == ["images-outside", "missing-images", "not-recognised", "repeated-interactions"]
+    assert found["exit_code"] == 2
+    assert found["findings"][-1]["severity"] == "note"
+
+
+def test_nothing_is_written_to_what_is_examined(tmp_path: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    _examine(tmp_path / "c")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
