@@ -44,6 +44,7 @@ COMMANDS = {
     "export": Command(config.ExportConfig, "ptmrec_dist.export.command:export_encoder"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),
     "promote": Command(config.PromoteConfig, "ptmrec_dist.registry.promoting:promote", measures=True),
+    "add-items": Command(config.AddItemsConfig, "ptmrec_dist.registry.adding_items:add_items"),
     "rollback": Command(config.RollbackConfig, "ptmrec_dist.registry.promoting:rollback"),
     "delete": Command(config.DeleteConfig, "ptmrec_dist.registry.deleting:delete"),
     "models": Command(config.ModelsConfig, "ptmrec_dist.registry.listing:models", measures=True),

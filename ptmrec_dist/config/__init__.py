@@ -63,6 +63,7 @@ from ptmrec_dist.config.tuning import (
     used_settings,
 )
 from ptmrec_dist.config.use import (
+    AddItemsConfig,
     DeleteConfig,
     DemoConfig,
     EvaluateConfig,
@@ -80,6 +81,7 @@ __all__ = [
     "MAX_ASPECT_RATIO",
     "PARADIGMS_OF_THE_PAPER",
     "AdapterConfig",
+    "AddItemsConfig",
     "AshaConfig",
     "ChoosesRecommender",
     "ColumnsConfig",

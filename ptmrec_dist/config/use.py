@@ -1,10 +1,11 @@
 """Settings of the commands that use trained models, and of the demo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
+from ptmrec_dist.config.data import ColumnsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,29 @@ class ModelsConfig:
     """Metric shown for each part of the data; by default the one used for selection."""
     json: bool = False
     """Print JSON, with all metrics and tags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddItemsConfig:
+    """Add new items to a registered model, encoded by its encoder, as a new version; nothing is trained."""
+
+    model: str
+    """Model to extend: `models:/NAME@ALIAS` or `models:/NAME/VERSION`. With an alias, the alias moves to the new version."""
+    items: Path
+    """Catalogue of the new items, in any of the formats that `ptmrec pack` reads."""
+    images: Path | None = None
+    """Folder that image paths are relative to; by default the catalogue's own folder."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Column names."""
+    separator: str | None = None
+    """Column separator of a text table; by default implied by the file name."""
+    header: bool = True
+    """Whether the first row of a text table names the columns."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What to do with bad rows and images: leave them out and count them, or stop before anything is registered."""
+
+    def __post_init__(self) -> None:
+        require(self.model.startswith("models:/"), "model", self.model, "models:/NAME@ALIAS or models:/NAME/VERSION")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def register(config: RegisterConfig) -> None:
         digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: file_digest(served / PER_USER_FILE)}
         bar.set_description_str("registering the model")
         with mlflow_errors():
-            version = _publish(client, package, run, config, lineage | digests)
+            version = publish(client, package, run.record.mlflow_run, config.name, config.alias, lineage | digests)
     print(f"registered {config.run} as version {version} of {config.name}: models:/{config.name}@{config.alias}")
     if run.record.stage2 is not None:
         stages = {"stage 1": "stage1", "tuned": "stage2", "refit": "run"}
@@ -175,14 +175,27 @@ def _unchecked_requirements() -> Iterator[None]:
         log.disabled = False
 
 
-def _publish(
-    client: "MlflowClient", package: Path, run: FinishedRun, config: RegisterConfig, tags: dict[str, str]
+def publish(
+    client: "MlflowClient", package: Path, source_run: str | None, name: str, alias: str, tags: dict[str, str]
 ) -> str:
-    """Upload first, set the alias last: after any failure the alias still points at a complete model."""
+    """Upload a package and make it a version of a model.
+
+    The alias is set last: after any failure it still points at a complete model.
+
+    Args:
+        client: Client of the registry.
+        package: What `save_pyfunc` wrote.
+        source_run: MLflow run that it comes from, if there is one.
+        name: Name of the model.
+        alias: Alias to set.
+        tags: Tags of the version.
+
+    Returns:
+        Number of the version.
+    """
     from mlflow.entities import LoggedModelStatus
     from mlflow.exceptions import MlflowException
 
-    source_run = run.record.mlflow_run
     if source_run is not None and has_run(client, source_run):
         experiment = client.get_run(source_run).info.experiment_id
     else:
@@ -191,15 +204,15 @@ def _publish(
     client.log_model_artifacts(logged.model_id, str(package))
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     try:
-        client.create_registered_model(config.name)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        config.name, f"models:/{logged.model_id}", source_run, tags=tags, model_id=logged.model_id
+        name, f"models:/{logged.model_id}", source_run, tags=tags, model_id=logged.model_id
     ).version
-    if config.alias == CHAMPION:
-        set_champion(client, config.name, str(version))
+    if alias == CHAMPION:
+        set_champion(client, name, str(version))
     else:
-        client.set_registered_model_alias(config.name, config.alias, version)
+        client.set_registered_model_alias(name, alias, version)
     return str(version)

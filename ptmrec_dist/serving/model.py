@@ -73,9 +73,7 @@ class ServedModel:
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(scoring.users, user_ids, self.item_ids.to_list(), taken, self._limits)
         modalities = tuple(described["modalities"]) if new_items else ()
-        self._new_items = (
-            self._open_encoder(folder / "encoder", modalities, scoring.recommender) if modalities else None
-        )
+        self.new_items = self._open_encoder(folder / "encoder", modalities, scoring.recommender) if modalities else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
         """Recommend to users and visitors, or score new items for them where the request contains images or texts.
@@ -112,8 +110,8 @@ class ServedModel:
         """Answer a request of each kind, so that no client waits for lazy initialization."""
         visitor = self.users.resolve([None], [[]])
         self.recommend(visitor, Params())
-        if self._new_items is not None:
-            self._new_items.warm_up()
+        if self.new_items is not None:
+            self.new_items.warm_up()
 
     def recommend(self, requesters: Requesters, params: Params) -> dict[str, list[Any]]:
         """Recommend, with ids and titles.
@@ -182,12 +180,12 @@ class ServedModel:
         Raises:
             UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
-        if self._new_items is None:
+        if self.new_items is None:
             raise UserError(
                 "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
                 "the user's or from tables that were trained"
             )
-        items_ND, items_B = self._new_items.encode(columns)
+        items_ND, items_B = self.new_items.encode(columns)
         scores_B = self._score(requesters.users_BD, items_ND).gather(1, items_B[:, None])[:, 0]
         return {
             "row": list(range(len(scores_B))),

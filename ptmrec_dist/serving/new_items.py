@@ -49,8 +49,9 @@ class NewItems:
     ) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
-        self._modalities, self._tables, self._recommender = modalities, tables, recommender
+        self.modalities, self._tables, self._recommender = modalities, tables, recommender
         self._features = encoder_of(recommender, self._encoder)
+        self.width = tables["modal_items"].shape[1]
         self._limits = limits
         self._lock = Lock()
 
@@ -66,10 +67,10 @@ class NewItems:
         Raises:
             UserError: A missing column, cells that are no strings, an image that is refused, more than the limits.
         """
-        missing = [modality for modality in self._modalities if modality not in columns]
+        missing = [modality for modality in self.modalities if modality not in columns]
         if missing:
-            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self._modalities)}")
-        items_B = list(zip(*(columns[modality] for modality in self._modalities), strict=True))
+            raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self.modalities)}")
+        items_B = list(zip(*(columns[modality] for modality in self.modalities), strict=True))
         for row, item in enumerate(items_B):
             self._check(item, row)
         distinct = list(dict.fromkeys(items_B))
@@ -80,17 +81,17 @@ class NewItems:
         batches = [distinct[start : start + _ENCODER_BATCH] for start in range(0, len(distinct), _ENCODER_BATCH)]
         # Decoded batch by batch: many large images at once would not fit into memory.
         vectors_ND = torch.cat(
-            [self._encode(self._images(batch, row_of, source), self._texts(batch)) for batch in batches]
+            [self.vectors(self._images(batch, row_of, source), self._texts(batch)) for batch in batches]
         )
         return vectors_ND, torch.tensor([number_of[item] for item in items_B])
 
     def warm_up(self) -> None:
         """Encode a dummy item."""
-        image = [Image.new("RGB", (32, 32))] if "image" in self._modalities else []
-        self._encode(image, ["an item"] if "text" in self._modalities else [])
+        image = [Image.new("RGB", (32, 32))] if "image" in self.modalities else []
+        self.vectors(image, ["an item"] if "text" in self.modalities else [])
 
     def _check(self, item: tuple[Any, ...], row: int) -> None:
-        for modality, value in zip(self._modalities, item):
+        for modality, value in zip(self.modalities, item):
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
             if modality == "text":
@@ -99,9 +100,9 @@ class NewItems:
                     raise UserError(f"row {row}: text: got half of a surrogate pair, expected Unicode text")
 
     def _images(self, items: Sequence[Item], row_of: Mapping[Item, int], source: ImageSource) -> list[Image.Image]:
-        if "image" not in self._modalities:
+        if "image" not in self.modalities:
             return []
-        column = self._modalities.index("image")
+        column = self.modalities.index("image")
         images = []
         for item in items:
             try:
@@ -111,16 +112,25 @@ class NewItems:
         return images
 
     def _texts(self, items: Sequence[Item]) -> list[str]:
-        return [item[self._modalities.index("text")] for item in items] if "text" in self._modalities else []
+        return [item[self.modalities.index("text")] for item in items] if "text" in self.modalities else []
 
     @torch.no_grad()
-    def _encode(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+    def vectors(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+        """Compute the vectors of items.
+
+        Args:
+            images: RGB image of each item; none where the model reads texts alone.
+            texts: Text of each item; none where it reads images alone.
+
+        Returns:
+            Vectors of the cold score, float32 [N, D].
+        """
         pixels = [self._encoder.backbone.load_image(image) for image in images]
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._features.encode(torch.stack(pixels) if pixels else None, tokens)
         if self._recommender is not None:
             return self._recommender.cold_items(features)
-        joined_ND = torch.cat([features[modality] for modality in self._modalities], dim=1)
+        joined_ND = torch.cat([features[modality] for modality in self.modalities], dim=1)
         vectors_ND: Tensor = joined_ND @ self._tables["projection"] + self._tables["projection_bias"]
         return vectors_ND

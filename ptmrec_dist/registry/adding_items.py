@@ -1,0 +1,140 @@
+"""`ptmrec add-items`: a registered model with more items, encoded by its own encoder, as a new version. Nothing is trained.
+
+ptmrec add-items --model models:/movies@champion --items new.csv --images images
+"""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import polars as pl
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ptmrec_dist.config import AddItemsConfig
+from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
+from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
+from ptmrec_dist.data.report import Tally
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.mlflow_store import mlflow_errors
+from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry, pinned, verified_files
+from ptmrec_dist.registry.promoting import GATE_TAG, ROLLBACK_TAG
+from ptmrec_dist.registry.registering import publish, save_pyfunc
+from ptmrec_dist.registry.versions import CANDIDATE, find_version
+from ptmrec_dist.serving.digests import tree_digest
+from ptmrec_dist.serving.growing import append_items
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ptmrec_dist.serving import ServedModel
+
+SOURCE_TAG, COUNT_TAG = "items_added_to", "items_added"
+"""Tags of a version: the version that it extends, and by how many items."""
+_BATCH = 32
+_SHOW = "row {row}: item {item_id!r}"
+_SHOW_IMAGE = _SHOW + ", image {image!r}"
+
+
+def add_items(config: AddItemsConfig) -> None:
+    """Add new items to a registered model (`ptmrec add-items`).
+
+    Args:
+        config: Settings.
+
+    Raises:
+        UserError: An unknown model, or one that takes no new items; a catalogue that cannot be read; bad rows with
+            `on_error="fail"`; no new item.
+    """
+    version = pinned(config.model)
+    with verified_files(version) as files, TemporaryDirectory(prefix="ptmrec-items-") as scratch:
+        served, package = Path(scratch) / "model", Path(scratch) / "package"
+        shutil.copytree(files / "artifacts" / "model", served)
+        model = _loaded(served)
+        items, tally = _read_items(config, model)
+        vectors_ND, items = _encoded(model, items, tally)
+        if config.on_error == "fail" and tally.faults():
+            raise UserError(
+                f"bad input: {'; '.join(tally.faults())}; fix it, or leave such rows out with --on_error skip"
+            )
+        print(tally.summary())
+        if not items.height:
+            raise UserError(f"items: {config.items} has no new item for {config.model}; expected one or more")
+        append_items(served, items["item_id"], items["title"], vectors_ND)
+        save_pyfunc(served, package, model.users.user_ids[0])
+        made, alias = _register(config, version, package, items.height)
+    name = version.removeprefix("models:/").partition("/")[0]
+    print(f"registered version {made} of {name} with {items.height} more items: models:/{name}@{alias}")
+
+
+def _loaded(served: Path) -> "ServedModel":
+    from ptmrec_dist.serving import ServedModel  # takes seconds; wrong options are refused before
+
+    model = ServedModel(served)
+    if model.new_items is None:
+        raise UserError(
+            "model: it takes no new items; expected one whose features come from an encoder, not from arrays of the user's "
+            "or from tables that were trained"
+        )
+    return model
+
+
+def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFrame, Tally]:
+    """Rows of the catalogue that are valid in themselves and that the model does not have."""
+    assert model.new_items is not None
+    catalogue = read_catalogue(config.items, config.columns, config.separator, config.header)
+    tally = Tally("items", catalogue.height)
+    images = config.items.parent if config.images is None else config.images
+    items = drop_bad_items(catalogue, tally, images, keep_incomplete=True)
+    for modality, reason in (("text", "empty text"), ("image", "no image path")):
+        if modality in model.new_items.modalities:
+            items = tally.drop(items, pl.col(modality) == "", reason, show=_SHOW)
+    known = pl.col("item_id").is_in(model.item_ids.implode())
+    return tally.drop(items, known, "already in the model", show=_SHOW, fault=False), tally
+
+
+def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally) -> tuple[Tensor, pl.DataFrame]:
+    """Vectors of the items whose images can be decoded, [N, D], and these items."""
+    assert model.new_items is not None
+    vectors, problems = [torch.zeros(0, model.new_items.width)], []
+    with tqdm(total=items.height, desc="items", unit="item") as bar:
+        for batch in items.iter_slices(_BATCH):
+            images, found = _decoded(batch, "image" in model.new_items.modalities)
+            texts = batch.filter(pl.Series(found, dtype=pl.String) == "")["text"].to_list()
+            problems += found
+            if texts:
+                vectors.append(model.new_items.vectors(images, texts if "text" in model.new_items.modalities else []))
+            bar.update(batch.height)
+    items = items.with_columns(problem=pl.Series(problems, dtype=pl.String))
+    for problem in sorted(set(problems) - {""}):
+        items = tally.drop(items, pl.col("problem") == problem, problem, show=_SHOW_IMAGE)
+    return torch.cat(vectors), items
+
+
+def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image"], list[str]]:
+    """Images of the rows that have no problem, and the problem of each row, empty for none."""
+    if not wanted:
+        return [], [""] * batch.height
+    images, problems = [], []
+    for path in batch["path"]:
+        try:
+            with decoded(path) as image:
+                images.append(to_rgb(image))
+            problems.append("")
+        except BadImageError as bad:
+            problems.append(bad.problem)
+    return images, problems
+
+
+def _register(config: AddItemsConfig, uri: str, package: Path, count: int) -> tuple[str, str]:
+    """Register the package as a version that has the tags of the one it extends; returns its number and alias."""
+    name, _, number = uri.removeprefix("models:/").partition("/")
+    alias = config.model.partition("@")[2] or CANDIDATE
+    client = client_of_registry()
+    with mlflow_errors():
+        extended = find_version(client, name, number)
+        own = {DIGEST_TAG: tree_digest(package), SOURCE_TAG: number, COUNT_TAG: str(count)}
+        tags = {tag: value for tag, value in extended.tags.items() if tag not in (GATE_TAG, ROLLBACK_TAG)}
+        return publish(client, package, extended.run_id or None, name, alias, tags | own), alias

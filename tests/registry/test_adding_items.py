@@ -1,0 +1,87 @@
+"""`ptmrec add-items`: new items are ranked and scored as the encoder sees them, and everything else stays as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from ptmrec_dist.cli import main
+from ptmrec_dist.config import RegisterConfig
+from ptmrec_dist.registry import load_model
+from ptmrec_dist.registry.registering import register
+from tests.registry.films import Catalogue, in_base64
+
+HEADER = "item_id,title,text,image"
+
+
+def _write_new(folder: Path) -> Path:
+    """Two good items, one that the model has, and three that are bad."""
+    folder.mkdir()
+    for item in ("n1", "n2"):
+        pixels = np.random.default_rng(len(item)).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{item}.png")
+    (folder / "broken.png").write_bytes((folder / "n1.png").read_bytes()[:60])
+    rows = ["n1,New one,a film about a new number,n1.png", "n2,New two,another film,n2.png", "3,Film 3,again,n1.png"]
+    rows += ["n3,No text,,n1.png", "n4,Broken,a film,broken.png", "n5,Absent,a film,absent.png"]
+    (folder / "new.csv").write_text("\n".join([HEADER, *rows]))
+    return folder / "new.csv"
+
+
+@pytest.mark.slow
+def test_added_items_are_recommended_with_the_score_of_new_ones_and_the_rest_stays(
+    catalogue: Catalogue, registry: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(RegisterConfig(run=catalogue.stage2, name="growing", alias="champion"))
+    before, table = load_model("models:/growing@champion"), _write_new(tmp_path / "new")
+    number = str(registry.get_model_version_by_alias("growing", "champion").version)
+    assert main(["add-items", "--model", "models:/growing@champion", "--items", str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 items read, 1 empty text" in printed
+    assert "1 already in the model" in printed
+    assert printed.count("n4") == printed.count("n5") == 1
+    assert "2 kept" in printed
+    after = load_model("models:/growing@champion")
+    made = registry.get_model_version_by_alias("growing", "champion")
+    assert (made.tags["items_added_to"], made.tags["items_added"]) == (number, "2")
+
+    users = pd.DataFrame({"user_id": ["0", "5"]})
+    pd.testing.assert_frame_equal(after.predict(users, {"top_k": 20}), before.predict(users, {"top_k": 20}))
+    found = after.predict(users, {"top_k": 100, "candidates": "cold"}).set_index(["user_id", "item_id"])
+    assert not found["warm"].any()
+    for item, text in (("n1", "a film about a new number"), ("n2", "another film")):
+        image = in_base64(Image.open(tmp_path / "new" / f"{item}.png"), "PNG")
+        request = users.assign(image=image, text=text)
+        expected = before.predict(request).set_index("user_id")["score"]
+        for user in ("0", "5"):
+            assert found.loc[(user, item), "score"] == pytest.approx(expected[user], abs=1e-5)
+    visitor = after.predict(
+        pd.DataFrame({"history": [["n1"]]}), {"unknown": "error", "candidates": "all", "top_k": 100}
+    )
+    assert "n1" not in visitor["item_id"].to_list()
+
+    assert main(["rollback", "--name", "growing"]) == 0
+    assert str(registry.get_model_version_by_alias("growing", "champion").version) == number
+
+
+@pytest.mark.slow
+def test_what_cannot_be_added_is_one_line_and_registers_nothing(
+    catalogue: Catalogue, registry: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = _write_new(tmp_path / "new")
+    only_known = tmp_path / "new" / "known.csv"
+    only_known.write_text(f"{HEADER}\n3,Film 3,again,n1.png")
+    for model, items, options, message in (
+        ("models:/ids@candidate", table, (), "model: it takes no new items"),
+        ("models:/films@champion", only_known, (), "known.csv has no new item for models:/films@champion"),
+        ("models:/films@champion", table, ("--on_error", "fail"), "bad input: items: 1 empty text"),
+        ("models:/films@champion", tmp_path / "no.csv", (), "no.csv"),
+        ("films", table, (), "model: got 'films', expected models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ):
+        versions = len(registry.search_model_versions())
+        assert main(["add-items", "--model", model, "--items", str(items), *options]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert message in line
+        assert len(registry.search_model_versions()) == versions
