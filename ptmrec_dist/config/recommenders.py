@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from ptmrec_dist.config.content_sequences import MoRecConfig, PMMRecConfig
-from ptmrec_dist.config.sequences import GRU4RecConfig, NextItNetConfig, SASRecConfig
+from ptmrec_dist.config.sequences import (
+    CARCAConfig,
+    FDSAConfig,
+    GRU4RecConfig,
+    NextItNetConfig,
+    SASRecConfig,
+    UniSRecConfig,
+    VQRecConfig,
+)
 from ptmrec_dist.config.table import Entry, bounded, configured, entry_of
 from ptmrec_dist.config.table import RecommenderConfig as RecommenderConfig
 
@@ -222,6 +230,10 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),
     "gru4rec": RecommenderEntry(GRU4RecConfig, f"{_SEQUENTIAL}.gru4rec:GRU4Rec"),
     "nextitnet": RecommenderEntry(NextItNetConfig, f"{_SEQUENTIAL}.nextitnet:NextItNet"),
+    "fdsa": RecommenderEntry(FDSAConfig, f"{_SEQUENTIAL}.fdsa:FDSA"),
+    "carca": RecommenderEntry(CARCAConfig, f"{_SEQUENTIAL}.carca:CARCA"),
+    "unisrec": RecommenderEntry(UniSRecConfig, f"{_SEQUENTIAL}.unisrec:UniSRec"),
+    "vqrec": RecommenderEntry(VQRecConfig, f"{_SEQUENTIAL}.vqrec:VQRec"),
     "morec": RecommenderEntry(MoRecConfig, f"{_SEQUENTIAL}.morec:MoRec"),
     "pmmrec": RecommenderEntry(PMMRecConfig, f"{_SEQUENTIAL}.pmmrec:PMMRec"),
 }

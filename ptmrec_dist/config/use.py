@@ -149,6 +149,8 @@ class RecommendConfig:
     """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder."""
     users: str | None = None
     """User ids, separated by commas."""
+    for_items: tuple[str, ...] = ()
+    """Item ids, separated by commas: find the users that each of them is for, instead."""
     all: bool = False
     """All users of the training data, divided among ranks; needs `--out`."""
     out: Path | None = None
@@ -166,6 +168,8 @@ class RecommendConfig:
     """Item ids to leave out."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
+    explain: bool = False
+    """Show the items of the user's history that are most like a recommended one."""
     unknown: Literal["skip", "error"] = "skip"
     """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
     items; `error` refuses."""
@@ -175,8 +179,10 @@ class RecommendConfig:
         require(0 <= self.diversity <= 1, "diversity", self.diversity, "0 to 1")
         chosen = self.candidates == "warm" or not self.items
         require(chosen, "candidates", self.candidates, "warm or nothing with --items, which are the candidates then")
-        require((self.users is None) == self.all, "users", self.users, "either --users or --all")
+        given = (self.users is not None) + self.all + bool(self.for_items)
+        require(given == 1, "users", self.users, "either --users, --all or --for_items")
         require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
+        require(not (self.explain and self.all), "explain", self.explain, "false with --all")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
 
 

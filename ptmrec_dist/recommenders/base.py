@@ -200,12 +200,12 @@ class Recommender(nn.Module, ABC):
             Modality to W [D, d_m] and b [D].
 
         Raises:
-            UserError: The recommender is ID-only, or its vectors of items are not linear in the features.
+            UserError: The recommender is ID-only, or its vectors of items are no such maps.
         """
         if self.multimodal:
             raise UserError(
-                f"recommender: got {type(self).__name__}, whose vectors of items are not linear in the features of each "
-                "modality; expected one that is, which stage 2 can teach, or train this one by `ptmrec joint`"
+                f"recommender: got {type(self).__name__}, whose vectors of items are no linear maps of features, by which "
+                "stage 2 transfers knowledge; expected a recommender of all items, such as vbpr"
             )
         raise UserError(
             f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "
@@ -228,7 +228,7 @@ class Recommender(nn.Module, ABC):
             features: Features of these items, float32 [C, d_m] by modality.
 
         Returns:
-            The mean over modalities of their mapped features, [C, D].
+            By default the mean over modalities of their mapped features, [C, D].
 
         Raises:
             UserError: The recommender is ID-only.

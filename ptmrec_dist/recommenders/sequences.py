@@ -1,7 +1,13 @@
-"""Recommenders of the next item: a user is the state after the latest items, whose vectors are also what is scored.
+"""Recommenders of the next item: a user is the state after the latest items.
+
+An item has one vector, from its ID, its features or both. The user encoder reads it, and what is scored is computed from it:
+
+    vectors_ID = recommender.item_vectors(features)
+    states_BLD = recommender.states(F.embedding(histories.items, vectors_ID), histories.mask)
+    scores_BI = recommender.score(states_BLD[:, -1], recommender.candidates(vectors_ID))
 
 Shape suffixes: B queries or batch rows, C chosen items, I items, K items of a row, L items of a history, D width of the
-vectors.
+vectors, S width of states, N width of what is scored.
 """
 
 from abc import abstractmethod
@@ -18,7 +24,7 @@ from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 ITEMS = "items"
-"""Name of the vectors that are read and scored."""
+"""Name of the vectors that histories are read by."""
 
 
 class SequenceRecommender(Recommender):
@@ -44,7 +50,7 @@ class SequenceRecommender(Recommender):
 
     @abstractmethod
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
-        """Compute the vectors of items, as the user encoder reads them and as they are scored.
+        """Compute the vectors of items, as the user encoder reads them.
 
         Args:
             features: Features of these items in their order, [C, d_m] by modality; ID-only recommenders ignore it.
@@ -55,7 +61,7 @@ class SequenceRecommender(Recommender):
         """
 
     def views(self, features: Features, chosen: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute all vectors of items that the objective reads: by default those that are scored alone.
+        """Compute all vectors of items that the objective reads: by default those that histories are read by.
 
         Args:
             features: As for `item_vectors`.
@@ -66,6 +72,17 @@ class SequenceRecommender(Recommender):
         """
         return {ITEMS: self.item_vectors(features, chosen)}
 
+    def candidates(self, vectors_CD: Tensor) -> Tensor:
+        """Compute what is scored of items; by default the vectors that the user encoder reads.
+
+        Args:
+            vectors_CD: What `item_vectors` returned, [C, D].
+
+        Returns:
+            [C, N]; by default N is S, and the score is the dot product with a state.
+        """
+        return vectors_CD
+
     @abstractmethod
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Encode histories; the state after an item must depend neither on later items nor on padding.
@@ -75,7 +92,7 @@ class SequenceRecommender(Recommender):
             mask_BL: Whether there is an item, bool [B, L]; padding is on the left.
 
         Returns:
-            The state after each item, finite also where there is padding, [B, L, D].
+            The state after each item, finite also where there is padding, [B, L, S].
         """
 
     def states(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -86,45 +103,58 @@ class SequenceRecommender(Recommender):
             mask_BL: Whether there is an item, bool [B, L].
 
         Returns:
-            [B, L, D]; 0 where there is padding.
+            [B, L, S]; 0 where there is padding.
         """
         taken_BL1 = mask_BL[:, :, None]
         return self.encode(items_BLD * taken_BL1, mask_BL) * taken_BL1
+
+    def last_state(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Compute the state after whole histories, the last one that `states` returns.
+
+        Args:
+            items_BLD: Vectors of the items, any where there is padding, [B, L, D].
+            mask_BL: Whether there is an item, bool [B, L].
+
+        Returns:
+            [B, S]; 0 where there is no item.
+        """
+        return self.states(items_BLD, mask_BL)[:, -1]
 
     def tables(self, features: Features) -> Tables:
         """Compute the vectors of all items, `items` [I, D]."""
         return {ITEMS: self.item_vectors(features)}
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
-        """Compute the states after whole histories, [B, D]; indices of users are not read."""
+        """Compute the states after whole histories, [B, S]; indices of users are not read."""
         histories = queries.histories
         if histories is None:
             raise ValueError(f"{type(self).__name__} knows users by their histories: queries must have some")
-        return self.states(F.embedding(histories.items, tables[ITEMS]), histories.mask)[:, -1]
+        return self.last_state(F.embedding(histories.items, tables[ITEMS]), histories.mask)
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
-        """Look up items, [C, D]; features enter through the tables alone."""
-        return rows_of(tables[ITEMS], chosen)
+        """Look up what is scored of items, [C, N]; features enter through the tables alone."""
+        return self.candidates(rows_of(tables[ITEMS], chosen))
 
-    def score_own(self, users_BD: Tensor, items_BKD: Tensor) -> Tensor:
+    def score_own(self, users_BS: Tensor, items_BKN: Tensor) -> Tensor:
         """Score items of its own for every user.
 
         Args:
-            users_BD: Vectors of users, [B, D].
-            items_BKD: Vectors of the items of each, [B, K, D].
+            users_BS: States, [B, S].
+            items_BKN: What is scored of the items of each, [B, K, N].
 
         Returns:
             [B, K].
         """
-        return torch.vmap(lambda user_D, items_KD: self.score(user_D[None], items_KD)[0])(users_BD, items_BKD)
+        return torch.vmap(lambda user_S, items_KN: self.score(user_S[None], items_KN)[0])(users_BS, items_BKN)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute `bce`, [B]: the binary cross-entropy of the item that follows a history, against one negative.
 
         It is that of one target; stage 1, which has all targets of a sequence at once, does not call it.
         """
-        pairs_B2D = F.embedding(torch.stack([batch.positives, batch.negatives], dim=1), tables[ITEMS])
-        positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2D).unbind(dim=1)
+        pairs_B2 = torch.stack([batch.positives, batch.negatives], dim=1)
+        pairs_B2N = self.candidates(F.embedding(pairs_B2, tables[ITEMS]).flatten(0, 1)).unflatten(0, pairs_B2.shape)
+        positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2N).unbind(dim=1)
         return {"bce": -(F.logsigmoid(positives_B) + F.logsigmoid(-negatives_B)) / 2}
 
 

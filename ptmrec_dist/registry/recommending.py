@@ -13,6 +13,8 @@ from ptmrec_dist.serving.batch import write_all
 from ptmrec_dist.serving.params import Params
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ptmrec_dist.serving import ServedModel
 
 _ANY_WIDTH = 100_000  # characters
@@ -32,7 +34,7 @@ def recommend(config: RecommendConfig) -> None:
             cannot be written.
     """
     users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
-    if not users and not config.all:
+    if not users and not config.all and not config.for_items:
         raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
     if config.out is not None:
         _check_writable(config.out)
@@ -45,8 +47,12 @@ def recommend(config: RecommendConfig) -> None:
         items=config.items,
         exclude=config.exclude,
         diversity=config.diversity,
+        explain=config.explain,
         unknown=config.unknown,
     )
+    if config.for_items:
+        _print_users(model.users_for(config.for_items, params))
+        return
     if config.out is not None:
         write_all(model, config.out, join_world("cpu"), params)
         return
@@ -72,18 +78,36 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
 
 
-def _print_table(columns: dict[str, list[Any]]) -> None:
-    from rich.console import Console
+def _print_users(columns: dict[str, list[Any]]) -> None:
     from rich.table import Table
 
-    table = Table("user", "rank", "item", "title", "score")
+    table = Table("item", "rank", "user", "score")
+    for item, rank, user, score in zip(*(columns[name] for name in ("item_id", "rank", "user_id", "score"))):
+        if rank == 1 and table.row_count:
+            table.add_section()
+        table.add_row(item if rank == 1 else "", str(rank), user, f"{score:.4f}")
+    _print(table)
+
+
+def _print_table(columns: dict[str, list[Any]]) -> None:
+    from rich.table import Table
+
+    explained = "because" in columns
+    table = Table("user", "rank", "item", "title", "score", *(["because of"] if explained else []))
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     for before, row in zip([None, *rows], rows):
         first = before is None or before["row"] != row["row"]
         if first and before is not None:
             table.add_section()
         user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
-        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}")
+        because = [", ".join(row["because"])] if explained else []
+        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}", *because)
+    _print(table)
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
     # Ids and titles come from the data: they are printed as they are, never as markup, and in a pipe on one line each.
     width = None if sys.stdout.isatty() else _ANY_WIDTH
     Console(markup=False, highlight=False, emoji=False, width=width).print(table)

@@ -138,13 +138,14 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
 
-    wanted = [ColSpec(AnyType(), name, required=False) for name in ("user_id", "history")]
+    wanted = [ColSpec(AnyType(), name, required=False) for name in ("user_id", "history", "item_id")]
     wanted += [ColSpec("string", name, required=False) for name in ("image", "text")]
-    found = [ColSpec("long", "row"), ColSpec(AnyType(), "user_id"), ColSpec("boolean", "known_user")]
+    found = [ColSpec("long", "row"), ColSpec(AnyType(), "user_id"), ColSpec("boolean", "known_user", required=False)]
     found += [ColSpec("double", "score"), ColSpec(Array("string"), "unknown_items", required=False)]
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
-    found += [ColSpec("boolean", "warm", required=False)]
+    found += [ColSpec("boolean", "warm", required=False), ColSpec(Array("string"), "because", required=False)]
+    found += [ColSpec("double", "content_score", required=False)]
     kinds = {int: "long", bool: "boolean", str: "string", float: "double"}
     params = [
         ParamSpec(name, "string", [], (-1,)) if value == () else ParamSpec(name, kinds[type(value)], value)

@@ -11,9 +11,11 @@ import os
 import re
 import signal
 import socket
+import time
 from contextlib import suppress
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -27,11 +29,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from ptmrec_dist.registry.server_metrics import ServerMetrics
     from ptmrec_dist.serving import ServedModel
 
 log = logging.getLogger(__name__)
 
 _MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # tells workers which model to serve
+_COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the counts of workers up
+_PROMETHEUS = "text/plain; version=0.0.4"
 _PARQUET = "application/vnd.apache.parquet"
 _LONGEST_MESSAGE = 1000  # characters
 
@@ -63,7 +68,9 @@ def serve(config: ServeConfig) -> None:
         pass  # Verified here: a worker that fails would be restarted again and again.
     os.environ[_MODEL_VARIABLE] = uri
     _print_start(config, uri)
-    uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **address)
+    with TemporaryDirectory(prefix="ptmrec-metrics-") as counts:
+        os.environ[_COUNTS_VARIABLE] = counts
+        uvicorn.run(f"{__name__}:worker_app", factory=True, workers=config.workers, **address)
 
 
 def worker_app() -> "FastAPI":
@@ -89,13 +96,16 @@ def build_app(uri: str) -> "FastAPI":
     """
     from mlflow.pyfunc import scoring_server
 
+    from ptmrec_dist.registry.server_metrics import ServerMetrics  # after the folder for its counts is known
+
     limits = Limits.from_environment()
     model = load_model(uri)
     served: ServedModel = model.unwrap_python_model().model
     served.warm_up()
     app: FastAPI = scoring_server.init(model)
     app.add_middleware(_BodyLimit, limit=limits.request_bytes)
-    _add_version(app, _described(uri, served), limits)
+    described = _described(uri, served)
+    _add_routes(app, described, limits, ServerMetrics(served, described))
     return app
 
 
@@ -107,22 +117,29 @@ def _described(uri: str, served: "ServedModel") -> dict[str, str]:
     return {"name": name, "version": version, "run": served.lineage.get("run", ""), **packages}
 
 
-def _add_version(app: "FastAPI", described: dict[str, str], limits: Limits) -> None:
-    """Add the model version to `/version`, which otherwise gives MLflow's, and to the headers of every response."""
-    from fastapi.responses import JSONResponse
+def _add_routes(app: "FastAPI", described: dict[str, str], limits: Limits, metrics: "ServerMetrics") -> None:
+    """Add `/metrics`, and the model version to `/version`, which otherwise gives MLflow's, and to every response."""
+    from fastapi.responses import JSONResponse, PlainTextResponse
     from fastapi.routing import APIRoute
 
     async def version() -> "Response":
         return JSONResponse(described)
 
+    async def page() -> "Response":
+        return PlainTextResponse(metrics.page(), media_type=_PROMETHEUS)
+
     headers = {"X-Model-Name": quote(described["name"]), "X-Model-Version": quote(described["version"])}
 
     async def finish(request: "Request", call_next: Any) -> "Response":
+        begun = time.perf_counter()
         response = await _with_short_errors(request, call_next, limits)
         response.headers.update(headers)
+        if request.url.path == "/invocations":
+            metrics.responded(response.status_code, time.perf_counter() - begun)
         return response
 
     app.router.routes.insert(0, APIRoute("/version", version, methods=["GET"]))
+    app.router.routes.insert(0, APIRoute("/metrics", page, methods=["GET"]))
     app.middleware("http")(finish)
 
 

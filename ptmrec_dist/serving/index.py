@@ -8,7 +8,7 @@ Legend: B users, C candidates, I items, K items wanted, W items to search for, D
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
-from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM, Score, dot_product, table_scorer, top_items
+from ptmrec_dist.libraries import import_faiss
 
 FILE_NAME = "index.faiss"
 _PROBED = 1 / 32  # fraction of the lists that is searched
@@ -69,7 +69,7 @@ class FaissIndex:
     """
 
     def __init__(self, path: Path, items_ID: Tensor, candidates: np.ndarray) -> None:
-        self._faiss = _faiss()
+        self._faiss = import_faiss("index")
         self._index = self._faiss.read_index(str(path))
         self._index.nprobe = max(8, round(self._index.nlist * _PROBED))
         self._candidates, self._num_items = torch.from_numpy(candidates), len(items_ID)
@@ -115,7 +115,7 @@ def write_faiss(path: Path, items_CD: Tensor) -> None:
     Raises:
         UserError: FAISS is not installed.
     """
-    faiss = _faiss()
+    faiss = import_faiss("index")
     number, width = items_CD.shape
     lists = max(1, min(int(4 * number**0.5), number // 39))  # below 39 vectors a list, FAISS warns
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
@@ -123,13 +123,3 @@ def write_faiss(path: Path, items_CD: Tensor) -> None:
     index.train(items_CD[sample].numpy())
     index.add(items_CD.contiguous().numpy())
     faiss.write_index(index, str(path))
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError(
-            f"index: FAISS cannot be imported ({error}); install it with `pip install faiss-cpu`"
-        ) from error
-    return faiss

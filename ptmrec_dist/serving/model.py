@@ -8,6 +8,7 @@ Legend: B rows of a request, K list length, N distinct new items, D width of the
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
-from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
 from ptmrec_dist.serving.diversity import diversified, pool_size
+from ptmrec_dist.serving.explaining import reasons_for
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.users import Requesters, UserIndex
@@ -36,7 +39,7 @@ from ptmrec_dist.serving.vectors import open_vectors
 if TYPE_CHECKING:
     from ptmrec_dist.serving.new_items import NewItems
 
-COLUMNS = ["user_id", "history", "image", "text"]
+COLUMNS = ["user_id", "history", "image", "text", "item_id"]
 """Columns that a request may have."""
 
 
@@ -48,15 +51,29 @@ class ServedModel:
         new_items: Whether to load the encoder, where the model has one; takes seconds and is needed for new items only.
 
     Raises:
-        UserError: A file was changed since it was written, or the environment sets an invalid limit.
+        UserError: A file was changed since it was written, files that do not belong together, or the environment sets an
+            invalid limit.
     """
 
     def __init__(self, folder: Path, new_items: bool = True) -> None:
         self._limits = Limits.from_environment()
         check_digests(folder)
+        try:
+            self._open(folder, new_items)
+        except (UserError, Fault):
+            raise
+        except Exception as error:  # of many libraries, whose files anybody may have written
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"model: {folder} is not one that `ptmrec register` wrote ({reason}); register the run again"
+            ) from error
+
+    def _open(self, folder: Path, new_items: bool) -> None:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
+        self.best_scores: list[float] = described.get("best_scores", [])
+        self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
         items = pl.read_parquet(folder / "items.parquet")
         self.item_ids: pl.Series = items["item_id"]
@@ -64,31 +81,32 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        scoring = open_vectors(folder, self._tables, warm, taken)
-        self._score = scoring.score
+        self._scoring = open_vectors(folder, self._tables, warm, taken)
+        vectors, self._score = self._scoring.users, self._scoring.score
         self._warm = warm
         index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
         self._catalogue = Catalogue(self.item_ids.to_list(), warm, index, items_ID, modal_items_ID, self._score)
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
-        self.users = UserIndex(scoring.users, user_ids, self.item_ids.to_list(), taken, self._limits)
+        self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
+        self._audience = Audience(vectors, len(user_ids), taken, items_ID, modal_items_ID, warm, self._score)
         modalities = tuple(described["modalities"]) if new_items else ()
-        self.new_items = self._open_encoder(folder / "encoder", modalities, scoring.recommender) if modalities else None
+        self.new_items = self._open_encoder(folder / "encoder", modalities) if modalities else None
 
     def answer(self, columns: Mapping[str, Sequence[Any]], **params: Any) -> dict[str, list[Any]]:
-        """Recommend to users and visitors, or score new items for them where the request contains images or texts.
+        """Recommend to users and visitors, score new items for them where a request has images or texts, or find users.
 
         Args:
             columns: `user_id` or `history` (item ids) in each row; for new items also `image` and `text`, as
-                `score_new` takes them.
+                `score_new` takes them; or `item_id` alone, to find the users that an item is for.
             **params: Those of `Params`.
 
         Returns:
-            Columns, as `recommend` or `score_new` returns them.
+            Columns, as `recommend`, `score_new` or `users_for` returns them.
 
         Raises:
-            UserError: As in `UserIndex.resolve`, `rank` and `score_new`; unknown columns or parameters; a request beyond
-                the limits.
+            UserError: As in `UserIndex.resolve`, `rank`, `score_new` and `users_for`; unknown columns or parameters; a request
+                beyond the limits.
         """
         parsed = Params.parse(params)
         refuse_others("columns", columns, COLUMNS)
@@ -103,8 +121,24 @@ class ServedModel:
         if not items:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
+        if not all(map(is_absent, columns.get("item_id", absent))):
+            refuse_others("columns with item_id", columns, ["item_id"])
+            return self.users_for(columns["item_id"], parsed)
         requesters = self.users.resolve(columns.get("user_id", absent), columns.get("history", absent), parsed.unknown)
-        return self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        answer = self.score_new(requesters, items) if items else self.recommend(requesters, parsed)
+        if self._observer is not None:
+            self._observer.answered(requesters, parsed, answer)
+        return answer
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of every answer from now on.
+
+        Args:
+            observer: What watches.
+        """
+        self._observer = observer
+        if self.new_items is not None:
+            self.new_items.observer = observer
 
     def warm_up(self) -> None:
         """Answer a request of each kind, so that no client waits for lazy initialization."""
@@ -123,7 +157,9 @@ class ServedModel:
         Returns:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
             `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
-            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request.
+            skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request. With
+            `explain` also `because`, up to three items of the history that are most like the item, and `content_score`, the
+            cold score.
 
         Raises:
             UserError: As in `rank`.
@@ -131,6 +167,7 @@ class ServedModel:
         items_BK, scores_BK = self.rank(requesters, params)
         found, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
         items, rows = items_BK[found, ranks].numpy(), found.tolist()
+        reasons = self._reasons(requesters, params, found.numpy(), items) if params.explain else {}
         return {
             "row": rows,
             "user_id": [requesters.names[row] for row in rows],
@@ -144,6 +181,38 @@ class ServedModel:
             "unknown_items": [
                 None if rank else requesters.unknown_items[row] for row, rank in zip(rows, ranks.tolist())
             ],
+            **reasons,
+        }
+
+    def users_for(self, item_ids: Sequence[Any], params: Params) -> dict[str, list[Any]]:
+        """Find the users that items are for: full scores of items with interactions, cold ones of the others.
+
+        Args:
+            item_ids: Ids of items of the model.
+            params: Parameters of the request, of which `top_k` (users per item) and `exclude_seen` apply.
+
+        Returns:
+            `row` (from 0), `item_id`, `warm`, `rank` (from 1), `user_id` and `score`; best first, rows in order.
+
+        Raises:
+            UserError: An id that is none, or that the model does not know; parameters that do not apply; as in
+                `Audience.search`.
+        """
+        given = replace(params, top_k=Params.top_k, exclude_seen=Params.exclude_seen, unknown=Params.unknown)
+        if given != Params():
+            raise UserError("params: got others than top_k and exclude_seen with item_id, expected these alone")
+        items = self.users.items_of(item_ids)
+        number = len(self.users.user_ids)
+        users_NK, scores_NK = self._audience.search(items, min(params.top_k, number), params.exclude_seen)
+        found, ranks = torch.nonzero(users_NK != NO_ITEM, as_tuple=True)
+        indices = [items[row] for row in found.tolist()]
+        return {
+            "row": found.tolist(),
+            "item_id": self.item_ids[indices].to_list(),
+            "warm": self._warm[indices].tolist(),
+            "rank": (ranks + 1).tolist(),
+            "user_id": [self.users.user_ids[user] for user in users_NK[found, ranks].tolist()],
+            "score": scores_NK[found, ranks].tolist(),
         }
 
     def rank(self, requesters: Requesters, params: Params) -> tuple[Tensor, Tensor]:
@@ -195,12 +264,24 @@ class ServedModel:
             "unknown_items": list(requesters.unknown_items),
         }
 
+    def _reasons(
+        self, requesters: Requesters, params: Params, rows_N: np.ndarray, items_N: np.ndarray
+    ) -> dict[str, list[Any]]:
+        modal_items_ID = self._tables.get("modal_items")
+        _, vectors_ID = self._catalogue.choose(params)
+        if vectors_ID is self._tables["items"]:  # of cold items they are untrained
+            vectors_ID = vectors_ID * torch.from_numpy(self._warm)[:, None]
+        found = reasons_for(requesters, rows_N, items_N, vectors_ID, modal_items_ID, self._score)
+        because = [self.item_ids[items].to_list() for items in found.because]
+        return {"because": because, "content_score": found.content_scores}
+
     def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
         if kind == "faiss":
             return FaissIndex(path, self._tables["items"], warm)
         return ExactIndex(self._tables["items"], warm, self._score)
 
-    def _open_encoder(self, folder: Path, modalities: tuple[str, ...], recommender: Recommender | None) -> "NewItems":
+    def _open_encoder(self, folder: Path, modalities: tuple[str, ...]) -> "NewItems":
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
-        return NewItems(folder, modalities, self._tables, recommender, self._limits)
+        width = self._tables["modal_items"].shape[1]
+        return NewItems(folder, modalities, self._scoring, width, self._limits)

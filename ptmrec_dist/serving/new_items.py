@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
+from ptmrec_dist.serving.observer import Observer
+from ptmrec_dist.serving.vectors import Scoring
 from ptmrec_dist.training.fused_encoder import encoder_of
 from ptmrec_dist.training.records import ENCODER_FILE
 
@@ -34,26 +35,19 @@ class NewItems:
     Args:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
-        tables: Tables of the served model.
-        recommender: The recommender, where it was stored; otherwise the tables have the map to item vectors.
+        scoring: What the model scores with, which makes vectors of features.
+        width: Width of these vectors D.
         limits: Limits of a request.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        modalities: tuple[str, ...],
-        tables: Mapping[str, Tensor],
-        recommender: Recommender | None,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, folder: Path, modalities: tuple[str, ...], scoring: Scoring, width: int, limits: Limits) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
-        self.modalities, self._tables, self._recommender = modalities, tables, recommender
-        self._features = encoder_of(recommender, self._encoder)
-        self.width = tables["modal_items"].shape[1]
-        self._limits = limits
+        self._features = encoder_of(scoring.recommender, self._encoder)
+        self.modalities, self.width = modalities, width
+        self._cold_vectors, self._limits = scoring.cold_vectors, limits
         self._lock = Lock()
+        self.observer: Observer | None = None
 
     def encode(self, columns: Mapping[str, Sequence[Any]]) -> tuple[Tensor, Tensor]:
         """Encode the items of rows; an item of several rows is encoded once.
@@ -107,6 +101,8 @@ class NewItems:
         for item in items:
             try:
                 images.append(read_image(source.read(item[column])))
+                if self.observer is not None:
+                    self.observer.read_image(*images[-1].size)
             except UserError as error:
                 raise UserError(f"row {row_of[item]}: {error}") from error
         return images
@@ -129,8 +125,5 @@ class NewItems:
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
             features = self._features.encode(torch.stack(pixels) if pixels else None, tokens)
-        if self._recommender is not None:
-            return self._recommender.cold_items(features)
-        joined_ND = torch.cat([features[modality] for modality in self.modalities], dim=1)
-        vectors_ND: Tensor = joined_ND @ self._tables["projection"] + self._tables["projection_bias"]
-        return vectors_ND
+        ordered = {modality: features[modality] for modality in self.modalities}
+        return self._cold_vectors(ordered | features)

@@ -31,6 +31,9 @@ class Params:
     """Ids of items to leave out of every list."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance; 0 ranks by the score alone."""
+    explain: bool = False
+    """Give reasons: the items of the history that are most like a recommended one, and the score that its content alone
+    predicts."""
     unknown: Unknown = "skip"
     """Users and items that the model does not know: `skip` treats users as visitors without a history, leaves items out of
     histories, and reports both in the answer; `error` refuses the request."""
@@ -38,8 +41,9 @@ class Params:
     def __post_init__(self) -> None:
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 1:
             raise UserError(f"top_k: got {shown(self.top_k)}, expected a whole number, 1 or more")
-        if not isinstance(self.exclude_seen, bool | np.bool_):
-            raise UserError(f"exclude_seen: got {shown(self.exclude_seen)}, expected true or false")
+        for name in ("exclude_seen", "explain"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise UserError(f"{name}: got {shown(getattr(self, name))}, expected true or false")
         for name, kind in (("candidates", Candidates), ("unknown", Unknown)):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in get_args(kind):

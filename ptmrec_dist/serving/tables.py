@@ -1,9 +1,9 @@
 """Folder of a registered model, self-contained: JSON, Parquet and safetensors, no pickle.
 
-    model.json           modalities of new items, kind of index, lineage, versions of packages
+    model.json           modalities of new items, kind of index, lineage, versions of packages, deciles of users' best scores
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
-                         modal_items [I, D], and, if the recommender is not stored, projection [sum of d_m, D] and
+                         modal_items [I, D] and, unless they are stored themselves, projection [sum of d_m, D] and
                          projection_bias [D]
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
+from ptmrec_dist.evaluation.scoring import Scorer, recent_items, scorer_of, top_items
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
@@ -43,6 +44,7 @@ from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun
 
 PER_USER_FILE = "per_user.parquet"
+_USERS_OF_SCORES = 2000
 
 
 def write_tables(
@@ -66,12 +68,13 @@ def write_tables(
     if is_stored(run.recommender):
         _refuse_faiss(run, index)
         save_recommender(folder, run)
-    tables = _tables_of(run, train)
+    tables, scorer = _tables_of(run, train)
     for name, table in tables.items():
         if not torch.isfinite(table).all():
             raise UserError(f"run: {name} of {run.folder} hold NaN or infinite values; train again with a lower --lr")
     cold = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
     warm = ~np.isin(np.arange(dataset.num_items), cold)
+    best_scores = _best_scores(scorer, train, dataset.num_users, warm)
     save_tensors(folder / "tables.safetensors", tables)
     pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
     items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
@@ -85,6 +88,7 @@ def write_tables(
         "index": index,
         "lineage": dict(lineage),
         "packages": installed_packages(),
+        "best_scores": best_scores,
     }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
@@ -101,14 +105,14 @@ def _per_user(run: FinishedRun) -> pl.DataFrame:
 
 
 @torch.no_grad()
-def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
+def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor], Scorer]:
     recommender, features = run.recommender, run.features
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
     tables = {"items": scorer.items.detach()}  # of an ID-only recommender they may be its parameter itself
     if recommender.multimodal:
         tables["modal_items"] = recommender.cold_items(features)
-        if not is_stored(recommender):
-            tables |= _projection(recommender)
+    if recommender.multimodal and not is_stored(recommender):
+        tables |= _projection(recommender)
     if not recommender.history_length:
         users_UD = scorer.users(np.arange(run.dataset.num_users))
         fitted = fit_fold_in(users_UD, scorer.items, train)
@@ -118,7 +122,16 @@ def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
             "fold_in.weight": fitted.weight_DT,
             "fold_in.bias": fitted.bias_T,
         }
-    return tables
+    return tables, scorer
+
+
+def _best_scores(scorer: Scorer, train: Interactions, num_users: int, warm: np.ndarray) -> list[float]:
+    """Deciles of the best score that users have, the smallest and the largest among them, of evenly chosen users."""
+    users = np.unique(np.linspace(0, num_users - 1, min(num_users, _USERS_OF_SCORES)).astype(np.int64))
+    seen = Histories(train, num_users, len(warm))
+    scores = top_items(scorer, users, seen, 1, np.flatnonzero(warm))[1][:, 0].numpy()
+    found = scores[np.isfinite(scores)]
+    return [float(value) for value in np.quantile(found, np.linspace(0, 1, 11))] if len(found) else []
 
 
 def _projection(recommender: Recommender) -> dict[str, Tensor]:

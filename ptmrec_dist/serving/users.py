@@ -115,6 +115,25 @@ class UserIndex:
             groups.append((others_B, self._visitors(*chosen, unknown)))
         return _in_order(groups)
 
+    def items_of(self, item_ids: Sequence[Any]) -> list[int]:
+        """Look up items.
+
+        Args:
+            item_ids: Ids, in a request's rows.
+
+        Returns:
+            Their indices.
+
+        Raises:
+            UserError: A value that is no id, or an unknown item.
+        """
+        names = [parse_id(name, f"row {row}: item_id") for row, name in enumerate(item_ids)]
+        found = [self._items.find(name) for name in names]
+        unknown = [str(name) for name, item in zip(names, found) if item is None]
+        if unknown:
+            raise UserError(f"item_id: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
+        return [item for item in found if item is not None]
+
     def _parse(self, history: Any, row: int) -> list[Id]:
         where = f"row {row}: history"
         if not isinstance(history, list | tuple | np.ndarray) or (

@@ -10,7 +10,7 @@ Legend: I items, B users or visitors, D width of the scores.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,11 +28,16 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Score, dot_product, recent_items, user_vectors
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.serving.fold_in import FoldIn
 from ptmrec_dist.training.finished_run import FinishedRun
 
 _FOLDER = "recommender"
 _CHECKED = 64  # users whose vectors are compared with those of the rebuilt recommender
+
+
+ColdVectors = Callable[[Features], Tensor]
+"""Features of items without interactions by modality, in the run's order, float32 [N, d_m], to vectors, float32 [N, D]."""
 
 
 class UserVectors(Protocol):
@@ -54,10 +59,12 @@ class Scoring:
 
     users: UserVectors
     """Vectors of users and visitors."""
+    cold_vectors: ColdVectors
+    """Vectors of items without interactions."""
     score: Score = dot_product
     """Score of a pair."""
     recommender: Recommender | None = None
-    """The recommender, in evaluation mode, where it was stored: it also computes the vectors of new items."""
+    """The recommender, in evaluation mode, where it was stored."""
 
 
 class StoredVectors:
@@ -204,9 +211,14 @@ def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, 
         All of it.
     """
     if not (folder / _FOLDER).is_dir():
-        return Scoring(StoredVectors(tensors, warm))
+
+        def projected(features: Features) -> Tensor:
+            return torch.cat([*features.values()], dim=1) @ tensors["projection"] + tensors["projection_bias"]
+
+        return Scoring(StoredVectors(tensors, warm), projected)
     recommender, tables = load_recommender(folder, seen)
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
-        return Scoring(StoredVectors(tensors, warm), score, recommender)
-    return Scoring(ComputedVectors(recommender, tables, seen, warm), score, recommender)
+        return Scoring(StoredVectors(tensors, warm), recommender.cold_items, score, recommender)
+    computed = ComputedVectors(recommender, tables, seen, warm)
+    return Scoring(computed, recommender.cold_items, score, recommender)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import read_json, sha256, write_atomically
+from ptmrec_dist.files import read_json, sha256, typed, write_atomically
 from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
@@ -101,8 +101,11 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
         raise UserError(f"run: {folder} {state}")
     content = read_json(folder / "run.json", "run")
     try:
-        record = RunRecord(**_without_hints(content, folder))
-    except (TypeError, KeyError) as error:
+        record = typed(RunRecord, _without_hints(content, folder))
+        for made in (record.data, record.features, record.graph_features, record.stage1, record.stage2):
+            if made is not None and not {"path", "fingerprint"} <= made.keys():
+                raise ValueError("an input without path or fingerprint")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"run: {folder}/run.json is not one that this version writes ({error}); train again") from error
     found = _fingerprint(folder, record)
     if found != record.fingerprint:

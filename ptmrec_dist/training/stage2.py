@@ -42,10 +42,8 @@ def tune_from(config: Stage2Config, start: FinishedRun, report: Report | None = 
         report: Called with each evaluation on every rank, also with those that an interrupted run had made before.
 
     Raises:
-        UserError: As for `train_stage2`, or a recommender that knowledge cannot be transferred to.
+        UserError: As for `train_stage2`.
     """
-    if config.kt_weight and start.recommender.multimodal:
-        start.recommender.cold_map()  # of which the knowledge transfer is made: a recommender without one is refused
     transfer = TransferSettings(
         weight=config.kt_weight,
         temperature=config.temperature,

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ptmrec_dist.config import TrainsBoth, method_entry
+from ptmrec_dist.config import JointConfig, TrainsBoth, method_entry
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
@@ -108,8 +108,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         the recommender reads; None where all features stay frozen.
 
     Raises:
-        UserError: A run that is not of stage 1, is ID-only or trained its feature tables; another encoder; a method that
-            it cannot take.
+        UserError: A run that is not of stage 1, is ID-only, has no linear maps of features or trained its feature tables;
+            another encoder; a method that it cannot take.
     """
     record = start.record
     if record.stage > 1:
@@ -119,6 +119,9 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
             f"reads features: {multimodal_recommenders()}"
         )
+    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
+    if not on_sequences:
+        start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
         raise UserError(
             f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "

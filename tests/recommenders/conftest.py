@@ -39,7 +39,7 @@ class Toy:
             train=self.train,
             features=self.features,
             modalities=modalities,
-            config=recommender_config(name, **overrides),
+            config=recommender_config(name, **(for_few_items(name) | overrides)),
         )
 
     @property
@@ -93,6 +93,11 @@ class Toy:
 def is_sequential(name: str) -> bool:
     """Whether a recommender predicts the next item: trained on pairs, it would not learn all items of a user at once."""
     return issubclass(RECOMMENDERS[name].load(), SequenceRecommender)
+
+
+def for_few_items(name: str) -> dict[str, object]:
+    """Hyper-parameters that a recommender needs where there are few items."""
+    return {"codebooks": 3, "bits": 2} if name == "vqrec" else {}
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def test_whatever_scores_cold_items_is_trained_by_a_term_or_fitted(
         return {name for name, gradient in zip(names, found, strict=True) if gradient.any()}
 
     users, _ = toy.vectors(model)
-    scoring = parameters_behind((users @ toy.cold_vectors(model).T).square().sum())
+    scoring = parameters_behind(model.score(users, toy.cold_vectors(model)).square().sum())
     terms = toy.loss(model)
     trained = parameters_behind(torch.stack(list(terms.values())).sum())
     before = {key: value.clone() for key, value in model.named_parameters()}

@@ -15,8 +15,11 @@ from urllib.request import Request, urlopen
 
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.hostile.cases import damaged, for_all, with_other_values
 from tests.ranks import free_port
 from tests.registry.films import in_base64
 from tests.stores import running, wait_until_it_answers
@@ -198,13 +201,50 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in (folder / "temporary").iterdir() if not path.name.startswith("torchinductor")]
 
 
+def metrics_of(server: Server) -> dict[str, float]:
+    """Each sample of `/metrics` by its name and labels."""
+    with urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain")
+        families = text_string_to_metric_families(response.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+    return {" ".join([sample.name, *map(str, sample.labels.values())]): sample.value for sample in samples}
+
+
+def check_metrics(server: Server) -> None:
+    """Requests, rows, unknown ids, images and scores are counted, whichever worker answered."""
+    before, everyone = metrics_of(server), [{"user_id": str(user)} for user in range(12)]
+    best: list[float] = []
+    for _ in range(4):
+        _, answer = server.predict(*everyone, top_k=2)
+        best += [row["score"] for row in answer["predictions"] if row["rank"] == 1]
+    image = in_base64(Image.new("RGB", (90, 40), "red"), "PNG")
+    server.predict({"user_id": "3", "image": image, "text": "a red film"})
+    server.predict({"user_id": "nobody"}, {"history": ["2", "nothing", "gone"]}, candidates="all")
+    server.predict({"user_id": "1"}, top_k=0)
+    after = metrics_of(server)
+    found = {name: value - before.get(name, 0) for name, value in after.items()}
+    counted = {"ptmrec_responses_total 200": 6, "ptmrec_responses_total 400": 1, "ptmrec_response_seconds_count": 7}
+    rows = {"ptmrec_rows_total user": 49, "ptmrec_rows_total visitor": 1, "ptmrec_rows_total unknown": 1}
+    unknown = {"ptmrec_unknown_history_items_total": 2, "ptmrec_new_item_scores_total": 1}
+    sides = {"ptmrec_image_shorter_side_pixels_bucket 32.0": 0, "ptmrec_image_shorter_side_pixels_bucket 64.0": 1}
+    expected = counted | rows | unknown | sides | {"ptmrec_best_score_count": 48}
+    assert {name: found[name] for name in expected} == expected
+    buckets = [name for name in found if name.startswith("ptmrec_best_score_bucket") and "Inf" not in name]
+    assert len(buckets) == 9  # deciles of the training users, who are those that asked
+    for name in buckets:
+        assert found[name] == sum(score <= float(name.split()[1]) for score in best)
+    info = [name for name, value in after.items() if name.startswith("ptmrec_model_info films") and value == 1]
+    assert len(info) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_ends_a_server_with_exit_code_0_and_nothing_left(workers, sqlite_registry, tmp_path):
+def test_metrics_add_up_over_workers_and_sigterm_leaves_nothing(workers, sqlite_registry, tmp_path):
     port = free_port()
     process = ptmrec_serve(sqlite_registry, tmp_path, "--port", str(port), "--workers", str(workers))
     wait_until_it_answers(f"http://127.0.0.1:{port}/ping", process, tmp_path / "log")
     assert Server(port).predict({"user_id": "1"}, top_k=1)[0] == 200
+    check_metrics(Server(port))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
     assert leftovers(tmp_path) == []
@@ -231,3 +271,30 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(served):
     status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
     assert status == 400
     assert f"expected at most {LIMIT}" in answer["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [12, pytest.param(10_000, marks=pytest.mark.fuzz)], ids=["few", "many"])
+def test_requests_of_any_content_are_answered_or_refused_in_one_line(served: Server, cases: int) -> None:
+    """A refusal is the client's fault, on one line, and the server still answers afterwards."""
+    rows = [
+        {"user_id": "3"},
+        {"history": ["2", "5"]},
+        {"user_id": None, "history": [], "text": "a film", "image": None},
+    ]
+    known = {"dataframe_records": rows, "params": {"top_k": 3, "unknown": "skip"}}
+    columns = {"dataframe_split": {"columns": ["user_id"], "data": [["3"], ["4"]]}, "params": {"top_k": 2}}
+    written = [json.dumps(document).encode() for document in (known, columns)]
+    other = st.sampled_from([known, columns]).flatmap(with_other_values)
+    bodies = st.one_of(other.map(lambda value: json.dumps(value).encode()), damaged([*written, b"user_id\n3\n"]))
+    kinds = st.sampled_from(["application/json", "application/json", "text/csv", "application/vnd.apache.parquet", "x"])
+
+    def check(case: tuple[bytes, str]) -> None:
+        status, answer = served.post(*case)
+        assert status == 200 or 400 <= status < 500, answer
+        if status != 200:
+            assert answer["message"]
+            assert len(answer["message"].splitlines()) == 1
+
+    for_all(st.tuples(bodies, kinds), check, cases)
+    assert served.predict({"user_id": "3"})[0] == 200

@@ -92,8 +92,8 @@ def test_a_model_that_version_0_1_registered_answers_as_one_of_today(package: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "users: got none, expected either --users or --all"),
-        (("--all", "--users", "u1"), "expected either --users or --all"),
+        ((), "users: got none, expected either --users, --all or --for_items"),
+        (("--all", "--users", "u1"), "expected either --users, --all or --for_items"),
         (("--all",), "expected a file with --all"),
         (("--users", "u1", "--out", "a.parquet"), "expected a file with --all, none without"),
         (("--all", "--out", "a.csv"), "out: got a.csv, expected a name that ends in .parquet"),

@@ -131,6 +131,79 @@ def test_a_request_for_diversity_gets_less_similar_items_with_their_own_scores(
     assert likeness[1] < likeness[0]
 
 
+def test_users_of_an_item_are_those_with_the_highest_scores_who_have_not_taken_it(
+    model: ServedModel, run: FinishedRun
+) -> None:
+    ids, users_of = run.dataset.item_ids, run.dataset.user_ids
+    users, items = (
+        table.detach() for table in all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    )
+    modal, train = run.recommender.cold_items(run.features).detach(), run.dataset.interactions("train")
+    asked = [ids[2], sorted(_cold(run))[0]]
+    answer = model.answer({"item_id": asked}, top_k=100)
+    everyone = model.answer({"item_id": asked}, top_k=100, exclude_seen=False)
+    for row, name in enumerate(asked):
+        item = ids.index(name)
+        scores = users @ (modal if row else items)[item]
+        taken = set(train.users[train.items == item])
+        ranked = [user for user in scores.argsort(descending=True).tolist() if user not in taken]
+        mine = [entry for entry, of in enumerate(answer["row"]) if of == row]
+        assert [answer["user_id"][entry] for entry in mine] == [users_of[user] for user in ranked]
+        assert [answer["score"][entry] for entry in mine] == pytest.approx(scores[ranked].tolist(), abs=1e-5)
+        assert everyone["row"].count(row) == len(users_of)
+    assert taken == set()
+    assert answer["warm"] == [answer["row"][entry] == 0 for entry in range(len(answer["row"]))]
+
+
+@pytest.mark.parametrize(
+    ("columns", "params", "message"),
+    [
+        ({"item_id": ["i1", "gone"]}, {}, r"item_id: got 1 unknown \('gone'\), expected some of the 60 items"),
+        ({"item_id": ["i1", None]}, {}, "row 1: item_id: got null, expected a string or a whole number"),
+        (
+            {"item_id": ["i1"], "user_id": ["u1"]},
+            {},
+            "columns with item_id: got str 'user_id', expected some of item_id",
+        ),
+        ({"item_id": ["i1"]}, {"diversity": 0.5}, "params: got others than top_k and exclude_seen with item_id"),
+    ],
+)
+def test_questions_for_users_that_make_no_sense_are_one_line(
+    model: ServedModel, columns: dict[str, list[str | None]], params: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model.answer(columns, **params)
+
+
+def test_reasons_are_the_most_similar_items_of_the_history_and_the_score_of_the_content(
+    model: ServedModel, run: FinishedRun
+) -> None:
+    ids, cold = run.dataset.item_ids, _cold(run)
+    number = {name: index for index, name in enumerate(ids)}
+    _, items = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    modal = run.recommender.cold_items(run.features).detach()
+    history = [ids[3], ids[11], ids[20], ids[31], sorted(cold)[0]]
+    columns = {"user_id": [run.dataset.user_ids[USER], None, None], "history": [None, history, []]}
+    for candidates, vectors in (("warm", items.detach()), ("all", modal)):
+        answer = model.answer(columns, top_k=4, candidates=candidates, explain=True)
+        for row, item, because, content in zip(
+            *(answer[name] for name in ("row", "item_id", "because", "content_score"))
+        ):
+            if row == 0:
+                train = run.dataset.interactions("train")
+                taken = {ids[index] for index in train.items[train.users == USER]}
+                assert content == pytest.approx(_scores(run)["cold"][number[item]].item(), abs=1e-5)
+            else:
+                taken = set(history if row == 1 else [])
+            known = taken - cold if candidates == "warm" else taken
+
+            def cosine(name: str, item: str = item, vectors: Tensor = vectors) -> float:
+                return float(torch.cosine_similarity(vectors[number[item]], vectors[number[name]], dim=0))
+
+            assert because == sorted(known, key=cosine, reverse=True)[:3]
+    assert "because" not in model.answer(columns, top_k=4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -255,6 +255,7 @@ def test_odd_text_is_read_or_refused(model):
         for value in (None, "ten", "10", -1, 0, 1.5, 1e9, True, math.nan, [1], {}, b"1")
     ]
     + [({"exclude_seen": value}, "exclude_seen: got .*, expected true or false") for value in (None, "no", 0, 1.0, [])]
+    + [({"explain": value}, "explain: got .*, expected true or false") for value in (None, "no", 1)]
     + [
         ({"candidates": value}, "candidates: got .*, expected warm or cold or all or items")
         for value in (None, "yes", 1, ["all"])
@@ -273,7 +274,8 @@ def test_odd_text_is_read_or_refused(model):
     + [
         (
             {"topk": 5},
-            "params: got str 'topk', expected some of top_k, exclude_seen, candidates, items, exclude, diversity, unknown",
+            "params: got str 'topk', expected some of top_k, exclude_seen, candidates, items, exclude, diversity, explain, "
+            "unknown",
         )
     ],
 )

@@ -20,7 +20,7 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders import blocks, recommender_class
 from ptmrec_dist.recommenders.base import Batch, Inputs
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
@@ -29,6 +29,7 @@ from ptmrec_dist.training.objectives.sequence import NextItem
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 from ptmrec_dist.training.user_batches import UserBatches
 from tests.ranks import run_on_ranks
+from tests.recommenders.conftest import for_few_items
 
 USERS, ITEMS, LENGTH, SEED, STEP = 9, 12, 4, 3, 7
 CASES = {
@@ -87,27 +88,19 @@ def _objective(data: Path, config: NextItemConfig, world: World, kind: str = "sa
     """An objective in float64 with weights that matter; in evaluation mode, for its forms see different dropout."""
     dataset = Dataset(data)
     generator = torch.Generator().manual_seed(0)
-    widths = {"modes": {"image": 5}, "pmmrec": {"image": 5, "text": 3}}.get(kind, {})
-    features = {
-        name: torch.randn(ITEMS, width, generator=generator, dtype=torch.float64) for name, width in widths.items()
-    }
-    nothing = dataset.interactions("train")
+    widths = {} if kind in ("sasrec", "gru4rec", "nextitnet") else {"image": 5, "text": 4}
+    features = {name: torch.randn(ITEMS, width, generator=generator) for name, width in widths.items()}
+    inputs = Inputs(USERS, ITEMS, dataset.interactions("train"), features)
     torch.manual_seed(0)
     model: Any
     if kind == "modes":
-        model = SumOfModes(Inputs(USERS, ITEMS, nothing, features), SumConfig(dim=6, length=LENGTH))
+        model = SumOfModes(inputs, SumConfig(dim=6, length=LENGTH))
     else:
-        chosen = recommender_config(kind, dim=6, length=LENGTH, **PMMREC.get(kind, {}))
-        model = build_recommender(
-            kind,
-            num_users=USERS,
-            num_items=ITEMS,
-            train=nothing,
-            features=features,
-            modalities=tuple(features),
-            config=chosen,
-        )
-    objective = NextItem(model, features, False, world, TrainingSequences(dataset, LENGTH), config, seed)
+        small = PMMREC.get(kind, {"experts": 2} if kind == "unisrec" else for_few_items(kind))
+        model = recommender_class(kind)(inputs, recommender_config(kind, **{"dim": 6, "length": LENGTH, **small}))
+    model.rebuild(features, world)
+    double = {name: table.double() for name, table in features.items()}
+    objective = NextItem(model, double, False, world, TrainingSequences(dataset, LENGTH), config, seed)
     with torch.no_grad():
         for parameter in objective.double().parameters():
             parameter.normal_(std=0.7, generator=generator)
@@ -142,6 +135,9 @@ def _slot_by_slot(objective: NextItem, data: Path, users: list[int]) -> Tensor:
         chosen = torch.tensor(items)
         return model.item_vectors({name: table[chosen] for name, table in objective.features.items()}, chosen)
 
+    def scores(state: Tensor, items: list[int]) -> Tensor:
+        return model.score(state[None], model.candidates(encoded(items)))[0]
+
     def log_q(item: int) -> float:
         share = shown.count(item) / len(shown)
         if not config.logq:
@@ -151,22 +147,22 @@ def _slot_by_slot(objective: NextItem, data: Path, users: list[int]) -> Tensor:
     losses = []
     for user in users:
         read, wanted = windows[user][:-1], windows[user][1:]
-        vectors = torch.cat([torch.zeros(LENGTH - len(read), 6, dtype=torch.float64), encoded(read)])[None]
+        vectors = torch.nn.functional.pad(encoded(read), (0, 0, LENGTH - len(read), 0))[None]
         states = model.states(vectors, torch.arange(LENGTH)[None] >= LENGTH - len(read))[0, LENGTH - len(read) :]
         for position, (state, target) in enumerate(zip(states, wanted, strict=True)):
-            own = encoded([target])[0] @ state
+            own = scores(state, [target])[0]
             if config.loss == "inbatch":
                 others = slots if config.duplicates == "count" else sorted(set(slots))
                 others = [item for item in others if item not in taken[user]]
                 terms = [own - log_q(target)]
-                terms += [encoded([item])[0] @ state - log_q(item) for item in others]
+                terms += [scores(state, [item])[0] - log_q(item) for item in others]
                 losses.append(torch.stack(terms).logsumexp(0) - terms[0])
             elif config.loss == "full":
-                losses.append((encoded(list(range(ITEMS))) @ state).logsumexp(0) - own)
+                losses.append(scores(state, list(range(ITEMS))).logsumexp(0) - own)
             else:
                 negatives = _negatives(objective, user, LENGTH - len(read) + position)
                 assert not set(negatives) & set(taken[user]) or len(set(taken[user])) == ITEMS
-                losses.append(_sampled_loss(config, own, encoded(negatives) @ state))
+                losses.append(_sampled_loss(config, own, scores(state, negatives)))
     return torch.stack(losses).mean()
 
 
@@ -175,7 +171,7 @@ def _sampled_loss(config: NextItemConfig, own: Tensor, others: Tensor) -> Tensor
         return torch.cat([own[None], others]).logsumexp(0) - own
     rate, t = len(others) / (ITEMS - 1), config.calibration if config.loss == "gbce" else 0.0
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)  # as gSASRec writes it
-    return -((torch.sigmoid(own) ** beta).log() + (1 - torch.sigmoid(others)).log().sum()) / (1 + len(others))
+    return -((torch.sigmoid(own) ** beta).log() + torch.sigmoid(-others).log().sum()) / (1 + len(others))
 
 
 def _negatives(objective: NextItem, user: int, position: int) -> list[int]:
@@ -187,8 +183,15 @@ def _negatives(objective: NextItem, user: int, position: int) -> list[int]:
     return objective.sampler.choose(users[:, None].expand_as(random), random)[0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "modes", "pmmrec"])
-@pytest.mark.parametrize("case", CASES)
+CONTENT = ("fdsa", "carca", "unisrec", "vqrec")
+EACH_LOSS = ("in-batch, once, logq", "full", "bce", "gbce", "sampled")
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [(case, kind) for case in CASES for kind in ("sasrec", "modes")]
+    + [(case, kind) for case in EACH_LOSS for kind in (*CONTENT, "pmmrec")],
+)
 def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_every_slot(
     data: Path, case: str, kind: str
 ) -> None:
@@ -237,10 +240,10 @@ def test_many_scores_are_computed_in_blocks_of_the_same_value_and_gradient(
     batch = _batch(objective, objective.sequences.users.tolist())
     whole = objective(batch, STEP)["next_item"]
     expected = _gradients(objective, whole)
-    monkeypatch.setattr(sequence, "_BLOCK_SCORES", 3 * ITEMS)
-    blocks = objective(batch, STEP)["next_item"]
-    torch.testing.assert_close(blocks, whole)
-    for name, gradient in _gradients(objective, blocks).items():
+    monkeypatch.setattr(blocks, "_BLOCK_NUMBERS", 3 * ITEMS)
+    found = objective(batch, STEP)["next_item"]
+    torch.testing.assert_close(found, whole)
+    for name, gradient in _gradients(objective, found).items():
         torch.testing.assert_close(gradient, expected[name])
 
 
@@ -298,6 +301,7 @@ def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: 
     steps += [(case, "modes", users[2:3]) for case in ("in-batch", "sampled")]
     steps += [("in-batch", "pmmrec", chosen) for chosen in (users, users[2:3])]
     steps += [(case, "pmmrec", users) for case in ("in-batch, once", "full")]
+    steps += [(case, kind, users[:5]) for case in ("in-batch, logq", "full", "gbce") for kind in CONTENT]
     expected = _on_rank(data, steps)
     for on_rank in run_on_ranks(ranks, _on_rank, data, steps):
         for step, found, wanted in zip(steps, on_rank, expected, strict=True):

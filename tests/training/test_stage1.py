@@ -27,6 +27,7 @@ from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
+from tests.recommenders.conftest import for_few_items
 from tests.training.steps import kill_before_step, temporary_session, terminate_first_rank_before_step
 
 
@@ -103,7 +104,7 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
     run = tmp_path / "run"
     config = RECOMMENDERS[recommender].config
     weight = {"reg_weight": 1e-3} if "reg_weight" in {item.name for item in fields(config)} else {}
-    model = recommender_config(recommender, dim=8, **weight)
+    model = recommender_config(recommender, **({"dim": 8} | weight | for_few_items(recommender)))
     # A network of several layers learns at lower rates than tables do.
     rate = {"lr": 0.005} if recommender == "pmmrec" else {}
     train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model, **rate))
@@ -349,7 +350,8 @@ def test_parameters_are_counted_by_where_they_lie(tiny_project: Project, tmp_pat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
-    config = _config(tiny_project, tmp_path, recommender=recommender, device="cuda")
+    model = recommender_config(recommender, **for_few_items(recommender))
+    config = _config(tiny_project, tmp_path, recommender=recommender, model=model, device="cuda")
     dataset = Dataset(config.shards)
     world = join_world("cuda")
     objective = make_objective(config, dataset, open_store(config, dataset), world)

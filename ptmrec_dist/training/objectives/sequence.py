@@ -4,19 +4,17 @@ Each distinct item of a step is encoded once, and weighs as often as the step's 
 gradient to encoding it wherever it stands. Positions of this rank's users are compared with the items of all ranks.
 
 Legend: G distinct items of the step, I items, V users of this rank, L items that are read, R positions of this rank with
-a target, K negatives, N own items of the users, D width.
+a target, K negatives, N own items of the users, D width of the vectors that are read, X of those that are scored.
 """
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, gather_rows
+from ptmrec_dist.recommenders.blocks import in_blocks
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
 from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
@@ -25,9 +23,6 @@ from ptmrec_dist.training.objectives.losses import hashed_choice
 from ptmrec_dist.training.objectives.pretraining import Pretraining
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
-
-_BLOCK_SCORES = 2**24
-"""Scores that are kept for the backward pass; where a step has more, they are computed again block by block."""
 
 
 class NextItem(RecommenderObjective):
@@ -84,11 +79,12 @@ class NextItem(RecommenderObjective):
         states_VLD = self.recommender.states(F.embedding(batch.inputs, views[ITEMS]), batch.mask)
         states_RD = F.embedding(batch.rows, states_VLD.flatten(0, 1))
         if all_views is not None:
-            losses_R = self._full(states_RD, all_views[ITEMS], batch.items[batch.targets])
+            candidates_IX = self.recommender.candidates(all_views[ITEMS])
+            losses_R = self._full(states_RD, candidates_IX, batch.items[batch.targets])
         elif self.config.loss == "inbatch":
-            losses_R = self._in_batch(batch, states_RD, views[ITEMS])
+            losses_R = self._in_batch(batch, states_RD, self.recommender.candidates(views[ITEMS]))
         else:
-            losses_R = self._sampled(batch, states_RD, views[ITEMS], step)
+            losses_R = self._sampled(batch, states_RD, self.recommender.candidates(views[ITEMS]), step)
         terms = {"next_item": losses_R.sum() * batch.weight}
         if self.pretraining is not None:
             terms |= self.pretraining(batch, views, states_VLD, self._log_counts(batch), step)
@@ -109,34 +105,37 @@ class NextItem(RecommenderObjective):
         """Vectors of the items that this rank encodes."""
         return self.recommender.views(self._features_of(items), items)
 
+    def _encode(self, items: Tensor) -> Tensor:
+        return self.recommender.item_vectors(self._features_of(items), items)
+
     def _features_of(self, items: Tensor) -> dict[str, Tensor]:
         return {name: table[items] for name, table in self.features.items()}
 
-    def _full(self, states_RD: Tensor, items_ID: Tensor, targets_R: Tensor) -> Tensor:
+    def _full(self, states_RD: Tensor, items_IX: Tensor, targets_R: Tensor) -> Tensor:
         def losses(states_BD: Tensor, targets_B: Tensor) -> Tensor:
-            return F.cross_entropy(self.recommender.score(states_BD, items_ID), targets_B, reduction="none")
+            return F.cross_entropy(self.recommender.score(states_BD, items_IX), targets_B, reduction="none")
 
-        return in_blocks(losses, len(items_ID), states_RD, targets_R)
+        return in_blocks(losses, len(items_IX), states_RD, targets_R)
 
-    def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor) -> Tensor:
-        share_G = self.log_share_I[batch.items].to(items_GD)
+    def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor) -> Tensor:
+        share_G = self.log_share_I[batch.items].to(items_GX)
         # The probability to be in the step: p for each of its n slots, or 1 - (1 - p)^n for being there at all.
         log_q_G = log_inclusion(share_G, batch.counts.sum()) if self.config.duplicates == "once" else share_G
         log_q_G = log_q_G if self.config.logq else torch.zeros_like(log_q_G)
-        hidden_VG, log_counts_G = batch.hidden(), self._log_counts(batch).to(items_GD)
+        hidden_VG, log_counts_G = batch.hidden(), self._log_counts(batch).to(items_GX)
 
         def losses(states_BD: Tensor, targets_B: Tensor, users_B: Tensor) -> Tensor:
-            scores_BG = self.recommender.score(states_BD, items_GD)
+            scores_BG = self.recommender.score(states_BD, items_GX)
             return in_batch_cross_entropy(scores_BG, targets_B, hidden_VG[users_B], log_counts_G, log_q_G)
 
-        return in_blocks(losses, len(items_GD), states_RD, batch.targets, batch.rows // batch.inputs.shape[1])
+        return in_blocks(losses, len(items_GX), states_RD, batch.targets, batch.rows // batch.inputs.shape[1])
 
     def _log_counts(self, batch: SequenceBatch) -> Tensor:
         """Logarithm of how often each item counts as a negative, [G]."""
         counts_G = torch.ones_like(batch.counts) if self.config.duplicates == "once" else batch.counts
         return counts_G.to(self.log_share_I).log()
 
-    def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GD: Tensor, step: int) -> Tensor:
+    def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor, step: int) -> Tensor:
         assert self.sampler is not None
         users_R, number = batch.users[batch.rows // batch.inputs.shape[1]], self.config.negatives_per_position
         # A function of the user and the position alone: the same on any number of ranks.
@@ -148,14 +147,21 @@ class NextItem(RecommenderObjective):
             number,
         )
         negatives_RK = self.sampler.choose(users_R[:, None].expand_as(random_RK), random_RK)
-        chosen = negatives_RK.flatten()
-        vectors_RKD = self.recommender.item_vectors(self._features_of(chosen), chosen).unflatten(0, negatives_RK.shape)
-        own_R1D = F.embedding(batch.targets, items_GD)[:, None]
-        scores_RK = self.recommender.score_own(states_RD, torch.cat([own_R1D, vectors_RKD], dim=1))
+        vectors_RKX = self._sampled_items(negatives_RK)
+        own_R1X = F.embedding(batch.targets, items_GX)[:, None]
+        scores_RK = self.recommender.score_own(states_RD, torch.cat([own_R1X, vectors_RKX], dim=1))
         if self.config.loss == "sampled":
             return -F.log_softmax(scores_RK, dim=1)[:, 0]
         calibration = self.config.calibration if self.config.loss == "gbce" else 0.0
         return binary_cross_entropy(scores_RK, calibration, number / max(self.sampler.num_items - 1, 1))
+
+    def _sampled_items(self, items_RK: Tensor) -> Tensor:
+        """What is scored of sampled items, [R, K, X]. Those that features give are encoded once each."""
+        if not self.recommender.multimodal:
+            vectors_NX = self.recommender.candidates(self._encode(items_RK.flatten()))
+            return vectors_NX.view(*items_RK.shape, -1)
+        distinct_N, rows_RK = items_RK.unique(return_inverse=True)
+        return F.embedding(rows_RK, self.recommender.candidates(self._encode(distinct_N)))
 
 
 def _rows_of_all(views: dict[str, Tensor], items_G: Tensor) -> dict[str, Tensor]:
@@ -197,24 +203,6 @@ def log_inclusion(log_share_G: Tensor, slots: Tensor) -> Tensor:
         [G].
     """
     return torch.log(-torch.expm1(slots * torch.log1p(-log_share_G.exp())))
-
-
-def in_blocks(losses: Callable[..., Tensor], columns: int, *inputs_R: Tensor) -> Tensor:
-    """Compute losses of positions in blocks that are computed again in the backward pass, unless one block holds them all.
-
-    Args:
-        losses: Function from some positions of the inputs to their losses.
-        columns: Scores of a position.
-        *inputs_R: Inputs, [R, ...] each.
-
-    Returns:
-        [R].
-    """
-    rows = max(1, _BLOCK_SCORES // columns)
-    if len(inputs_R[0]) <= rows:
-        return losses(*inputs_R)
-    blocks = zip(*(values.split(rows) for values in inputs_R), strict=True)
-    return torch.cat([checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks])
 
 
 def binary_cross_entropy(scores_RK: Tensor, calibration: float, rate: float) -> Tensor:
