@@ -27,7 +27,7 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.registry.registering import save_pyfunc
 from ptmrec_dist.serving import ServedModel
-from ptmrec_dist.serving.batch import write_all
+from ptmrec_dist.serving.batch import write_lists
 from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index, write_faiss
@@ -103,7 +103,7 @@ def measure_batch(folder: Path) -> dict[str, float]:
     everyone = model.users.known(np.arange(len(model.users.user_ids)))
     world = World(0, 1, torch.device("cpu"))
     ranking = [seconds(lambda: model.rank(everyone, Params(top_k=K))) for _ in range(5)]
-    writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, Params(top_k=K))) for _ in range(5)]
+    writing = [seconds(lambda: write_lists(model, folder / "recs.parquet", world, Params(top_k=K))) for _ in range(5)]
     return {
         "users": len(model.users.user_ids),
         "items": len(model.item_ids),
