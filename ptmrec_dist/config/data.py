@@ -24,6 +24,8 @@ class ColumnsConfig:
     """Short name shown with recommendations; by default the start of the text."""
     image: str = "image"
     """Image path, relative to `--images`."""
+    attributes: tuple[str, ...] = ()
+    """Further columns of the catalogue to keep, by which a registered model's requests may filter: `genres,year`."""
     user: str = "user_id"
     """User id (`userID` in `.inter` files)."""
     rating: str = "rating"

@@ -13,6 +13,8 @@ from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
 
 _log = logging.getLogger(__name__)
+ATTRIBUTE = "attribute:"
+"""Begins the names of columns that are kept for filters."""
 _TITLE_LENGTH = 80
 _SHOW = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW + ", image {image!r}"
@@ -33,7 +35,8 @@ def read_catalogue(
         header: Whether the first row of a text file names the columns.
 
     Returns:
-        `row` (counted from 1), `item_id`, `title`, `text`, `image`; empty text where a value is missing.
+        `row` (counted from 1), `item_id`, `title`, `text`, `image`, and attributes with `ATTRIBUTE` before their names; empty
+        text where a value is missing.
 
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
@@ -42,8 +45,8 @@ def read_catalogue(
     texts, images = _content_columns(source, columns)
     item = columns.items_id or columns.item
     named = (columns.title,) if columns.names("title") else ()
-    required = (item, *texts, *images, *named)
-    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts))
+    required = (item, *texts, *images, *named, *columns.attributes)
+    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *columns.attributes))
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
     text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
@@ -54,6 +57,7 @@ def read_catalogue(
         title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
         text=text,
         image=pl.col(*images) if images else pl.lit(""),
+        **{ATTRIBUTE + name: pl.col(name) for name in columns.attributes},
     )
 
 

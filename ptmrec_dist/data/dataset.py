@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import Fault, UserError
 
@@ -176,6 +177,13 @@ class Dataset:
     def texts(self) -> list[str]:
         """Item texts by item index, I of them; empty where an item has none."""
         return self._column("items", "text").to_list()
+
+    @cached_property
+    def attributes(self) -> pl.DataFrame:
+        """Further columns of the catalogue by item index, as text, without rows or columns where none were packed."""
+        table = self._read("items", None)
+        kept = [name for name in table.columns if name.startswith(ATTRIBUTE)]
+        return table.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
 
     def has(self, modality: str) -> np.ndarray:
         """Return which items have a modality.

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
@@ -86,7 +87,11 @@ class ServedModel:
         self._warm = warm
         index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
-        self._catalogue = Catalogue(self.item_ids.to_list(), warm, index, items_ID, modal_items_ID, self._score)
+        kept = [name for name in items.columns if name.startswith(ATTRIBUTE)]
+        self.attributes = items.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
+        self._catalogue = Catalogue(
+            self.item_ids.to_list(), self.attributes, warm, index, items_ID, modal_items_ID, self._score
+        )
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
         self._audience = Audience(vectors, len(user_ids), taken, items_ID, modal_items_ID, warm, self._score)
@@ -116,8 +121,8 @@ class ServedModel:
         rows = max(lengths.values(), default=0)
         items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
         self._limits.check("rows", rows, "rows")
-        for name in ("items", "exclude"):
-            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: ids")
+        for name in ("items", "exclude", "filters"):
+            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: entries")
         if not items:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows

@@ -21,7 +21,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.training import stage1
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
