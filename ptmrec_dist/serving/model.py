@@ -82,7 +82,8 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        vectors, self._cold_vectors, self._score = open_vectors(folder, self._tables, warm, taken)
+        self._scoring = open_vectors(folder, self._tables, warm, taken)
+        vectors, self._score = self._scoring.users, self._scoring.score
         self._warm = warm
         index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
@@ -288,4 +289,4 @@ class ServedModel:
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
         width = self._tables["modal_items"].shape[1]
-        return NewItems(folder, modalities, self._cold_vectors, width, self._limits)
+        return NewItems(folder, modalities, self._scoring, width, self._limits)

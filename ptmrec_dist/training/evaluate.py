@@ -176,9 +176,7 @@ class Evaluator:
             found[self.phase] = Task(warm, self.positives, self.seen(recommender), self.warm_items)
         if self.cold_items is not None and recommender.multimodal:
             chosen = torch.from_numpy(self.cold_items).to(device)
-            items_CD = recommender.cold_items(
-                {modality: features[modality][chosen] for modality in recommender.modalities}
-            )
+            items_CD = recommender.cold_items({name: table[chosen] for name, table in features.items()})
             items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
             found[f"cold_{self.phase}"] = Task(
                 replace(warm, items=items_ID), self.cold_positives, None, self.cold_items

@@ -44,6 +44,8 @@ class RunRecord:
     """`path` and `fingerprint` of the stage 1 run that it started from, where there was one."""
     stage2: dict[str, str] | None = None
     """`path` and `fingerprint` of the run whose tuned features a refit was trained on."""
+    source: dict[str, str] | None = None
+    """`path` and `fingerprint` of the run whose parts it took over."""
     mlflow_run: str | None = None
     """MLflow run id."""
     train_features: bool = False
@@ -64,6 +66,7 @@ class RunRecord:
         """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
         inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
+        inputs |= {} if self.source is None else {"transfer_from": self.source["fingerprint"]}
         inputs |= {} if self.stage2 is None else {"run": self.stage2["fingerprint"]}
         return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
 
@@ -149,6 +152,8 @@ def _fingerprint(folder: Path, record: RunRecord) -> str:
     lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
     if record.stage2 is None:
         del lineage["stage2"]  # as digested before there were refits
+    if record.source is None:
+        del lineage["source"]  # as digested before parts were taken over
     if record.mask_history:
         del lineage["mask_history"]  # as digested before there was a choice
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}

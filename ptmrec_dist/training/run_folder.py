@@ -40,7 +40,7 @@ INCIDENTAL = {
     "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"run", "shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}
+PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
 
 
 class RunFolder:
