@@ -31,9 +31,8 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         start: An untrained recommender of the next item.
 
     Raises:
-        UserError: A recommender that trains no encoder; interactions without times; an encoder without tokens, for a recommender
-            that reads them; parts of another run that do not fit; all that `check_start` refuses; a run folder of other
-            settings.
+        UserError: A recommender that trains no encoder; interactions without times; an encoder without tokens, where they are
+            read; parts of another run that do not fit; all that `check_start` refuses; a run folder of other settings.
     """
     if not _recommender_of(start).teaches_encoder:
         raise UserError(
