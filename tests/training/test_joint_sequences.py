@@ -113,6 +113,9 @@ def test_other_recommenders_of_the_next_item_train_their_encoder_along(tiny_proj
         train_joint(_config(tiny_project, run, recommender, model=model, epochs=1, keep="last"))
         for name, value in load_file(run / "encoder.safetensors").items():
             assert not torch.equal(value, before[name.removeprefix("model.")]), f"{recommender}: {name}"
+    frozen = _config(tiny_project, tmp_path / "frozen", "morec", epochs=1, tuning=TuningConfig(method="none"))
+    train_joint(frozen)
+    assert not (tmp_path / "frozen" / "encoder.safetensors").exists()
 
 
 @pytest.mark.slow
