@@ -21,7 +21,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.joint import train_joint
 from tests.conftest import UNTRACKED, Project
 from tests.encoders.families import write_family
