@@ -59,6 +59,14 @@ COMMANDS: dict[str, Command] = {
     "refit": lambda made, out: [
         *("refit", "--run", f"{made.tuned}", "--out", f"{out}", "--checkpoint_every", "1", *_EPOCHS),
     ],
+    "joint": lambda made, out: [
+        *("joint", "--shards", f"{made.project.shards}", "--features", f"{made.project.features}", "--out", f"{out}"),
+        *("--recommender", "vbpr", "--prompt.depth", "1", "--checkpoint_every", "1", *_EPOCHS),
+    ],
+    "contrastive": lambda made, out: [
+        *("contrastive", "--shards", f"{made.project.shards}", "--encoder.model", f"{made.project.clip}"),
+        *("--out", f"{out}", "--batch_size", "20", "--epochs", "2", "--checkpoint_every", "1", "--device", "cpu", *_QUIET),
+    ],
     "export": lambda made, out: ["export", "--run", f"{made.tuned}", "--format", "open_clip", "--out", f"{out}"],
 }  # fmt: skip
 
