@@ -71,6 +71,17 @@ class RunFolder:
         """Whether the run has ended."""
         return (self.folder / self.last).is_file()
 
+    def report_complete(self) -> bool:
+        """Say that the run has ended, if it has, and remove the checkpoints of one that was killed right after that.
+
+        Returns:
+            Whether it has ended: there is nothing to do.
+        """
+        if self.is_complete:
+            Checkpoints(self.folder / "checkpoints", keep=1).clear()
+            print(f"{self.folder} is complete; nothing to do")
+        return self.is_complete
+
     def start(self) -> None:
         """Make the folder and note inputs and settings."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -49,8 +49,7 @@ def tune(
             batch that cannot be divided over the ranks; a run folder of other settings.
     """
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if run.report_complete():
         return
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)

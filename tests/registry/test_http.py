@@ -20,6 +20,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.hostile.cases import damaged, for_all, with_other_values
+from tests.hostile.conftest import FEW, MANY
 from tests.ranks import free_port
 from tests.registry.films import in_base64
 from tests.stores import running, wait_until_it_answers
@@ -274,7 +275,7 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(served):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [12, pytest.param(10_000, marks=pytest.mark.fuzz)], ids=["few", "many"])
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.fuzz)], ids=["few", "many"])
 def test_requests_of_any_content_are_answered_or_refused_in_one_line(served: Server, cases: int) -> None:
     """A refusal is the client's fault, on one line, and the server still answers afterwards."""
     rows = [
