@@ -18,6 +18,7 @@ modalities, D width of the vectors.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class VQRec(CosineRecommender):
     Raises:
         UserError: Fewer items with training interactions than codes, or no FAISS.
     """
+
+    trains_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: VQRecConfig) -> None:
         super().__init__(inputs, config)
