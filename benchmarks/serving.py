@@ -6,29 +6,28 @@
 
 Vectors are synthetic, of width 64: items in clusters around 500 centres, as trained ones are, users near one of these centres,
 and varying norms. `batch` opens a model's folder, ranks all unseen items of all users, and writes the file. `http` starts
-`mlflow models serve` on it and sends requests from several threads in a closed loop, each for one user or one visitor with 20
-items. `index` compares FAISS with the exact search on the same machine in the same run.
+`ptmrec serve` on it and puts it under load (load.py), each request for one user or one visitor with 20 items. `index` compares
+FAISS with the exact search on the same machine in the same run.
 """
 
 import argparse
-import http.client
 import json
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
+from benchmarks.load import put_under_load
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.registry.registering import save_pyfunc
 from ptmrec_dist.serving import ServedModel
-from ptmrec_dist.serving.batch import write_all
+from ptmrec_dist.serving.batch import write_lists
 from ptmrec_dist.serving.digests import write_digests
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index, write_faiss
@@ -45,7 +44,8 @@ def main() -> None:
     parser.add_argument("--parts", default="batch,http,index")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--items", type=int, default=1_000_000)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -57,7 +57,10 @@ def main() -> None:
         if "batch" in selected:
             print(json.dumps({"batch": measure_batch(folder)}), flush=True)
         if "http" in selected:
-            print(json.dumps({"http": measure_http(folder, options.requests, options.clients)}), flush=True)
+            print(
+                json.dumps({"http": measure_http(folder, options.requests, options.clients, options.workers)}),
+                flush=True,
+            )
         if "index" in selected:
             print(json.dumps({"index": measure_index(folder, options.items)}), flush=True)
 
@@ -100,7 +103,7 @@ def measure_batch(folder: Path) -> dict[str, float]:
     everyone = model.users.known(np.arange(len(model.users.user_ids)))
     world = World(0, 1, torch.device("cpu"))
     ranking = [seconds(lambda: model.rank(everyone, Params(top_k=K))) for _ in range(5)]
-    writing = [seconds(lambda: write_all(model, folder / "recs.parquet", world, K, True)) for _ in range(5)]
+    writing = [seconds(lambda: write_lists(model, folder / "recs.parquet", world, Params(top_k=K))) for _ in range(5)]
     return {
         "users": len(model.users.user_ids),
         "items": len(model.item_ids),
@@ -111,42 +114,28 @@ def measure_batch(folder: Path) -> dict[str, float]:
     }
 
 
-def measure_http(folder: Path, requests: int, clients: int) -> dict[str, float]:
-    """Latency of single requests with several concurrent clients."""
+def measure_http(folder: Path, requests: int, clients: int, workers: int) -> dict[str, dict[str, float]]:
+    """Load test of `ptmrec serve`: lists of users, and of visitors with 20 items."""
     save_pyfunc(folder / "served", folder / "package", "u1")
-    port = free_port()
-    command = ["mlflow", "models", "serve", "-m", str(folder / "package"), "--env-manager", "local", "-p", str(port)]
-    found: dict[str, float] = {"clients": clients}
-    with running(command, f"http://127.0.0.1:{port}/ping", folder / "serve.log"):
-        for kind in ("user", "visitor"):
-            send(port, kind, 0, 50)  # warm-up
-            start = time.perf_counter()
-            with ThreadPoolExecutor(clients) as pool:
-                sent = [pool.submit(send, port, kind, number, requests // clients) for number in range(clients)]
-            latencies = [latency for client in sent for latency in client.result()]
-            found[f"{kind}_requests_a_second"] = len(latencies) / (time.perf_counter() - start)
-            for percent in (50, 99):
-                found[f"{kind}_p{percent}_ms"] = 1000 * float(np.percentile(latencies, percent))
-    return found
-
-
-def send(port: int, kind: str, seed: int, number: int) -> list[float]:
-    """Send requests one after the other over one connection; return the seconds of each."""
-    rng = np.random.default_rng(seed)
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    latencies = []
-    for _ in range(number):
-        history = [f"i{item}" for item in rng.integers(0, 7_050, 20)]
-        row = {"user_id": f"u{rng.integers(0, 19_445)}"} if kind == "user" else {"history": history}
-        body = json.dumps({"dataframe_records": [row], "params": {"top_k": K}})
-        start = time.perf_counter()
-        connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        latencies.append(time.perf_counter() - start)
-        assert answer.status == 200, content
-    connection.close()
-    return latencies
+    port, rng = free_port(), np.random.default_rng(0)
+    url = f"http://127.0.0.1:{port}"
+    command = [
+        "ptmrec_dist",
+        "serve",
+        "--model",
+        str(folder / "package"),
+        "--port",
+        str(port),
+        "--workers",
+        str(workers),
+    ]
+    users, histories = rng.integers(0, 19_445, requests), rng.integers(0, 7_050, (requests, 20))
+    rows = {
+        "user": lambda number: {"user_id": f"u{users[number]}"},
+        "visitor": lambda number: {"history": [f"i{item}" for item in histories[number]]},
+    }
+    with running(command, f"{url}/ping", folder / "serve.log"):
+        return {kind: put_under_load(url, row, clients, requests, K).summary() for kind, row in rows.items()}
 
 
 def measure_index(folder: Path, num_items: int) -> dict[str, float]:

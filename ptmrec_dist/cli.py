@@ -39,7 +39,7 @@ COMMANDS = {
     "contrastive": Command(config.ContrastiveConfig, "ptmrec_dist.training.contrastive:fine_tune"),
     "experiment": Command(config.ExperimentConfig, "ptmrec_dist.experiment.run:run_experiment", measures=True),
     "sweep": Command(config.SweepConfig, "ptmrec_dist.sweep.driver:run_sweep", measures=True),
-    "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluate:evaluate_run", measures=True),
+    "evaluate": Command(config.EvaluateConfig, "ptmrec_dist.training.evaluating:evaluate_run", measures=True),
     "report": Command(config.ReportConfig, "ptmrec_dist.experiment.report:report", measures=True),
     "export": Command(config.ExportConfig, "ptmrec_dist.export.command:export_encoder"),
     "register": Command(config.RegisterConfig, "ptmrec_dist.registry.registering:register"),

@@ -9,12 +9,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from ptmrec_dist.errors import UserError
+
+Record = TypeVar("Record")
 
 UNFINISHED = ".new"
 """Suffix of files that are still being written."""
@@ -108,6 +111,52 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that anybody may have written.
+
+    Args:
+        text: JSON.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ValueError: It is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def typed(kind: type[Record], values: Any) -> Record:
+    """Build a record from parsed JSON, field by field of the declared type.
+
+    Args:
+        kind: A dataclass.
+        values: Parsed JSON.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: No object, an unknown or missing field, or one of another type; says which, on one line.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if not isinstance(values, dict):
+        raise ValueError(f"got {type(values).__name__}, expected an object")
+    others = sorted(values.keys() - {item.name for item in fields(kind)})  # type: ignore[arg-type]
+    if others:
+        raise ValueError(f"got an unknown field {others[0]!r}")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(" ".join(f"{where}: {first['msg']}".split())) from error
+
+
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """Read a JSON object that a command has written.
 
@@ -121,7 +170,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or holds something else.
     """
-    return _object(path, name, json.loads)
+    return _object(path, name, parse_json)
 
 
 def read_json_lines(path: Path, name: str) -> list[dict[str, Any]]:
@@ -137,7 +186,7 @@ def read_json_lines(path: Path, name: str) -> list[dict[str, Any]]:
     Raises:
         UserError: The file cannot be read, or a line is no JSON.
     """
-    lines: list[dict[str, Any]] = _parsed(path, name, lambda text: [json.loads(line) for line in text.splitlines()])
+    lines: list[dict[str, Any]] = _parsed(path, name, lambda text: [parse_json(line) for line in text.splitlines()])
     return lines
 
 
@@ -167,7 +216,7 @@ def _object(path: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any
 def _parsed(path: Path, name: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _damaged(path, name, " ".join(str(error).split())) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.files import parse_json, write_atomically
 
 INPUTS_FILE = "inputs.json"
 """In every output that can be resumed: name of each input (`shards`, `features`, `encoder`, `stage1`) to its fingerprint."""
@@ -35,10 +35,11 @@ def read_inputs(folder: Path) -> dict[str, str] | None:
         Name of each input to its fingerprint; None if they were not recorded.
     """
     try:
-        inputs: dict[str, str] = json.loads((folder / INPUTS_FILE).read_text())
+        inputs = parse_json((folder / INPUTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return inputs
+    known = isinstance(inputs, dict) and all(isinstance(fingerprint, str) for fingerprint in inputs.values())
+    return inputs if known else None
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:

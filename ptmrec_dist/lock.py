@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import parse_json, typed
 
 COVERED_BY = "PTMREC_LOCKED"
 """Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
@@ -106,6 +107,7 @@ def locked(out: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(path.parent):
+            _remove_unfinished(path)
             _remove_stale(path, out)
             _create(path, owner, out)
     except OSError as error:
@@ -150,6 +152,15 @@ def _remove_stale(path: Path, out: Path) -> None:
     path.unlink()
 
 
+def _remove_unfinished(path: Path) -> None:
+    """Remove what processes of this host left that were killed while they took the lock."""
+    begun = f"{path.name}.{socket.gethostname()}."
+    for left in path.parent.iterdir():
+        pid = left.name.removeprefix(begun)
+        if left.name.startswith(begun) and pid.isdecimal() and _start_of(int(pid)) in (None, "ended"):
+            left.unlink(missing_ok=True)
+
+
 def _create(path: Path, owner: Owner, out: Path) -> None:
     """Write the lock atomically, and only if there is none."""
     fresh = path.with_name(f"{path.name}.{owner.host}.{owner.pid}")
@@ -179,8 +190,8 @@ def _refusal(owner: Owner, path: Path, out: Path) -> UserError:
 
 def _owner_of(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return typed(Owner, parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
 
 

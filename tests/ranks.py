@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ptmrec_dist import cli
 
 # Loaded once in the server that ranks are forked from: seconds for each rank otherwise.
-_PRELOAD = ["torch", "torch._dynamo", "open_clip", "peft", "tests.preload_deepspeed"]
+PRELOAD = ["torch", "torch._dynamo", "open_clip", "peft", "tests.preload_deepspeed"]
 
 # Seconds; a busy machine needs far more than a quiet one.
 _PATIENCE = 400
@@ -60,7 +60,7 @@ def command_on_rank(command: str, arguments: list[str], logs: Path) -> None:
 
 def _start(world_size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(PRELOAD)
     results, port = context.Queue(), free_port()
     ranks = [
         context.Process(target=_rank, args=(rank, world_size, port, warnings.filters, results, function, arguments))

@@ -56,6 +56,19 @@ def test_the_second_is_refused_in_one_line_with_host_process_and_time(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_removed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    begun = lock_file(out).name + f".{socket.gethostname()}."
+    running = tmp_path / f"{begun}{os.getppid()}"
+    for left in (tmp_path / f"{begun}{process.pid}", running):
+        left.write_text("{")
+    with locked(out):
+        pass
+    assert list(tmp_path.iterdir()) == [running]
+
+
 def test_links_and_relative_paths_name_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

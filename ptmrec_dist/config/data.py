@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ptmrec_dist.config.common import EncoderConfig, require, require_device
+from ptmrec_dist.config.pattern import Pattern, is_pattern
 
 MAX_ASPECT_RATIO = 100
 """Largest ratio of an image's longer side to the shorter, wherever images are decoded."""
@@ -23,7 +24,10 @@ class ColumnsConfig:
     title: str = "title"
     """Short name shown with recommendations; by default the start of the text."""
     image: str = "image"
-    """Image path, relative to `--images`."""
+    """Image path, relative to `--images`; or a pattern of columns with Python's format specifications for text:
+    `'{item_id:.3}/{item_id}.jpg'`."""
+    attributes: tuple[str, ...] = ()
+    """Further columns of the catalogue to keep, by which a registered model's requests may filter: `genres,year`."""
     user: str = "user_id"
     """User id (`userID` in `.inter` files)."""
     rating: str = "rating"
@@ -33,6 +37,8 @@ class ColumnsConfig:
 
     def __post_init__(self) -> None:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
+        if is_pattern(self.image):
+            Pattern.parse(self.image, "columns.image")
 
     def names(self, column: str) -> bool:
         """Return whether a column was named, so that the table must have it.

@@ -6,6 +6,7 @@ The command line, its help, sweeps, experiments and the general tests are derive
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from ptmrec_dist.config.content_sequences import MoRecConfig, PMMRecConfig
 from ptmrec_dist.config.sequences import (
     CARCAConfig,
     FDSAConfig,
@@ -233,6 +234,8 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "carca": RecommenderEntry(CARCAConfig, f"{_SEQUENTIAL}.carca:CARCA"),
     "unisrec": RecommenderEntry(UniSRecConfig, f"{_SEQUENTIAL}.unisrec:UniSRec"),
     "vqrec": RecommenderEntry(VQRecConfig, f"{_SEQUENTIAL}.vqrec:VQRec"),
+    "morec": RecommenderEntry(MoRecConfig, f"{_SEQUENTIAL}.morec:MoRec"),
+    "pmmrec": RecommenderEntry(PMMRecConfig, f"{_SEQUENTIAL}.pmmrec:PMMRec"),
 }
 """Name to recommender."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import TrackingConfig, require, require_device
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
 from ptmrec_dist.config.sequences import SequenceConfig
@@ -36,6 +37,10 @@ class ChoosesRecommender:
     def __post_init__(self) -> None:
         entry = recommender_entry(self.recommender)
         model = resolved(entry, self.recommender, "model", self.model, bare=RecommenderConfig)
+        if isinstance(model, PMMRecConfig):
+            for name in ("image_width", "text_width"):
+                width = getattr(model, name)
+                require(width == 0, f"model.{name}", width, "0: training with the encoder sets it")
         object.__setattr__(self, "model", model)
 
 

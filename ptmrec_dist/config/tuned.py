@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
 from ptmrec_dist.config.tuning import TuningConfig, method_entry
 
@@ -176,21 +178,55 @@ class Stage2Config(ReadsRun, TrainsBoth):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointConfig(ChoosesRecommender, TrainsBoth):
+class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path
     """Packed data set."""
+    batch_size: int = 256
+    """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
+    on average."""
     epochs: int = 100
     """Largest number of epochs."""
     keep: Keep = "best"
     """As in stage 2; by default best, because the number of epochs needed from scratch is not known beforehand."""
     patience: int = 10
     """Evaluations without an improvement before training stops, where the best is kept."""
+    transfer: Literal["none", "full", "items", "user", "text", "image"] = "none"
+    """Parts that are taken over from the run `transfer_from`, of the same recommender of the next item, and are trained
+    further: full: all; items: encoder, projections and fusion; user: the user encoder; text, image: the encoder and the
+    projection of this modality, which alone is read, and the user encoder."""
+    transfer_from: Path | None = None
+    """Run folder that `transfer` takes parts from."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
+        NextItemConfig.__post_init__(self)
         TrainsBoth.__post_init__(self)
+        self._check_transfer()
+        if not isinstance(self.model, SequenceConfig):
+            self.require_no_next_item(self.recommender)
+            return
+        of_items = f"with {self.recommender}: a recommender of the next item is trained on users"
+        require(self.batching == "item", "batching", self.batching, f"the default {of_items}")
+        require(self.users_per_item is None, "users_per_item", self.users_per_item, f"none {of_items}")
+        require(self.accumulation == 1, "accumulation", self.accumulation, f"1 {of_items}, whose items are shared")
+        expected = "inbatch: the others compare items beyond those of a step, which are not encoded"
+        require(self.loss == "inbatch", "loss", self.loss, expected)
+
+    def _check_transfer(self) -> None:
+        """Both settings or neither; a transfer of one modality reads that one alone."""
+        whole, given = self.transfer != "none", self.transfer_from is not None
+        require(whole or not given, "transfer_from", self.transfer_from, "no run without --transfer")
+        require(
+            given or not whole, "transfer_from", self.transfer_from, f"the run that --transfer {self.transfer} reads"
+        )
+        sequential = isinstance(self.model, SequenceConfig)
+        require(sequential or not whole, "transfer", self.transfer, f"none with {self.recommender}, which has no parts")
+        if self.transfer in ("text", "image"):
+            allowed = ("auto", self.transfer)
+            require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
+            object.__setattr__(self, "modalities", self.transfer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,12 +149,14 @@ class RecommendConfig:
     """Model URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or a folder."""
     users: str | None = None
     """User ids, separated by commas."""
+    users_file: Path | None = None
+    """Text file with a user id on each line."""
     for_items: tuple[str, ...] = ()
     """Item ids, separated by commas: find the users that each of them is for, instead."""
     all: bool = False
-    """All users of the training data, divided among ranks; needs `--out`."""
+    """All users of the training data; needs `--out`."""
     out: Path | None = None
-    """Parquet file to write: user_id, rank, item_id, score."""
+    """Parquet file to write, over all ranks: user_id, rank, item_id, score. By default a table is printed."""
     top_k: int = 10
     """Items per user."""
     exclude_seen: bool = True
@@ -166,6 +168,8 @@ class RecommendConfig:
     """Item ids to choose from instead, such as what is in stock."""
     exclude: tuple[str, ...] = ()
     """Item ids to leave out."""
+    filters: tuple[str, ...] = ()
+    """Conditions on columns that the catalogue was packed with: `'year>=1990,genres~Comedy'`."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
     explain: bool = False
@@ -179,10 +183,11 @@ class RecommendConfig:
         require(0 <= self.diversity <= 1, "diversity", self.diversity, "0 to 1")
         chosen = self.candidates == "warm" or not self.items
         require(chosen, "candidates", self.candidates, "warm or nothing with --items, which are the candidates then")
-        given = (self.users is not None) + self.all + bool(self.for_items)
-        require(given == 1, "users", self.users, "either --users, --all or --for_items")
-        require(self.all == (self.out is not None), "out", self.out, "a file with --all, none without")
-        require(not (self.explain and self.all), "explain", self.explain, "false with --all")
+        given = (self.users is not None) + (self.users_file is not None) + self.all + bool(self.for_items)
+        require(given == 1, "users", self.users, "either --users, --users_file, --all or --for_items")
+        require(not self.all or self.out is not None, "out", self.out, "a file with --all")
+        require(not self.for_items or self.out is None, "out", self.out, "none with --for_items")
+        require(not (self.explain and self.out is not None), "explain", self.explain, "false with --out")
         require(self.out is None or self.out.suffix == ".parquet", "out", self.out, "a name that ends in .parquet")
 
 

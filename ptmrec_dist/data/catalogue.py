@@ -8,11 +8,14 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.config.pattern import Pattern, is_pattern
 from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
 
 _log = logging.getLogger(__name__)
+ATTRIBUTE = "attribute:"
+"""Begins the names of columns that are kept for filters."""
 _TITLE_LENGTH = 80
 _SHOW = "row {row}: item {item_id!r}"
 _SHOW_IMAGE = _SHOW + ", image {image!r}"
@@ -33,17 +36,18 @@ def read_catalogue(
         header: Whether the first row of a text file names the columns.
 
     Returns:
-        `row` (counted from 1), `item_id`, `title`, `text`, `image`; empty text where a value is missing.
+        `row` (counted from 1), `item_id`, `title`, `text`, `image`, and attributes with `ATTRIBUTE` before their names; empty
+        text where a value is missing.
 
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
     """
     source = Table(path, "items", separator, header)
-    texts, images = _content_columns(source, columns)
+    texts, image = _content_columns(source, columns)
     item = columns.items_id or columns.item
     named = (columns.title,) if columns.names("title") else ()
-    required = (item, *texts, *images, *named)
-    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts))
+    required = (item, *texts, *columns_of(image), *named, *columns.attributes)
+    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *columns.attributes))
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
     text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
@@ -53,23 +57,55 @@ def read_catalogue(
         item_id=ids,
         title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
         text=text,
-        image=pl.col(*images) if images else pl.lit(""),
+        image=filled_in(table.with_columns(without_fraction(table[item])), image),
+        **{ATTRIBUTE + name: pl.col(name) for name in columns.attributes},
     )
 
 
-def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[str], Sequence[str]]:
-    """Names of the columns with text and with images that are read."""
+def columns_of(value: str) -> tuple[str, ...]:
+    """List the columns that a value of each item is read from.
+
+    Args:
+        value: Name of a column, a pattern of several, or empty where there is none.
+
+    Returns:
+        Their names.
+    """
+    if is_pattern(value):
+        return Pattern.parse(value, "columns.image").columns
+    return (value,) if value else ()
+
+
+def filled_in(table: pl.DataFrame, value: str) -> pl.Expr:
+    """Read a value of each item from the columns that `columns_of` lists.
+
+    Args:
+        table: The columns, as text.
+        value: As in `columns_of`.
+
+    Returns:
+        The value of each row; empty where one of the columns is.
+    """
+    if not is_pattern(value):
+        return pl.col(value) if value else pl.lit("")
+    pattern = Pattern.parse(value, "columns.image")
+    rows = table.select(pattern.columns).iter_rows(named=True)
+    return pl.lit(pl.Series([pattern.fill(row) for row in rows], dtype=pl.String))
+
+
+def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[str], str]:
+    """Names of the columns with text that are read, and the column or pattern of the images, empty without any."""
     default = ColumnsConfig()
     no_text = columns.text == default.text and not set(columns.text) & set(source.columns)
     no_image = columns.image == default.image and columns.image not in source.columns
     if no_text and no_image:  # `Table.read` reports them as missing
-        return columns.text, (columns.image,)
+        return columns.text, columns.image
     for absent, column, other in ((no_text, "text", "images"), (no_image, "image", "texts")):
         if absent:
             _log.warning(
                 "items: no column %r; packed with %s alone (--columns.%s names another)", column, other, column
             )
-    return () if no_text else columns.text, () if no_image else (columns.image,)
+    return () if no_text else columns.text, "" if no_image else columns.image
 
 
 def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_incomplete: bool = False) -> pl.DataFrame:

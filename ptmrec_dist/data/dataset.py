@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from polars.exceptions import PolarsError
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import Fault, UserError
 
@@ -102,7 +104,7 @@ class Dataset:
             Fault: The file cannot be read.
         """
         self.require(part)
-        return self._read(f"interactions/{part}", list(pl.read_parquet_schema(self._interactions_path(part))))
+        return self._read(f"interactions/{part}", None)
 
     def sequences(self, *parts: str) -> Interactions:
         """Read the interactions of several parts in one order of time.
@@ -120,7 +122,7 @@ class Dataset:
         """
         self.require(*parts)
         columns = ["user_index", "item_index"]
-        timed = all("timestamp" in pl.read_parquet_schema(self._interactions_path(part)) for part in parts)
+        timed = all("timestamp" in self._columns(f"interactions/{part}") for part in parts)
         if timed:
             columns.append("timestamp")
         table = pl.concat([self._read(f"interactions/{part}", columns) for part in parts])
@@ -140,7 +142,7 @@ class Dataset:
         """
         self.require(*parts)
         for part in parts:
-            timed = "timestamp" in pl.read_parquet_schema(self._interactions_path(part))
+            timed = "timestamp" in self._columns(f"interactions/{part}")
             table = self._read(f"interactions/{part}", ["timestamp" if timed else "item_index"])
             missing = table["timestamp"].null_count() if timed else table.height
             if missing:
@@ -176,6 +178,13 @@ class Dataset:
         """Item texts by item index, I of them; empty where an item has none."""
         return self._column("items", "text").to_list()
 
+    @cached_property
+    def attributes(self) -> pl.DataFrame:
+        """Further columns of the catalogue by item index, as text, without rows or columns where none were packed."""
+        table = self._read("items", None)
+        kept = [name for name in table.columns if name.startswith(ATTRIBUTE)]
+        return table.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
+
     def has(self, modality: str) -> np.ndarray:
         """Return which items have a modality.
 
@@ -185,16 +194,19 @@ class Dataset:
         Returns:
             bool [I].
         """
-        path, column = self.folder / "items.parquet", f"has_{modality}"
-        if column not in pl.read_parquet_schema(path):  # written only where an item lacks it
+        column = f"has_{modality}"
+        if column not in self._columns("items"):  # written only where an item lacks it
             return np.full(self.num_items, modality in self.manifest.modalities)
         return self._column("items", column).to_numpy()
 
     @cached_property
     def item_digests(self) -> np.ndarray:
         """Digest of image and text by item index, uint8 [I, 32], in a data set with content."""
-        digests = bytes.fromhex("".join(self._column("items", "sha256")))
-        return np.frombuffer(digests, dtype=np.uint8).reshape(self.num_items, 32)
+        try:
+            digests = bytes.fromhex("".join(self._column("items", "sha256")))
+            return np.frombuffer(digests, dtype=np.uint8).reshape(self.num_items, 32)
+        except (ValueError, TypeError) as error:
+            raise self._foreign("items", f"its digests are none ({error})") from error
 
     @cached_property
     def content(self) -> str:
@@ -222,8 +234,14 @@ class Dataset:
     def _column(self, table: str, name: str) -> pl.Series:
         return self._read(table, [name])[name]
 
-    def _read(self, table: str, columns: list[str]) -> pl.DataFrame:
-        """Read columns of a table from the same bytes whose digest was compared with the manifest."""
+    def _columns(self, table: str) -> list[str]:
+        try:
+            return list(pl.read_parquet_schema(self.folder / f"{table}.parquet"))
+        except (OSError, PolarsError) as error:
+            raise self._foreign(table, str(error)) from error
+
+    def _read(self, table: str, columns: list[str] | None) -> pl.DataFrame:
+        """Read columns of a table from the same bytes whose digest was compared with the manifest; by default all."""
         path = self.folder / f"{table}.parquet"
         try:
             content = path.read_bytes()
@@ -237,7 +255,33 @@ class Dataset:
                 f"{self._option}: {path} is {found[:12]}, but the manifest lists {expected[:12]}: it was changed; pack "
                 "again, or rerun the command if it was packed again meanwhile"
             )
-        return pl.read_parquet(io.BytesIO(content), columns=columns)
+        try:
+            found_rows = pl.read_parquet(io.BytesIO(content), columns=columns)
+        except (PolarsError, ValueError) as error:
+            raise self._foreign(table, str(error)) from error
+        self._check_rows(table, found_rows)
+        return found_rows
+
+    def _check_rows(self, table: str, rows: pl.DataFrame) -> None:
+        """Refuse tables that do not fit the manifest: digests only show that a file is the one that was written with it."""
+        manifest = self.manifest
+        number = {"items": manifest.num_items, "users": manifest.num_users} | {
+            f"interactions/{part}": count for part, count in manifest.interactions.items()
+        }
+        if rows.height != number[table]:
+            raise self._foreign(table, f"{rows.height} rows, but its manifest says {number[table]}")
+        for column, largest in (("user_index", manifest.num_users), ("item_index", manifest.num_items)):
+            if column in rows.columns:
+                indices = rows[column]
+                whole = indices.dtype.is_integer() and not indices.has_nulls()
+                if not whole or not indices.is_between(0, largest - 1).all():
+                    raise self._foreign(table, f"{column} holds something other than 0 to {largest - 1}")
+
+    def _foreign(self, table: str, reason: str) -> UserError:
+        first = (reason.strip() or "damaged").splitlines()[0][:200]
+        return UserError(
+            f"{self._option}: {self.folder / table}.parquet is not one that `ptmrec pack` wrote ({first}); pack again"
+        )
 
     def _interactions_path(self, part: str) -> Path:
         return self.folder / "interactions" / f"{part}.parquet"

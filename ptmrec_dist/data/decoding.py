@@ -60,6 +60,8 @@ def decoded(
     Raises:
         BadImageError: Not an image, one beyond the limits, or any error while decoding it or in the `with` block.
     """
+    if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would wait for a writer for ever
+        raise BadImageError(MISSING, "no such file")
     try:
         with Image.open(source, formats=formats) as image:
             _check_size(image, max_pixels, max_aspect_ratio)
@@ -68,8 +70,6 @@ def decoded(
             yield image
     except BadImageError:
         raise
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise BadImageError(MISSING, "no such file") from error
     except UnidentifiedImageError as error:
         raise BadImageError("file is not an image", "unknown format") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import staged
+from ptmrec_dist.files import parse_json, staged, typed
 from ptmrec_dist.lineage import with_hints, without_hints
+
+_TABLES = ("image", "text", "fused")
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,13 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
     if not (folder / "manifest.json").is_file():
         raise UserError(f"features: {folder} has no manifest.json; expected a folder that `ptmrec features` wrote")
     try:
-        content = json.loads((folder / "manifest.json").read_text())
-        return FeatureManifest(**_current(content, folder))
-    except (ValueError, TypeError, KeyError) as error:
+        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = typed(FeatureManifest, _current(content, folder))
+        outside = [name for name in manifest.widths if name not in _TABLES]
+        if outside:
+            raise ValueError(f"got {outside[0]!r}, expected {' and '.join(_TABLES)}")
+        return manifest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
 
 
@@ -151,7 +157,7 @@ def check_replaceable(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    known = {"manifest.json", "image.npy", "text.npy", "neighbours"}
+    known = {"manifest.json", "neighbours", *(f"{name}.npy" for name in _TABLES)}
     if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= known:
         raise UserError(f"out: {folder} exists and is not a features folder; choose another --out")
 

@@ -6,6 +6,7 @@ any other name once a separator is given. JSON lines may also be one JSON array.
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,11 +91,17 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
     Yields:
         Its content, uncompressed.
+
+    Raises:
+        OSError: It cannot be read or uncompressed.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
+        try:
+            yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
+        except zlib.error as error:
+            raise OSError(f"a damaged gzip file: {error}") from error
 
 
 def _scan_text(path: Path, form: Format) -> pl.LazyFrame:

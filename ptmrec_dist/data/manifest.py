@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.files import parse_json, typed, write_atomically
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""Names of files: no path, and no URL either."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Manifest:
         if not path.is_file():
             raise UserError(f"{option}: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = parse_json(path.read_text(encoding="utf-8"))
             if fields["schema_version"] != SCHEMA_VERSION:
                 older = fields["schema_version"] < SCHEMA_VERSION
                 remedy = "remove the folder and pack again" if older else "update ptmrec-dist or pack again"
@@ -96,15 +99,13 @@ class Manifest:
                     f"{option}: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
                     f"{remedy}"
                 )
-            fields["modalities"] = tuple(fields["modalities"])
-            fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
-            manifest = cls(**fields)
+            manifest = typed(cls, fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]
-            outside = [name for name in names if Path(name).name != name]
+            outside = [name for name in names if not _NAME.fullmatch(name)]
             if outside:
                 raise ValueError(f"{outside[0]!r} is not the name of a file in it")
             return manifest
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{option}: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error

@@ -15,7 +15,7 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
-from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.catalogue import ATTRIBUTE, catalogue_of_ids, drop_bad_items, read_catalogue
 from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
@@ -264,7 +264,8 @@ def _write_tables(
     tables = {f"interactions/{part}": table for part, table in parts.items()}
     columns = ["item_id", "title", "text", "part", "sha256", "shard"]
     absent = [name for name in ("has_image", "has_text") if name in items.columns]
-    tables["items"] = _numbered(items.select(*columns, *absent), "item_index")
+    attributes = [name for name in items.columns if name.startswith(ATTRIBUTE)]
+    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index")
     tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
     digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()

@@ -4,8 +4,10 @@ Interaction-major training needs items in an order that no stream provides. Read
 the data; on object storage prefer item-major batches.
 """
 
+import logging
 import tarfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader, decode_item
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.errors import Fault
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ class ItemFiles:
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
         self._members: dict[int, dict[str, _Member]] = defaultdict(dict)
-        for path in dataset.shard_paths():
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    key, _, suffix = member.name.partition(".")
-                    self._members[int(key)][suffix] = _Member(path, member.offset_data, member.size)
+        for shard, path in enumerate(dataset.shard_paths()):
+            items = set(np.flatnonzero(dataset.item_shards == shard).tolist())
+            for member in _members_of(path):
+                key, _, suffix = member.name.partition(".")
+                if member.isreg() and key.isdecimal() and int(key) in items:
+                    self._members[int(key)].setdefault(suffix, _Member(path, member.offset_data, member.size))
 
     def read(self, items: np.ndarray) -> ItemBatch:
         """Read and decode items.
@@ -72,6 +77,15 @@ class ItemFiles:
                 self._lost.add(item)
                 self._budget.spend(1, str(error))
             return None
+
+
+def _members_of(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar up to its end or to where it is damaged; those that are missing are counted when they are read."""
+    try:
+        with tarfile.open(path, "r:") as tar:  # never compressed: a few bytes could unpack to any number
+            yield from tar
+    except (OSError, tarfile.TarError, ValueError) as error:
+        _log.warning("shards: %s is damaged (%s)", path, " ".join(str(error).split()))
 
 
 def _bytes(member: _Member) -> bytes:

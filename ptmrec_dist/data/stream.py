@@ -110,7 +110,8 @@ class ItemStream:
         self.has = dataset.has
         self.wanted = np.ones(dataset.num_items, dtype=bool) if wanted is None else wanted
         self.layout = dataset.manifest.layout
-        self.paths = [str(path) for path in dataset.shard_paths()]
+        # Absolute: webdataset takes a relative path for a URL, and runs what follows `pipe:`.
+        self.paths = [str(path.absolute()) for path in dataset.shard_paths()]
         self.counts = np.bincount(dataset.item_shards[self.wanted], minlength=len(self.paths))
 
     def shards_of(self, epoch: int) -> list[list[int]]:

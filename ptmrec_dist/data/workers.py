@@ -8,6 +8,7 @@ only run tasks. Tasks contain paths, not file contents: all ranks see the same f
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -63,8 +64,8 @@ def open_workers(
     own = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),  # polars has threads, which do not survive a fork
-        initializer=start,
-        initargs=arguments,
+        initializer=_start_process,
+        initargs=(start, *arguments),
     )
     try:
         with RankPool(own, processes, timeout) if ranks > 1 else nullcontext(own) as pool:
@@ -173,3 +174,16 @@ class RankPool:
             raise Fault(
                 f"lost the connection to the other ranks while packing ({reason}); run the same command again"
             ) from error
+
+
+def _start_process(start: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start(*arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has been killed: it would wait for tasks for ever, and write into the next try."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.distributed.engine import (
@@ -130,14 +131,13 @@ class DeepSpeedEngine:
 
     def load_state(self, trained: Mapping[str, Tensor], weights: TensorReader, optimizer: TensorReader) -> None:
         """Load weights and moments."""
-        deepspeed: Any = import_deepspeed()
         moved = trainable(trained)
         for name, value in trained.items():
             weight = weights.get_tensor(name).to(self._engine.device)
             with torch.no_grad(), _whole(value, changed=True):
                 value.copy_(weight)
             if self.zero_stage and name in moved:  # ZeRO's optimiser works on a copy of its own
-                deepspeed.utils.safe_set_full_fp32_param(value, weight)
+                _set_state(moved[name], weight)
         if self.zero_stage == 0:
             load_moments(self.optimizer, trained, optimizer)
             return
@@ -151,8 +151,7 @@ class DeepSpeedEngine:
         self._link_moments()
         for name, parameter in named.items():
             for key in MOMENTS:
-                value = optimizer.get_tensor(f"{name}.{key}").to(self._engine.device)
-                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+                _set_state(parameter, optimizer.get_tensor(f"{name}.{key}").to(self._engine.device), key)
 
     def _link_moments(self) -> None:
         """Let parameters find their moments under ZeRO 1 and 2.
@@ -187,6 +186,17 @@ def _whole(value: Tensor, *, changed: bool = False) -> Iterator[Tensor]:
 def _whole_moment(parameter: nn.Parameter, key: str) -> Iterator[Tensor]:
     deepspeed: Any = import_deepspeed()
     yield deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+
+
+def _set_state(parameter: nn.Parameter, value: Tensor, *key: str) -> None:
+    """Set what ZeRO's optimiser keeps of a parameter: its copy of it, or the moment of that name."""
+    deepspeed: Any = import_deepspeed()
+    kind, part = "full", getattr(parameter, "ds_tensor", None)
+    if part is not None:  # DeepSpeed's own division fails where the ranks do not divide the number of elements
+        kind, size = "local", part.numel()
+        padded = F.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+        value = padded[size * dist.get_rank() :][:size]
+    getattr(deepspeed.utils, f"safe_set_{kind}_{'optimizer_state' if key else 'fp32_param'}")(parameter, value, *key)
 
 
 def _shape_of(value: Tensor) -> tuple[int, ...]:

@@ -1,19 +1,20 @@
 """`ptmrec doctor`: find what lies at each path, examine it, and print the findings."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptmrec_dist.config import DoctorConfig
-from ptmrec_dist.data.formats import ENDINGS, format_of
+from ptmrec_dist.data.formats import ENDINGS
 from ptmrec_dist.data.manifest import FILE_NAME, Manifest
 from ptmrec_dist.doctor.catalogue import examine_tables
 from ptmrec_dist.doctor.features import examine_features
 from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.printing import print_report
 from ptmrec_dist.doctor.shards import examine_shards
+from ptmrec_dist.doctor.tables import find_interactions, find_items
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import parse_json
 
 if TYPE_CHECKING:
     from ptmrec_dist.doctor.encoder import LoadedEncoder  # torch takes seconds
@@ -66,7 +67,7 @@ def kind_of(path: Path) -> str:
         path: Folder.
 
     Returns:
-        `shards`, `features`, `run`, `tables`, or nothing.
+        `shards`, `features`, `run`, `tables` where it is another folder, or nothing.
     """
     if any((path / name).is_file() for name in ("config.yaml", "run.json")):
         return "run"
@@ -74,7 +75,7 @@ def kind_of(path: Path) -> str:
         return "features" if _is_features(path) else "shards"
     if any(path.glob("shard-*.tar")):
         return "shards"
-    return "tables" if _table(path, "interactions", ".inter") else ""
+    return "tables" if path.is_dir() else ""
 
 
 def _examine_path(
@@ -93,24 +94,17 @@ def _examine_path(
         from ptmrec_dist.doctor.runs import examine_run  # torch takes seconds
 
         examine_run(path, report)
-    elif (interactions := _table(path, "interactions", ".inter")) is not None:
-        examine_tables(config, config.packing(interactions, _table(path, "items", ".item")), encoder, report)
+    elif kind == "tables" and (interactions := find_interactions(path, config)) is not None:
+        examine_tables(config, config.packing(interactions, find_items(path, config)), encoder, report)
     else:
-        found = "a folder without tables, shards, features or a run" if path.is_dir() else "no folder"
-        report.add(
-            [Finding("not-recognised", str(path), f"{found}; tables are interactions.* and items.* ({ENDINGS})")]
-        )
-
-
-def _table(folder: Path, name: str, atomic: str) -> Path | None:
-    """The table of that name, or of RecBole's ending, in any format that is read."""
-    found = [path for path in sorted(folder.glob(f"{name}.*")) if format_of(path, None, True) is not None]
-    return next(iter([*found, *sorted(folder.glob(f"*{atomic}"))]), None)
+        found = "one table of interactions is expected" if path.is_dir() else "it is no folder"
+        named = f"interactions.* and items.*, or tables of any name ({ENDINGS}) with the columns of --columns"
+        report.add([Finding("not-recognised", str(path), f"{found}: {named}")])
 
 
 def _is_features(folder: Path) -> bool:
     try:
-        return "widths" in json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        return "widths" in parse_json((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return any(folder.glob("*.npy"))
 
@@ -131,7 +125,10 @@ def _load_encoder(config: DoctorConfig, report: Report) -> "LoadedEncoder | None
     from ptmrec_dist.doctor.encoder import LoadedEncoder
 
     try:
-        return LoadedEncoder.load(config.encoder)
+        encoder = LoadedEncoder.load(config.encoder)
     except UserError as error:
         report.add([Finding("encoder-not-loaded", "--encoder", str(error))])
         return None
+    widths = ", ".join(f"{modality} {width}" for modality, width in encoder.widths.items())
+    report.facts.append(("--encoder", "widths", f"{widths}; images of {encoder.image_size} pixels"))
+    return encoder

@@ -7,6 +7,7 @@ Legend: B local batch, I items, D width.
 
 import logging
 import os
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +24,25 @@ from ptmrec_dist.errors import UserError
 _log = logging.getLogger(__name__)
 
 
+class EncodesItems(Protocol):
+    """What makes features of images and texts: an `Encoder`, or one that something else is joined with."""
+
+    training: bool
+    """Its mode."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width of each kind of features."""
+
+    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
+        """Encode a batch of items, as `Encoder.encode` does."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode, as a module does."""
+
+
 def encode_all(
-    encoder: Encoder,
+    encoder: EncodesItems,
     stream: ItemStream,
     num_items: int,
     world: World,
@@ -49,7 +67,7 @@ def encode_all(
     """
     tables = {modality: torch.zeros(num_items, width) for modality, width in encoder.widths.items()}
     training = encoder.training
-    encoder.eval()
+    encoder.train(False)
     total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
     with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
         for number, batch in enumerate(stream.epoch(0), start=1):
@@ -64,7 +82,11 @@ def encode_all(
         watch.between()
     # Every row was written by one rank and is zero on the others, so the sum is exact.
     whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
-    return {modality: _filled(table, torch.from_numpy(stream.has(modality))) for modality, table in whole.items()}
+    return {
+        # Vectors made of both modalities: every item has some.
+        name: _filled(table, torch.from_numpy(stream.has(name))) if name in ("image", "text") else table
+        for name, table in whole.items()
+    }
 
 
 def reader_of(encoder: Encoder) -> Reader:

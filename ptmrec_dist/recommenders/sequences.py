@@ -11,6 +11,7 @@ vectors, S width of states, N width of what is scored.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,9 @@ from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
+
+ITEMS = "items"
+"""Name of the vectors that histories are read by."""
 
 
 class SequenceRecommender(Recommender):
@@ -33,6 +37,12 @@ class SequenceRecommender(Recommender):
         inputs: What it is built from; nothing but the number of items and, if it reads them, the features count.
         config: Hyper-parameters.
     """
+
+    parts: ClassVar[Mapping[str, str]] = {}
+    """Prefixes of the names in the state dict, each to the part that other data can take over: `text`, `image`, `fusion`,
+    `user`."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether it makes vectors of an encoder's tokens, where the encoder is trained along: by a method `fuse`."""
 
     def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
         super().__init__(inputs)
@@ -49,6 +59,18 @@ class SequenceRecommender(Recommender):
         Returns:
             [C, D].
         """
+
+    def views(self, features: Features, chosen: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all vectors of items that the objective reads: by default those that histories are read by.
+
+        Args:
+            features: As for `item_vectors`.
+            chosen: As for `item_vectors`.
+
+        Returns:
+            `ITEMS`, and others by name, [C, D] each.
+        """
+        return {ITEMS: self.item_vectors(features, chosen)}
 
     def candidates(self, vectors_CD: Tensor) -> Tensor:
         """Compute what is scored of items; by default the vectors that the user encoder reads.
@@ -100,18 +122,18 @@ class SequenceRecommender(Recommender):
 
     def tables(self, features: Features) -> Tables:
         """Compute the vectors of all items, `items` [I, D]."""
-        return {"items": self.item_vectors(features)}
+        return {ITEMS: self.item_vectors(features)}
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Compute the states after whole histories, [B, S]; indices of users are not read."""
         histories = queries.histories
         if histories is None:
             raise ValueError(f"{type(self).__name__} knows users by their histories: queries must have some")
-        return self.last_state(F.embedding(histories.items, tables["items"]), histories.mask)
+        return self.last_state(F.embedding(histories.items, tables[ITEMS]), histories.mask)
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
         """Look up what is scored of items, [C, N]; features enter through the tables alone."""
-        return self.candidates(rows_of(tables["items"], chosen))
+        return self.candidates(rows_of(tables[ITEMS], chosen))
 
     def score_own(self, users_BS: Tensor, items_BKN: Tensor) -> Tensor:
         """Score items of its own for every user.
@@ -131,7 +153,7 @@ class SequenceRecommender(Recommender):
         It is that of one target; stage 1, which has all targets of a sequence at once, does not call it.
         """
         pairs_B2 = torch.stack([batch.positives, batch.negatives], dim=1)
-        pairs_B2N = self.candidates(F.embedding(pairs_B2, tables["items"]).flatten(0, 1)).unflatten(0, pairs_B2.shape)
+        pairs_B2N = self.candidates(F.embedding(pairs_B2, tables[ITEMS]).flatten(0, 1)).unflatten(0, pairs_B2.shape)
         positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2N).unbind(dim=1)
         return {"bce": -(F.logsigmoid(positives_B) + F.logsigmoid(-negatives_B)) / 2}
 

@@ -4,6 +4,7 @@ ptmrec add-items --model models:/movies@champion --items new.csv --images images
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def add_items(config: AddItemsConfig) -> None:
         print(tally.summary())
         if not items.height:
             raise UserError(f"items: {config.items} has no new item for {config.model}; expected one or more")
-        append_items(served, items["item_id"], items["title"], vectors_ND)
+        append_items(served, items, vectors_ND)
         save_pyfunc(served, package, model.users.user_ids[0])
         made, alias = _register(config, version, package, items.height)
     name = version.removeprefix("models:/").partition("/")[0]
@@ -84,7 +85,8 @@ def _loaded(served: Path) -> "ServedModel":
 def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFrame, Tally]:
     """Rows of the catalogue that are valid in themselves and that the model does not have."""
     assert model.new_items is not None
-    catalogue = read_catalogue(config.items, config.columns, config.separator, config.header)
+    columns = replace(config.columns, attributes=tuple(model.attributes.columns))
+    catalogue = read_catalogue(config.items, columns, config.separator, config.header)
     tally = Tally("items", catalogue.height)
     images = config.items.parent if config.images is None else config.images
     items = drop_bad_items(catalogue, tally, images, keep_incomplete=True)

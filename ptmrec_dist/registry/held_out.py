@@ -56,7 +56,8 @@ class _Version:
         self.items = _numbered(pl.read_parquet(folder / "items.parquet", columns=["item_id", "warm"]))
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        self.vectors, _, self.score = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), taken)
+        scoring = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), taken)
+        self.vectors, self.score = scoring.users, scoring.score
         self.seen = pl.DataFrame(
             {
                 "user_id": self.users["user_id"].gather(seen["user_index"]),

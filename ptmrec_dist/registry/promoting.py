@@ -10,6 +10,7 @@ import polars as pl
 from ptmrec_dist.config import PromoteConfig, RollbackConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
 from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.gate import NotPromoted, judge
@@ -35,6 +36,8 @@ SERVED = "artifacts/model"
 """Folder of the served model in a version's files."""
 PER_USER_TAG = "per_user_digest"
 """Tag of a version: digest of the file with each user's metrics."""
+LIST_TAG = "lists_"
+"""Begins the tags of a version that say what its lists are like besides their accuracy, on validation."""
 GATE_TAG, ROLLBACK_TAG = "promoted", "rolled_back_to"
 """Tags of a version: the gate's finding, and the version that it was rolled back to."""
 
@@ -123,7 +126,17 @@ def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs:
             f"name: version {ours.version} of {config.name} is not promoted: {verdict.finding}{account}; expected "
             f"{verdict.expected}"
         )
+    _print_lists(ours, theirs)
     return f"{verdict.finding}, which was version {theirs.version}{account}"
+
+
+def _print_lists(ours: Any, theirs: Any) -> None:
+    """Show what changes for users besides accuracy: the gate does not judge it."""
+    both = [name for name in LIST_PROPERTIES if all(LIST_TAG + name in version.tags for version in (ours, theirs))]
+    values = [(name, *(float(version.tags[LIST_TAG + name]) for version in (theirs, ours))) for name in both]
+    if values:
+        shown = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, before, after in values)
+        print(f"lists on validation, besides accuracy: {shown}")
 
 
 def _require_same_data(config: PromoteConfig, ours: Any, theirs: Any) -> None:

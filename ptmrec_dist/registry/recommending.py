@@ -9,7 +9,7 @@ from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.registry.loading import verified_files
-from ptmrec_dist.serving.batch import write_all
+from ptmrec_dist.serving.batch import write_lists
 from ptmrec_dist.serving.params import Params
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ def recommend(config: RecommendConfig) -> None:
         UserError: An unknown model, version or alias; an unknown user under `--unknown error`; no registry; a file that
             cannot be written.
     """
-    users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
-    if not users and not config.all and not config.for_items:
-        raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
+    users = _users(config)
     if config.out is not None:
         _check_writable(config.out)
     with verified_files(config.model) as folder:
@@ -46,6 +44,7 @@ def recommend(config: RecommendConfig) -> None:
         candidates="items" if config.items else config.candidates,
         items=config.items,
         exclude=config.exclude,
+        filters=config.filters,
         diversity=config.diversity,
         explain=config.explain,
         unknown=config.unknown,
@@ -54,10 +53,29 @@ def recommend(config: RecommendConfig) -> None:
         _print_users(model.users_for(config.for_items, params))
         return
     if config.out is not None:
-        write_all(model, config.out, join_world("cpu"), params)
+        write_lists(model, config.out, join_world("cpu"), params, None if config.all else users)
         return
     requesters = model.users.resolve(users, [None] * len(users), config.unknown)
     _print_table(model.recommend(requesters, params))
+
+
+def _users(config: RecommendConfig) -> list[str]:
+    """Users that the settings name."""
+    if config.users_file is not None:
+        try:
+            lines = config.users_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"users_file: {config.users_file} cannot be read ({error}); expected a user id on each line"
+            ) from error
+        users = [line for line in lines if line]
+        if not users:
+            raise UserError(f"users_file: {config.users_file} is empty, expected a user id on each line")
+        return users
+    users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
+    if config.users is not None and not users:
+        raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
+    return users
 
 
 def _served(folder: Path) -> "ServedModel":

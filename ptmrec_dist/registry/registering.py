@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig, TrackingConfig
+from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
-from ptmrec_dist.registry.promoting import PER_USER_TAG
+from ptmrec_dist.registry.promoting import LIST_TAG, PER_USER_TAG
 from ptmrec_dist.registry.versions import CHAMPION, set_champion
 from ptmrec_dist.registry.wheel import FOLDER as WHEELS
 from ptmrec_dist.registry.wheel import requirements, write_wheel
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
+from ptmrec_dist.training.evaluate import masking_of
+from ptmrec_dist.training.evaluating import beyond_accuracy
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
 from ptmrec_dist.training.run_folder import flatten
@@ -98,6 +101,8 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
     made_from = {name: getattr(record, name) for name in ("data", "features", "stage1", "stage2", "encoder")}
     fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
     metrics = flatten(read_metrics(run.folder))
+    measured = beyond_accuracy(run.dataset, "validation", run.recommender, run.features, masking_of(record))
+    lists = measured.get("validation", {})
     commit = _git_commit()
     return {
         "run": record.fingerprint,
@@ -108,6 +113,7 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
         **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
         **{metric_name(name): str(value) for name, value in metrics.items()},
+        **{LIST_TAG + name: str(lists[name]) for name in LIST_PROPERTIES if name in lists},
     }
 
 

@@ -1,4 +1,4 @@
-"""Recommendations for all users at once, over ranks, as one Parquet file.
+"""Recommendations for many users at once, over ranks, as one Parquet file.
 
 Each rank writes a contiguous range of users to its own file, one block at a time, and rank 0 concatenates the files in order:
 no rank holds more than one block, and the rows do not depend on the number of ranks.
@@ -8,7 +8,7 @@ Legend: B users of a block, K list length.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,29 +27,32 @@ _BLOCK = 8192  # users
 _SCHEMA = pa.schema([("user_id", pa.string()), ("rank", pa.int32()), ("item_id", pa.string()), ("score", pa.float32())])
 
 
-def write_all(model: ServedModel, out: Path, world: World, params: Params) -> None:
-    """Write the lists of all users; an existing `out` is kept until the new file is complete.
+def write_lists(
+    model: ServedModel, out: Path, world: World, params: Params, user_ids: Sequence[str] | None = None
+) -> None:
+    """Write the lists of users; an existing `out` is kept until the new file is complete.
 
     Collective: every rank must call this.
 
     Args:
         model: The model.
-        out: Parquet file, on a file system that all ranks see: `user_id`, `rank` (from 1), `item_id`, `score`, users in
-            the model's order, best first.
+        out: Parquet file, on a file system that all ranks see: `user_id`, `rank` (from 1), `item_id`, `score`, best first.
         world: Rank and world size of this process.
         params: K items per user, fewer where a user has no more left, and what they are chosen from.
+        user_ids: Users in the order of the rows; by default all of the training data, in the model's order.
 
     Raises:
+        UserError: An unknown user under `unknown="error"`.
         Fault: A file cannot be written.
     """
     files = out.with_name(f".{out.name}.parts")
     fresh = out.with_name(f".{out.name}.new")
-    number = len(model.users.user_ids)
+    number = len(model.users.user_ids if user_ids is None else user_ids)
     own = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
     try:
         files.mkdir(exist_ok=True)
         with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
-            for table in _tables(model, own, world, params):
+            for table in _tables(model, user_ids, own, world, params):
                 writer.write_table(table)
         barrier()
         if world.is_first:
@@ -64,22 +67,27 @@ def write_all(model: ServedModel, out: Path, world: World, params: Params) -> No
             shutil.rmtree(files, ignore_errors=True)
 
 
-def _tables(model: ServedModel, own: range, world: World, params: Params) -> Iterator[pa.Table]:
-    users, items = pa.array(model.users.user_ids), pa.array(model.item_ids.to_list())
+def _tables(
+    model: ServedModel, user_ids: Sequence[str] | None, own: range, world: World, params: Params
+) -> Iterator[pa.Table]:
+    items = pa.array(model.item_ids.to_list())
     with tqdm(total=len(own), desc="recommend", unit="user", disable=not world.is_first) as bar:
         for start in range(own.start, own.stop, _BLOCK):
-            rows_B = np.arange(start, min(start + _BLOCK, own.stop))
-            requesters = model.users.known(rows_B)
+            rows = range(start, min(start + _BLOCK, own.stop))
+            if user_ids is None:
+                requesters = model.users.known(np.arange(rows.start, rows.stop))
+            else:
+                requesters = model.users.resolve(user_ids[rows.start : rows.stop], [None] * len(rows), params.unknown)
             items_BK, scores_BK = model.rank(requesters, params)
-            rows, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
+            found, ranks = torch.nonzero(items_BK != NO_ITEM, as_tuple=True)
             columns = [
-                users.take(pa.array(rows_B[rows.numpy()])),
+                pa.array(requesters.names, pa.string()).take(pa.array(found.numpy())),
                 pa.array(ranks.numpy() + 1, pa.int32()),
-                items.take(pa.array(items_BK[rows, ranks].numpy())),
-                pa.array(scores_BK[rows, ranks].numpy()),
+                items.take(pa.array(items_BK[found, ranks].numpy())),
+                pa.array(scores_BK[found, ranks].numpy()),
             ]
             yield pa.Table.from_arrays(columns, schema=_SCHEMA)
-            bar.update(len(rows_B))
+            bar.update(len(rows))
 
 
 def _concatenate(files: list[Path], out: Path) -> int:

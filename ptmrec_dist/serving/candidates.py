@@ -6,10 +6,12 @@ Legend: C candidates, I items, D width of the scores.
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 from torch import Tensor
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Score
+from ptmrec_dist.serving.filters import fulfilling
 from ptmrec_dist.serving.ids import IdIndex
 from ptmrec_dist.serving.index import ExactIndex, Index
 from ptmrec_dist.serving.params import Params
@@ -20,6 +22,7 @@ class Catalogue:
 
     Args:
         item_ids: Item ids by item index.
+        attributes: Columns of the catalogue that requests may filter by, as text.
         warm: Whether an item occurred in training, bool [I].
         index: Index of the warm items by the full score.
         items_ID: Vectors of the full score, float32 [I, D].
@@ -30,6 +33,7 @@ class Catalogue:
     def __init__(
         self,
         item_ids: Sequence[str],
+        attributes: pl.DataFrame,
         warm: np.ndarray,
         index: Index,
         items_ID: Tensor,
@@ -37,6 +41,7 @@ class Catalogue:
         score: Score,
     ) -> None:
         self._ids = IdIndex(item_ids, "items")
+        self._attributes = attributes
         self._warm, self._index, self._score = warm, index, score
         self._items_ID, self._modal_items_ID = items_ID, modal_items_ID
 
@@ -51,16 +56,17 @@ class Catalogue:
 
         Raises:
             UserError: Cold candidates of a recommender that knows items by their ids only; unknown ids under
-                `unknown="error"`.
+                `unknown="error"`; as in `filters.fulfilling`.
         """
-        if params.candidates == "warm" and not params.exclude:
+        if params.candidates == "warm" and not params.exclude and not params.filters:
             return self._index, self._items_ID
         chosen_I = self._chosen(params)
         by_full_score = params.candidates in ("warm", "items") and not (chosen_I & ~self._warm).any()
         vectors_ID = self._items_ID if by_full_score else self._modal_vectors(params)
-        return ExactIndex(
-            vectors_ID, np.flatnonzero(chosen_I & ~self._named("exclude", params)), self._score
-        ), vectors_ID
+        chosen_I = chosen_I & ~self._named("exclude", params)
+        if params.filters:
+            chosen_I &= fulfilling(params.filters, self._attributes)
+        return ExactIndex(vectors_ID, np.flatnonzero(chosen_I), self._score), vectors_ID
 
     def _chosen(self, params: Params) -> np.ndarray:
         """Which items are candidates, bool [I], before some are excluded."""

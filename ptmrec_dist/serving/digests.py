@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_json
 
 FILE_NAME = "digests.json"
 
@@ -30,11 +31,12 @@ def check_digests(folder: Path) -> None:
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"model: {folder} has no {FILE_NAME}; register the run again")
-    recorded, found = json.loads(path.read_text()), _digests_of(folder)
+    recorded, found = read_json(path, "model"), _digests_of(folder)
     for name in sorted(recorded.keys() | found.keys()):
         if recorded.get(name) != found.get(name):
+            expected = str(recorded.get(name, "no such file"))[:12]
             raise UserError(
-                f"model: {name} is {found.get(name, 'absent')[:12]}, expected {recorded.get(name, 'no such file')[:12]}: "
+                f"model: {name} is {found.get(name, 'absent')[:12]}, expected {expected}: "
                 f"{folder} was changed after it was written; register the run again"
             )
 

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
@@ -51,12 +52,24 @@ class ServedModel:
         new_items: Whether to load the encoder, where the model has one; takes seconds and is needed for new items only.
 
     Raises:
-        UserError: A file was changed since it was written, or the environment sets an invalid limit.
+        UserError: A file was changed since it was written, files that do not belong together, or the environment sets an
+            invalid limit.
     """
 
     def __init__(self, folder: Path, new_items: bool = True) -> None:
         self._limits = Limits.from_environment()
         check_digests(folder)
+        try:
+            self._open(folder, new_items)
+        except (UserError, Fault):
+            raise
+        except Exception as error:  # of many libraries, whose files anybody may have written
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"model: {folder} is not one that `ptmrec register` wrote ({reason}); register the run again"
+            ) from error
+
+    def _open(self, folder: Path, new_items: bool) -> None:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
@@ -69,11 +82,16 @@ class ServedModel:
         warm = items["warm"].to_numpy()
         seen = pl.read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        vectors, self._cold_vectors, self._score = open_vectors(folder, self._tables, warm, taken)
+        self._scoring = open_vectors(folder, self._tables, warm, taken)
+        vectors, self._score = self._scoring.users, self._scoring.score
         self._warm = warm
         index = self._open_index(described["index"], folder / INDEX_FILE, np.flatnonzero(warm))
         items_ID, modal_items_ID = self._tables["items"], self._tables.get("modal_items")
-        self._catalogue = Catalogue(self.item_ids.to_list(), warm, index, items_ID, modal_items_ID, self._score)
+        kept = [name for name in items.columns if name.startswith(ATTRIBUTE)]
+        self.attributes = items.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
+        self._catalogue = Catalogue(
+            self.item_ids.to_list(), self.attributes, warm, index, items_ID, modal_items_ID, self._score
+        )
         user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
         self._audience = Audience(vectors, len(user_ids), taken, items_ID, modal_items_ID, warm, self._score)
@@ -103,8 +121,8 @@ class ServedModel:
         rows = max(lengths.values(), default=0)
         items = {name: columns[name] for name in ("image", "text") if not all(map(is_absent, columns.get(name, ())))}
         self._limits.check("rows", rows, "rows")
-        for name in ("items", "exclude"):
-            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: ids")
+        for name in ("items", "exclude", "filters"):
+            self._limits.check("listed_items", len(getattr(parsed, name)), f"{name}: entries")
         if not items:
             self._limits.check("recommendations", rows * int(parsed.top_k), "rows times top_k")
         absent = [None] * rows
@@ -271,4 +289,4 @@ class ServedModel:
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
         width = self._tables["modal_items"].shape[1]
-        return NewItems(folder, modalities, self._cold_vectors, width, self._limits)
+        return NewItems(folder, modalities, self._scoring, width, self._limits)

@@ -19,7 +19,8 @@ from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.observer import Observer
-from ptmrec_dist.serving.vectors import ColdVectors
+from ptmrec_dist.serving.vectors import Scoring
+from ptmrec_dist.training.fused_encoder import encoder_of
 from ptmrec_dist.training.records import ENCODER_FILE
 
 _ENCODER_BATCH = 32
@@ -34,18 +35,17 @@ class NewItems:
     Args:
         folder: Folder of the encoder.
         modalities: Modalities that it reads: `image`, `text`.
-        cold_vectors: Vectors of items from their features.
+        scoring: What the model scores with, which makes vectors of features.
         width: Width of these vectors D.
         limits: Limits of a request.
     """
 
-    def __init__(
-        self, folder: Path, modalities: tuple[str, ...], cold_vectors: ColdVectors, width: int, limits: Limits
-    ) -> None:
+    def __init__(self, folder: Path, modalities: tuple[str, ...], scoring: Scoring, width: int, limits: Limits) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
+        self._features = encoder_of(scoring.recommender, self._encoder)
         self.modalities, self.width = modalities, width
-        self._cold_vectors, self._limits = cold_vectors, limits
+        self._cold_vectors, self._limits = scoring.cold_vectors, limits
         self._lock = Lock()
         self.observer: Observer | None = None
 
@@ -124,5 +124,6 @@ class NewItems:
         pixels = [self._encoder.backbone.load_image(image) for image in images]
         tokens = self._encoder.tokenize(texts) if texts else None
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
-            features = self._encoder.encode(torch.stack(pixels) if pixels else None, tokens)
-        return self._cold_vectors({modality: features[modality] for modality in self.modalities})
+            features = self._features.encode(torch.stack(pixels) if pixels else None, tokens)
+        ordered = {modality: features[modality] for modality in self.modalities}
+        return self._cold_vectors(ordered | features)

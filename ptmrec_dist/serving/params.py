@@ -29,6 +29,8 @@ class Params:
     """Ids to choose from, such as what is in stock, under `candidates="items"`."""
     exclude: Sequence[str] = ()
     """Ids of items to leave out of every list."""
+    filters: Sequence[str] = ()
+    """Conditions on columns that the catalogue was packed with, all of which an item must fulfil: `year>=1990`."""
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance; 0 ranks by the score alone."""
     explain: bool = False
@@ -48,10 +50,10 @@ class Params:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in get_args(kind):
                 raise UserError(f"{name}: got {shown(value)}, expected {' or '.join(get_args(kind))}")
-        for name in ("items", "exclude"):
+        for name, of in (("items", "item ids"), ("exclude", "item ids"), ("filters", "conditions")):
             value = getattr(self, name)
             if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(item, str) for item in value):
-                raise UserError(f"{name}: got {shown(value)}, expected a list of item ids, each a string")
+                raise UserError(f"{name}: got {shown(value)}, expected a list of {of}, each a string")
         if len(self.items) and self.candidates != "items":
             raise UserError(
                 f"items: got {len(self.items)} ids, but candidates is {self.candidates!r}; expected 'items'"

@@ -7,7 +7,7 @@
                          projection_bias [D]
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
-    items.parquet        item_id, title, warm
+    items.parquet        item_id, title, warm, and what the catalogue was packed with for filters
     seen.parquet         user_index, item_index
     per_user.parquet     part, user_id, and each metric, for the comparison at promotion
     index.faiss          if the model was registered with such an index
@@ -29,6 +29,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed.tensor_file import save_tensors
@@ -78,7 +79,8 @@ def write_tables(
     save_tensors(folder / "tables.safetensors", tables)
     pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
     items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
-    pl.DataFrame(items).write_parquet(folder / "items.parquet")
+    attributes = dataset.attributes.rename(lambda name: ATTRIBUTE + name)
+    pl.DataFrame(items).hstack(attributes.get_columns()).write_parquet(folder / "items.parquet")
     pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
     _per_user(run).write_parquet(folder / PER_USER_FILE)
     if index == "faiss":

@@ -11,6 +11,7 @@ Legend: I items, B users or visitors, D width of the scores.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +51,20 @@ class UserVectors(Protocol):
 
     def visitors(self, taken: Interactions, number: int) -> Tensor:
         """Vectors of visitors, float32 [B, D], from the row, below `number`, and the item of each entry, in time order."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a registered model scores with."""
+
+    users: UserVectors
+    """Vectors of users and visitors."""
+    cold_vectors: ColdVectors
+    """Vectors of items without interactions."""
+    score: Score = dot_product
+    """Score of a pair."""
+    recommender: Recommender | None = None
+    """The recommender, in evaluation mode, where it was stored."""
 
 
 class StoredVectors:
@@ -183,9 +198,7 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
     return recommender.eval(), load_file(own / "tables.safetensors")
 
 
-def open_vectors(
-    folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions
-) -> tuple[UserVectors, ColdVectors, Score]:
+def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions) -> Scoring:
     """Open what a registered model scores with.
 
     Args:
@@ -195,16 +208,17 @@ def open_vectors(
         seen: Training interactions, in time order.
 
     Returns:
-        Vectors of users, vectors of items without interactions, and the score of a pair.
+        All of it.
     """
     if not (folder / _FOLDER).is_dir():
 
         def projected(features: Features) -> Tensor:
             return torch.cat([*features.values()], dim=1) @ tensors["projection"] + tensors["projection_bias"]
 
-        return StoredVectors(tensors, warm), projected, dot_product
+        return Scoring(StoredVectors(tensors, warm), projected)
     recommender, tables = load_recommender(folder, seen)
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
-        return StoredVectors(tensors, warm), recommender.cold_items, score
-    return ComputedVectors(recommender, tables, seen, warm), recommender.cold_items, score
+        return Scoring(StoredVectors(tensors, warm), recommender.cold_items, score, recommender)
+    computed = ComputedVectors(recommender, tables, seen, warm)
+    return Scoring(computed, recommender.cold_items, score, recommender)

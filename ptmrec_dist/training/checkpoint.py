@@ -23,7 +23,7 @@ from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import write_pieces
 from ptmrec_dist.errors import Fault, UserError
-from ptmrec_dist.files import sha256
+from ptmrec_dist.files import parse_json, sha256, typed
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
 log = logging.getLogger(__name__)
@@ -217,11 +217,8 @@ def _flush(folder: Path) -> None:
 
 def _read_whole(folder: Path) -> TrainState | None:
     try:
-        content = json.loads((folder / "loop.json").read_text())
-        whole = all(sha256(folder / name) == mark for name, mark in content["files"].items())
-    except (OSError, ValueError, KeyError):
+        content = parse_json((folder / "loop.json").read_text(encoding="utf-8"))
+        marks = {str(path.relative_to(folder)): sha256(path) for path in _files(folder) if path.name != "loop.json"}
+        return typed(TrainState, content["state"]) if content["files"] == marks else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not whole:
-        return None
-    state = content["state"]
-    return TrainState(**(state | {"stopping": EarlyStopping(**state["stopping"])}))

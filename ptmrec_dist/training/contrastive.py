@@ -53,8 +53,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
     fingerprint, encoder = _start(config)
     inputs = {"shards": dataset.fingerprint, "encoder": fingerprint}
     run = RunFolder(config.out, config, inputs, last=encoder.backbone.config_file)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if run.report_complete():
         return
     check_image_size(dataset, encoder, config.strict)
     encoder.tune(

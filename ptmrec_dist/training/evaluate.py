@@ -1,4 +1,4 @@
-"""Evaluation of a recommender on a packed data set, and `ptmrec evaluate`.
+"""Evaluation of a recommender on a packed data set.
 
 Warm protocol: every item that was there in training is ranked for every user. Cold protocol: the held-out items are ranked
 among themselves, scored through the maps of eq. 12, for they have no ID representation.
@@ -7,25 +7,20 @@ Legend: I items, C cold items, D width.
 """
 
 import functools
-import json
 import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ptmrec_dist.config import EvaluateConfig
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.splits import PARTS
-from ptmrec_dist.distributed import World, join_world, sum_over_ranks
+from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
-from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.evaluation.scoring import Scorer, recent_items, scorer_of
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.finished_run import load_run
-from ptmrec_dist.training.printing import print_comparison, print_metrics, stages_of
 from ptmrec_dist.training.records import RunRecord
 
 _log = logging.getLogger(__name__)
@@ -43,6 +38,20 @@ class Masking:
     they are part of them."""
     validation: bool = False
     """Those of the validation part, in the test phase of every recommender."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is ranked in a part of a data set."""
+
+    scorer: Scorer
+    """Users, items and their score."""
+    positives: Histories
+    """Relevant items of each user."""
+    seen: Histories | None
+    """Items that are left out of the ranking."""
+    candidates: np.ndarray | None
+    """Items that are ranked, int64; None for all."""
 
 
 class Evaluator:
@@ -138,28 +147,40 @@ class Evaluator:
         Returns:
             Part of the phase to its positives and their ranks.
         """
-        training, device = recommender.training, next(recommender.parameters()).device
+        training = recommender.training
         recommender.eval()
-        warm = scorer_of(recommender, features, recent_items(recommender, self.dataset, self.known_parts, device))
-        found: dict[str, Ranked] = {}
-        if self.positives is not None:
-            found[self.phase] = rank_positives(
-                warm, self.positives, self.seen(recommender), candidates=self.warm_items, user_range=user_range
+        found = {
+            part: rank_positives(
+                task.scorer, task.positives, task.seen, candidates=task.candidates, user_range=user_range
             )
+            for part, task in self.tasks(recommender, features).items()
+        }
+        recommender.train(training)
+        return found
+
+    @torch.no_grad()
+    def tasks(self, recommender: Recommender, features: Features) -> dict[str, Task]:
+        """Return what is ranked in each part of the phase.
+
+        Args:
+            recommender: The model, in evaluation mode.
+            features: Features of all items, [I, d_m], on the model's device.
+
+        Returns:
+            Part to what is ranked, and for whom.
+        """
+        device = next(recommender.parameters()).device
+        warm = scorer_of(recommender, features, recent_items(recommender, self.dataset, self.known_parts, device))
+        found: dict[str, Task] = {}
+        if self.positives is not None:
+            found[self.phase] = Task(warm, self.positives, self.seen(recommender), self.warm_items)
         if self.cold_items is not None and recommender.multimodal:
             chosen = torch.from_numpy(self.cold_items).to(device)
-            items_CD = recommender.cold_items(
-                {modality: features[modality][chosen] for modality in recommender.modalities}
-            )
+            items_CD = recommender.cold_items({name: table[chosen] for name, table in features.items()})
             items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
-            found[f"cold_{self.phase}"] = rank_positives(
-                replace(warm, items=items_ID),
-                self.cold_positives,
-                None,
-                candidates=self.cold_items,
-                user_range=user_range,
+            found[f"cold_{self.phase}"] = Task(
+                replace(warm, items=items_ID), self.cold_positives, None, self.cold_items
             )
-        recommender.train(training)
         return found
 
     def warn_of_repeats(self, recommender: Recommender) -> None:
@@ -186,29 +207,6 @@ class Evaluator:
     @functools.cache  # noqa: B019  an evaluator lives as long as its run
     def _histories_of(self, parts: tuple[str, ...]) -> Histories | None:
         return _histories(self.dataset, *parts) if parts else None
-
-
-def evaluate_run(config: EvaluateConfig) -> None:
-    """Evaluate a finished run and write its `metrics.json` anew (`ptmrec evaluate`).
-
-    Collective: every rank must call this.
-
-    Args:
-        config: Settings.
-
-    Raises:
-        UserError: No finished run, or data or features that are not those it was made from.
-    """
-    run = load_run(config.run, config)
-    world = join_world(config.device)
-    recommender = run.recommender.to(world.device)
-    features = {modality: table.to(world.device) for modality, table in run.features.items()}
-    metrics = evaluate_phases(run.dataset, recommender, features, world, masking_of(run.record))
-    if world.is_first:
-        write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
-        print_metrics(metrics)
-        if run.record.stage2 is not None:
-            print_comparison(stages_of(config.run, run.record))
 
 
 def masking_of(record: RunRecord) -> Masking:

@@ -50,7 +50,10 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
     """
     record = read_record(folder, now)
     dataset = open_data_of(folder, record, with_test)
-    features = tensors_of(open_features_of(folder, record, dataset), record.modalities)
+    store = open_features_of(folder, record, dataset)
+    # Features that a run has written itself may be vectors made of several modalities, too.
+    names = record.modalities if store is None or record.stage < 2 else list(store.tables)
+    features = tensors_of(store, names)
     try:
         weights = load_file(folder / RECOMMENDER_FILE)
     except (OSError, SafetensorError) as error:

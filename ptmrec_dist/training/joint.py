@@ -3,7 +3,8 @@
 ptmrec joint --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 
 The end-to-end way of Large Multi-modal Encoders for Recommendation (arXiv 2310.20343), and of PTMRec's comparison with
-prompts that no recommender has prepared. As stage 2, started from an untrained recommender.
+prompts that no recommender has prepared. As stage 2, started from an untrained recommender; a recommender of the next item is
+trained on users and their sequences, as in stage 1, and each distinct item of a step is encoded once (MoRec, PMMRec).
 """
 
 import torch
@@ -13,6 +14,8 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.end_to_end import train_on_sequences
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.inputs import open_store, untrained_record
 from ptmrec_dist.training.refit import refit_if_asked
@@ -41,5 +44,9 @@ def train_joint(config: JointConfig) -> None:
     torch.manual_seed(config.seed)
     world = join_world(config.device, config.timeout)
     recommender = untrained_recommender(record, dataset, config.out, world)
-    tune(config, FinishedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender))
+    start = FinishedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender)
+    if isinstance(recommender, SequenceRecommender):
+        train_on_sequences(config, start)
+    else:
+        tune(config, start)
     refit_if_asked(config)

@@ -28,6 +28,23 @@ def print_metrics(metrics: Metrics) -> None:
     Console().print(table)
 
 
+def print_beyond(properties: Metrics) -> None:
+    """Print what lists are like besides their accuracy, a column for each part.
+
+    Args:
+        properties: Part to property to value.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("lists of 20", *properties):
+        table.add_column(heading, justify="left" if heading == "lists of 20" else "right", no_wrap=True)
+    for name in dict.fromkeys(name for values in properties.values() for name in values):
+        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "" for values in properties.values()))
+    Console().print(table)
+
+
 def stages_of(folder: Path, record: RunRecord) -> dict[str, Metrics]:
     """Read the present metrics of a refit and of the runs before it.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import read_json, sha256, write_atomically
+from ptmrec_dist.files import read_json, sha256, typed, write_atomically
 from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
@@ -44,6 +44,8 @@ class RunRecord:
     """`path` and `fingerprint` of the stage 1 run that it started from, where there was one."""
     stage2: dict[str, str] | None = None
     """`path` and `fingerprint` of the run whose tuned features a refit was trained on."""
+    source: dict[str, str] | None = None
+    """`path` and `fingerprint` of the run whose parts it took over."""
     mlflow_run: str | None = None
     """MLflow run id."""
     train_features: bool = False
@@ -64,6 +66,7 @@ class RunRecord:
         """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
         inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
+        inputs |= {} if self.source is None else {"transfer_from": self.source["fingerprint"]}
         inputs |= {} if self.stage2 is None else {"run": self.stage2["fingerprint"]}
         return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
 
@@ -98,8 +101,11 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
         raise UserError(f"run: {folder} {state}")
     content = read_json(folder / "run.json", "run")
     try:
-        record = RunRecord(**_without_hints(content, folder))
-    except (TypeError, KeyError) as error:
+        record = typed(RunRecord, _without_hints(content, folder))
+        for made in (record.data, record.features, record.graph_features, record.stage1, record.stage2):
+            if made is not None and not {"path", "fingerprint"} <= made.keys():
+                raise ValueError("an input without path or fingerprint")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"run: {folder}/run.json is not one that this version writes ({error}); train again") from error
     found = _fingerprint(folder, record)
     if found != record.fingerprint:
@@ -146,6 +152,8 @@ def _fingerprint(folder: Path, record: RunRecord) -> str:
     lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
     if record.stage2 is None:
         del lineage["stage2"]  # as digested before there were refits
+    if record.source is None:
+        del lineage["source"]  # as digested before parts were taken over
     if record.mask_history:
         del lineage["mask_history"]  # as digested before there was a choice
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}

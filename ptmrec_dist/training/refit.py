@@ -24,10 +24,12 @@ from ptmrec_dist.config import (
     plain_settings,
 )
 from ptmrec_dist.config.common import require
+from ptmrec_dist.data.feature_store import read_feature_manifest
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_yaml
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.finished_run import open_data_of, open_features_of
 from ptmrec_dist.training.inputs import untrained_record
 from ptmrec_dist.training.printing import print_comparison, stages_of
@@ -106,6 +108,11 @@ def _read_start(config: RefitConfig) -> RunRecord:
         raise UserError(f"run: {config.run} is a run of stage 1; {expected}")
     if not (config.run / ENCODER_FILE).is_file():
         raise UserError(f"run: {config.run} left its encoder frozen (--tuning.method none); {expected}")
+    if FUSED in read_feature_manifest(config.run / "features").widths:
+        raise UserError(
+            f"run: {config.run} reads features made by its own recommender's fusion, which a refit would not train; expected a "
+            "run whose features are those of its encoder"
+        )
     return record
 
 

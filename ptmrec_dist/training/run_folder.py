@@ -40,7 +40,7 @@ INCIDENTAL = {
     "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"run", "shards", "features", "stage1", "encoder", "image_encoder", "text_encoder"}
+PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
 
 
 class RunFolder:
@@ -70,6 +70,17 @@ class RunFolder:
     def is_complete(self) -> bool:
         """Whether the run has ended."""
         return (self.folder / self.last).is_file()
+
+    def report_complete(self) -> bool:
+        """Say that the run has ended, if it has, and remove the checkpoints of one that was killed right after that.
+
+        Returns:
+            Whether it has ended: there is nothing to do.
+        """
+        if self.is_complete:
+            Checkpoints(self.folder / "checkpoints", keep=1).clear()
+            print(f"{self.folder} is complete; nothing to do")
+        return self.is_complete
 
     def start(self) -> None:
         """Make the folder and note inputs and settings."""

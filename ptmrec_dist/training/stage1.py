@@ -88,8 +88,7 @@ def train_recommender(
         Fault: A rank was lost.
     """
     keep_freed_memory()
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if run.report_complete():
         return
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ptmrec_dist.config import TrainsBoth, method_entry
+from ptmrec_dist.config import JointConfig, TrainsBoth, method_entry
 from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
@@ -14,11 +14,13 @@ from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_c
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
-from ptmrec_dist.training.batches import StreamedBatches, item_stream, rows_per_rank
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.batches import Batches, StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
+from ptmrec_dist.training.objectives.tuned import TrainsEncoder
 from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.records import require_encoder
@@ -47,8 +49,7 @@ def tune(
             batch that cannot be divided over the ranks; a run folder of other settings.
     """
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if run.report_complete():
         return
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
@@ -56,6 +57,30 @@ def tune(
     torch.manual_seed(config.seed)
     batches = _batches(config, start, encoder, world, rows)
     objective = _objective(config, start, encoder, transfer or TransferSettings(), world, rows)
+    train_both(config, run, start, objective, batches, report)
+
+
+def train_both(
+    config: TrainsBoth,
+    run: RunFolder,
+    start: FinishedRun,
+    objective: TrainsEncoder,
+    batches: Batches,
+    report: Report | None = None,
+) -> None:
+    """Train an objective of encoder and recommender to the end, from the newest checkpoint of its run if there is one.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        run: The run's folder.
+        start: What encoder and recommender started from.
+        objective: Encoder and recommender.
+        batches: What each step is made on.
+        report: As for `tune`.
+    """
+    world = join_world(config.device, config.timeout)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
         evaluation = TunedEvaluation(config, session, objective, start)
@@ -63,7 +88,8 @@ def tune(
         for line in trainer.state.history:
             session.report_line(line)
         if not trainer.state.history:
-            evaluation.features_are_current = method_entry(config.tuning.method).neutral_start
+            stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
+            evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start
             trainer.evaluate()
         if trainer.fit():
             evaluation.finish(trainer.state.stopping.kept_epoch)
@@ -77,7 +103,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         start: A run of stage 1, or an untrained recommender.
 
     Returns:
-        The encoder, ready to be tuned, with the towers that are tuned; None where all features stay frozen.
+        The encoder, ready to be tuned, with the towers that are tuned, or all of them where the stored features are not what
+        the recommender reads; None where all features stay frozen.
 
     Raises:
         UserError: A run that is not of stage 1, is ID-only, has no linear maps of features or trained its feature tables;
@@ -91,7 +118,14 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
             f"reads features: {multimodal_recommenders()}"
         )
-    start.recommender.cold_map()  # refuses a recommender that has none
+    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
+    if not on_sequences:
+        start.recommender.cold_map()  # refuses a recommender that has none
+    if not start.recommender.trains_features:
+        raise UserError(
+            f"recommender: {record.recommender} learns from codes of features, through which no encoder learns; expected "
+            "another recommender"
+        )
     if record.encoder is None:
         raise UserError(
             f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
@@ -105,13 +139,17 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    if config.tuning.method == "none":
+    reads_tokens = isinstance(start.recommender, SequenceRecommender) and start.recommender.reads_tokens
+    # The stored features are not those of tokens, nor of an encoder that another run tuned.
+    whole = reads_tokens or record.source is not None
+    if config.tuning.method == "none" and not whole:
         return None
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
     encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
-    encoder.drop_frozen_towers()
+    if not whole:
+        encoder.drop_frozen_towers()
     encoder.sort_by_length = config.zero.stage < 3
     check_image_size(start.dataset, encoder, config.strict)
     return encoder
@@ -120,8 +158,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
 def make_trainer(
     config: TrainsBoth,
     session: Session,
-    objective: Transfer,
-    batches: StreamedBatches,
+    objective: TrainsEncoder,
+    batches: Batches,
     evaluation: TunedEvaluation | None = None,
 ) -> Trainer:
     """Build optimiser and trainer.

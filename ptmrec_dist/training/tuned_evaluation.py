@@ -19,11 +19,13 @@ from ptmrec_dist.encoders.encoding import count_absent, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
-from ptmrec_dist.training.objectives.transfer import Transfer
+from ptmrec_dist.training.fused_encoder import encoder_of
+from ptmrec_dist.training.objectives.tuned import TrainsEncoder
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE
 from ptmrec_dist.training.session import Session
 
@@ -38,7 +40,7 @@ class Weights:
     """What was tuned inside the encoder; empty where it is frozen."""
 
     @classmethod
-    def of(cls, objective: Transfer) -> "Weights":
+    def of(cls, objective: TrainsEncoder) -> "Weights":
         """Copy the weights of an objective, whose parameters must be whole.
 
         Args:
@@ -61,7 +63,7 @@ class TunedEvaluation:
         start: What they started from.
     """
 
-    def __init__(self, config: TrainsBoth, session: Session, objective: Transfer, start: FinishedRun) -> None:
+    def __init__(self, config: TrainsBoth, session: Session, objective: TrainsEncoder, start: FinishedRun) -> None:
         self.config, self.session, self.world = config, session, session.world
         self.objective, self.start = objective, start
         self.masking = replace(masking_of(start.record), validation=config.mask_validation_at_test)
@@ -70,11 +72,11 @@ class TunedEvaluation:
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
         self.features_are_current = False
-        # Without knowledge transfer nothing trains the maps for cold items: a second recommender gets them fitted, for ZeRO's
-        # optimiser would undo a change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks
-        # ask for different numbers of users, and each call of the one in training is collective.
+        # Where nothing trains the maps for cold items, a second recommender gets them fitted, for ZeRO's optimiser would undo a
+        # change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks ask for different
+        # numbers of users, and each call of the one in training is collective.
         self.fitted: Recommender | None = None
-        if not objective.transfer.weight or config.zero.stage == 3:
+        if not objective.trains_cold_maps or config.zero.stage == 3:
             self.fitted = untrained_recommender(start.record, start.dataset, start.folder).to(self.world.device)
 
     def measure(self, engine: Engine) -> Metrics:
@@ -143,10 +145,13 @@ class TunedEvaluation:
         encoder, before = self.objective.encoder, self.objective.features
         if encoder is None or self.refresh is None:
             return
-        tables = encode_all(encoder, self.refresh, self.start.dataset.num_items, self.world, "refresh")
+        joined = encoder_of(self.objective.recommender, encoder)
+        tables = encode_all(joined, self.refresh, self.start.dataset.num_items, self.world, "refresh")
         fresh = {modality: table.to(self.world.device) for modality, table in tables.items()}
         # An item that could not be read keeps the features it had, and so do all items in a modality that is not tuned.
-        read = {name: table.where(table.any(dim=1, keepdim=True), before[name]) for name, table in fresh.items()}
+        read = {
+            name: table.where(table.any(dim=1, keepdim=True), before.get(name, table)) for name, table in fresh.items()
+        }
         self.objective.replace_features({**before, **read})
 
     def _fitted_recommender(self) -> Recommender:
@@ -154,7 +159,7 @@ class TunedEvaluation:
         if self.fitted is None:
             return self.objective.recommender
         self.fitted.load_state_dict(self.weights.recommender)
-        if not self.objective.transfer.weight:
+        if not self.objective.trains_cold_maps:
             self.fitted.fit_cold_map(self.objective.features)
         self.weights = replace(self.weights, recommender=_copied(self.fitted.state_dict()))
         return self.fitted
@@ -164,22 +169,24 @@ class TunedEvaluation:
         save_tensors(folder / RECOMMENDER_FILE, self.weights.recommender)
         made = self.start.record.encoder
         assert made is not None  # check_start refused runs without an encoder
-        if self.objective.encoder is not None:
+        if self.objective.encoder is not None and self.objective.encoder.num_tuned:
             tuned = folder / ENCODER_FILE
             save_tensors(tuned, self.weights.encoder, self.objective.encoder.description)
             fingerprint = tuned_fingerprint(made["fingerprint"], tuned)
             made = {"model": str(folder.resolve()), "pretrained": None, "fingerprint": fingerprint}
+        if FUSED in tables:  # no encoder gives them by itself
+            made = {}
         write_features(
             folder / "features",
             {modality: table.cpu().numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
-            encoder=made["fingerprint"],
+            encoder=made.get("fingerprint"),
             settings={name: value for name, value in made.items() if name != "fingerprint"},
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
         )
 
 
-def _parameter_counts(objective: Transfer) -> dict[str, int]:
+def _parameter_counts(objective: TrainsEncoder) -> dict[str, int]:
     encoder = 0 if objective.encoder is None else objective.encoder.num_tuned
     recommender = sum(parameter.numel() for parameter in objective.recommender.parameters() if parameter.requires_grad)
     return {"encoder": encoder, "recommender": recommender, "trainable": encoder + recommender}

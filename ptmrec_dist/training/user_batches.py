@@ -12,9 +12,10 @@ from torch import Generator
 
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.histories import PaddedHistories
+from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World
-from ptmrec_dist.training.objectives.sequence import SequenceBatch
+from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
 
 
 class UserBatches:
@@ -28,6 +29,7 @@ class UserBatches:
         batch_size: Targets of the global batch, on average.
         world: This rank and its peers.
         negatives: `world`: a step's items are those of all ranks; `rank`: those of this rank.
+        files: Images and texts of the items, where an encoder reads them; by default none are read.
     """
 
     accumulation = 1
@@ -37,9 +39,14 @@ class UserBatches:
     generator_device = torch.device("cpu")
 
     def __init__(
-        self, sequences: TrainingSequences, batch_size: int, world: World, negatives: str = NextItemConfig.negatives
+        self,
+        sequences: TrainingSequences,
+        batch_size: int,
+        world: World,
+        negatives: str = NextItemConfig.negatives,
+        files: ItemFiles | None = None,
     ) -> None:
-        self.sequences, self.world, self.negatives = sequences, world, negatives
+        self.sequences, self.world, self.negatives, self.files = sequences, world, negatives, files
         self.users_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
 
     def steps(self, epoch: int) -> int:
@@ -85,7 +92,11 @@ class UserBatches:
         windows = PaddedHistories(all_windows.items[own], all_windows.mask[own])
         shared = windows if self.negatives == "rank" else all_windows
         items_G, counts_G = shared.items[shared.mask].unique(return_counts=True)
-        return self._batch(users_B[own], windows, items_G, counts_G, scale / rows)
+        batch = self._batch(users_B[own], windows, items_G, counts_G, scale / rows, len(users_B))
+        if self.files is None:
+            return batch
+        encoded = items_G if self.negatives == "rank" else encoded_by(items_G, self.world.rank, self.world.size)
+        return batch._replace(content=self.files.read(encoded.numpy()))
 
     def _batch(
         self,
@@ -94,6 +105,7 @@ class UserBatches:
         items_G: torch.Tensor,
         counts_G: torch.Tensor,
         weight: float,
+        num_users: int,
     ) -> SequenceBatch:
         """Express items as columns among the distinct ones."""
         columns_VL = torch.searchsorted(items_G, windows.items.where(windows.mask, items_G[0]))
@@ -112,4 +124,5 @@ class UserBatches:
             counts=counts_G,
             taken=torch.stack([torch.from_numpy(taken.users)[there_N], found_N[there_N]]),
             weight=weight,
+            num_users=num_users,
         )

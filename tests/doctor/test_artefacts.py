@@ -66,9 +66,11 @@ def test_a_healthy_project_gives_no_finding(tiny_project: Project) -> None:
 def _rewrite(shards: Path, part: str, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
     """Change a table of a packed data set together with its digest, as a program that writes such folders itself may."""
     path = shards / f"interactions/{part}.parquet"
-    change(pl.read_parquet(path)).write_parquet(path)
+    changed = change(pl.read_parquet(path))
+    changed.write_parquet(path)
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["files"][f"interactions/{part}.parquet"] = sha256(path)
+    manifest["interactions"][part] = changed.height
     (shards / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -259,3 +259,15 @@ def test_nothing_is_written_to_what_is_examined(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     _examine(tmp_path / "c")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_tables_of_any_name_are_found_by_their_columns_if_there_is_one_each(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    write_catalogue(folder)
+    _missing_image(folder)
+    (folder / "items.csv").rename(folder / "shoes.csv")
+    (folder / "interactions.csv").rename(folder / "sales.csv")
+    assert [finding.kind for finding in _examine(folder)] == ["missing-images"]
+    (folder / "more.csv").write_bytes((folder / "sales.csv").read_bytes())
+    assert [finding.kind for finding in _examine(folder)] == ["not-recognised"]
+    assert [finding.kind for finding in _examine(folder / "sales.csv")] == ["not-recognised"]

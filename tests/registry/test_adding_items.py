@@ -23,9 +23,9 @@ def _write_new(folder: Path) -> Path:
     for item in ("n1", "n2"):
         pixels = np.random.default_rng(len(item)).integers(0, 256, (30, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{item}.png")
-    (folder / "broken.png").write_bytes((folder / "n1.png").read_bytes()[:60])
+    (folder / "n4.png").write_bytes((folder / "n1.png").read_bytes()[:60])
     rows = ["n1,New one,a film about a new number,n1.png", "n2,New two,another film,n2.png", "3,Film 3,again,n1.png"]
-    rows += ["n3,No text,,n1.png", "n4,Broken,a film,broken.png", "n5,Absent,a film,absent.png"]
+    rows += ["n3,No text,,n1.png", "n4,Broken,a film,n4.png", "n5,Absent,a film,absent.png"]
     (folder / "new.csv").write_text("\n".join([HEADER, *rows]))
     return folder / "new.csv"
 
@@ -37,7 +37,8 @@ def test_added_items_are_recommended_with_the_score_of_new_ones_and_the_rest_sta
     register(RegisterConfig(run=catalogue.stage2, name="growing", alias="champion"))
     before, table = load_model("models:/growing@champion"), _write_new(tmp_path / "new")
     number = str(registry.get_model_version_by_alias("growing", "champion").version)
-    assert main(["add-items", "--model", "models:/growing@champion", "--items", str(table)]) == 0
+    named = ("--columns.image", "{item_id}.png")
+    assert main(["add-items", "--model", "models:/growing@champion", "--items", str(table), *named]) == 0
     printed = capsys.readouterr().out
     assert "6 items read, 1 empty text" in printed
     assert "1 already in the model" in printed

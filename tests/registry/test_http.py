@@ -15,9 +15,12 @@ from urllib.request import Request, urlopen
 
 import pandas as pd
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.hostile.cases import damaged, for_all, with_other_values
+from tests.hostile.conftest import FEW, MANY
 from tests.ranks import free_port
 from tests.registry.films import in_base64
 from tests.stores import running, wait_until_it_answers
@@ -269,3 +272,30 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(served):
     status, answer = served.post(table.getvalue(), "application/vnd.apache.parquet")
     assert status == 400
     assert f"expected at most {LIMIT}" in answer["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.fuzz)], ids=["few", "many"])
+def test_requests_of_any_content_are_answered_or_refused_in_one_line(served: Server, cases: int) -> None:
+    """A refusal is the client's fault, on one line, and the server still answers afterwards."""
+    rows = [
+        {"user_id": "3"},
+        {"history": ["2", "5"]},
+        {"user_id": None, "history": [], "text": "a film", "image": None},
+    ]
+    known = {"dataframe_records": rows, "params": {"top_k": 3, "unknown": "skip"}}
+    columns = {"dataframe_split": {"columns": ["user_id"], "data": [["3"], ["4"]]}, "params": {"top_k": 2}}
+    written = [json.dumps(document).encode() for document in (known, columns)]
+    other = st.sampled_from([known, columns]).flatmap(with_other_values)
+    bodies = st.one_of(other.map(lambda value: json.dumps(value).encode()), damaged([*written, b"user_id\n3\n"]))
+    kinds = st.sampled_from(["application/json", "application/json", "text/csv", "application/vnd.apache.parquet", "x"])
+
+    def check(case: tuple[bytes, str]) -> None:
+        status, answer = served.post(*case)
+        assert status == 200 or 400 <= status < 500, answer
+        if status != 200:
+            assert answer["message"]
+            assert len(answer["message"].splitlines()) == 1
+
+    for_all(st.tuples(bodies, kinds), check, cases)
+    assert served.predict({"user_id": "3"})[0] == 200

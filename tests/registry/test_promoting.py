@@ -49,6 +49,8 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not(catalogue, o
     assert "no champion to beat" in capsys.readouterr().out
     register(RegisterConfig(run=oracle, name=name))
     assert main(["promote", "--name", name, *PROMOTE]) == 0
+    before, after = (float(registry.get_model_version(name, number).tags["lists_coverage"]) for number in ("1", "2"))
+    assert f"besides accuracy: coverage {before:.3f} -> {after:.3f}, gini " in capsys.readouterr().out
     assert champion_of(registry, name) == "2"
     assert "candidate" not in registry.get_registered_model(name).aliases
     assert re.search(

@@ -125,7 +125,7 @@ def test_alias_moves_to_the_new_version(catalogue, registry):
 
 def test_version_has_a_signature_and_answers_its_example(registry):
     model = load_model("models:/films@champion")
-    assert model.metadata.signature.inputs.input_names() == ["user_id", "history", "image", "text"]
+    assert model.metadata.signature.inputs.input_names() == ["user_id", "history", "item_id", "image", "text"]
     example = model.input_example
     assert example is not None
     assert len(model.predict(example, params={"top_k": 3})) == 3

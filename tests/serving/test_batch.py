@@ -51,6 +51,21 @@ def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "three.parquet"]
 
 
+@pytest.mark.slow
+def test_lists_of_the_users_of_a_file_are_written_in_its_order(package, tmp_path):
+    (tmp_path / "users.txt").write_text("u7\nnobody\nu2\n")
+    options = ["--model", str(package), "--users_file", str(tmp_path / "users.txt"), "--top_k", "5"]
+    assert cli.run("recommend", [*options, "--out", str(tmp_path / "some.parquet")]) == 0
+    found = pl.read_parquet(tmp_path / "some.parquet")
+    expected = ServedModel(package / "artifacts" / "model").answer({"user_id": ["u7", "nobody", "u2"]}, top_k=5)
+    for name in ("user_id", "item_id", "rank"):
+        assert found[name].to_list() == expected[name]
+    assert found["score"].to_list() == pytest.approx(expected["score"])
+    refused = tmp_path / "refused.parquet"
+    assert cli.run("recommend", [*options, "--unknown", "error", "--out", str(refused)]) == 2
+    assert not refused.exists()
+
+
 def test_what_was_there_stays_when_writing_fails(package, tmp_path, capsys):
     out = tmp_path / "recs.parquet"
     out.write_bytes(b"those of yesterday")
@@ -92,10 +107,11 @@ def test_a_model_that_version_0_1_registered_answers_as_one_of_today(package: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "users: got none, expected either --users, --all or --for_items"),
-        (("--all", "--users", "u1"), "expected either --users, --all or --for_items"),
+        ((), "users: got none, expected either --users, --users_file, --all or --for_items"),
+        (("--all", "--users", "u1"), "expected either --users, --users_file, --all or --for_items"),
         (("--all",), "expected a file with --all"),
-        (("--users", "u1", "--out", "a.parquet"), "expected a file with --all, none without"),
+        (("--for_items", "i1", "--out", "a.parquet"), "out: got a.parquet, expected none with --for_items"),
+        (("--users_file", "absent.txt"), "users_file: absent.txt cannot be read"),
         (("--all", "--out", "a.csv"), "out: got a.csv, expected a name that ends in .parquet"),
     ],
 )

@@ -274,8 +274,8 @@ def test_odd_text_is_read_or_refused(model):
     + [
         (
             {"topk": 5},
-            "params: got str 'topk', expected some of top_k, exclude_seen, candidates, items, exclude, diversity, explain, "
-            "unknown",
+            "params: got str 'topk', expected some of top_k, exclude_seen, candidates, items, exclude, filters, diversity, "
+            "explain, unknown",
         )
     ],
 )

@@ -19,7 +19,7 @@ from ptmrec_dist.config import (
     recommender_config,
 )
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.joint import train_joint
 from ptmrec_dist.training.stage1 import train_stage1

@@ -25,7 +25,8 @@ from ptmrec_dist.recommenders.base import Batch, Inputs
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.objectives import sequence
-from ptmrec_dist.training.objectives.sequence import NextItem, SequenceBatch
+from ptmrec_dist.training.objectives.sequence import NextItem
+from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 from ptmrec_dist.training.user_batches import UserBatches
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import for_few_items
@@ -41,6 +42,7 @@ CASES = {
     "gbce": NextItemConfig(loss="gbce", num_negatives=3, calibration=0.5),
     "sampled": NextItemConfig(loss="sampled", num_negatives=3),
 }
+PMMREC: dict[str, dict[str, Any]] = {"pmmrec": {"fusion_heads": 2, "shuffled": 0.4, "replaced": 0.3}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def _objective(data: Path, config: NextItemConfig, world: World, kind: str = "sa
     if kind == "modes":
         model = SumOfModes(inputs, SumConfig(dim=6, length=LENGTH))
     else:
-        small = {"experts": 2} if kind == "unisrec" else for_few_items(kind)
+        small = PMMREC.get(kind, {"experts": 2} if kind == "unisrec" else for_few_items(kind))
         model = recommender_class(kind)(inputs, recommender_config(kind, **{"dim": 6, "length": LENGTH, **small}))
     model.rebuild(features, world)
     double = {name: table.double() for name, table in features.items()}
@@ -188,7 +190,7 @@ EACH_LOSS = ("in-batch, once, logq", "full", "bce", "gbce", "sampled")
 @pytest.mark.parametrize(
     ("case", "kind"),
     [(case, kind) for case in CASES for kind in ("sasrec", "modes")]
-    + [(case, kind) for case in EACH_LOSS for kind in CONTENT],
+    + [(case, kind) for case in EACH_LOSS for kind in (*CONTENT, "pmmrec")],
 )
 def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_every_slot(
     data: Path, case: str, kind: str
@@ -281,8 +283,9 @@ def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[s
     world, found = join_world("cpu"), []
     for case, kind, users in steps:
         objective = _objective(data, CASES[case], world, kind)
-        loss = objective(_batch(objective, users), STEP)["next_item"]
-        values = {"loss": loss, **_gradients(objective, loss)}
+        terms = objective(_batch(objective, users), STEP)
+        assert terms.keys() == {"next_item"} | ({"contrast", "nid", "rcl"} if kind == "pmmrec" else set())
+        values = terms | _gradients(objective, torch.stack(list(terms.values())).sum())
         mean = {name: sum_over_ranks(value) / world.size for name, value in values.items()}
         found.append({"mean": mean, "encoded": getattr(objective.recommender, "encoded", [])})
     return found
@@ -296,6 +299,8 @@ def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: 
     steps = [(case, kind, users) for case in CASES for kind in ("sasrec", "modes")]
     steps += [("in-batch, logq", kind, users[:5]) for kind in ("gru4rec", "nextitnet", "modes")]
     steps += [(case, "modes", users[2:3]) for case in ("in-batch", "sampled")]
+    steps += [("in-batch", "pmmrec", chosen) for chosen in (users, users[2:3])]
+    steps += [(case, "pmmrec", users) for case in ("in-batch, once", "full")]
     steps += [(case, kind, users[:5]) for case in ("in-batch, logq", "full", "gbce") for kind in CONTENT]
     expected = _on_rank(data, steps)
     for on_rank in run_on_ranks(ranks, _on_rank, data, steps):

@@ -22,7 +22,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.report import report
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.refit import refit
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2

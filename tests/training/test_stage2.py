@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2Config, TuningConfig, ZeroConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import REPOSITORY, UNTRACKED, Project

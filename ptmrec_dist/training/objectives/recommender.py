@@ -33,6 +33,10 @@ class RecommenderObjective(TrainsRecommender):
         """Modality to table as it stands, float32 [I, d_m]."""
         return self.frozen_features | dict(self.trained_features.items())
 
+    @features.setter
+    def features(self, tables: dict[str, Tensor]) -> None:
+        self.frozen_features = tables
+
     def rebuild(self, world: World) -> None:
         """Let the recommender recompute what follows weights and features once per epoch."""
         self.recommender.rebuild(self.features, world)

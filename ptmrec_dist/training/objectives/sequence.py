@@ -7,59 +7,22 @@ Legend: G distinct items of the step, I items, V users of this rank, L items tha
 a target, K negatives, N own items of the users, D width of the vectors that are read, X of those that are scored.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
-from ptmrec_dist.data.stream import moved
 from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.recommenders.blocks import in_blocks
 from ptmrec_dist.recommenders.rows import Features, rows_of
-from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
+from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.objectives.losses import hashed_choice
+from ptmrec_dist.training.objectives.pretraining import Pretraining
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
-
-
-class SequenceBatch(NamedTuple):
-    """A step: users of this rank, and the items that their positions are compared with."""
-
-    users: Tensor
-    """User indices, int64 [V]."""
-    inputs: Tensor
-    """Items that are read, as columns among the distinct ones, int64 [V, L]; any where there is padding."""
-    mask: Tensor
-    """Whether there is an item, bool [V, L]; padding is on the left."""
-    rows: Tensor
-    """Positions with a target among all V * L, ascending, int64 [R]."""
-    targets: Tensor
-    """Column of the item after each of them, int64 [R]."""
-    items: Tensor
-    """Distinct items of the step's sequences, ascending, int64 [G]."""
-    counts: Tensor
-    """How often the sequences have each, int64 [G]."""
-    taken: Tensor
-    """Row among the users and column of each training item of theirs that is among the distinct ones, int64 [2, N]."""
-    weight: float
-    """Ranks divided by the positions of all ranks: the weight of each of this rank's positions in its mean."""
-
-    def to(self, device: torch.device) -> "SequenceBatch":
-        """Move everything to a device.
-
-        Args:
-            device: Target device.
-
-        Returns:
-            The moved batch.
-        """
-        tensors: dict[str, Any] = {
-            name: moved(value, device) for name, value in self._asdict().items() if name != "weight"
-        }
-        return self._replace(**tensors)
+from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
 
 
 class NextItem(RecommenderObjective):
@@ -91,6 +54,7 @@ class NextItem(RecommenderObjective):
         self.sequences, self.config, self.seed = sequences, config, seed
         occurrences_I = torch.from_numpy(sequences.occurrences).to(world.device, torch.float64)
         self.log_share_I = (occurrences_I / occurrences_I.sum()).log()
+        self.pretraining = Pretraining(recommender, world, seed) if isinstance(recommender, PMMRec) else None
         self.sampler = None
         if config.negatives_per_position:
             train = sequences.histories.pairs
@@ -110,29 +74,42 @@ class NextItem(RecommenderObjective):
         """
         if self.training:  # dropout depends on nothing else, so that an interrupted run repeats it
             torch.manual_seed((self.seed * 1_000_003 + step) * self.world.size + self.world.rank)
-        all_ID = self.recommender.item_vectors(self.features) if self.config.loss == "full" else None
-        items_GD = self._item_vectors(batch.items) if all_ID is None else rows_of(all_ID, batch.items)
-        states_VLD = self.recommender.states(F.embedding(batch.inputs, items_GD), batch.mask)
+        all_views = self.recommender.views(self.features) if self.config.loss == "full" else None
+        views = self._views(batch) if all_views is None else _rows_of_all(all_views, batch.items)
+        states_VLD = self.recommender.states(F.embedding(batch.inputs, views[ITEMS]), batch.mask)
         states_RD = F.embedding(batch.rows, states_VLD.flatten(0, 1))
-        if all_ID is not None:
-            losses_R = self._full(states_RD, self.recommender.candidates(all_ID), batch.items[batch.targets])
+        if all_views is not None:
+            candidates_IX = self.recommender.candidates(all_views[ITEMS])
+            losses_R = self._full(states_RD, candidates_IX, batch.items[batch.targets])
         elif self.config.loss == "inbatch":
-            losses_R = self._in_batch(batch, states_RD, self.recommender.candidates(items_GD))
+            losses_R = self._in_batch(batch, states_RD, self.recommender.candidates(views[ITEMS]))
         else:
-            losses_R = self._sampled(batch, states_RD, self.recommender.candidates(items_GD), step)
-        return {"next_item": losses_R.sum() * batch.weight}
+            losses_R = self._sampled(batch, states_RD, self.recommender.candidates(views[ITEMS]), step)
+        terms = {"next_item": losses_R.sum() * batch.weight}
+        if self.pretraining is not None:
+            terms |= self.pretraining(batch, views, states_VLD, self._log_counts(batch), step)
+        return terms
 
-    def _item_vectors(self, items_G: Tensor) -> Tensor:
+    def _views(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Vectors of the step's items. Those that features give are computed once over all ranks, a part on each."""
         if not self.recommender.multimodal or self.config.negatives == "rank":
-            return self._encode(items_G)
-        ranks, number = self.world.size, torch.arange(len(items_G), device=items_G.device)
-        size = -(-len(items_G) // ranks)
-        shared = gather_rows(self._encode(items_G[self.world.rank :: ranks]), size)
-        return F.embedding(number % ranks * size + number // ranks, shared)
+            return self._own_views(batch, batch.items)
+        ranks, number = self.world.size, torch.arange(len(batch.items), device=batch.items.device)
+        size = -(-len(batch.items) // ranks)
+        own = self._own_views(batch, encoded_by(batch.items, self.world.rank, ranks))
+        joined = gather_rows(torch.cat(list(own.values()), dim=1), size)
+        ordered = F.embedding(number % ranks * size + number // ranks, joined)
+        return dict(zip(own, ordered.split([view.shape[1] for view in own.values()], dim=1), strict=True))
+
+    def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Vectors of the items that this rank encodes."""
+        return self.recommender.views(self._features_of(items), items)
 
     def _encode(self, items: Tensor) -> Tensor:
-        return self.recommender.item_vectors({name: table[items] for name, table in self.features.items()}, items)
+        return self.recommender.item_vectors(self._features_of(items), items)
+
+    def _features_of(self, items: Tensor) -> dict[str, Tensor]:
+        return {name: table[items] for name, table in self.features.items()}
 
     def _full(self, states_RD: Tensor, items_IX: Tensor, targets_R: Tensor) -> Tensor:
         def losses(states_BD: Tensor, targets_B: Tensor) -> Tensor:
@@ -141,20 +118,22 @@ class NextItem(RecommenderObjective):
         return in_blocks(losses, len(items_IX), states_RD, targets_R)
 
     def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor) -> Tensor:
-        counts_G, share_G = batch.counts.to(items_GX), self.log_share_I[batch.items].to(items_GX)
-        once = self.config.duplicates == "once"
+        share_G = self.log_share_I[batch.items].to(items_GX)
         # The probability to be in the step: p for each of its n slots, or 1 - (1 - p)^n for being there at all.
-        log_q_G = log_inclusion(share_G, counts_G.sum()) if once else share_G
-        hidden_VG = items_GX.new_zeros(len(batch.users), len(batch.items), dtype=torch.bool)
-        hidden_VG.index_put_(tuple(batch.taken), hidden_VG.new_ones(()))
-        log_counts_G = torch.zeros_like(counts_G) if once else counts_G.log()
+        log_q_G = log_inclusion(share_G, batch.counts.sum()) if self.config.duplicates == "once" else share_G
         log_q_G = log_q_G if self.config.logq else torch.zeros_like(log_q_G)
+        hidden_VG, log_counts_G = batch.hidden(), self._log_counts(batch).to(items_GX)
 
         def losses(states_BD: Tensor, targets_B: Tensor, users_B: Tensor) -> Tensor:
             scores_BG = self.recommender.score(states_BD, items_GX)
             return in_batch_cross_entropy(scores_BG, targets_B, hidden_VG[users_B], log_counts_G, log_q_G)
 
         return in_blocks(losses, len(items_GX), states_RD, batch.targets, batch.rows // batch.inputs.shape[1])
+
+    def _log_counts(self, batch: SequenceBatch) -> Tensor:
+        """Logarithm of how often each item counts as a negative, [G]."""
+        counts_G = torch.ones_like(batch.counts) if self.config.duplicates == "once" else batch.counts
+        return counts_G.to(self.log_share_I).log()
 
     def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor, step: int) -> Tensor:
         assert self.sampler is not None
@@ -183,6 +162,10 @@ class NextItem(RecommenderObjective):
             return vectors_NX.view(*items_RK.shape, -1)
         distinct_N, rows_RK = items_RK.unique(return_inverse=True)
         return F.embedding(rows_RK, self.recommender.candidates(self._encode(distinct_N)))
+
+
+def _rows_of_all(views: dict[str, Tensor], items_G: Tensor) -> dict[str, Tensor]:
+    return {name: rows_of(view, items_G) for name, view in views.items()}
 
 
 def in_batch_cross_entropy(

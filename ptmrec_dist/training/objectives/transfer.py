@@ -10,30 +10,23 @@ compared, T tries, I items, D width.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.data.histories import PaddedHistories, RecentItems
 from ptmrec_dist.data.pairs import TrainBatch
 from ptmrec_dist.distributed import World, gather_rows, mean_over_ranks
-from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.encoder import Encoder
-from ptmrec_dist.files import link_or_copy
 from ptmrec_dist.recommenders.base import Batch, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import BatchRows, Features
 from ptmrec_dist.training.negatives import KnownPositives
-from ptmrec_dist.training.objectives.base import TrainsRecommender
 from ptmrec_dist.training.objectives.losses import hashed_choice, knowledge_transfer
+from ptmrec_dist.training.objectives.tuned import TrainsEncoder
 
 NEGATIVE_TRIES = 8
 """Candidates sampled for a row's negative; a row that finds none among them is left out of L_rec."""
-
-
-FEATURES_FILE = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class TransferSettings:
     """Other items that a user is known to like are left out of the user's distributions."""
 
 
-class Transfer(TrainsRecommender):
+class Transfer(TrainsEncoder):
     """Encoder and recommender, trained together on the global batch.
 
     Args:
@@ -85,7 +78,7 @@ class Transfer(TrainsRecommender):
         self.encoder, self.recommender = encoder, recommender
         self.known, self.transfer, self.seed, self.rows = known, transfer, seed, rows
         self.features = dict(features)
-        self._features_written = False
+        self.trains_cold_maps = bool(transfer.weight)
         self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
         self.recent = recent
         frozen = bool(transfer.weight) and not transfer.live_teacher
@@ -127,45 +120,10 @@ class Transfer(TrainsRecommender):
         """Let the recommender recompute what follows weights and features once per epoch."""
         self.recommender.rebuild(self.features, world)
 
-    def replace_features(self, tables: Features) -> None:
-        """Replace the stored features by those of the encoder as it is now.
-
-        Args:
-            tables: float32 [I, d_m] by modality.
-        """
-        self.features, self._features_written = dict(tables), False
-
-    def write(self, folder: Path) -> None:
-        """Write the stored features, unless the encoder is frozen: they are those that stage 2 started from.
-
-        They are written once per refresh, beside the checkpoints, which hold hard links to them: they are gone from the disk
-        with the last checkpoint that has them.
-        """
-        if self.encoder is None:
-            return
-        written = folder.parent / FEATURES_FILE
-        if not self._features_written:
-            save_tensors(written, self.features)
-            self._features_written = True
-        link_or_copy(written, folder / FEATURES_FILE)
-
-    def read(self, folder: Path) -> None:
-        """Read the stored features of the last refresh, which the interrupted run had in memory."""
-        if self.encoder is not None:
-            tables = load_file(folder / FEATURES_FILE)
-            self.features = {modality: tables[modality].to(table) for modality, table in self.features.items()}
-
     def _gather(self, batch: TrainBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Items and features of all ranks; rows that fill up do not count, and of an item that came twice only the first."""
-        items_B = batch.content.items
-        self.encoded_items += len(items_B)
-        rows = {modality: table[items_B] for modality, table in self.features.items()}
-        if self.encoder is not None:
-            encoded = self.encoder.encode(batch.content.images, batch.content.texts)
-            for modality, rows_BD in encoded.items():
-                has_I = self.has.get(modality)
-                rows[modality] = rows_BD if has_I is None else rows_BD.where(has_I[items_B][:, None], rows[modality])
-        items_G = gather_rows(items_B, self.rows, filler=-1)
+        rows = self.encoded(batch.content)
+        items_G = gather_rows(batch.content.items, self.rows, filler=-1)
         features_G = {modality: gather_rows(rows_BD, self.rows) for modality, rows_BD in rows.items()}
         counted_G = _first_copies(items_G) & (items_G >= 0)
         # Rows that fill up must point somewhere: to any item that is replaced anyway.

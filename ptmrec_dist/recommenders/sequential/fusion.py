@@ -1,0 +1,87 @@
+"""Merge-attention: the tokens of an item's image and text in one transformer block (PMMRec, arXiv 2312.09602, eq. 3).
+
+Shape suffixes: B items, N tokens of one or both modalities, W width of a modality's tokens, D width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NORM_EPS = 1e-12
+_STD = 0.02
+
+FUSED = "fused"
+"""Name of the vectors made of all modalities, beside `image` and `text`."""
+
+Tokens = Mapping[str, tuple[Tensor, Tensor]]
+"""Modality to the states of an item's tokens, float32 [B, N, W], and which of them are no padding, bool [B, N]."""
+
+
+class MergeAttention(nn.Module):
+    """One block of self-attention over a class token of its own and the projected tokens of all modalities.
+
+    The block has 4D inner units and a GELU, and normalises after the residual sum; its initialisation is that of BERT.
+
+    Args:
+        widths: Modality to the width of its tokens W.
+        dim: Width D.
+        heads: Attention heads, a divisor of D.
+        dropout: Fraction of the values that training drops.
+        first: Represent a modality by its first token instead of the mean of its tokens.
+    """
+
+    def __init__(self, widths: Mapping[str, int], dim: int, heads: int, dropout: float, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.widths = dict.fromkeys((*widths, FUSED), dim)
+        """Width of each kind of vectors that `forward` returns."""
+        self.projections = nn.ModuleDict({modality: nn.Linear(width, dim) for modality, width in widths.items()})
+        for projection in self.projections.values():
+            nn.init.xavier_normal_(projection.get_parameter("weight"))
+            nn.init.zeros_(projection.get_parameter("bias"))
+        self.block: nn.TransformerEncoderLayer | None = None
+        if len(widths) > 1:
+            self.class_D = nn.Parameter(torch.empty(dim))
+            self.block = nn.TransformerEncoderLayer(
+                dim, heads, 4 * dim, dropout, "gelu", layer_norm_eps=_NORM_EPS, batch_first=True
+            )
+            for name, parameter in (("class_D", self.class_D), *self.block.named_parameters()):
+                if "norm" not in name:
+                    nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=_STD)
+
+    def forward(self, tokens: Tokens) -> dict[str, Tensor]:
+        """Fuse.
+
+        Args:
+            tokens: Tokens of the modalities.
+
+        Returns:
+            Vectors of each modality alone, and `FUSED`, those of all: of one modality they are the same. [B, D] each.
+        """
+        items = len(next(iter(tokens.values()))[0])
+        some = {name: _at_least_one(*tokens[name]) for name in self.projections}
+        projected = {name: projection(some[name][0]) for name, projection in self.projections.items()}
+        vectors = {name: self._pooled(states_BND, some[name][1]) for name, states_BND in projected.items()}
+        if self.block is None:
+            vectors[FUSED] = next(iter(vectors.values()))
+        else:
+            class_B1D = self.class_D.expand(max(items, 1), 1, -1)
+            padding_BN = ~torch.cat([mask_BN for _, mask_BN in some.values()], dim=1)
+            all_BND = torch.cat([class_B1D, *projected.values()], dim=1)
+            vectors[FUSED] = self.block(all_BND, src_key_padding_mask=F.pad(padding_BN, (1, 0)))[:, 0]
+        return {name: vectors_BD[:items] for name, vectors_BD in vectors.items()}
+
+    def _pooled(self, states_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        """The first token, or the mean of those that are no padding, [B, D]."""
+        if self.first:
+            return states_BND[:, 0]
+        weights_BN1 = mask_BN[:, :, None].to(states_BND)
+        return (states_BND * weights_BN1).sum(dim=1) / weights_BN1.sum(dim=1).clamp(min=1)
+
+
+def _at_least_one(states_BND: Tensor, mask_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Make up an item for a rank that has none: torch's attention does not take an empty batch."""
+    missing = 0 if len(states_BND) else 1
+    return F.pad(states_BND, (0, 0, 0, 0, 0, missing)), F.pad(mask_BN, (0, 0, 0, missing), value=True)

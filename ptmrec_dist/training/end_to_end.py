@@ -1,0 +1,85 @@
+"""Train an encoder with a recommender of the next item, on users and their sequences: MoRec and PMMRec as published."""
+
+from dataclasses import replace
+
+import torch
+
+from ptmrec_dist.config import JointConfig
+from ptmrec_dist.config.common import require
+from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.data.sequences import TrainingSequences
+from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.encoding import reader_of
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
+from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
+from ptmrec_dist.training.parts import take_over, with_source
+from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.tune import check_start, train_both
+from ptmrec_dist.training.user_batches import UserBatches
+
+
+def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
+    """Train encoder and recommender together, and write the run folder.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        start: An untrained recommender of the next item.
+
+    Raises:
+        UserError: Interactions without times; an encoder without tokens, for a recommender that reads them; all that
+            `check_start` refuses; parts of another run that do not fit; a run folder of other settings.
+    """
+    sequences = TrainingSequences(start.dataset, start.recommender.history_length)
+    start = replace(start, record=with_source(config, start.record))
+    encoder = check_start(config, start)
+    world = join_world(config.device, config.timeout)
+    start = _with_tokens(config, start, encoder)
+    taken = take_over(config, _recommender_of(start)) if config.transfer_from is not None else ""
+    run = RunFolder(config.out, config, start.record.inputs)
+    if run.is_complete:
+        print(f"{config.out} is complete; nothing to do")
+        return
+    if taken and world.is_first:
+        print(taken)
+    objective = _objective(config, start, encoder, sequences, world)
+    files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
+    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files)
+    train_both(config, run, start, objective, batches)
+
+
+def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | None) -> FinishedRun:
+    """Rebuild a recommender that reads tokens for their widths, without the stored features, which have others."""
+    if not _recommender_of(start).reads_tokens or encoder is None:
+        return start
+    refit = "false: what this recommender reads is made by its own fusion, which a refit would not train"
+    require(not config.refit, "refit", config.refit, refit)
+    widths = {f"{modality}_width": width for modality, width in encoder.token_widths().items()}
+    record = replace(start.record, hyperparameters=start.record.hyperparameters | widths)
+    torch.manual_seed(config.seed)
+    recommender = untrained_recommender(record, start.dataset, start.folder)
+    return replace(start, record=record, features={}, recommender=recommender)
+
+
+def _objective(
+    config: JointConfig, start: FinishedRun, encoder: Encoder | None, sequences: TrainingSequences, world: World
+) -> LiveNextItem:
+    dataset = start.dataset
+    return LiveNextItem(
+        None if encoder is None else encoder.to(world.device),
+        _recommender_of(start).to(world.device),
+        {modality: table.to(world.device) for modality, table in start.features.items()},
+        {modality: torch.from_numpy(dataset.has(modality)).to(world.device) for modality in start.record.modalities},
+        world,
+        sequences,
+        config,
+        config.seed,
+    )
+
+
+def _recommender_of(start: FinishedRun) -> SequenceRecommender:
+    assert isinstance(start.recommender, SequenceRecommender)
+    return start.recommender

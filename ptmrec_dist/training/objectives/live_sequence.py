@@ -1,0 +1,59 @@
+"""Training of an encoder with a recommender of the next item: each distinct item of a step is encoded once, on one rank.
+
+Legend: B items that a rank encodes, D width.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.data.sequences import TrainingSequences
+from ptmrec_dist.distributed import World
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.recommenders.rows import Features
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.objectives.sequence import NextItem
+from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
+from ptmrec_dist.training.objectives.tuned import TrainsEncoder
+
+
+class LiveNextItem(TrainsEncoder, NextItem):
+    """Encoder and recommender of the next item, trained together.
+
+    Args:
+        encoder: The encoder, with what is tuned inside it; None keeps all features frozen.
+        recommender: The recommender.
+        features: Stored features, float32 [I, D] by modality.
+        has: Modality to which items have it, bool [I].
+        world: This rank and its peers.
+        sequences: What is trained on.
+        config: Settings of the loss, which compares the items of a step.
+        seed: Seed of dropout and noise.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        recommender: SequenceRecommender,
+        features: Features,
+        has: Mapping[str, Tensor],
+        world: World,
+        sequences: TrainingSequences,
+        config: NextItemConfig,
+        seed: int,
+    ) -> None:
+        NextItem.__init__(self, recommender, features, False, world, sequences, config, seed)
+        self.encoder = encoder
+        self.has = {modality: has_I for modality, has_I in has.items() if not has_I.all()}
+        self.trains_cold_maps = False
+
+    def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Vectors of the items that this rank encodes; the stored features stand for those that could not be read."""
+        assert batch.content is not None
+        rows = self.encoded(batch.content)
+        if len(batch.content.items) < len(items):
+            read = torch.searchsorted(items, batch.content.items)
+            rows = {name: table[items].index_copy(0, read, rows[name]) for name, table in self.features.items()}
+        return self.recommender.views(rows, items)

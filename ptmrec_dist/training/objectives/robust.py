@@ -1,0 +1,48 @@
+"""Robustness-aware contrast (RCL): a history resembles itself with noise (PMMRec, arXiv 2312.09602, eq. 11).
+
+    -log exp(h_u . h~_u) / sum_k exp(h_u . h~_k)
+
+h_u and h~_u are the means of the states after the items of a history and of the noised one, k runs over the users of the step.
+States have a length of about the square root of their width, so that dot products saturate the softmax early; cosines with a
+temperature do not.
+
+Legend: V users of this rank, U users of the step, L items that are read, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pooled(states_VLD: Tensor, mask_VL: Tensor) -> Tensor:
+    """Average the states of histories.
+
+    Args:
+        states_VLD: States, 0 where there is padding, [V, L, D].
+        mask_VL: Whether there is an item, bool [V, L].
+
+    Returns:
+        [V, D]; 0 for an empty history.
+    """
+    return states_VLD.sum(dim=1) / mask_VL.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def robust_contrast(
+    clean_VD: Tensor, noised_UD: Tensor, own_V: Tensor, counted_U: Tensor, temperature: float | None
+) -> Tensor:
+    """Compute the loss of users.
+
+    Args:
+        clean_VD: Pooled states of histories, [V, D].
+        noised_UD: Pooled states of the noised histories of all users, [U, D].
+        own_V: Row of each user among them, int64 [V].
+        counted_U: Whether a row is a user, bool [U].
+        temperature: Compare cosines, divided by it; None compares dot products.
+
+    Returns:
+        [V].
+    """
+    if temperature is not None:
+        clean_VD, noised_UD = F.normalize(clean_VD, dim=1) / temperature, F.normalize(noised_UD, dim=1)
+    scores_VU = (clean_VD @ noised_UD.T).masked_fill(~counted_U, torch.finfo(clean_VD.dtype).min)
+    return F.cross_entropy(scores_VU, own_V, reduction="none")

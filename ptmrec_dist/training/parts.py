@@ -1,0 +1,126 @@
+"""Transfer of parts of a run to other data (PMMRec, arXiv 2312.09602, section III-E), strictly: a part is taken over whole.
+
+              text encoder   image encoder   fusion   user encoder   what is read and scored
+    full      taken          taken           taken    taken          all modalities
+    items     taken          taken           taken    new            all modalities
+    user      public         public          new      taken          all modalities
+    text      taken          -               -        taken          the text
+    image     -              taken           -        taken          the image
+
+A projection goes with its encoder, positions with the user encoder. Classifiers of pre-training are new. What is taken
+over is trained on, the towers as the tuning method says.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ptmrec_dist.config import JointConfig
+from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record
+
+PARTS = {
+    "full": ("text", "image", "fusion", "user"),
+    "items": ("text", "image", "fusion"),
+    "user": ("user",),
+    "text": ("text", "user"),
+    "image": ("image", "user"),
+}
+"""Transfer to the parts that are taken over."""
+
+
+def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
+    """Add the run that parts are taken from to the lineage, with its encoder where that is one of them.
+
+    Args:
+        config: Settings.
+        record: Lineage of what the run starts from.
+
+    Returns:
+        The record; as it was without a transfer.
+
+    Raises:
+        UserError: No finished run, one of another recommender, or one that lacks a modality.
+    """
+    folder = config.transfer_from
+    if folder is None:
+        return record
+    source = read_record(folder)
+    if source.recommender != record.recommender:
+        raise UserError(
+            f"transfer_from: {folder} is a run of {source.recommender}, expected one of {record.recommender}; choose "
+            f"--recommender {source.recommender}"
+        )
+    wanted = set(PARTS[config.transfer]) & set(record.modalities)
+    if not wanted <= set(source.modalities):
+        raise UserError(
+            f"transfer_from: {folder} reads {' and '.join(source.modalities)} alone, but --transfer {config.transfer} takes "
+            f"over {' and '.join(sorted(wanted))}; choose --transfer user, or another run"
+        )
+    reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
+    return replace(record, source=reference, encoder=_encoder_of(folder, source) if wanted else record.encoder)
+
+
+def take_over(config: JointConfig, recommender: SequenceRecommender) -> str:
+    """Overwrite the parts of a recommender that are taken from another run.
+
+    Args:
+        config: Settings, with a transfer.
+        recommender: The recommender, freshly initialised.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        UserError: A recommender without parts, or a part of another shape.
+    """
+    folder = config.transfer_from
+    assert folder is not None
+    parts = PARTS[config.transfer]
+    if not recommender.parts:
+        raise UserError(
+            f"transfer: got {config.transfer}, but {config.recommender} has no parts; choose morec or pmmrec"
+        )
+    state = recommender.state_dict()
+    there = load_file(folder / RECOMMENDER_FILE)
+    taken = {name for name in state if _part_of(recommender, name) in parts}
+    expected = {name for name in there if _part_of(recommender, name) in parts}
+    if len(recommender.modalities) == 1:  # what the other modality needs is discarded
+        expected = {name for name in expected if _part_of(recommender, name) in (*recommender.modalities, "user")}
+    _refuse_misfit(folder, {name: state[name] for name in taken}, {name: there[name] for name in expected})
+    recommender.load_state_dict(state | {name: there[name] for name in taken})
+    used = [part for part in parts if any(_part_of(recommender, name) == part for name in taken)]
+    return (
+        f"took over {len(taken)} of {len(state)} tensors of the recommender from {folder} ({', '.join(used)}); "
+        f"{len(state) - len(taken)} are new"
+    )
+
+
+def _part_of(recommender: SequenceRecommender, name: str) -> str | None:
+    return next((part for prefix, part in recommender.parts.items() if name.startswith(prefix)), None)
+
+
+def _refuse_misfit(folder: Path, here: dict[str, Tensor], there: dict[str, Tensor]) -> None:
+    for name in sorted(here.keys() | there.keys()):
+        shapes = [tuple(state[name].shape) if name in state else "missing" for state in (here, there)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"transfer: {name} is {shapes[1]} in {folder} and {shapes[0]} here; expected the same: give the run's "
+                "hyper-parameters (--model.dim, --model.length, ...) and an encoder of its widths"
+            )
+
+
+def _encoder_of(folder: Path, source: RunRecord) -> dict[str, Any]:
+    """The encoder of a run as its weights are at the end."""
+    if source.encoder is None:
+        raise UserError(f"transfer_from: the features of {folder} came from arrays; expected a run with an encoder")
+    tuned = folder / ENCODER_FILE
+    if not tuned.is_file():
+        return source.encoder
+    fingerprint = tuned_fingerprint(source.encoder["fingerprint"], tuned)
+    return {"model": str(folder.resolve()), "pretrained": None, "fingerprint": fingerprint}
