@@ -110,7 +110,7 @@ def test_encoders_are_not_tuned_through_codes_and_nothing_is_written(
     assert "recommender: got VQRec, whose vectors of items are no linear maps of features" in error
     assert len(error.splitlines()) == 1
     assert not out.exists()
-    inputs = ["--shards", str(tiny_project.shards), "--encoder.model", str(tiny_project.clip), "--recommender", "vqrec"]
+    inputs = ["--shards", str(tiny_project.shards), "--features", str(tiny_project.features), "--recommender", "vqrec"]
     assert cli.main(["joint", *inputs, *_options("vqrec"), *COMMON, "--out", str(out)]) == 2
     assert "recommender: vqrec learns from codes of features" in capsys.readouterr().err
     assert not out.exists()
