@@ -29,6 +29,7 @@ class Command:
 
 COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
+    "download": Command(config.DownloadConfig, "ptmrec_dist.data.downloading:download"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
     "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),

@@ -161,7 +161,8 @@ async def _with_short_errors(request: "Request", call_next: Any, limits: Limits)
         status, body = 400, str(error).encode()
     except Exception as error:  # Errors of the model are MlflowExceptions: this one comes from reading the request.
         log.exception("a request failed")
-        status, body = (400 if isinstance(error, ValueError | RecursionError) else 500), b"the request cannot be read"
+        # Whatever a parser stumbles over is the client's; what this machine lacks is not.
+        status, body = (500 if isinstance(error, OSError | MemoryError) else 400), b"the request cannot be read"
     return JSONResponse(_one_line(body, status), status)
 
 

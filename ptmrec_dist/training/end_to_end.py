@@ -11,6 +11,7 @@ from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
@@ -30,9 +31,14 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         start: An untrained recommender of the next item.
 
     Raises:
-        UserError: Interactions without times; an encoder without tokens, for a recommender that reads them; all that
-            `check_start` refuses; parts of another run that do not fit; a run folder of other settings.
+        UserError: A recommender that trains no encoder; interactions without times; an encoder without tokens, where they are
+            read; parts of another run that do not fit; all that `check_start` refuses; a run folder of other settings.
     """
+    if not _recommender_of(start).trains_features:
+        raise UserError(
+            f"recommender: got {config.recommender}, which reads codes of features, so that no gradient reaches the encoder; "
+            "train it by `ptmrec stage1`, or choose another"
+        )
     sequences = TrainingSequences(start.dataset, start.recommender.history_length)
     start = replace(start, record=with_source(config, start.record))
     encoder = check_start(config, start)

@@ -121,11 +121,6 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
     if not on_sequences:
         start.recommender.cold_map()  # refuses a recommender that has none
-    if not start.recommender.trains_features:
-        raise UserError(
-            f"recommender: {record.recommender} learns from codes of features, through which no encoder learns; expected "
-            "another recommender"
-        )
     if record.encoder is None:
         raise UserError(
             f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "

@@ -8,10 +8,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptmrec_dist.config import EvaluateConfig, JointConfig, LastNConfig, TuningConfig, ZeroConfig, recommender_config
-from ptmrec_dist.training.evaluate import evaluate_run
+from ptmrec_dist.config import (
+    EncoderConfig,
+    EvaluateConfig,
+    FeaturesConfig,
+    JointConfig,
+    LastNConfig,
+    TuningConfig,
+    ZeroConfig,
+    recommender_config,
+)
+from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.encoders.sources.loading import load_backbone
+from ptmrec_dist.errors import UserError
+from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.joint import train_joint
 from tests.conftest import UNTRACKED, Project
+from tests.encoders.families import write_family
 from tests.ranks import run_on_ranks
 from tests.training.steps import terminate_first_rank_before_step
 
@@ -89,3 +102,45 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
+
+
+@pytest.mark.slow
+def test_other_recommenders_of_the_next_item_train_their_encoder_along(tiny_project: Project, tmp_path: Path) -> None:
+    before = load_backbone(EncoderConfig(model=str(tiny_project.clip))).model.state_dict()
+    for recommender in ("fdsa", "carca", "unisrec"):
+        model = recommender_config(recommender, dim=8, length=5)
+        run = tmp_path / recommender
+        train_joint(_config(tiny_project, run, recommender, model=model, epochs=1, keep="last"))
+        for name, value in load_file(run / "encoder.safetensors").items():
+            assert not torch.equal(value, before[name.removeprefix("model.")]), f"{recommender}: {name}"
+    frozen = _config(tiny_project, tmp_path / "frozen", "morec", epochs=1, tuning=TuningConfig(method="none"))
+    train_joint(frozen)
+    assert not (tmp_path / "frozen" / "encoder.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_on_sequences_is_refused_before_anything_is_written(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    codes = {"recommender": "vqrec", "model": recommender_config("vqrec", dim=8, bits=2)}
+    for changes, message in (
+        ({"batching": "interaction"}, "batching: got 'interaction', expected the default with morec"),
+        ({"users_per_item": 3}, "users_per_item: got 3, expected none with morec"),
+        ({"accumulation": 2}, "accumulation: got 2, expected 1 with morec"),
+        ({"loss": "full"}, "loss: got 'full', expected inbatch"),
+        ({"recommender": "vbpr", "model": recommender_config("vbpr"), "logq": True}, "logq: got True, expected False"),
+        (codes, "recommender: got vqrec, which reads codes of features"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_joint(_config(tiny_project, tmp_path / "run", "morec", **changes))
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_encoder_without_tokens_is_refused_before_anything_is_written(tiny_project: Project, tmp_path: Path) -> None:
+    encoder = EncoderConfig(model=str(write_family(tmp_path / "resnet", "resnet")))
+    settings = FeaturesConfig(shards=tiny_project.shards, out=tmp_path / "features", encoder=encoder)
+    extract_features(settings)
+    with pytest.raises(UserError, match=r"encoder: the image tower \(ModifiedResNet\) has no sequence of tokens"):
+        train_joint(_config(tiny_project, tmp_path / "run", "pmmrec", features=tmp_path / "features"))
+    assert not (tmp_path / "run").exists()

@@ -51,7 +51,8 @@ class LiveNextItem(TrainsEncoder, NextItem):
 
     def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
         """Vectors of the items that this rank encodes; the stored features stand for those that could not be read."""
-        assert batch.content is not None
+        if batch.content is None:
+            return super()._own_views(batch, items)
         rows = self.encoded(batch.content)
         if len(batch.content.items) < len(items):
             read = torch.searchsorted(items, batch.content.items)

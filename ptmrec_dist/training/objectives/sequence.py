@@ -70,7 +70,7 @@ class NextItem(RecommenderObjective):
             step: Number of the step; with the seed it decides dropout and sampled negatives.
 
         Returns:
-            `next_item`, a scalar whose mean over the ranks is the global mean.
+            `next_item`, and the other terms of PMMRec: scalars whose mean over the ranks is the global mean.
         """
         if self.training:  # dropout depends on nothing else, so that an interrupted run repeats it
             torch.manual_seed((self.seed * 1_000_003 + step) * self.world.size + self.world.rank)
