@@ -98,8 +98,8 @@ def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Re
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
     counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
-    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(manifest.modalities)}, {len(manifest.shards)} shards"
-    print(f"{out}: {held}; {counts}")
+    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(manifest.modalities)}"
+    print(f"{out}: {held}, {len(manifest.shards)} shards; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
         print("items that lack image or text were left out; --missing keep keeps them and their interactions")
     for part in splits.PARTS[3:]:
