@@ -109,7 +109,9 @@ def _load(recommender: Recommender, weights: dict[str, Tensor]) -> None:
         recommender.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"model: these hyper-parameters do not fit the weights to start from ({reason})") from error
+        raise UserError(
+            f"model: these hyper-parameters do not fit the weights to start from ({reason}); refit by --start scratch"
+        ) from error
 
 
 def make_objective(
