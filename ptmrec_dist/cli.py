@@ -16,6 +16,7 @@ import yaml
 
 from ptmrec_dist import config
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
+from ptmrec_dist.storage import with_local_copies
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Command:
 
 COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
+    "download": Command(config.DownloadConfig, "ptmrec_dist.data.downloading:download"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
     "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
@@ -110,7 +112,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     prog = prog or f"ptmrec {command}"
     _prepare_process()
     try:
-        settings = parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv))
+        settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
         code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.

@@ -39,6 +39,14 @@ def shared_data() -> Callable[[str], Path]:
     return find
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thousands of generated cases run only where they are asked for."""
+    if "fuzz" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -21,6 +21,7 @@ from ptmrec_dist.config.data import (
     ReadsTables,
 )
 from ptmrec_dist.config.doctor import DoctorConfig
+from ptmrec_dist.config.download import DownloadColumnsConfig, DownloadConfig
 from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.plain import (
@@ -89,6 +90,8 @@ __all__ = [
     "DeleteConfig",
     "DemoConfig",
     "DoctorConfig",
+    "DownloadColumnsConfig",
+    "DownloadConfig",
     "EncoderConfig",
     "EncoderOptimConfig",
     "EvaluateConfig",

@@ -130,15 +130,29 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_inc
             catalogue = tally.drop(catalogue, no_text, "empty text", show=_SHOW)
         if has_image or not has_text:
             catalogue = tally.drop(catalogue, no_image, "no image path", show=_SHOW)
+    catalogue = with_paths(catalogue, tally, images)
+    return tally.drop(catalogue, ~pl.col("item_id").is_first_distinct(), "duplicate item id", show=_SHOW)
+
+
+def with_paths(catalogue: pl.DataFrame, tally: Tally, images: Path) -> pl.DataFrame:
+    """Find the path of each row's image, and drop rows whose path is none inside the image folder.
+
+    Args:
+        catalogue: `row`, `item_id`, and `image`, empty where there is none.
+        tally: Counts of the rows.
+        images: Folder that image paths are relative to, and may not leave.
+
+    Returns:
+        The other rows, with `path`: absolute path of the image, empty without one.
+    """
     url = pl.col("image").str.contains(_URL)
-    hint = "images are read from files: download them, then give their paths"
+    hint = "images are read from files: fetch them by `ptmrec download`"
     catalogue = tally.drop(catalogue, url, "image is a URL", show=_SHOW_IMAGE, hint=hint)
     root = os.path.abspath(images)
     paths = [os.path.normpath(os.path.join(root, image)) if image else "" for image in catalogue["image"]]
     catalogue = catalogue.with_columns(path=pl.Series(paths, dtype=pl.String))
-    outside = ~no_image & ~pl.col("path").str.starts_with(os.path.join(root, ""))
-    catalogue = tally.drop(catalogue, outside, "image path outside the image folder", show=_SHOW_IMAGE)
-    return tally.drop(catalogue, ~pl.col("item_id").is_first_distinct(), "duplicate item id", show=_SHOW)
+    outside = (pl.col("image") != "") & ~pl.col("path").str.starts_with(os.path.join(root, ""))
+    return tally.drop(catalogue, outside, "image path outside the image folder", show=_SHOW_IMAGE)
 
 
 def catalogue_of_ids(item_ids: pl.Series) -> pl.DataFrame:

@@ -7,9 +7,9 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
-from urllib.request import getproxies, proxy_bypass
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.fetching import fetch, host_of, is_allowed, open_session, reason
 from ptmrec_dist.serving.limits import Limits, variable
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 HOSTS_VARIABLE = "PTMREC_IMAGE_HOSTS"
 """Environment variable of the server: hosts (`img.example.org`, `cdn.example.org:8080`) that it may fetch images from,
 separated by commas; none by default, since a server that fetches any address exposes its own network."""
-
-_CHUNK = 65536  # bytes
 
 
 class ImageSource:
@@ -76,7 +74,7 @@ class ImageSource:
                 f"request; send it in base64, or set {variable('fetch_seconds')} in the server's environment"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"image: cannot fetch {_shown(given)} ({_reason(error)}); send it in base64") from error
+            raise UserError(f"image: cannot fetch {_shown(given)} ({reason(error)}); send it in base64") from error
         finally:
             self._seconds -= time.monotonic() - started
         self._limits.check("image_bytes", len(data), "bytes of an image")
@@ -89,11 +87,11 @@ def _allowed(given: str) -> "URL":
 
     try:
         url = URL(given)
-        host = url.raw_host if url.explicit_port is None else f"{url.raw_host}:{url.explicit_port}"
+        host = host_of(url)
     except ValueError as error:
         raise UserError(f"image: got {_shown(given)} ({error}); expected a URL, or the file in base64") from error
     allowed = [name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name.strip()]
-    if not host or host.lower() not in allowed or url.raw_user is not None or url.raw_password is not None:
+    if not is_allowed(url, allowed):
         raise UserError(
             f"image: got a URL at {host!r}, which this server may not fetch; send the image in base64, or name the host "
             f"in the server's {HOSTS_VARIABLE}"
@@ -102,33 +100,9 @@ def _allowed(given: str) -> "URL":
 
 
 async def _download(url: "URL", seconds: float, most: int) -> bytes:
-    """Fetch a file of at most `most` bytes; of a larger one, return up to one chunk more."""
-    from aiohttp import ClientError, ClientSession, ClientTimeout
-
-    # The total covers host lookup, handshake, headers and body, however slowly they arrive.
-    timeout = ClientTimeout(total=seconds)
-    proxy = None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
-    try:
-        async with (
-            ClientSession(timeout=timeout, auto_decompress=False, headers={"Accept-Encoding": "identity"}) as session,
-            # An allowed host must not redirect the server to one that is not.
-            session.get(url, allow_redirects=False, proxy=proxy) as response,
-        ):
-            if response.status != 200:
-                raise ValueError(f"HTTP status {response.status}")
-            data = bytearray()
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                data += chunk
-                if len(data) > most:
-                    break
-            return bytes(data)
-    except ClientError as error:
-        raise OSError(_reason(error)) from error
+    async with open_session(seconds) as session:
+        return await fetch(session, url, most)
 
 
 def _shown(given: str) -> str:
     return repr(given if len(given) <= 200 else given[:200] + "…")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,7 @@ FEW = 12
 MANY = int(os.environ.get("PTMREC_CASES", "10000"))
 
 
-@pytest.fixture(params=[FEW, pytest.param(MANY, marks=[pytest.mark.fuzz, pytest.mark.slow])], ids=["few", "many"])
+@pytest.fixture(params=[FEW, pytest.param(MANY, marks=pytest.mark.fuzz)], ids=["few", "many"])
 def cases(request: pytest.FixtureRequest) -> int:
     """Number of cases."""
     number: int = request.param

@@ -42,7 +42,7 @@ def test_added_items_are_recommended_with_the_score_of_new_ones_and_the_rest_sta
     printed = capsys.readouterr().out
     assert "6 items read, 1 empty text" in printed
     assert "1 already in the model" in printed
-    assert printed.count("n4") == printed.count("n5") == 1
+    assert printed.count("item 'n4'") == printed.count("item 'n5'") == 1
     assert "2 kept" in printed
     after = load_model("models:/growing@champion")
     made = registry.get_model_version_by_alias("growing", "champion")
