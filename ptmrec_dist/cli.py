@@ -16,6 +16,7 @@ import yaml
 
 from ptmrec_dist import config
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
+from ptmrec_dist.storage import with_local_copies
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     prog = prog or f"ptmrec {command}"
     _prepare_process()
     try:
-        settings = parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv))
+        settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
         code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.

@@ -106,7 +106,7 @@ def locked(out: Path) -> Iterator[None]:
     owner = Owner.this_process()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(path.parent):
+        with one_at_a_time(path.parent):
             _remove_unfinished(path)
             _remove_stale(path, out)
             _create(path, owner, out)
@@ -196,8 +196,15 @@ def _owner_of(path: Path) -> Owner | None:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Prevent two processes of this host from taking over the same stale lock."""
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process of this host at a time work in a folder; the others wait. The end of the process ends it, too.
+
+    Args:
+        folder: Folder that exists.
+
+    Yields:
+        Nothing.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without it: what remains is a race of milliseconds over a stale lock

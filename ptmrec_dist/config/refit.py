@@ -16,8 +16,8 @@ class RefitConfig:
     """Run folder of stage 2 or joint training, whose encoder was tuned; it remains an input of the new run."""
     out: Path
     """Run folder. Started again with the same settings, an interrupted run resumes."""
-    start: Literal["scratch", "run"] = "scratch"
-    """scratch: the recommender is initialised anew; run: it starts from the run's weights, which are evaluated first."""
+    start: Literal["run", "scratch"] = "run"
+    """run: the recommender starts from the run's weights, which are evaluated first; scratch: it is initialised anew."""
     shards: Path | None = None
     """Packed data set of the run, if it was moved; it must have the same fingerprint."""
     stage1: Path | None = None

@@ -91,11 +91,15 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             report=report.to_dict(),
         )
         manifest.write(fresh)
+    _print_result(out, manifest, items, report)
+
+
+def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Report) -> None:
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
     counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
-    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(modalities)}, {len(shards)} shards"
-    print(f"{out}: {held}; {counts}")
+    held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(manifest.modalities)}"
+    print(f"{out}: {held}, {len(manifest.shards)} shards; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
         print("items that lack image or text were left out; --missing keep keeps them and their interactions")
     for part in splits.PARTS[3:]:

@@ -94,6 +94,8 @@ class Recommender(nn.Module, ABC):
     propagates_features: ClassVar[bool] = True
     """Whether `tables` reads features: stage 2 then has to copy whole tables, with the batch's new rows, and compute `tables`
     from them in every step. If not, nothing in a step reads features of items outside the batch."""
+    trains_features: ClassVar[bool] = True
+    """Whether gradients reach the features that it reads."""
     history_length: int = 0
     """Most recent items of a user that queries and batches must provide L; 0 if a user is an index, and a visitor's vector
     is estimated from those of users with similar histories."""

@@ -41,8 +41,6 @@ class SequenceRecommender(Recommender):
     parts: ClassVar[Mapping[str, str]] = {}
     """Prefixes of the names in the state dict, each to the part that other data can take over: `text`, `image`, `fusion`,
     `user`."""
-    teaches_encoder: ClassVar[bool] = True
-    """Whether a gradient reaches the features that it reads."""
     reads_tokens: ClassVar[bool] = False
     """Whether it makes vectors of an encoder's tokens, where the encoder is trained along: by a method `fuse`."""
 

@@ -34,7 +34,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         UserError: A recommender that trains no encoder; interactions without times; an encoder without tokens, where they are
             read; parts of another run that do not fit; all that `check_start` refuses; a run folder of other settings.
     """
-    if not _recommender_of(start).teaches_encoder:
+    if not _recommender_of(start).trains_features:
         raise UserError(
             f"recommender: got {config.recommender}, which reads codes of features, so that no gradient reaches the encoder; "
             "train it by `ptmrec stage1`, or choose another"

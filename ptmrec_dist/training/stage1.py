@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
+from ptmrec_dist.config.common import require
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.data.sequences import TrainingSequences
@@ -108,7 +109,9 @@ def _load(recommender: Recommender, weights: dict[str, Tensor]) -> None:
         recommender.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"model: these hyper-parameters do not fit the weights to start from ({reason})") from error
+        raise UserError(
+            f"model: these hyper-parameters do not fit the weights to start from ({reason}); refit by --start scratch"
+        ) from error
 
 
 def make_objective(
@@ -128,11 +131,14 @@ def make_objective(
         The objective, on the rank's device.
 
     Raises:
-        UserError: Bad features, or a recommender of the next item on interactions without times.
+        UserError: Bad features, features to train that no gradient reaches, or a recommender of the next item on interactions
+            without times.
     """
     torch.manual_seed(config.seed)
     record = untrained_record(config, dataset, store)
     recommender = recommender_on(record, dataset, store, world).to(world.device)
+    trainable = recommender.trains_features or not config.train_features
+    require(trainable, "train_features", True, f"False with {config.recommender}, which learns from codes of features")
     features = tensors_of(store, record.modalities)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):

@@ -25,8 +25,8 @@ def _model(toy: Toy, name: str, **settings: object) -> SequenceRecommender:
     model.rebuild(toy.features)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.7, generator=generator)
+        for parameter in model.parameters():  # where layers normalise, 1 is added to
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -26,6 +26,7 @@ from ptmrec_dist.training.joint import train_joint
 from tests.conftest import UNTRACKED, Project
 from tests.encoders.families import write_family
 from tests.ranks import run_on_ranks
+from tests.recommenders.conftest import for_few_items
 from tests.training.steps import terminate_first_rank_before_step
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -40,7 +41,7 @@ def _config(project: Project, out: Path, recommender: str, **changes: Any) -> Jo
         "features": project.features,
         "out": out,
         "recommender": recommender,
-        "model": recommender_config(recommender, **SMALL[recommender]),
+        "model": recommender_config(recommender, **SMALL.get(recommender, {"dim": 8})),
         "tuning": TuningConfig(method="last_n", settings=LastNConfig(n=1)),
         "epochs": 2,
         "batch_size": 50,
@@ -122,17 +123,17 @@ def test_other_recommenders_of_the_next_item_train_their_encoder_along(tiny_proj
 def test_what_cannot_be_trained_on_sequences_is_refused_before_anything_is_written(
     tiny_project: Project, tmp_path: Path
 ) -> None:
-    codes = {"recommender": "vqrec", "model": recommender_config("vqrec", dim=8, bits=2)}
-    for changes, message in (
-        ({"batching": "interaction"}, "batching: got 'interaction', expected the default with morec"),
-        ({"users_per_item": 3}, "users_per_item: got 3, expected none with morec"),
-        ({"accumulation": 2}, "accumulation: got 2, expected 1 with morec"),
-        ({"loss": "full"}, "loss: got 'full', expected inbatch"),
-        ({"recommender": "vbpr", "model": recommender_config("vbpr"), "logq": True}, "logq: got True, expected False"),
-        (codes, "recommender: got vqrec, which reads codes of features"),
+    codes = recommender_config("vqrec", dim=8, **for_few_items("vqrec"))
+    for recommender, changes, message in (
+        ("morec", {"batching": "interaction"}, "batching: got 'interaction', expected the default with morec"),
+        ("morec", {"users_per_item": 3}, "users_per_item: got 3, expected none with morec"),
+        ("morec", {"accumulation": 2}, "accumulation: got 2, expected 1 with morec"),
+        ("morec", {"loss": "full"}, "loss: got 'full', expected inbatch"),
+        ("vbpr", {"logq": True}, "logq: got True, expected False"),
+        ("vqrec", {"model": codes}, "recommender: got vqrec, which reads codes of features"),
     ):
         with pytest.raises(UserError, match=message):
-            train_joint(_config(tiny_project, tmp_path / "run", "morec", **changes))
+            train_joint(_config(tiny_project, tmp_path / "run", recommender, **changes))
         assert not (tmp_path / "run").exists()
 
 

@@ -49,7 +49,7 @@ def _stage2(project: Project, out: Path, **changes: Any) -> Stage2Config:
 
 
 def _refit(run: Path, out: Path, **changes: Any) -> RefitConfig:
-    return RefitConfig(run=run, out=out, device="cpu", tracking=UNTRACKED, **changes)
+    return RefitConfig(run=run, out=out, device="cpu", tracking=UNTRACKED, **({"start": "scratch"} | changes))
 
 
 def _json(path: Path) -> Any:
@@ -118,6 +118,7 @@ def test_its_lineage_names_the_tuned_encoder_and_both_stages(
 def test_flags_replace_the_settings_of_stage_1(tuned: Path, tmp_path: Path) -> None:
     out = tmp_path / "refit"
     words = ["--run", str(tuned), "--out", str(out), "--model.dim", "4", "--epochs", "2", "--lr", "0.01", "--seed", "5"]
+    words += ["--start", "scratch"]
     assert cli.run("refit", [*words, "--device", "cpu", "--tracking.enabled", "false"]) == 0
     record, asked = _json(out / "run.json"), cli._yaml_in(out / "config.yaml")
     assert record["hyperparameters"]["dim"] == 4
@@ -127,8 +128,9 @@ def test_flags_replace_the_settings_of_stage_1(tuned: Path, tmp_path: Path) -> N
         refit(_refit(tuned, out, model={"dim": 4}, epochs=2, seed=5))
 
 
-def test_it_can_start_from_the_weights_that_the_run_left(tuned: Path, tmp_path: Path) -> None:
-    refit(_refit(tuned, tmp_path / "refit", start="run", epochs=1))
+def test_it_starts_from_the_weights_that_the_run_left(tuned: Path, tmp_path: Path) -> None:
+    words = ["--run", str(tuned), "--out", str(tmp_path / "refit"), "--epochs", "1", "--device", "cpu"]
+    assert cli.run("refit", [*words, "--tracking.enabled", "false"]) == 0
     first = json.loads((tmp_path / "refit" / "history.jsonl").read_text().splitlines()[0])
     assert first["epoch"] == 0
     for name, value in _json(tuned / "metrics.json")["validation"].items():
@@ -150,7 +152,7 @@ def _killed_in_refit(config: Stage2Config) -> None:
 
 
 def test_stage_2_goes_on_to_its_refit_and_resumes_it(tiny_project: Project, tuned: Path, tmp_path: Path) -> None:
-    refit(_refit(tuned, tmp_path / "by-hand"))
+    refit(_refit(tuned, tmp_path / "by-hand", start="run"))
     config = _stage2(tiny_project, tmp_path / "run", refit=True)
     assert exit_codes_on_ranks(1, _killed_in_refit, config) == [-9]
     assert (config.out / "metrics.json").is_file()

@@ -27,11 +27,12 @@ from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
-from tests.recommenders.conftest import for_few_items
+from tests.recommenders.conftest import for_few_items, is_sequential
 from tests.training.steps import kill_before_step, temporary_session, terminate_first_rank_before_step
 
 
 def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
+    name = changes.get("recommender", "vbpr")
     settings: dict[str, Any] = {
         "shards": project.shards,
         "features": project.features,
@@ -39,7 +40,7 @@ def _config(project: Project, out: Path, **changes: Any) -> Stage1Config:
         "epochs": 6,
         "batch_size": 64,
         "checkpoint_every": 10,
-        "model": recommender_config(changes.get("recommender", "vbpr"), dim=8),
+        "model": recommender_config(name, **{"dim": 8, **for_few_items(name)}),
         "lr": 0.02,
         "tracking": UNTRACKED,
     }
@@ -102,12 +103,14 @@ def test_patience_runs_out_once_the_steps_are_done(tiny_project: Project, tmp_pa
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
     run = tmp_path / "run"
-    config = RECOMMENDERS[recommender].config
-    weight = {"reg_weight": 1e-3} if "reg_weight" in {item.name for item in fields(config)} else {}
-    model = recommender_config(recommender, **({"dim": 8} | weight | for_few_items(recommender)))
+    known = {item.name for item in fields(RECOMMENDERS[recommender].config)}
+    weight = {"reg_weight": 1e-3} if "reg_weight" in known else {}
+    # So narrow vectors cannot spare half of their values.
+    dropout = {"dropout": 0.1} if is_sequential(recommender) else {}
+    model = recommender_config(recommender, **({"dim": 8} | weight | dropout | for_few_items(recommender)))
     # A network of several layers learns at lower rates than tables do.
-    rate = {"lr": 0.005} if recommender == "pmmrec" else {}
-    train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model, **rate))
+    lr = {"pmmrec": 0.005, "carca": 0.01}.get(recommender, 0.02)
+    train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model, lr=lr))
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender_class(recommender).multimodal else set()
     assert set(metrics) == {"validation", "test"} | cold
@@ -135,6 +138,8 @@ def _killed_in_epoch_5(config: Stage1Config) -> None:
         ("lattice", 7),
         ("mmgcl", 7),
         ("sasrec", 7),
+        ("carca", 7),
+        ("vqrec", 7),
     ],
 )
 def test_a_killed_run_ends_like_an_undisturbed_one(
@@ -350,8 +355,7 @@ def test_parameters_are_counted_by_where_they_lie(tiny_project: Project, tmp_pat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("recommender", RECOMMENDERS)
 def test_nothing_in_an_epoch_waits_for_the_gpu(tiny_project: Project, tmp_path: Path, recommender: str) -> None:
-    model = recommender_config(recommender, **for_few_items(recommender))
-    config = _config(tiny_project, tmp_path, recommender=recommender, model=model, device="cuda")
+    config = _config(tiny_project, tmp_path, recommender=recommender, device="cuda")
     dataset = Dataset(config.shards)
     world = join_world("cuda")
     objective = make_objective(config, dataset, open_store(config, dataset), world)

@@ -45,7 +45,7 @@ class VQRec(CosineRecommender):
         UserError: Fewer items with training interactions than codes, or no FAISS.
     """
 
-    teaches_encoder: ClassVar[bool] = False
+    trains_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: VQRecConfig) -> None:
         super().__init__(inputs, config)
