@@ -89,7 +89,7 @@ def test_every_setting_that_takes_a_list_takes_one_value_and_shows_how_in_its_he
             _parse(command, "--help")
         shown = re.sub(r"\s+", " ", capsys.readouterr().out)
         for option in options:
-            assert re.search(rf"{option} [^-]*`[\w.]+,[\w.]+", shown), option
+            assert re.search(rf"{option} [^-]*`[^`\s]+,[^`\s]+`", shown), option
     sweep = ("sweep", "--stage1", "a", "--out", "b", "--space", '{"optim.lr": {"choice": [1, 2]}}')
     assert _parse(*sweep, "--winner_seeds", 7).winner_seeds == (7,)
     experiment = ("experiment", "--shards", "a", "--encoder.model", "m", "--out", "b", "--seeds", "3,4")

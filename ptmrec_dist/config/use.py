@@ -152,7 +152,7 @@ class RecommendConfig:
     users_file: Path | None = None
     """Text file with a user id on each line."""
     for_items: tuple[str, ...] = ()
-    """Item ids, separated by commas: find the users that each of them is for, instead."""
+    """Item ids (`12,15`): find the users that each of them is for, instead."""
     all: bool = False
     """All users of the training data; needs `--out`."""
     out: Path | None = None
@@ -165,9 +165,9 @@ class RecommendConfig:
     """Items to choose from. warm: those with interactions, by the full score; cold: those without any; all: both, by the cold
     score."""
     items: tuple[str, ...] = ()
-    """Item ids to choose from instead, such as what is in stock."""
+    """Item ids to choose from instead (`12,15`), such as what is in stock."""
     exclude: tuple[str, ...] = ()
-    """Item ids to leave out."""
+    """Item ids to leave out (`12,15`)."""
     filters: tuple[str, ...] = ()
     """Conditions on columns that the catalogue was packed with: `'year>=1990,genres~Comedy'`."""
     diversity: float = 0.0
