@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
+from ptmrec_dist.recommenders.sequences import ITEMS
+from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED, MergeAttention, Tokens
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 
 _NOISES = 3  # none, shuffled, replaced
 
 
-class PMMRec(SequenceRecommender):
+class PMMRec(FusedRecommender):
     """A causal transformer over fused images and texts.
 
     Args:
@@ -39,7 +40,6 @@ class PMMRec(SequenceRecommender):
         config: Hyper-parameters.
     """
 
-    multimodal: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {
         "fusion.projections.text.": "text",
         "fusion.projections.image.": "image",
@@ -47,9 +47,6 @@ class PMMRec(SequenceRecommender):
         "fusion.block.": "fusion",
         "transformer.": "user",
     }
-    reads_tokens: ClassVar[bool] = True
-    fuses_tokens: bool
-    """Whether it is built for an encoder's tokens, and not for its features."""
 
     def __init__(self, inputs: Inputs, config: PMMRecConfig) -> None:
         super().__init__(inputs, config)
@@ -102,14 +99,7 @@ class PMMRec(SequenceRecommender):
         return self.item_vectors(features)
 
     def classify_noise(self, states: Tensor) -> Tensor:
-        """Compute the classifier's outputs (eq. 10).
-
-        Args:
-            states: States of noised histories, [*, D].
-
-        Returns:
-            Unchanged, shuffled, replaced: [*, K], without a ReLU.
-        """
+        """Apply the classifier; see `FusedRecommender`."""
         assert self.noise_classifier is not None  # the objective asks where the hyper-parameters do
         outputs: Tensor = self.noise_classifier(states)
         return outputs
