@@ -49,33 +49,22 @@ def contrast(
     Returns:
         Mean of both directions, [R].
     """
-    text_GD, image_GD = F.normalize(text_GD, dim=1), F.normalize(image_GD, dim=1)
-    chosen = (current_R, next_R, hidden_RG, log_counts_G, kind, complete, temperature)
-    return (_direction(text_GD, image_GD, *chosen) + _direction(image_GD, text_GD, *chosen)) / 2
-
-
-def _direction(
-    anchors_GD: Tensor,
-    others_GD: Tensor,
-    current_R: Tensor,
-    next_R: Tensor,
-    hidden_RG: Tensor,
-    log_counts_G: Tensor,
-    kind: Kind,
-    complete: bool,
-    temperature: float,
-) -> Tensor:
-    """The loss of one modality's vectors against those of the other, [R]."""
-    anchors_RD = F.embedding(current_R, anchors_GD) / temperature
-    across_RG, within_RG = anchors_RD @ others_GD.T, anchors_RD @ anchors_GD.T
     own_R1, next_R1 = current_R[:, None], next_R[:, None]
-    positives = [across_RG.gather(1, own_R1)]
-    if kind == "nicl":
-        positives += [across_RG.gather(1, next_R1), within_RG.gather(1, next_R1)]
-    negatives = [across_RG] if kind == "vcl" else [across_RG, within_RG]
-    negatives = [(scores_RG + log_counts_G).masked_fill(hidden_RG, -torch.inf) for scores_RG in negatives]
-    compared = positives if complete else positives[:1]
-    return _log_sum(compared + negatives) - _log_sum(positives)
+
+    def direction(anchors_GD: Tensor, others_GD: Tensor) -> Tensor:
+        """The loss of one modality's vectors against those of the other, [R]."""
+        anchors_RD = F.embedding(current_R, anchors_GD) / temperature
+        across_RG, within_RG = anchors_RD @ others_GD.T, anchors_RD @ anchors_GD.T
+        positives = [across_RG.gather(1, own_R1)]
+        if kind == "nicl":
+            positives += [across_RG.gather(1, next_R1), within_RG.gather(1, next_R1)]
+        negatives = [across_RG] if kind == "vcl" else [across_RG, within_RG]
+        negatives = [(scores_RG + log_counts_G).masked_fill(hidden_RG, -torch.inf) for scores_RG in negatives]
+        compared = positives if complete else positives[:1]
+        return _log_sum(compared + negatives) - _log_sum(positives)
+
+    text_GD, image_GD = F.normalize(text_GD, dim=1), F.normalize(image_GD, dim=1)
+    return (direction(text_GD, image_GD) + direction(image_GD, text_GD)) / 2
 
 
 def _log_sum(terms: list[Tensor]) -> Tensor:
