@@ -32,6 +32,7 @@ COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "download": Command(config.DownloadConfig, "ptmrec_dist.data.downloading:download"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
+    "merge": Command(config.MergeConfig, "ptmrec_dist.data.merge:merge"),
     "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1", measures=True),

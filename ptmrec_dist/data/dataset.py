@@ -164,6 +164,16 @@ class Dataset:
         return np.flatnonzero((self._column("items", "part") == part).to_numpy())
 
     @cached_property
+    def items(self) -> pl.DataFrame:
+        """All that is known of the items, by item index: the columns that `write_tables` lists."""
+        return self._read("items", None).drop("item_index")
+
+    @cached_property
+    def has_times(self) -> bool:
+        """Whether interactions have a column of times, which may be empty in some rows."""
+        return all("timestamp" in self._columns(f"interactions/{part}") for part in self.parts)
+
+    @cached_property
     def item_ids(self) -> list[str]:
         """Item ids by item index, I of them."""
         return self._column("items", "item_id").to_list()
@@ -181,9 +191,8 @@ class Dataset:
     @cached_property
     def attributes(self) -> pl.DataFrame:
         """Further columns of the catalogue by item index, as text, without rows or columns where none were packed."""
-        table = self._read("items", None)
-        kept = [name for name in table.columns if name.startswith(ATTRIBUTE)]
-        return table.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
+        kept = [name for name in self.items.columns if name.startswith(ATTRIBUTE)]
+        return self.items.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
 
     def has(self, modality: str) -> np.ndarray:
         """Return which items have a modality.
