@@ -187,9 +187,12 @@ def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
 
 
 def _underscored(word: str) -> str:
-    """`--on-error` is accepted for `--on_error`."""
+    """`--on-error` is accepted for `--on_error`, and `--from`, a word of Python that no setting can be called."""
     option, equals, value = word.partition("=")
-    return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else word
+    if not option.startswith("--"):
+        return word
+    option = option.replace("-", "_").replace("__", "--", 1)
+    return {"--from": "--from_run"}.get(option, option) + equals + value
 
 
 def _with_switches(words: list[str], settings: type) -> list[str]:

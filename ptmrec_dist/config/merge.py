@@ -18,8 +18,8 @@ class MergeConfig:
     """Setting that the first words of the command line give."""
 
     sources: tuple[Path, ...]
-    """Packed data sets, two or more, before any option (`shards/films shards/books`, or `shards/films,shards/books`). Users of two
-    sources are never the same, and neither are items."""
+    """Packed data sets, two or more, before any option (`shards/films shards/books`, or `shards/films,shards/books`). Users of
+    two sources are never the same, and neither are items."""
     names: tuple[str, ...] = ()
     """Names of the sources (`films,books`), which ids get as a prefix (`films:1`), by default those of the folders."""
     out: Path
