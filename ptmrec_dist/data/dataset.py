@@ -48,6 +48,8 @@ class Dataset:
         self.num_users = self.manifest.num_users
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
+        self.sources = self.manifest.members
+        """Name of each source to its users and items; empty unless `ptmrec merge` wrote the data set."""
         self.parts: tuple[str, ...] = tuple(
             part
             for part, count in self.manifest.interactions.items()
@@ -169,11 +171,6 @@ class Dataset:
         return self._read("items", None).drop("item_index")
 
     @cached_property
-    def has_times(self) -> bool:
-        """Whether interactions have a column of times, which may be empty in some rows."""
-        return all("timestamp" in self._columns(f"interactions/{part}") for part in self.parts)
-
-    @cached_property
     def item_ids(self) -> list[str]:
         """Item ids by item index, I of them."""
         return self._column("items", "item_id").to_list()
@@ -292,12 +289,9 @@ class Dataset:
             f"{self._option}: {self.folder / table}.parquet is not one that `ptmrec pack` wrote ({first}); pack again"
         )
 
-    def _interactions_path(self, part: str) -> Path:
-        return self.folder / "interactions" / f"{part}.parquet"
-
     def _check_files(self) -> None:
-        tables = [self.folder / "items.parquet", self.folder / "users.parquet"]
-        wanted = [*tables, *map(self._interactions_path, self.parts), *self.shard_paths()]
+        tables = ["items", "users", *(f"interactions/{part}" for part in self.parts)]
+        wanted = [*(self.folder / f"{table}.parquet" for table in tables), *self.shard_paths()]
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             raise UserError(

@@ -51,6 +51,16 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Users and items of a source of a merged data set."""
+
+    users: range
+    """User indices."""
+    items: range
+    """Item indices."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of a packed data set, and the settings it was packed with."""
 
@@ -88,6 +98,15 @@ class Manifest:
     def has_content(self) -> bool:
         """Whether there are images or texts."""
         return bool(self.modalities)
+
+    @property
+    def members(self) -> dict[str, Members]:
+        """Name of each source to its users and items."""
+        found, first_user, first_item = {}, 0, 0
+        for source in self.sources:
+            users = range(first_user, first_user := first_user + source.num_users)
+            found[source.name] = Members(users, range(first_item, first_item := first_item + source.num_items))
+        return found
 
     @property
     def layout(self) -> str:

@@ -48,8 +48,9 @@ def _check_alike(first: Dataset, dataset: Dataset) -> None:
                 f"sources: {first.folder} has {name} {ours}, {dataset.folder} {theirs}; expected the same in all: pack one of "
                 "them again"
             )
-    if first.has_times != dataset.has_times:
-        without = dataset if first.has_times else first
+    timed = [all("timestamp" in one.table(part).columns for part in one.parts) for one in (first, dataset)]
+    if timed[0] != timed[1]:
+        without = dataset if timed[0] else first
         raise UserError(
             f"sources: interactions of {without.folder} have no times, those of others have; expected times in all or in none: "
             "pack them again (--columns.time)"
