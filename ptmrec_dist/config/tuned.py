@@ -1,10 +1,11 @@
 """Settings of the commands that tune an encoder: stage 2, joint and contrastive training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
@@ -201,12 +202,16 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     projection of this modality, which alone is read, and the user encoder."""
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
+    pretraining: Literal["auto", "on", "off"] = "auto"
+    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer`, as in the paper,
+    else on."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
         TrainsBoth.__post_init__(self)
         self._check_transfer()
+        self._choose_losses()
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
             return
@@ -230,6 +235,14 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
             allowed = ("auto", self.transfer)
             require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
             object.__setattr__(self, "modalities", self.transfer)
+
+    def _choose_losses(self) -> None:
+        """Turn the losses of pre-training off where they are not wanted."""
+        if not isinstance(self.model, PMMRecConfig):
+            expected = f"auto with {self.recommender}, which has no losses of pre-training"
+            require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
+        elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer != "none"):
+            object.__setattr__(self, "model", replace(self.model, contrast="none", nid="none", rcl="none"))
 
 
 @dataclass(frozen=True, kw_only=True)
