@@ -18,6 +18,7 @@ from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
 from ptmrec_dist.training.parts import take_over, with_source
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, train_both
 from ptmrec_dist.training.user_batches import UserBatches
 
@@ -49,8 +50,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     if taken and config.pretraining == "auto" and isinstance(config.model, PMMRecConfig):
         taken += "; the losses of pre-training are off (--pretraining on keeps them)"
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if report_complete(run, config.tracking):
         return
     if taken and world.is_first:
         print(taken)
