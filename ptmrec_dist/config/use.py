@@ -173,7 +173,8 @@ class RecommendConfig:
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
     explain: bool = False
-    """Show the items of the user's history that are most like a recommended one."""
+    """Show what IDs and what features contribute to each score, where it is the sum of both, and the items of the history that
+    are most like the item."""
     unknown: Literal["skip", "error"] = "skip"
     """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
     items; `error` refuses."""

@@ -151,7 +151,8 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
     found += [ColSpec("boolean", "warm", required=False), ColSpec(Array("string"), "because", required=False)]
-    found += [ColSpec("double", "content_score", required=False)]
+    explained = ("score_from_ids", "score_from_features", "content_score")
+    found += [ColSpec("double", name, required=False) for name in explained]
     kinds = {int: "long", bool: "boolean", str: "string", float: "double"}
     params = [
         ParamSpec(name, "string", [], (-1,)) if value == () else ParamSpec(name, kinds[type(value)], value)

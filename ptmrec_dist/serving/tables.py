@@ -1,6 +1,7 @@
 """Folder of a registered model, self-contained: JSON, Parquet and safetensors, no pickle.
 
-    model.json           modalities of new items, kind of index, lineage, versions of packages, deciles of users' best scores
+    model.json           modalities of new items, kind of index, lineage, versions of packages, deciles of users' best scores,
+                         number of the columns of items and users that come from IDs alone
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
                          modal_items [I, D] and, unless they are stored themselves, projection [sum of d_m, D] and
@@ -91,6 +92,7 @@ def write_tables(
         "lineage": dict(lineage),
         "packages": installed_packages(),
         "best_scores": best_scores,
+        "id_columns": run.recommender.id_columns,
     }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
