@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig, TrackingConfig
-from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
+from ptmrec_dist.evaluation.beyond import GROUP_RECALLS, LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
@@ -113,7 +113,7 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
         **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
         **{metric_name(name): str(value) for name, value in metrics.items()},
-        **{LIST_TAG + name: str(lists[name]) for name in LIST_PROPERTIES if name in lists},
+        **{LIST_TAG + name: str(lists[name]) for name in (*LIST_PROPERTIES, *GROUP_RECALLS) if name in lists},
     }
 
 
