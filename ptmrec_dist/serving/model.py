@@ -26,6 +26,7 @@ from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
 from ptmrec_dist.serving.diversity import diversified, pool_size
+from ptmrec_dist.serving.drift import Baseline
 from ptmrec_dist.serving.explaining import Scored, reasons_for
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
@@ -73,7 +74,7 @@ class ServedModel:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
-        self.best_scores: list[float] = described.get("best_scores", [])
+        self.baselines = {name: Baseline(**found) for name, found in described.get("baselines", {}).items()}
         self._id_columns: int | None = described.get("id_columns")
         self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
@@ -164,9 +165,7 @@ class ServedModel:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
             `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
             skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request. With
-            `explain` also `because`, up to three items of the history that are most like the item; `score_from_ids` and
-            `score_from_features`, whose sum is the score, None for recommenders whose score is no such sum; and
-            `content_score`, the cold score.
+            `explain` also `because`, `score_from_ids`, `score_from_features` and `content_score`; see `Reasons`.
 
         Raises:
             UserError: As in `rank`.
