@@ -68,7 +68,7 @@ class ServerMetrics:
             multiprocess_mode="mostrecent",
         )
         for name in self._windows:
-            self._drift.labels(name).set(0)
+            self._drift.labels(name)  # 0 until something is known
         model.observe(self)
 
     def answered(self, requesters: Requesters, params: Params, answer: Mapping[str, Sequence[Any]]) -> None:
@@ -80,7 +80,7 @@ class ServerMetrics:
         )
         for kind, count in Tally(kinds).items():
             self._rows.labels(kind).inc(count)
-        visiting = np.array([name is None for name in requesters.names])
+        visiting = np.array([name is None for name in requesters.names], dtype=bool)
         unknown = sum(map(len, requesters.unknown_items))
         self._history_items.inc(int(visiting[requesters.seen.users].sum()) + unknown)
         self._unknown_items.inc(unknown)
@@ -102,8 +102,7 @@ class ServerMetrics:
         """Note values whose drift is measured, where the model knows how they were distributed in training."""
         window = self._windows.get(name)
         if window is not None:
-            window.add(values)
-            self._drift.labels(name).set(window.psi)
+            self._drift.labels(name).set(window.add(values))
 
     def responded(self, status: int, seconds: float) -> None:
         """Count a response to `/invocations`.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -67,26 +68,27 @@ class DriftWindow:
         self._edges, self._expected = baseline.edges, _fractions(baseline.counts)
         self._latest: deque[int] = deque()
         self._counts = [0] * len(baseline.counts)
+        self._lock = Lock()  # requests are answered in threads
 
-    def add(self, values: Sequence[float]) -> None:
+    def add(self, values: Sequence[float]) -> float:
         """Take note of values.
 
         Args:
             values: The values, the latest last.
-        """
-        for value in values:
-            bucket = bisect_left(self._edges, value)
-            self._latest.append(bucket)
-            self._counts[bucket] += 1
-            if len(self._latest) > WINDOW:
-                self._counts[self._latest.popleft()] -= 1
 
-    @property
-    def psi(self) -> float:
-        """Population stability index; 0 as long as there are fewer than `FEWEST` values."""
-        if len(self._latest) < FEWEST:
-            return 0.0
-        found = _fractions(self._counts)
+        Returns:
+            Population stability index of the latest ones; 0 as long as there are fewer than `FEWEST`.
+        """
+        with self._lock:
+            for value in values:
+                bucket = bisect_left(self._edges, value)
+                self._latest.append(bucket)
+                self._counts[bucket] += 1
+                if len(self._latest) > WINDOW:
+                    self._counts[self._latest.popleft()] -= 1
+            if len(self._latest) < FEWEST:
+                return 0.0
+            found = _fractions(self._counts)
         return sum((p - q) * math.log(p / q) for p, q in zip(found, self._expected, strict=True))
 
 
