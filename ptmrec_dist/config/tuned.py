@@ -1,10 +1,11 @@
 """Settings of the commands that tune an encoder: stage 2, joint and contrastive training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
@@ -128,8 +129,9 @@ class TrainsBoth(TunesEncoder):
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
     """Part that selects the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
     items."""
-    refresh_every: int = 1
-    """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
+    refresh_every: int | None = None
+    """Epochs between refreshes of all items' features (each is followed by an evaluation). By default 1 where something reads
+    them: the choice of the best epoch, a search, or a recommender that propagates features; otherwise only the last epoch's."""
     mask_validation_at_test: bool = False
     """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
     refit: bool = False
@@ -146,8 +148,10 @@ class TrainsBoth(TunesEncoder):
             self.refit,
             "false with --tuning.method none: the features stay as they are",
         )
-        for name in ("batch_size", "accumulation", "patience", "refresh_every"):
+        for name in ("batch_size", "accumulation", "patience"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        refresh = self.refresh_every
+        require(refresh is None or refresh >= 1, "refresh_every", refresh, "1 or more")
         for name in ("epochs", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         limit = self.users_per_item
@@ -198,12 +202,16 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     projection of this modality, which alone is read, and the user encoder."""
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
+    pretraining: Literal["auto", "on", "off"] = "auto"
+    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer`, as in the paper,
+    else on."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
         TrainsBoth.__post_init__(self)
         self._check_transfer()
+        self._choose_losses()
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
             return
@@ -227,6 +235,14 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
             allowed = ("auto", self.transfer)
             require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
             object.__setattr__(self, "modalities", self.transfer)
+
+    def _choose_losses(self) -> None:
+        """Turn the losses of pre-training off where they are not wanted."""
+        if not isinstance(self.model, PMMRecConfig):
+            expected = f"auto with {self.recommender}, which has no losses of pre-training"
+            require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
+        elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer != "none"):
+            object.__setattr__(self, "model", replace(self.model, contrast="none", nid="none", rcl="none"))
 
 
 @dataclass(frozen=True, kw_only=True)

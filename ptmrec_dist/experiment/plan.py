@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
-from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, splits_of
+from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
+SOURCE = "source"
+"""Name, in the place of a split's, of the data that transfers pre-train on."""
 _COMPLETE = {
     "pack": [{"manifest.json"}],
     "features": [{"manifest.json"}],
@@ -183,11 +185,8 @@ class _Steps:
         elif cell.paradigm == "contrastive":
             yield self._contrastive()
             yield from self._stage1(cell, encoder_step(cell))
-        elif cell.paradigm == "joint":
-            name, features = self._features(None)
-            yield name, features
-            settings = {**self._chosen(), "features": str(features.folder), **self._tuned("joint")}
-            yield cell.name, self._run("joint", cell, settings, name)
+        elif cell.paradigm == "joint" or cell.transfer:
+            yield from self._joint(cell)
         else:
             yield from self._stage1(cell.frozen)
             settings = {"stage1": str(self._path(f"runs/{cell.frozen.name}")), **self._tuned("stage2")}
@@ -195,12 +194,30 @@ class _Steps:
                 settings |= {"kt_weight": 0.0}
             yield cell.name, self._run("stage2", cell, settings, cell.frozen.name)
 
+    def _joint(self, cell: Cell) -> Iterator[tuple[str, Step]]:
+        """Joint training; for a transfer first on the source, of all modalities and with the same method and seed."""
+        name, features = self._features(None)
+        yield name, features
+        model = {name: value for name, value in self._model().items() if name == "model"}
+        settings = {**self._chosen(), "features": str(features.folder), **merged(self._tuned("joint"), model)}
+        needs = [name]
+        if cell.transfer:
+            before = replace(cell, split=SOURCE, paradigm="joint", modalities=self._all_modalities())
+            yield from _Steps(replace(self.config, shards=self.config.source, pack={}), before)._joint(before)
+            settings |= {"transfer": cell.transfer, "transfer_from": str(self._path(f"runs/{before.name}"))}
+            needs.append(before.name)
+        yield cell.name, self._run("joint", cell, settings, *needs)
+
+    def _all_modalities(self) -> str:
+        reads = modalities_of(encoders_of(self.config)[self.cell.encoder])
+        return "both" if len(reads) > 1 else reads[0]
+
     def _pack(self) -> tuple[str, Step]:
         name, seed = f"shards/{self.cell.split}", int(self.cell.split.removeprefix("split"))
         return name, Step("pack", self.shards, {**self.config.pack, "seed": seed}, split=self.cell.split)
 
     def _stage1(self, cell: Cell, fine_tuned: str | None = None) -> Iterator[tuple[str, Step]]:
-        settings = {**self._chosen(), **self._common(), **self.config.stage1}
+        settings = {**self._chosen(), **merged(merged(self._common(), self.config.stage1), self._model())}
         if cell.modalities == "none":
             yield cell.name, self._run("stage1", cell, settings)
             return
@@ -217,7 +234,7 @@ class _Steps:
             return name, self._step("features", name, settings, fine_tuned)
         settings |= {"encoder": encoders_of(self.config)[self.cell.encoder].recorded()}
         first, name = (self._plain(split) for split in (splits_of(self.config)[0], self.cell.split))
-        if name == first:
+        if name == first or self.cell.split == SOURCE:
             return name, self._step("features", name, settings)
         return name, self._step("features", name, settings | {"reuse": str(self._path(first))}, first)
 
@@ -236,7 +253,7 @@ class _Steps:
     def _refit(self) -> tuple[str, Step]:
         """Where there was no stage 1, its settings are those that it would have had."""
         tuned, own = self.cell.tuned, {item.name for item in fields(RefitConfig)}
-        learnt = {name: value for name, value in self.config.stage1.items() if name in own}
+        learnt = {name: value for name, value in merged(self.config.stage1, self._model()).items() if name in own}
         settings = {"run": str(self._path(f"runs/{tuned.name}")), **self._common(), **merged(learnt, self.config.refit)}
         return self.cell.name, self._run("refit", self.cell, settings, tuned.name)
 
@@ -252,9 +269,14 @@ class _Steps:
         modalities = "both" if self.cell.modalities == "none" else self.cell.modalities
         return {
             "shards": str(self.shards),
-            "recommender": self.cell.recommender,
+            "recommender": self.config.recommender_of(self.cell.recommender),
             "modalities": modalities,
         }
+
+    def _model(self) -> dict[str, Any]:
+        """Settings of stage 1 that the model has of its own."""
+        given = self.config.models.get(self.cell.recommender, {})
+        return {name: value for name, value in given.items() if name != "recommender"}
 
     def _tuned(self, command: str) -> dict[str, Any]:
         """Settings of a command that tunes the encoder; the more specific ones take precedence."""

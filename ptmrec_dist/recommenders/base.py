@@ -161,6 +161,11 @@ class Recommender(nn.Module, ABC):
         return users_BD @ items_CD.T
 
     @property
+    def reads_cold_items(self) -> bool:
+        """Whether histories may have items without training interactions, whose vectors then come from their features."""
+        return False
+
+    @property
     def has_own_score(self) -> bool:
         """Whether the score is not the dot product."""
         return type(self).score is not Recommender.score

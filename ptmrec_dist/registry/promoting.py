@@ -58,10 +58,14 @@ def promote(config: PromoteConfig) -> None:
         aliases = aliases_of(client, config.name)
         ours = find_version(client, config.name, _chosen(config, aliases))
         finding = "no champion to beat"
-        theirs = find_version(client, config.name, aliases[CHAMPION]) if CHAMPION in aliases else None
-        _check_lists(config, ours, theirs)
-        if theirs is not None:
-            finding = _pass_gate(client, config, ours, theirs)
+        if str(ours.version) == aliases.get(CHAMPION):
+            # A promotion that was killed: only the candidate's alias is left.
+            finding = ours.tags.get(GATE_TAG, finding)
+        else:
+            theirs = find_version(client, config.name, aliases[CHAMPION]) if CHAMPION in aliases else None
+            _check_lists(config, ours, theirs)
+            if theirs is not None:
+                finding = _pass_gate(client, config, ours, theirs)
         client.set_model_version_tag(config.name, ours.version, GATE_TAG, finding)
         if ROLLBACK_TAG in ours.tags:
             client.delete_model_version_tag(config.name, ours.version, ROLLBACK_TAG)
@@ -107,7 +111,7 @@ def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
             f"name: {config.name} has no {CANDIDATE}, expected a version with this alias or --version; `ptmrec register` "
             "makes one"
         )
-    if chosen == aliases.get(CHAMPION):
+    if chosen == aliases.get(CHAMPION) and chosen != aliases.get(CANDIDATE):  # both: a promotion that was killed
         raise UserError(f"version: {chosen} of {config.name} is its champion already; expected another version")
     return chosen
 

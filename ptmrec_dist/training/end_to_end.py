@@ -6,6 +6,7 @@ import torch
 
 from ptmrec_dist.config import JointConfig
 from ptmrec_dist.config.common import require
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
@@ -17,6 +18,7 @@ from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
 from ptmrec_dist.training.parts import take_over, with_source
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, train_both
 from ptmrec_dist.training.user_batches import UserBatches
 
@@ -45,9 +47,10 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     world = join_world(config.device, config.timeout)
     start = _with_tokens(config, start, encoder)
     taken = take_over(config, _recommender_of(start)) if config.transfer_from is not None else ""
+    if taken and config.pretraining == "auto" and isinstance(config.model, PMMRecConfig):
+        taken += "; the losses of pre-training are off (--pretraining on keeps them)"
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if report_complete(run, config.tracking):
         return
     if taken and world.is_first:
         print(taken)

@@ -25,7 +25,7 @@ from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.session import Report, Session, open_session
+from ptmrec_dist.training.session import Report, Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.tuned_evaluation import TunedEvaluation
 
@@ -49,7 +49,7 @@ def tune(
             batch that cannot be divided over the ranks; a run folder of other settings.
     """
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
@@ -90,7 +90,9 @@ def train_both(
         if not trainer.state.history:
             stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
             evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start
-            trainer.evaluate()
+            # Otherwise all items would be encoded before the first step, which is worth it where somebody reads the result.
+            if evaluation.features_are_current or trainer.plan.evaluate_every == 1 or not config.epochs:
+                trainer.evaluate()
         if trainer.fit():
             evaluation.finish(trainer.state.stopping.kept_epoch)
 
@@ -177,7 +179,11 @@ def make_trainer(
         (() if encoder is None else encoder.parameters(), config.encoder_lr),
         (objective.recommender.parameters(), optim.recommender_lr),
     )
-    plan = tuning_plan(config, evaluate_every=config.refresh_every)
+    every = config.refresh_every
+    if every is None:
+        read = config.keep == "best" or session.report is not None or objective.recommender.propagates_features
+        every = 1 if read else max(config.epochs, 1)
+    plan = tuning_plan(config, evaluate_every=every)
     return Trainer(
         session, objective, optimizer, batches, plan, EarlyStopping(config.patience, config.keep), evaluation
     )
