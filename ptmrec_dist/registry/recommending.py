@@ -114,16 +114,22 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
     from rich.table import Table
 
     explained = "because" in columns
-    table = Table("user", "rank", "item", "title", "score", *(["because of"] if explained else []))
+    table = Table("user", "rank", "item", "title", "score", *(["IDs", "features", "because of"] if explained else []))
     rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
     for before, row in zip([None, *rows], rows):
         first = before is None or before["row"] != row["row"]
         if first and before is not None:
             table.add_section()
         user = row["user_id"] + ("" if row["known_user"] else " (unknown)") if first else ""
-        because = [", ".join(row["because"])] if explained else []
-        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}", *because)
+        reasons = _reasons(row) if explained else []
+        table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}", *reasons)
     _print(table)
+
+
+def _reasons(row: dict[str, Any]) -> list[str]:
+    """What IDs and features contribute to the score, where it is the sum of both, and the similar items."""
+    parts = [row["score_from_ids"], row["score_from_features"]]
+    return [*("-" if part is None else f"{part:.4f}" for part in parts), ", ".join(row["because"])]
 
 
 def _print(table: "Table") -> None:
