@@ -18,6 +18,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
+from ptmrec_dist.training.frozen_states import store_frozen_states
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 from ptmrec_dist.training.objectives.tuned import TrainsEncoder
@@ -83,6 +84,7 @@ def train_both(
     world = join_world(config.device, config.timeout)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
+        store_frozen_states(config, session, start.dataset, objective.encoder)
         evaluation = TunedEvaluation(config, session, objective, start)
         trainer = make_trainer(config, session, objective, batches, evaluation)
         for line in trainer.state.history:
