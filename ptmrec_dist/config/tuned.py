@@ -23,7 +23,7 @@ class EncoderOptimConfig:
     schedule: Schedule = "cosine"
     """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they do not change."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices; biases, norms, embeddings and prompts have none."""
     grad_clip: float = 0.0
     """Largest norm of the gradient, to which it is clipped; 0 turns clipping off."""
 
@@ -55,6 +55,9 @@ class TunesEncoder:
     """Floating-point precision of the encoder; everything else is always fp32."""
     strict: bool = False
     """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
+    cache_gib: float = 16.0
+    """Most GiB in the run's folder, until it is complete, for what frozen blocks give before the first tuned one (last_n), so
+    that these are run once for each item; at most half of the free disk. Items that do not fit run whole; 0: all do."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100
@@ -77,6 +80,7 @@ class TunesEncoder:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "0 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
@@ -177,12 +181,18 @@ class Stage2Config(ReadsRun, TrainsBoth):
         require(self.temperature > 0, "temperature", self.temperature, "more than 0")
 
 
+_OF_RECOMMENDER = TuningConfig()
+"""Stands for the method that the recommender names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path
     """Packed data set."""
+    tuning: TuningConfig = field(default_factory=lambda: _OF_RECOMMENDER)
+    """Tuning method of the encoder; by default prompts, or last_n with morec and pmmrec."""
     batch_size: int = 256
     """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
     on average."""
@@ -202,6 +212,8 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
+        if self.tuning is _OF_RECOMMENDER:
+            object.__setattr__(self, "tuning", TuningConfig(method=self.model.joint_tuning))
         TrainsBoth.__post_init__(self)
         self._check_transfer()
         if not isinstance(self.model, SequenceConfig):

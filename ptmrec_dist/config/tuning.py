@@ -143,14 +143,10 @@ class TuningConfig:
     """Tuning method of the encoder."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
-    cache_gib: float = 16.0
-    """Most GiB in the run's folder, until it is complete, for what frozen blocks give before the first tuned one (last_n), so
-    that these are run once for each item; at most half of the free disk. Items that do not fit run whole; 0: all do."""
     settings: MethodConfig = field(default_factory=MethodConfig)
     """Settings of the method, on the command line under its name; a bare `MethodConfig` stands for its defaults."""
 
     def __post_init__(self) -> None:
-        require(self.cache_gib >= 0, "tuning.cache_gib", self.cache_gib, "0 or more")
         entry = method_entry(self.method)
         settings = resolved(entry, self.method, "tuning.settings", self.settings, bare=MethodConfig)
         object.__setattr__(self, "settings", settings)

@@ -81,6 +81,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
         held_out = held_out_pairs(config, dataset, encoder, world)
         before = own_pairs_found(encoder, held_out, session)
         optimizer = adamw(
+            trained,
             config.optim.weight_decay,
             (encoder.parameters(), config.encoder_lr),
             (encoder.backbone.projections, config.projection_lr),  # these are new, the towers were pretrained

@@ -53,7 +53,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         print(taken)
     objective = _objective(config, start, encoder, sequences, world)
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
-    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files)
+    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
 
 

@@ -34,7 +34,7 @@ _TEXTS = ["cup", "a photo of a red cup on a table"]
 def store_frozen_states(config: TunesEncoder, session: Session, dataset: Dataset, encoder: Encoder | None) -> None:
     """Run the frozen blocks at the start of each tower once for all items, and let the encoder start from their states.
 
-    Does nothing where no block is frozen, where `tuning.cache_gib` is 0, and under ZeRO-3, whose ranks must run all modules
+    Does nothing where no block is frozen, where `cache_gib` is 0, and under ZeRO-3, whose ranks must run all modules
     alike. Items that do not fit are encoded by all blocks, as before.
 
     Collective: every rank must call this.
@@ -48,14 +48,14 @@ def store_frozen_states(config: TunesEncoder, session: Session, dataset: Dataset
     Raises:
         Fault: More items could not be read than `max_damaged` allows.
     """
-    if encoder is None or not config.tuning.cache_gib or config.zero.stage == 3:
+    if encoder is None or not config.cache_gib or config.zero.stage == 3:
         return
     found = frozen_prefixes(encoder)
     prefixes = {modality: prefix for modality, prefix in found.items() if prefix is not None}
     folder = session.run.folder / "checkpoints" / "frozen_states"
     keys = {modality: _key(config, dataset, encoder, prefix) for modality, prefix in prefixes.items()}
     stored = {name: StoredStates.matching(folder / name, key, dataset.num_items) for name, key in keys.items()}
-    if _on_all_ranks(None not in stored.values(), session) is False:
+    if not _on_all_ranks(None not in stored.values(), session):
         _write(config, session, dataset, encoder, prefixes, folder, keys)
         stored = {name: StoredStates.matching(folder / name, key, dataset.num_items) for name, key in keys.items()}
     for modality, prefix in prefixes.items():
@@ -88,13 +88,7 @@ def frozen_prefixes(encoder: Encoder) -> dict[str, FrozenPrefix | None]:
 
 def _key(config: TunesEncoder, dataset: Dataset, encoder: Encoder, prefix: FrozenPrefix) -> str:
     """Digest of all that the stored states depend on."""
-    parts = [
-        dataset.fingerprint,
-        encoder.backbone.fingerprint,
-        prefix.blocks,
-        config.precision,
-        config.tuning.cache_gib,
-    ]
+    parts = [dataset.fingerprint, encoder.backbone.fingerprint, prefix.blocks, config.precision]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -123,7 +117,7 @@ def _write(
     with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         like = {name: next(prefix.rows(prefix.tower.example.to(world.device))) for name, prefix in prefixes.items()}
         try:
-            _write_part(stream, prefixes, folder, session, min(config.tuning.cache_gib * _GIB, _free(folder)))
+            _write_part(stream, prefixes, folder, session, min(config.cache_gib * _GIB, _free(folder)))
         except OSError:  # the disk is full
             written = False
     session.heartbeat.between()
@@ -170,7 +164,7 @@ def _report(found: dict[str, FrozenPrefix | None], num_items: int) -> None:
             print(f"frozen blocks: the {modality} tower runs whole, for the disk is full")
         else:
             stored, blocks = prefix.stored, f"{prefix.blocks} of {len(prefix.tower.blocks)}"
-            few = "" if stored.num_items == num_items else "; the others run whole (--tuning.cache_gib)"
+            few = "" if stored.num_items == num_items else "; the others run whole (--cache_gib)"
             print(
                 f"frozen blocks: the first {blocks} of the {modality} tower have been run, once for each of "
                 f"{stored.num_items} of {num_items} items: {stored.num_bytes / 2**20:,.1f} MiB{few}"

@@ -30,6 +30,7 @@ INCIDENTAL = {
     "device",
     "tracking",
     "workers",
+    "cache_gib",
     "checkpoint_every",
     "keep_checkpoints",
     "zero",

@@ -175,6 +175,7 @@ def make_trainer(
     """
     encoder, optim = objective.encoder, config.optim
     optimizer = adamw(
+        objective,
         optim.weight_decay,
         (() if encoder is None else encoder.parameters(), config.encoder_lr),
         (objective.recommender.parameters(), optim.recommender_lr),

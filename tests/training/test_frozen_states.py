@@ -15,7 +15,6 @@ from ptmrec_dist.config import (
     LastNConfig,
     Stage2Config,
     TuningConfig,
-    ZeroConfig,
     recommender_config,
 )
 from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
@@ -27,16 +26,11 @@ from tests.ranks import exit_codes_on_ranks, run_on_ranks
 from tests.training.steps import kill_before_step
 
 COMMON: dict[str, Any] = {"device": "cpu", "tracking": UNTRACKED, "epochs": 2, "checkpoint_every": 1}
+LAST = TuningConfig(method="last_n", settings=LastNConfig(n=1))
 
 
-def _tuning(cache_gib: float) -> TuningConfig:
-    return TuningConfig(method="last_n", settings=LastNConfig(n=1), cache_gib=cache_gib)
-
-
-def _stage2(project: Project, out: Path, cache_gib: float = 1.0, zero: int = 1) -> Stage2Config:
-    return Stage2Config(
-        stage1=project.stage1, out=out, batch_size=60, tuning=_tuning(cache_gib), zero=ZeroConfig(stage=zero), **COMMON  # type: ignore[arg-type]
-    )  # fmt: skip
+def _stage2(project: Project, out: Path, cache_gib: float = 1.0) -> Stage2Config:
+    return Stage2Config(stage1=project.stage1, out=out, batch_size=60, tuning=LAST, cache_gib=cache_gib, **COMMON)
 
 
 def _counted(train: Any, config: Any) -> Counter[str]:
@@ -118,7 +112,8 @@ def test_joint_and_contrastive_training_learn_the_same_on_stored_states(tiny_pro
             encoder=EncoderConfig(model=str(tiny_project.clip)),
             out=tmp_path / f"pairs-{cache_gib}",
             batch_size=30,
-            tuning=_tuning(cache_gib),
+            tuning=LAST,
+            cache_gib=cache_gib,
             **COMMON,
         )
         sequences = JointConfig(
@@ -128,7 +123,8 @@ def test_joint_and_contrastive_training_learn_the_same_on_stored_states(tiny_pro
             recommender="pmmrec",
             model=recommender_config("pmmrec", dim=8, length=5, dropout=0.0, fusion_heads=2),
             batch_size=50,
-            tuning=_tuning(cache_gib),
+            tuning=LAST,
+            cache_gib=cache_gib,
             **COMMON,
         )
         assert bool(_counted(fine_tune, pairs)) == bool(cache_gib)
