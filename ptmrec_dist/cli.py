@@ -32,6 +32,7 @@ COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "download": Command(config.DownloadConfig, "ptmrec_dist.data.downloading:download"),
     "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
+    "merge": Command(config.MergeConfig, "ptmrec_dist.data.merge:merge"),
     "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1", measures=True),
@@ -186,9 +187,12 @@ def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
 
 
 def _underscored(word: str) -> str:
-    """`--on-error` is accepted for `--on_error`."""
+    """`--on-error` is accepted for `--on_error`, and `--from`, a word of Python that no setting can be called."""
     option, equals, value = word.partition("=")
-    return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else word
+    if not option.startswith("--"):
+        return word
+    option = option.replace("-", "_").replace("__", "--", 1)
+    return {"--from": "--from_run"}.get(option, option) + equals + value
 
 
 def _with_switches(words: list[str], settings: type) -> list[str]:

@@ -93,6 +93,13 @@ def test_users_are_ranked_by_their_history_and_new_items_by_their_content(
     new = served.predict(pd.DataFrame({"history": [named], "image": [image], "text": [row["text"]]}))
     assert new["score"].to_list() == pytest.approx([_scores(run, history)[1][cold[0]].item()], abs=1e-4)
 
+    # An item without interactions counts in a history, by its content.
+    with_new = [*history, cold[0]]
+    found = served.predict(pd.DataFrame({"history": [[*named, dataset.item_ids[cold[0]]]]}), {"top_k": 3})
+    assert found["item_id"].to_list() == _best(run, with_new, cold)
+    assert not np.allclose(_scores(run, with_new)[0], _scores(run, history)[0], atol=1e-3)
+    assert found["unknown_items"][0] == []
+
     train = dataset.sequences("train")
     best = _best(run, train.items[train.users == dataset.user_ids.index("u3")].tolist(), cold)
     assert cli.main(["recommend", "--model", f"models:/{name}/1", "--users", "u3", "--top_k", "3"]) == 0

@@ -24,6 +24,7 @@ from ptmrec_dist.config.doctor import DoctorConfig
 from ptmrec_dist.config.download import DownloadColumnsConfig, DownloadConfig
 from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
+from ptmrec_dist.config.merge import MergeConfig
 from ptmrec_dist.config.plain import (
     build,
     chooses_recommender,
@@ -104,6 +105,7 @@ __all__ = [
     "Keep",
     "LastNConfig",
     "LoraConfig",
+    "MergeConfig",
     "MethodConfig",
     "Modalities",
     "ModelsConfig",

@@ -47,7 +47,10 @@ class ExperimentConfig:
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Several encoders by name, instead of `encoder` (`{clip: {model: DIR}, minilm: {text: 'hf:DIR'}}`)."""
     recommenders: tuple[str, ...] = ("vbpr",)
-    """Recommenders (`vbpr,freedom`); ID-only recommenders run in the paradigm `frozen` alone."""
+    """Recommenders (`vbpr,freedom`), or names of `models`; ID-only recommenders run in the paradigm `frozen` alone."""
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Recommenders with settings of their own, by name (`{wide: {recommender: vbpr, lr: 0.0005, model: {dim: 256}}}`): those of
+    stage 1, of which joint training takes `model`."""
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
     """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
     without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
@@ -102,8 +105,9 @@ class ExperimentConfig:
     """Tracking; each cell is a child of the experiment's run."""
 
     def __post_init__(self) -> None:
+        recommenders = [*RECOMMENDERS, *self.models]
         for name in self.recommenders:
-            require(name in RECOMMENDERS, "recommenders", name, f"some of {', '.join(RECOMMENDERS)}")
+            require(name in recommenders, "recommenders", name, f"some of {', '.join(recommenders)}")
         known = [*METHODS, *self.variants]
         for name in self.methods:
             require(name in known, "methods", name, f"some of {', '.join(known)}")
@@ -134,7 +138,7 @@ class ExperimentConfig:
 
     def _check_names(self) -> None:
         require(bool(self.encoder) != bool(self.encoders), "encoder", self.encoder, "either --encoder or --encoders")
-        for setting in ("encoders", "variants"):
+        for setting in ("encoders", "models", "variants"):
             for name in getattr(self, setting):
                 plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.startswith(".")
                 require(bool(plain), setting, name, "names of letters, digits, _, - and .")
@@ -145,11 +149,34 @@ class ExperimentConfig:
         for name in self.variants:
             require(name not in METHODS, "variants", name, "a name that is not a tuning method's")
             self.method_of(name)
+        for name in self.models:
+            require(name not in RECOMMENDERS, "models", name, "a name that is not a recommender's")
+            self.recommender_of(name)
 
     @property
     def baseline_paradigm(self) -> str:
         """Paradigm of the baseline, by its own name; or `best`."""
         return PARADIGMS_OF_THE_PAPER.get(self.baseline, self.baseline)
+
+    def recommender_of(self, name: str) -> str:
+        """Return the recommender of an entry of `recommenders`.
+
+        Args:
+            name: A recommender or one of the models.
+
+        Returns:
+            The recommender.
+
+        Raises:
+            UserError: A model without one.
+        """
+        if name not in self.models:
+            return name
+        recommender = self.models[name].get("recommender")
+        require(
+            recommender in RECOMMENDERS, f"models.{name}.recommender", recommender, f"one of {', '.join(RECOMMENDERS)}"
+        )
+        return str(recommender)
 
     def method_of(self, name: str) -> str:
         """Return the tuning method of an entry of `methods`.

@@ -52,6 +52,11 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Packed data set."""
     out: Path
     """Run folder. Started again with the same settings, an interrupted run resumes."""
+    from_run: Path | None = None
+    """Finished run of the same recommender to continue (`--from`), usually on yesterday's data: what it learnt of users and
+    items that both data sets have is taken over by their ids, others are new. It is evaluated first, as epoch 0."""
+    from_shards: Path | None = None
+    """Packed data set of that run, if it was moved; it must have the same fingerprint."""
     train_features: bool = False
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float = 1e-3
@@ -96,6 +101,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         NextItemConfig.__post_init__(self)
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
+        alone = self.from_shards is None or self.from_run is not None
+        require(alone, "from_shards", self.from_shards, "none without --from")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name in ("batch_size", "patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")

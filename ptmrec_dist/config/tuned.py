@@ -132,8 +132,9 @@ class TrainsBoth(TunesEncoder):
     select_on: Literal["auto", "validation", "cold_validation"] = "auto"
     """Part that selects the best epoch, and in a sweep the best trial; auto: cold_validation where the split has cold
     items."""
-    refresh_every: int = 1
-    """Epochs between refreshes of all items' features (each is followed by an evaluation)."""
+    refresh_every: int | None = None
+    """Epochs between refreshes of all items' features (each is followed by an evaluation). By default 1 where something reads
+    them: the choice of the best epoch, a search, or a recommender that propagates features; otherwise only the last epoch's."""
     mask_validation_at_test: bool = False
     """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
     refit: bool = False
@@ -150,8 +151,10 @@ class TrainsBoth(TunesEncoder):
             self.refit,
             "false with --tuning.method none: the features stay as they are",
         )
-        for name in ("batch_size", "accumulation", "patience", "refresh_every"):
+        for name in ("batch_size", "accumulation", "patience"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        refresh = self.refresh_every
+        require(refresh is None or refresh >= 1, "refresh_every", refresh, "1 or more")
         for name in ("epochs", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         limit = self.users_per_item

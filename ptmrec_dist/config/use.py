@@ -14,10 +14,15 @@ class EvaluateConfig(ReadsRun):
 
     run: Path
     """Run folder of stage 1 or stage 2."""
+    cold_below: int | None = None
+    """Also measure cold start, into `cold_start.json`: all items are ranked after every prefix of a user's whole sequence that
+    an item with fewer training interactions than this follows (10 in PMMRec). `all` are all such rows, as in the paper,
+    `held_out` those whose target was not trained on, `new` those whose target has no training interaction."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N` (one process only), or `auto`: a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        require(self.cold_below is None or self.cold_below >= 1, "cold_below", self.cold_below, "1 or more")
         require_device(self.device)
 
 

@@ -48,6 +48,8 @@ class Dataset:
         self.num_users = self.manifest.num_users
         self.num_items = self.manifest.num_items
         self.fingerprint = self.manifest.fingerprint
+        self.sources = self.manifest.members
+        """Name of each source to its users and items; empty unless `ptmrec merge` wrote the data set."""
         self.parts: tuple[str, ...] = tuple(
             part
             for part, count in self.manifest.interactions.items()
@@ -164,6 +166,11 @@ class Dataset:
         return np.flatnonzero((self._column("items", "part") == part).to_numpy())
 
     @cached_property
+    def items(self) -> pl.DataFrame:
+        """All that is known of the items, by item index: the columns that `write_tables` lists."""
+        return self._read("items", None).drop("item_index")
+
+    @cached_property
     def item_ids(self) -> list[str]:
         """Item ids by item index, I of them."""
         return self._column("items", "item_id").to_list()
@@ -181,9 +188,8 @@ class Dataset:
     @cached_property
     def attributes(self) -> pl.DataFrame:
         """Further columns of the catalogue by item index, as text, without rows or columns where none were packed."""
-        table = self._read("items", None)
-        kept = [name for name in table.columns if name.startswith(ATTRIBUTE)]
-        return table.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
+        kept = [name for name in self.items.columns if name.startswith(ATTRIBUTE)]
+        return self.items.select(pl.col(name).alias(name.removeprefix(ATTRIBUTE)) for name in kept)
 
     def has(self, modality: str) -> np.ndarray:
         """Return which items have a modality.
@@ -283,12 +289,9 @@ class Dataset:
             f"{self._option}: {self.folder / table}.parquet is not one that `ptmrec pack` wrote ({first}); pack again"
         )
 
-    def _interactions_path(self, part: str) -> Path:
-        return self.folder / "interactions" / f"{part}.parquet"
-
     def _check_files(self) -> None:
-        tables = [self.folder / "items.parquet", self.folder / "users.parquet"]
-        wanted = [*tables, *map(self._interactions_path, self.parts), *self.shard_paths()]
+        tables = ["items", "users", *(f"interactions/{part}" for part in self.parts)]
+        wanted = [*(self.folder / f"{table}.parquet" for table in tables), *self.shard_paths()]
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             raise UserError(

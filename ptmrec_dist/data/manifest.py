@@ -31,6 +31,36 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A packed data set that `ptmrec merge` made a part of this one."""
+
+    name: str
+    """Its name, and the prefix of its ids."""
+    fingerprint: str
+    """Fingerprint of its content."""
+    seed: int
+    """Seed of its split."""
+    core: int
+    """Its fewest interactions of a user and of an item."""
+    num_users: int
+    """Users, numbered after those of the sources before."""
+    num_items: int
+    """Items, numbered after those of the sources before."""
+    interactions: dict[str, int]
+    """Part to number of interactions."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Users and items of a source of a merged data set."""
+
+    users: range
+    """User indices."""
+    items: range
+    """Item indices."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of a packed data set, and the settings it was packed with."""
 
@@ -59,12 +89,24 @@ class Manifest:
     files: dict[str, str]
     """Each table to the sha256 of its file."""
     report: dict[str, Any]
-    """Validation report: counts of what was read, kept and dropped, with examples."""
+    """Validation report: counts of what was read, kept and dropped, with examples; of a merged data set those of each
+    source."""
+    sources: tuple[Source, ...] = ()
+    """What was merged, in the order of users and items; empty where `ptmrec pack` wrote it."""
 
     @property
     def has_content(self) -> bool:
         """Whether there are images or texts."""
         return bool(self.modalities)
+
+    @property
+    def members(self) -> dict[str, Members]:
+        """Name of each source to its users and items."""
+        found, first_user, first_item = {}, 0, 0
+        for source in self.sources:
+            users = range(first_user, first_user := first_user + source.num_users)
+            found[source.name] = Members(users, range(first_item, first_item := first_item + source.num_items))
+        return found
 
     @property
     def layout(self) -> str:
@@ -104,11 +146,20 @@ class Manifest:
             outside = [name for name in names if not _NAME.fullmatch(name)]
             if outside:
                 raise ValueError(f"{outside[0]!r} is not the name of a file in it")
+            if manifest.sources:
+                manifest._check_sources()
             return manifest
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{option}: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error
+
+    def _check_sources(self) -> None:
+        """Refuse sources that do not add up to the whole."""
+        for name in ("num_users", "num_items"):
+            numbers = [getattr(source, name) for source in self.sources]
+            if min(numbers) < 0 or sum(numbers) != getattr(self, name):
+                raise ValueError(f"sources have {numbers} {name}, the whole {getattr(self, name)}")
 
     def write(self, folder: Path) -> None:
         """Write the manifest atomically.

@@ -5,7 +5,6 @@ Everything is validated before it is written: first the tables, then the images,
 Shape suffixes: I items.
 """
 
-import hashlib
 import shutil
 from itertools import starmap
 from pathlib import Path
@@ -15,18 +14,19 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
-from ptmrec_dist.data.catalogue import ATTRIBUTE, catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
 from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import drop_repeats, drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
+from ptmrec_dist.data.packed_tables import write_tables
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
 from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import sha256, staged
+from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
 _SHOW_ITEM = "row {row}: item {item_id!r}"
@@ -74,7 +74,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
         parts = _divide_by_part(rows)
-        fingerprint, files = _write_tables(items, user_ids, parts, fresh)
+        fingerprint, files = write_tables(items, user_ids, parts, fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             fingerprint=fingerprint,
@@ -259,31 +259,6 @@ def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
         rows = rows.sort("timestamp", maintain_order=True)
     tables = {part: rows.filter(pl.col("part") == part).select(columns) for part in splits.PARTS}
     return {part: table for part, table in tables.items() if table.height}
-
-
-def _write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: dict[str, pl.DataFrame], folder: Path
-) -> tuple[str, dict[str, str]]:
-    """Write the tables; returns the fingerprint of all content, images included, and the digest of each file."""
-    tables = {f"interactions/{part}": table for part, table in parts.items()}
-    columns = ["item_id", "title", "text", "part", "sha256", "shard"]
-    absent = [name for name in ("has_image", "has_text") if name in items.columns]
-    attributes = [name for name in items.columns if name.startswith(ATTRIBUTE)]
-    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index")
-    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
-    digest, files = hashlib.sha256(), {}
-    (folder / "interactions").mkdir()
-    for name, table in tables.items():
-        path = folder / f"{name}.parquet"
-        table.write_parquet(path)
-        files[f"{name}.parquet"] = sha256(path)
-        # Content rather than bytes, which change with the library that writes them; the shard of an item is left out.
-        digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
-    return digest.hexdigest(), files
-
-
-def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    return table.with_row_index(name).with_columns(pl.col(name).cast(pl.Int64))
 
 
 def _named(modalities: tuple[str, ...]) -> str:

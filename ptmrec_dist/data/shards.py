@@ -115,10 +115,30 @@ def write_shards(pool: Pool, folder: Path, spool: Path, shards: Sequence[Sequenc
     return list(tqdm(written, total=len(shards), desc="shards", unit="shard"))
 
 
+def copy_renumbered(source: Path, path: Path, first_item: int, prefix: str) -> None:
+    """Copy a tar file with other numbers and ids of its items.
+
+    Args:
+        source: Tar file that `write_shards` wrote.
+        path: Tar file to write.
+        first_item: Added to the number of each item.
+        prefix: Put in front of each id.
+    """
+    with tarfile.open(source, "r:") as old, tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as new:
+        for member in old:
+            key, _, ending = member.name.partition(".")
+            file = old.extractfile(member)
+            assert file is not None  # `write_shards` writes plain files alone
+            item, data = int(key) + first_item, file.read()
+            if ending == "json":
+                data = _describe(item, prefix + json.loads(data)["item_id"])
+            _add(new, f"{_key(item)}.{ending}", data)
+
+
 def _write_shard(path: Path, spool: Path, samples: Sequence[Sample]) -> Shard:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            key = f"{sample.item_index:09d}"
+            key = _key(sample.item_index)
             if sample.size:
                 with (spool / sample.spool).open("rb") as file:
                     file.seek(sample.offset)
@@ -133,6 +153,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, owner and mode keep their fixed defaults
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def _key(item_index: int) -> str:
+    return f"{item_index:09d}"
 
 
 def _describe(item_index: int, item_id: str) -> bytes:

@@ -1,6 +1,6 @@
 """Finished runs, setting by setting, and the figures of their metrics: what every page shows, however it was made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +19,18 @@ _SEEDS = (
 )
 
 
-def parts_of(phase: str) -> dict[str, str]:
+def parts_of(phase: str, sources: Iterable[str] = ()) -> dict[str, str]:
     """Name the parts of a phase.
 
     Args:
         phase: `validation` or `test`.
+        sources: Names of the sources of a merged data set.
 
     Returns:
-        Part to what pages call it.
+        Part to what pages call it; those of each source last.
     """
-    return {phase: "warm items", f"cold_{phase}": "cold items"}
+    parts = {phase: "warm items", f"cold_{phase}": "cold items"}
+    return parts | {f"{part}.{source}": f"{label} of {source}" for source in sources for part, label in parts.items()}
 
 
 PARTS = parts_of("test")
@@ -70,7 +72,7 @@ class Setting:
 
 
 def chance_levels(dataset: Dataset, phase: str = "test") -> dict[str, float]:
-    """Compute the Recall@20 of a random order: 20 over the number of candidates.
+    """Compute the Recall@20 of a random order: 20 over the number of candidates; none of a merged data set, which has several.
 
     Args:
         dataset: Packed data set.
@@ -79,6 +81,8 @@ def chance_levels(dataset: Dataset, phase: str = "test") -> dict[str, float]:
     Returns:
         Label of the part (a value of `PARTS`) to its chance level.
     """
+    if dataset.sources:
+        return {}
     cold = {part: len(dataset.cold_items(part)) for part in ("cold_validation", "cold_test")}
     candidates = {phase: dataset.num_items - sum(cold.values()), f"cold_{phase}": cold[f"cold_{phase}"]}
     names = parts_of(phase)

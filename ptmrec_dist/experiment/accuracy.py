@@ -7,7 +7,6 @@ import numpy as np
 
 from ptmrec_dist.config import ExperimentConfig
 from ptmrec_dist.evaluation.metrics import SELECT, SHOWN, title_of
-from ptmrec_dist.evaluation.outcomes import parts_of
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.comparisons import TESTS, Row, Tested, corrected, means_of
 from ptmrec_dist.experiment.grid import Cell
@@ -21,6 +20,8 @@ class Wording:
 
     config: ExperimentConfig
     """Settings."""
+    parts: Mapping[str, str]
+    """Part of the phase to what pages call it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,8 +94,7 @@ class Wording:
         Returns:
             Such as `Test, cold items`.
         """
-        phase = self.config.phase
-        return f"{phase.capitalize()}, {parts_of(phase)[part]}"
+        return f"{self.config.phase.capitalize()}, {self.parts[part]}"
 
 
 def accuracy_table(words: Wording, rows: Mapping[Cell, Row], part: str, comparisons: list[Tested]) -> Table:

@@ -23,7 +23,7 @@ class Cell:
     encoder: str
     """Name of the encoder; empty where there is one, and `none` for ID-only recommenders."""
     recommender: str
-    """Recommender."""
+    """Recommender, or the name of one of the models."""
     modalities: str
     """`both`, `image`, `text`; `none` for ID-only recommenders."""
     paradigm: str
@@ -135,7 +135,7 @@ def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
         cell = replace(cell, method="none")
     cell = replace(cell, paradigm=PARADIGMS_OF_THE_PAPER.get(cell.paradigm, cell.paradigm))
     tuning = config.method_of(cell.method)
-    if not recommender_class(cell.recommender).multimodal:
+    if not recommender_class(config.recommender_of(cell.recommender)).multimodal:
         if cell.paradigm != "frozen":
             return f"{cell.recommender} knows items by their IDs only: it is trained in the paradigm frozen alone"
         return replace(cell.frozen, encoder="none" if cell.encoder else "", modalities="none")

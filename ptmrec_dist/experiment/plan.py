@@ -186,7 +186,8 @@ class _Steps:
         elif cell.paradigm == "joint":
             name, features = self._features(None)
             yield name, features
-            settings = {**self._chosen(), "features": str(features.folder), **self._tuned("joint")}
+            model = {name: value for name, value in self._model().items() if name == "model"}
+            settings = {**self._chosen(), "features": str(features.folder), **merged(self._tuned("joint"), model)}
             yield cell.name, self._run("joint", cell, settings, name)
         else:
             yield from self._stage1(cell.frozen)
@@ -200,7 +201,7 @@ class _Steps:
         return name, Step("pack", self.shards, {**self.config.pack, "seed": seed}, split=self.cell.split)
 
     def _stage1(self, cell: Cell, fine_tuned: str | None = None) -> Iterator[tuple[str, Step]]:
-        settings = {**self._chosen(), **self._common(), **self.config.stage1}
+        settings = {**self._chosen(), **merged(merged(self._common(), self.config.stage1), self._model())}
         if cell.modalities == "none":
             yield cell.name, self._run("stage1", cell, settings)
             return
@@ -236,7 +237,7 @@ class _Steps:
     def _refit(self) -> tuple[str, Step]:
         """Where there was no stage 1, its settings are those that it would have had."""
         tuned, own = self.cell.tuned, {item.name for item in fields(RefitConfig)}
-        learnt = {name: value for name, value in self.config.stage1.items() if name in own}
+        learnt = {name: value for name, value in merged(self.config.stage1, self._model()).items() if name in own}
         settings = {"run": str(self._path(f"runs/{tuned.name}")), **self._common(), **merged(learnt, self.config.refit)}
         return self.cell.name, self._run("refit", self.cell, settings, tuned.name)
 
@@ -252,9 +253,14 @@ class _Steps:
         modalities = "both" if self.cell.modalities == "none" else self.cell.modalities
         return {
             "shards": str(self.shards),
-            "recommender": self.cell.recommender,
+            "recommender": self.config.recommender_of(self.cell.recommender),
             "modalities": modalities,
         }
+
+    def _model(self) -> dict[str, Any]:
+        """Settings of stage 1 that the model has of its own."""
+        given = self.config.models.get(self.cell.recommender, {})
+        return {name: value for name, value in given.items() if name != "recommender"}
 
     def _tuned(self, command: str) -> dict[str, Any]:
         """Settings of a command that tunes the encoder; the more specific ones take precedence."""

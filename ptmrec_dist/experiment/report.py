@@ -14,7 +14,7 @@ from ptmrec_dist.config import ReportConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
 from ptmrec_dist.evaluation.metrics import SHOWN
-from ptmrec_dist.evaluation.outcomes import PARTS, Setting
+from ptmrec_dist.evaluation.outcomes import Setting, parts_of
 from ptmrec_dist.evaluation.tables import Entry, Table, mean_of_seeds
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.lock import exclusive_out
@@ -47,9 +47,11 @@ def report(config: ReportConfig) -> None:
     settings = [read_setting(name, _group(records[same[0]]), same, now=config) for name, same in by_setting.items()]
     trained = {name: _command(records[same[0]]) for name, same in by_setting.items()}
     texts = {f"Settings of {folder.name}": (folder / "config.yaml").read_text() for folder in folders}
-    tables = [_table(part, settings, trained) for part in PARTS]
+    dataset = open_data_of(folders[0], first)
+    parts = parts_of("test", dataset.sources)
+    tables = [_table(part, label, settings, trained) for part, label in parts.items()]
     page = Comparison(config.title, settings, [table for table in tables if table.rows], texts=texts)
-    write_comparison(config.out, open_data_of(folders[0], first), page)
+    write_comparison(config.out, dataset, page)
     print(f"open {config.out} in a browser")
 
 
@@ -93,7 +95,7 @@ def _command(record: RunRecord) -> str:
     return "joint" if record.stage1 is None else "stage2"
 
 
-def _table(part: str, settings: list[Setting], trained: dict[str, str]) -> Table:
+def _table(part: str, label: str, settings: list[Setting], trained: dict[str, str]) -> Table:
     """Means and standard deviations over seeds, the best of each metric marked."""
     having = [one for one in settings if all(part in run.metrics for run in one.runs)]
     values = {
@@ -103,7 +105,7 @@ def _table(part: str, settings: list[Setting], trained: dict[str, str]) -> Table
     }
     best = {metric: max(values[one.name, metric].mean() for one in having) for metric in SHOWN if having}
     table = Table(
-        f"Test, {PARTS[part]}: mean ± standard deviation over seeds, where there are several. Bold: the best. "
+        f"Test, {label}: mean ± standard deviation over seeds, where there are several. Bold: the best. "
         "Nothing here is tested for significance, neither over users nor over seeds, and all runs are of one split.",
         ["run", *SHOWN, "recommender", "trained by", "seeds"],
     )

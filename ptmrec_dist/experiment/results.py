@@ -46,23 +46,24 @@ def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:
     results = config.results or config.out
     folder = results / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    tables = _tables(config, plan, rows)
+    first = next(iter(datasets.values()))
+    tables = _tables(Wording(config, parts_of(config.phase, first.sources)), plan, rows)
     for name, table in tables.items():
         table.write(folder, name)
         if name.startswith("accuracy"):
             print(f"\n{table.markdown()}")
     page = results / "report.html"
-    write_comparison(page, next(iter(datasets.values())), _page(config, settings, tables))
+    write_comparison(page, first, _page(config, settings, tables))
     print(f"tables in {folder}, figures and tables in {page}")
     return [*sorted(folder.iterdir()), page]
 
 
-def _tables(config: ExperimentConfig, plan: Plan, rows: dict[Cell, Row]) -> dict[str, Table]:
-    words, tables = Wording(config), {}
-    for part in parts_of(config.phase):
+def _tables(words: Wording, plan: Plan, rows: dict[Cell, Row]) -> dict[str, Table]:
+    tables = {}
+    for part in words.parts:
         of_part = {row: runs for row, runs in rows.items() if all(part in found for found in runs.values())}
         if of_part:
-            comparisons = compare_rows(of_part, config, part)
+            comparisons = compare_rows(of_part, words.config, part)
             tables[f"accuracy_{part}"] = accuracy_table(words, of_part, part, comparisons)
             tables[f"significance_{part}"] = significance_table(words, comparisons, part)
     tables["costs"] = cost_table(words, plan)

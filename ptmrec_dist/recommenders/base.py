@@ -99,6 +99,13 @@ class Recommender(nn.Module, ABC):
     history_length: int = 0
     """Most recent items of a user that queries and batches must provide L; 0 if a user is an index, and a visitor's vector
     is estimated from those of users with similar histories."""
+    user_rows: ClassVar[tuple[str, ...]] = ("user_embeddings.weight",)
+    """Names in the state dict, where they occur, of tables with a row for each user: a run on other data takes over the rows
+    of the users that both have."""
+    item_rows: ClassVar[tuple[str, ...]] = ("item_embeddings.weight",)
+    """The same for items."""
+    rebuilt: ClassVar[tuple[str, ...]] = ()
+    """Names in the state dict of what `rebuild` computes, which a run on other data does not take over."""
 
     def __init__(self, inputs: Inputs) -> None:
         """Store the modalities in use."""
@@ -152,6 +159,11 @@ class Recommender(nn.Module, ABC):
             Higher is better, float32 [B, C], in memory of its own.
         """
         return users_BD @ items_CD.T
+
+    @property
+    def reads_cold_items(self) -> bool:
+        """Whether histories may have items without training interactions, whose vectors then come from their features."""
+        return False
 
     @property
     def has_own_score(self) -> bool:

@@ -48,6 +48,11 @@ class SequenceRecommender(Recommender):
         super().__init__(inputs)
         self.history_length = config.length
 
+    @property
+    def reads_cold_items(self) -> bool:
+        """True where `tables` computes vectors of items from their features."""
+        return self.multimodal
+
     @abstractmethod
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
         """Compute the vectors of items, as the user encoder reads them.

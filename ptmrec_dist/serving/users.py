@@ -181,8 +181,8 @@ class UserIndex:
         unusable = [name for name, item in pairs if not self._vectors.usable[item]]
         if unusable:
             raise UserError(
-                f"history: item {str(unusable[0])!r} was held out of training, and this model knows items by their IDs "
-                "only; leave it out"
+                f"history: item {str(unusable[0])!r} was held out of training or added later, and this model has no "
+                "vector of it to read; leave it out"
             )
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -103,11 +103,11 @@ class ComputedVectors:
         recommender: The recommender, in evaluation mode.
         tables: What its `tables` returned when it was registered.
         seen: Training interactions, in time order.
-        warm: Whether an item occurred in training, bool [I].
+        usable: Items that histories may contain, bool [I].
     """
 
-    def __init__(self, recommender: Recommender, tables: Tables, seen: Interactions, warm: np.ndarray) -> None:
-        self._recommender, self._tables, self.usable = recommender, tables, warm
+    def __init__(self, recommender: Recommender, tables: Tables, seen: Interactions, usable: np.ndarray) -> None:
+        self._recommender, self._tables, self.usable = recommender, tables, usable
         recent = RecentItems(seen, int(seen.users.max()) + 1, recommender.history_length)
         self._known = user_vectors(recommender, tables, recent, torch.device("cpu"))
 
@@ -182,8 +182,7 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
     Returns:
         The recommender in evaluation mode, and its tables.
     """
-    own = folder / _FOLDER
-    described = json.loads((own / "recommender.json").read_text())
+    own, described = folder / _FOLDER, _described(folder)
     name, features = described["recommender"], load_file(own / "features.safetensors")
     recommender = build_recommender(
         name,
@@ -196,6 +195,11 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
     )
     recommender.load_state_dict(load_file(own / "weights.safetensors"))
     return recommender.eval(), load_file(own / "tables.safetensors")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((folder / _FOLDER / "recommender.json").read_text())
+    return described
 
 
 def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions) -> Scoring:
@@ -220,5 +224,7 @@ def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, 
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
         return Scoring(StoredVectors(tensors, warm), recommender.cold_items, score, recommender)
-    computed = ComputedVectors(recommender, tables, seen, warm)
+    # Items that were added later have no vectors in its tables.
+    usable = np.arange(len(warm)) < _described(folder)["num_items"] if recommender.reads_cold_items else warm
+    computed = ComputedVectors(recommender, tables, seen, usable)
     return Scoring(computed, recommender.cold_items, score, recommender)

@@ -1,7 +1,8 @@
 """Evaluation of a recommender on a packed data set.
 
 Warm protocol: every item that was there in training is ranked for every user. Cold protocol: the held-out items are ranked
-among themselves, scored through the maps of eq. 12, for they have no ID representation.
+among themselves, scored through the maps of eq. 12, for they have no ID representation. In a merged data set each user's
+ranking has the items of the user's source alone.
 
 Legend: I items, C cold items, D width.
 """
@@ -17,8 +18,9 @@ from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.distributed import World, sum_over_ranks
-from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of, rank_positives
-from ptmrec_dist.evaluation.scoring import Scorer, recent_items, scorer_of
+from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of
+from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
+from ptmrec_dist.evaluation.tasks import Task, with_all_sources
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.records import RunRecord
@@ -26,7 +28,8 @@ from ptmrec_dist.training.records import RunRecord
 _log = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float]]
-"""Part (`validation`, `test`, `cold_validation`, `cold_test`) to metric (`recall@20`, ...) to value."""
+"""Part (`validation`, `test`, `cold_validation`, `cold_test`; in a merged data set also `validation.SOURCE`, ...) to metric
+(`recall@20`, ...) to value."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,6 @@ class Masking:
     they are part of them."""
     validation: bool = False
     """Those of the validation part, in the test phase of every recommender."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is ranked in a part of a data set."""
-
-    scorer: Scorer
-    """Users, items and their score."""
-    positives: Histories
-    """Relevant items of each user."""
-    seen: Histories | None
-    """Items that are left out of the ranking."""
-    candidates: np.ndarray | None
-    """Items that are ranked, int64; None for all."""
 
 
 class Evaluator:
@@ -108,7 +97,8 @@ class Evaluator:
             world: This rank and its peers.
 
         Returns:
-            Metrics of the phase, of its cold part too where there is one and the recommender reads features.
+            Metrics of the phase, of its cold part too where there is one and the recommender reads features; in a merged data
+            set of both for each source, too.
         """
         number = self.dataset.num_users
         own = (number * world.rank // world.size, number * (world.rank + 1) // world.size)
@@ -149,14 +139,9 @@ class Evaluator:
         """
         training = recommender.training
         recommender.eval()
-        found = {
-            part: rank_positives(
-                task.scorer, task.positives, task.seen, candidates=task.candidates, user_range=user_range
-            )
-            for part, task in self.tasks(recommender, features).items()
-        }
+        found = {part: task.rank(user_range) for part, task in self.tasks(recommender, features).items()}
         recommender.train(training)
-        return found
+        return found if not self.dataset.sources else with_all_sources(found)
 
     @torch.no_grad()
     def tasks(self, recommender: Recommender, features: Features) -> dict[str, Task]:
@@ -167,21 +152,28 @@ class Evaluator:
             features: Features of all items, [I, d_m], on the model's device.
 
         Returns:
-            Part to what is ranked, and for whom.
+            Part to what is ranked, and for whom; in a merged data set the parts of each source.
         """
         device = next(recommender.parameters()).device
         warm = scorer_of(recommender, features, recent_items(recommender, self.dataset, self.known_parts, device))
         found: dict[str, Task] = {}
+        every = range(self.dataset.num_users)
         if self.positives is not None:
-            found[self.phase] = Task(warm, self.positives, self.seen(recommender), self.warm_items)
+            found[self.phase] = Task(warm, self.positives, self.seen(recommender), self.warm_items, every)
         if self.cold_items is not None and recommender.multimodal:
             chosen = torch.from_numpy(self.cold_items).to(device)
             items_CD = recommender.cold_items({name: table[chosen] for name, table in features.items()})
             items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
-            found[f"cold_{self.phase}"] = Task(
-                replace(warm, items=items_ID), self.cold_positives, None, self.cold_items
-            )
-        return found
+            cold = replace(warm, items=items_ID)
+            found[f"cold_{self.phase}"] = Task(cold, self.cold_positives, None, self.cold_items, every)
+        if not self.dataset.sources:
+            return found
+        own = {
+            f"{part}.{name}": task.of(members)
+            for part, task in found.items()
+            for name, members in self.dataset.sources.items()
+        }
+        return {part: task for part, task in own.items() if not task.is_empty}
 
     def warn_of_repeats(self, recommender: Recommender) -> None:
         """Count the positives that are left out of the ranking, for they were taken before: each is a miss.
@@ -244,7 +236,7 @@ def evaluate_phases(
         found |= evaluator(recommender, features, world)
         if world.is_first:
             evaluator.warn_of_repeats(recommender)
-    return {part: found[part] for part in PARTS if part in found}
+    return {part: found[part] for whole in PARTS for part in found if part.partition(".")[0] == whole}
 
 
 def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:

@@ -13,10 +13,12 @@ from ptmrec_dist.evaluation.scoring import top_items
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
+from ptmrec_dist.training.cold_start import cold_start
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import load_run
-from ptmrec_dist.training.printing import print_beyond, print_comparison, print_metrics, stages_of
+from ptmrec_dist.training.printing import print_beyond, print_cold_start, print_comparison, print_metrics, stages_of
 
+COLD_START_FILE = "cold_start.json"
 LIST_LENGTH = 20
 """Items of the lists that are measured besides their accuracy."""
 
@@ -30,18 +32,26 @@ def evaluate_run(config: EvaluateConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No finished run, or data or features that are not those it was made from.
+        UserError: No finished run, or data or features that are not those it was made from; cold start on interactions without
+            times, or without a cold item.
     """
     run = load_run(config.run, config)
     world = join_world(config.device)
     recommender = run.recommender.to(world.device)
     features = {modality: table.to(world.device) for modality, table in run.features.items()}
-    metrics = evaluate_phases(run.dataset, recommender, features, world, masking_of(run.record))
+    masking = masking_of(run.record)
+    cold = {}
+    if config.cold_below is not None:
+        cold = cold_start(run.dataset, recommender, features, config.cold_below, masking.history)
+    metrics = evaluate_phases(run.dataset, recommender, features, world, masking)
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)
+        if cold:
+            write_atomically(config.run / COLD_START_FILE, json.dumps({"below": config.cold_below, **cold}, indent=1))
+            print_cold_start(cold)
         phase = "test" if "test" in run.dataset.parts else "validation"
-        beyond = beyond_accuracy(run.dataset, phase, recommender, features, masking_of(run.record))
+        beyond = beyond_accuracy(run.dataset, phase, recommender, features, masking)
         write_atomically(config.run / "beyond.json", json.dumps(beyond, indent=1))
         print_beyond(beyond)
         if run.record.stage2 is not None:

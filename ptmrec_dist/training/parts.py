@@ -63,7 +63,7 @@ def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
             f"over {' and '.join(sorted(wanted))}; choose --transfer user, or another run"
         )
     reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
-    return replace(record, source=reference, encoder=_encoder_of(folder, source) if wanted else record.encoder)
+    return replace(record, source=reference, encoder=encoder_of_run(folder, source) if wanted else record.encoder)
 
 
 def take_over(config: JointConfig, recommender: SequenceRecommender) -> str:
@@ -115,8 +115,19 @@ def _refuse_misfit(folder: Path, here: dict[str, Tensor], there: dict[str, Tenso
             )
 
 
-def _encoder_of(folder: Path, source: RunRecord) -> dict[str, Any]:
-    """The encoder of a run as its weights are at the end."""
+def encoder_of_run(folder: Path, source: RunRecord) -> dict[str, Any]:
+    """Describe the encoder of a run as its weights are at the end.
+
+    Args:
+        folder: Run folder.
+        source: Its lineage.
+
+    Returns:
+        Settings and fingerprint.
+
+    Raises:
+        UserError: The features of the run came from arrays.
+    """
     if source.encoder is None:
         raise UserError(f"transfer_from: the features of {folder} came from arrays; expected a run with an encoder")
     tuned = folder / ENCODER_FILE

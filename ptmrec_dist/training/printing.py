@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ptmrec_dist.data.splits import PARTS
-from ptmrec_dist.evaluation.metrics import SELECT, SHOWN, read_metrics
+from ptmrec_dist.evaluation.metrics import CUTOFFS, SELECT, SHOWN, read_metrics
 from ptmrec_dist.training.records import RunRecord
+
+COLD_SHOWN = tuple(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in CUTOFFS)
+"""Metrics shown of cold rows, each of which has one target."""
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Part to metric to value."""
@@ -25,6 +28,23 @@ def print_metrics(metrics: Metrics) -> None:
         table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for part, values in metrics.items():
         table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
+    Console().print(table)
+
+
+def print_cold_start(found: Metrics) -> None:
+    """Print metrics of cold rows as a table.
+
+    Args:
+        found: Set of rows to their number and metrics.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("cold rows", "number", *COLD_SHOWN):
+        table.add_column(heading, justify="left" if heading == "cold rows" else "right", no_wrap=True)
+    for rows, values in found.items():
+        table.add_row(rows, f"{values['rows']:,.0f}", *(f"{values[name]:.4f}" for name in COLD_SHOWN))
     Console().print(table)
 
 

@@ -46,6 +46,8 @@ class RunRecord:
     """`path` and `fingerprint` of the run whose tuned features a refit was trained on."""
     source: dict[str, str] | None = None
     """`path` and `fingerprint` of the run whose parts it took over."""
+    previous: dict[str, str] | None = None
+    """`path` and `fingerprint` of the run that it continued on other data."""
     mlflow_run: str | None = None
     """MLflow run id."""
     train_features: bool = False
@@ -67,6 +69,7 @@ class RunRecord:
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
         inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
         inputs |= {} if self.source is None else {"transfer_from": self.source["fingerprint"]}
+        inputs |= {} if self.previous is None else {"from_run": self.previous["fingerprint"]}
         inputs |= {} if self.stage2 is None else {"run": self.stage2["fingerprint"]}
         return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
 
@@ -102,7 +105,8 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
     content = read_json(folder / "run.json", "run")
     try:
         record = typed(RunRecord, _without_hints(content, folder))
-        for made in (record.data, record.features, record.graph_features, record.stage1, record.stage2):
+        named = (record.data, record.features, record.graph_features, record.stage1, record.stage2, record.previous)
+        for made in named:
             if made is not None and not {"path", "fingerprint"} <= made.keys():
                 raise ValueError("an input without path or fingerprint")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -154,6 +158,8 @@ def _fingerprint(folder: Path, record: RunRecord) -> str:
         del lineage["stage2"]  # as digested before there were refits
     if record.source is None:
         del lineage["source"]  # as digested before parts were taken over
+    if record.previous is None:
+        del lineage["previous"]  # as digested before runs were continued
     if record.mask_history:
         del lineage["mask_history"]  # as digested before there was a choice
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}

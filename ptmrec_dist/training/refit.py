@@ -9,10 +9,10 @@ stage 1 on the tuned features: its lineage names the tuned encoder, which theref
 """
 
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ptmrec_dist.config import (
     JointConfig,
@@ -25,13 +25,14 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.common import require
 from ptmrec_dist.data.feature_store import read_feature_manifest
-from ptmrec_dist.distributed import join_world
+from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_yaml
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.finished_run import open_data_of, open_features_of
 from ptmrec_dist.training.inputs import untrained_record
+from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.printing import print_comparison, stages_of
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
 from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
@@ -67,8 +68,8 @@ def refit(config: RefitConfig) -> None:
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)
     chosen = {name: getattr(settings, name) for name in _SHARED} | {"model": asdict(settings.model)}
     run = RunFolder(config.out, replace(config, **chosen), start.inputs)
-    weights: dict[str, Tensor] | None = load_file(config.run / RECOMMENDER_FILE) if config.start == "run" else None
-    train_recommender(settings, run, dataset, store, start, weights, parent=begun.mlflow_run)
+    take_over = partial(_take_over, config.run) if config.start == "run" else None
+    train_recommender(settings, run, dataset, store, start, take_over, parent=begun.mlflow_run)
     if run.is_complete and join_world(config.device, config.timeout).is_first:
         print_comparison(stages_of(config.out, start))
 
@@ -99,6 +100,16 @@ def refit_if_asked(config: Stage2Config | JointConfig) -> None:
             tracking=replace(config.tracking, parent=None),  # under the run that was refitted
         )
     )
+
+
+def _take_over(run: Path, objective: RecommenderObjective, world: World) -> None:
+    try:
+        objective.recommender.load_state_dict(load_file(run / RECOMMENDER_FILE))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model: these hyper-parameters do not fit the weights to start from ({reason}); refit by --start scratch"
+        ) from error
 
 
 def _read_start(config: RefitConfig) -> RunRecord:

@@ -42,6 +42,7 @@ INCIDENTAL = {
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
 PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
+PATHS |= {"from_run", "from_shards"}
 
 
 class RunFolder:

@@ -1,14 +1,17 @@
 """Stage 1: train a recommender on the frozen encoder's features (PTMRec section 2.2).
 
 ptmrec stage1 --shards shards/movies --features features/movies --recommender vbpr --out runs/a         # one process
+ptmrec stage1 --shards shards/new --features features/new --from runs/a --out runs/b      # continued on newer data
 deepspeed --num_gpus 2 launchers/stage1.py --shards shards/movies --recommender lightgcn --out runs/a   # over ranks
 
 Over ranks every rank holds the whole graph and samples the whole global batch, the same on all (or is refused), and takes its
 part of the rows: N ranks train as one process would on the same batches.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
-from torch import Tensor
 
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
@@ -17,12 +20,11 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
-from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
-from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, InteractionBatches
+from ptmrec_dist.training.continuing import PreviousRun
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import recommender_on, tensors_of
 from ptmrec_dist.training.inputs import open_store, untrained_record
@@ -39,6 +41,9 @@ from ptmrec_dist.training.user_batches import UserBatches
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
 
+TakeOver = Callable[[RecommenderObjective, World], None]
+"""Overwrites initial weights by those that a run starts from."""
+
 
 @exclusive_out
 def train_stage1(config: Stage1Config) -> None:
@@ -50,14 +55,19 @@ def train_stage1(config: Stage1Config) -> None:
         config: Settings.
 
     Raises:
-        UserError: Features that are missing or of other data, a run folder of other settings, an unknown hyper-parameter.
+        UserError: Features that are missing or of other data, a run folder of other settings, an unknown hyper-parameter, a
+            run to continue that does not fit.
         Fault: A rank was lost.
     """
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
-    train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start)
+    take_over = None
+    if config.from_run is not None:
+        previous = PreviousRun(config, dataset, start)
+        start, take_over = replace(start, previous=previous.reference), previous.take_over
+    train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start, take_over)
 
 
 def train_recommender(
@@ -66,7 +76,7 @@ def train_recommender(
     dataset: Dataset,
     store: FeatureStore | None,
     start: RunRecord,
-    weights: dict[str, Tensor] | None = None,
+    take_over: TakeOver | None = None,
     *,
     parent: str | None = None,
 ) -> None:
@@ -80,7 +90,7 @@ def train_recommender(
         dataset: Packed data set.
         store: The features, or None for an ID-only recommender.
         start: Lineage of what the run starts from.
-        weights: State of the recommender to start from, which is evaluated as epoch 0; by default a new one.
+        take_over: Sets the weights to start from, which are evaluated as epoch 0; by default new ones.
         parent: MLflow run that this one is shown under.
 
     Raises:
@@ -93,25 +103,18 @@ def train_recommender(
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)
     objective = make_objective(config, dataset, store, world)
-    if weights is not None:
-        _load(objective.recommender, weights)
-    with open_session(config, run, world, {"stage": "1", "data": dataset.fingerprint}, parent=parent) as session:
+    if take_over is not None:
+        take_over(objective, world)
+    tags = {"stage": "1", "data": dataset.fingerprint}
+    if start.previous is not None:
+        tags["started_from"] = start.previous["fingerprint"]
+    with open_session(config, run, world, tags, parent=parent) as session:
         evaluation = RankingEvaluation(config, session, objective, dataset)
         trainer = make_trainer(config, session, objective, dataset, evaluation)
-        if weights is not None and not trainer.state.history:
+        if take_over is not None and not trainer.state.history:
             trainer.evaluate()
         if trainer.fit():
             evaluation.finish(start, trainer.state.stopping)
-
-
-def _load(recommender: Recommender, weights: dict[str, Tensor]) -> None:
-    try:
-        recommender.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"model: these hyper-parameters do not fit the weights to start from ({reason}); refit by --start scratch"
-        ) from error
 
 
 def make_objective(

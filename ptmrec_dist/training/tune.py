@@ -92,7 +92,9 @@ def train_both(
         if not trainer.state.history:
             stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
             evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start
-            trainer.evaluate()
+            # Otherwise all items would be encoded before the first step, which is worth it where somebody reads the result.
+            if evaluation.features_are_current or trainer.plan.evaluate_every == 1 or not config.epochs:
+                trainer.evaluate()
         if trainer.fit():
             evaluation.finish(trainer.state.stopping.kept_epoch)
 
@@ -180,7 +182,11 @@ def make_trainer(
         (() if encoder is None else encoder.parameters(), config.encoder_lr),
         (objective.recommender.parameters(), optim.recommender_lr),
     )
-    plan = tuning_plan(config, evaluate_every=config.refresh_every)
+    every = config.refresh_every
+    if every is None:
+        read = config.keep == "best" or session.report is not None or objective.recommender.propagates_features
+        every = 1 if read else max(config.epochs, 1)
+    plan = tuning_plan(config, evaluate_every=every)
     return Trainer(
         session, objective, optimizer, batches, plan, EarlyStopping(config.patience, config.keep), evaluation
     )

@@ -122,6 +122,7 @@ class TunedEvaluation:
             features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
             stage1=_reference(begun) if begun.record.stage == 1 else None,
             stage2=None,
+            previous=None,
             parameters=self.parameters,
             mask_validation_at_test=self.masking.validation,
             kept_epoch=kept_epoch,

@@ -214,6 +214,27 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
+def test_a_model_trains_its_recommender_with_settings_of_its_own(tiny_project: Project, tmp_path: Path) -> None:
+    models = {"wide": {"recommender": "vbpr", "lr": 0.5, "model": {"dim": 7}}}
+    paradigms = ("frozen", "two_stage", "joint", "two_stage_refit")
+    plain = _config(tiny_project, tmp_path / "out", seeds=(0,), splits=(0,), paradigms=paradigms)
+    steps = lay_out(replace(plain, recommenders=("vbpr", "wide"), models=models, stage1={"lr": 0.1, "epochs": 3})).steps
+    own = {name: step for name, step in steps.items() if "-wide-" in f"-{name}-"}
+    assert {step.command for step in own.values()} == {"stage1", "stage2", "joint", "refit"}
+    for name, step in own.items():
+        twin, settings = steps[name.replace("wide", "vbpr")].settings, step.settings
+        expected = {"recommender": "vbpr", "lr": 0.5, "model": {"dim": 7}, "epochs": 3}
+        chosen = {
+            "stage1": set(expected),
+            "refit": {"lr", "model", "epochs"},
+            "joint": {"recommender", "model"},
+            "stage2": set(),
+        }
+        for key in expected:
+            value = expected[key] if key in chosen[step.command] else twin.get(key)
+            assert settings.get(key) == value, (name, key)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -226,6 +247,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         ({"variants": {"rank2": {"lora": {"rank": 2}}}}, "variants.rank2.tuning.method: got none, expected one of"),
         ({"variants": {"lora": RANK2}, "methods": ["lora"]}, "variants: got 'lora', expected a name that is not"),
         ({"variants": {"rank2": {**RANK2, "lora": {"rank": 0}}}}, "lora.rank: got 0, expected 1 or more"),
+        ({"models": {"wide": {"dim": 3}}}, "models.wide.recommender: got none, expected one of bpr"),
+        ({"models": {"vbpr": {"recommender": "vbpr"}}}, "models: got 'vbpr', expected a name that is not"),
+        ({"models": {"a b": {"recommender": "vbpr"}}}, "models: got 'a b', expected names of letters"),
+        (
+            {"recommenders": ["wide"], "models": {"wide": {"recommender": "vbpr", "model": {"dim": 0}}}},
+            "model.dim: got 0, expected 1 or more",
+        ),
         ({"refit": {"epochs": "many"}, "paradigms": ["frozen", "two_stage_refit"]}, "refit: "),
         ({"baseline": "joint"}, "baseline: got 'joint', expected one of frozen"),
         ({"baseline_encoder": "clip"}, "baseline_encoder: got 'clip', expected one of several --encoders"),

@@ -168,11 +168,15 @@ def test_the_id_of_a_cold_item_is_what_its_features_predict(toy: Toy, name: str)
     model.fit_cold_map(toy.features)
     predicted = (toy.features["image"] @ model.id_maps["image"].weight.T) / 2
     predicted += (toy.features["text"] @ model.id_maps["text"].weight.T) / 2
+    assert predicted.any()
+    read = model.tables(toy.features)["items"]
+    warm = [item for item in range(toy.num_items) if item not in toy.cold_items]
+    torch.testing.assert_close(read[warm], model.item_vectors(toy.features)[warm])
     with torch.no_grad():
         model.item_embeddings.weight[toy.cold_items] = predicted[toy.cold_items]
-    expected = model.items({}, model.tables(toy.features))[toy.cold_items]
-    torch.testing.assert_close(toy.cold_vectors(model), expected)
-    assert predicted.any()
+    expected = model.item_vectors(toy.features)
+    torch.testing.assert_close(read, expected)  # histories read them so, too
+    torch.testing.assert_close(toy.cold_vectors(model), model.candidates(expected)[toy.cold_items])
 
 
 def _slow_carca(model: carca.CARCA, vectors: Tensor, history: list[int], item: int) -> Tensor:
@@ -219,7 +223,7 @@ def test_candidates_of_carca_attend_to_the_history(toy: Toy, attention: str) -> 
         torch.testing.assert_close(vectors[item], model.mix.weight @ both + model.mix.bias)
     history = [3, 1, 8]
     padded = PaddedHistories(torch.tensor([[0, *history]]), torch.tensor([[False, True, True, True]]))
-    tables = model.tables(toy.features)
+    tables = {"items": vectors}
     user = model.users(Queries(torch.tensor([-1]), padded), tables)
     scores = model.score(user, model.items({}, tables))[0]
     for item in range(toy.num_items):

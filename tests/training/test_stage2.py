@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from ptmrec_dist.config import EvaluateConfig, OptimConfig, PromptConfig, Stage2Config, TuningConfig, ZeroConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_json_lines
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage2 import train_stage2
@@ -70,6 +71,22 @@ def test_prompts_are_tuned_saved_alone_and_evaluated(tiny_project: Project, tmp_
     assert (tmp_path / "run" / "metrics.json").read_text() == before
 
 
+@pytest.mark.slow
+def test_all_items_are_encoded_anew_only_where_somebody_reads_the_result(tiny_project: Project, tmp_path: Path) -> None:
+    lora = {"tuning": TuningConfig(method="lora")}  # prompts alone change the features before the first step
+    runs: dict[str, tuple[dict[str, Any], list[int]]] = {
+        "last": ({}, [3]),
+        "last-lora": (lora, [0, 3]),
+        "every": ({"refresh_every": 1}, [0, 1, 2, 3]),
+        "best": ({"keep": "best"}, [0, 1, 2, 3]),
+    }
+    for name, (changes, epochs) in runs.items():
+        run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / name, epochs=3, patience=9, **changes))
+        assert [line["epoch"] for line in read_json_lines(tmp_path / name / "history.jsonl", "runs")] == epochs
+    # An evaluation changes nothing in what is trained.
+    torch.testing.assert_close(_weights(tmp_path / "last"), _weights(tmp_path / "every"), rtol=0, atol=0)
+
+
 def test_without_tuning_the_features_stay_as_they_are(tiny_project: Project, tmp_path: Path) -> None:
     run_on_ranks(1, train_stage2, _config(tiny_project, tmp_path / "run", tuning=TuningConfig(method="none")))
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
@@ -84,7 +101,14 @@ def test_without_tuning_the_features_stay_as_they_are(tiny_project: Project, tmp
 def test_the_epoch_that_is_asked_for_is_kept(tiny_project: Project, tmp_path: Path, keep: str) -> None:
     optim = OptimConfig(encoder_lr=1.0, recommender_lr=30.0, schedule="constant")  # an epoch that does harm
     config = _config(
-        tiny_project, tmp_path / "run", keep=keep, epochs=2, patience=1, select_on="validation", optim=optim
+        tiny_project,
+        tmp_path / "run",
+        keep=keep,
+        epochs=2,
+        refresh_every=1,
+        patience=1,
+        select_on="validation",
+        optim=optim,
     )
     run_on_ranks(1, train_stage2, config)
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
@@ -207,10 +231,10 @@ def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_u
     tiny_project: Project, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_on_ranks(1, train_stage2, _config(tiny_project, whole, epochs=3, patience=9))
+    run_on_ranks(1, train_stage2, _config(tiny_project, whole, epochs=3, refresh_every=1))
     command = [
         *(sys.executable, "launchers/stage2.py", "--stage1", str(tiny_project.stage1), "--out", str(broken)),
-        *("--epochs", "3", "--patience", "9", "--batch_size", "12", "--checkpoint_every", "2"),
+        *("--epochs", "3", "--refresh_every", "1", "--batch_size", "12", "--checkpoint_every", "2"),
         *("--device", "cpu", "--tracking.enabled", "false"),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}

@@ -46,6 +46,8 @@ class BUIR(TableRecommender):
     """
 
     multimodal: ClassVar[bool] = False
+    user_rows: ClassVar[tuple[str, ...]] = ("user_embeddings.weight", "target_users")
+    item_rows: ClassVar[tuple[str, ...]] = ("item_embeddings.weight", "target_items")
 
     target_users: Tensor
     target_items: Tensor

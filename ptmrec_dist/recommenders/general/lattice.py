@@ -63,6 +63,7 @@ class LATTICE(FittedRecommender, TableRecommender):
 
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = True
+    rebuilt: ClassVar[tuple[str, ...]] = ("neighbours", "cosines", "mixture")
 
     def __init__(self, inputs: Inputs, config: LATTICEConfig) -> None:
         super().__init__(inputs, config.dim)

@@ -62,6 +62,7 @@ class MMGCN(FittedRecommender, TableRecommender):
 
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = True
+    user_rows: ClassVar[tuple[str, ...]] = ("user_embeddings.weight", "preferences.weight")
 
     def __init__(self, inputs: Inputs, config: MMGCNConfig) -> None:
         super().__init__(inputs, config.dim)

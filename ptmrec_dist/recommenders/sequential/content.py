@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config.sequences import CosineSequenceConfig, SequenceConfig
-from ptmrec_dist.recommenders.base import Inputs
+from ptmrec_dist.recommenders.base import Inputs, Tables
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import Features, rows_of
-from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 
 
@@ -56,8 +56,8 @@ class CosineRecommender(SequenceRecommender):
 class MixedRecommender(SequenceRecommender):
     """A recommender whose vectors of items come from IDs and features.
 
-    The ID vector of a cold item, which is untrained, is predicted by the mean over modalities of P_m x_m: ridge regression
-    from features to the ID vectors of items with training interactions, which `fit_cold_map` does.
+    The ID vector of a cold item, which is untrained, is predicted by the mean over modalities of P_m x_m, for its score and in
+    histories: ridge regression from features to the ID vectors of items with training interactions, which `fit_cold_map` does.
 
     Args:
         inputs: What it is built from.
@@ -95,12 +95,21 @@ class MixedRecommender(SequenceRecommender):
         """Fit each P_m separately to the ID vectors of items with training interactions."""
         fit_maps(self.id_maps, features, self.warm_items, self.item_embeddings.weight[self.warm_items])
 
+    def tables(self, features: Features) -> Tables:
+        """Compute the vectors of all items, [I, D]; ID vectors of those without training interactions are predicted."""
+        known = self.item_embeddings.weight[self.warm_items]
+        return {ITEMS: self.mixed(self._predicted_ids(features).index_copy(0, self.warm_items, known), features)}
+
     def cold_items(self, features: Features) -> Tensor:
         """Compute what is scored of items whose ID vectors are predicted from their features, [C, N]."""
+        return self.candidates(self.mixed(self._predicted_ids(features), features))
+
+    def _predicted_ids(self, features: Features) -> Tensor:
+        """ID vectors that features predict, [C, E]."""
         predicted = [
             F.linear(features[modality], self.id_maps[modality].get_parameter("weight")) for modality in self.modalities
         ]
-        return self.candidates(self.mixed(torch.stack(predicted).mean(dim=0), features))
+        return torch.stack(predicted).mean(dim=0)
 
 
 def joined(features: Features, modalities: tuple[str, ...]) -> Tensor:

@@ -46,6 +46,7 @@ class VQRec(CosineRecommender):
     """
 
     trains_features: ClassVar[bool] = False
+    rebuilt: ClassVar[tuple[str, ...]] = ("codes_IM",)
 
     def __init__(self, inputs: Inputs, config: VQRecConfig) -> None:
         super().__init__(inputs, config)
@@ -68,11 +69,15 @@ class VQRec(CosineRecommender):
 
     @torch.no_grad()
     def rebuild(self, features: Features, world: World | None = None) -> None:
-        """Fit the quantiser, and note the codes of all items, before the first epoch; later ones leave both as they are."""
-        if self.quantiser.is_fitted:
+        """Fit the quantiser, and note the codes of all items, before the first epoch; later ones leave both as they are.
+
+        A run that continues another one has its quantiser, and notes the codes alone.
+        """
+        if self.codes_IM.any():
             return
         rows_IX = joined(features, self.modalities)
-        self.quantiser.fit(rows_IX[self.warm_items], world)
+        if not self.quantiser.is_fitted:
+            self.quantiser.fit(rows_IX[self.warm_items], world)
         self.codes_IM.copy_(self.quantiser(rows_IX))
 
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
