@@ -1,10 +1,10 @@
-"""Settings of the commands that tune an encoder: stage 2, joint and contrastive training."""
+"""Settings of the commands that tune an encoder with a recommender: stage 2 and joint training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import ReadsRun, TrackingConfig, require, require_device
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
@@ -171,6 +171,11 @@ class Stage2Config(ReadsRun, TrainsBoth):
     """Weight of the knowledge transfer loss L_KT (eq. 13)."""
     teacher: Literal["stage1", "live"] = "stage1"
     """Teacher of the ID distribution: the model as trained by stage 1, or the live model (with stop-gradient)."""
+    teacher_run: Path | None = None
+    """Recommenders of the next item: run of another one, best by IDs alone (sasrec), that teaches instead of the model."""
+    user_states: Literal["modal", "teacher"] = "modal"
+    """Recommenders of the next item: states that L_KT scores features with: the model's own, which features give, or the
+    teacher's, so that L_KT moves features alone."""
     teacher_scores: Literal["whole", "id"] = "whole"
     """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 verbatim)."""
     temperature: float = 1.0
@@ -205,10 +210,11 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """As in stage 2; by default best, because the number of epochs needed from scratch is not known beforehand."""
     patience: int = 10
     """Evaluations without an improvement before training stops, where the best is kept."""
-    transfer: Literal["none", "full", "items", "user", "text", "image"] = "none"
+    transfer: Literal["none", "full", "items", "user", "text", "image", "prompts"] = "none"
     """Parts that are taken over from the run `transfer_from`, of the same recommender of the next item, and are trained
     further: full: all; items: encoder, projections and fusion; user: the user encoder; text, image: the encoder and the
-    projection of this modality, which alone is read, and the user encoder."""
+    projection of this modality, which alone is read, and the user encoder; prompts: those alone that a run of any recommender
+    tuned in the same encoder."""
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
 
@@ -238,55 +244,9 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
         )
         sequential = isinstance(self.model, SequenceConfig)
         require(sequential or not whole, "transfer", self.transfer, f"none with {self.recommender}, which has no parts")
+        prompts = self.transfer != "prompts" or self.tuning.method == "prompt"
+        require(prompts, "tuning.method", self.tuning.method, "prompt, with --transfer prompts")
         if self.transfer in ("text", "image"):
             allowed = ("auto", self.transfer)
             require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
             object.__setattr__(self, "modalities", self.transfer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastiveConfig(TunesEncoder):
-    """Fine-tune the encoder on the catalogue's own pairs of image and text; no interaction is read."""
-
-    shards: Path
-    """Packed data set; held-out cold items are not used."""
-    encoder: EncoderConfig
-    """Encoder to start from."""
-    out: Path
-    """Encoder folder to write, which `--encoder.model` takes. Started again with the same settings, an interrupted run
-    resumes."""
-    tuning: TuningConfig = field(default_factory=lambda: TuningConfig(method="full"))
-    """Tuning method of the encoder."""
-    batch_size: int = 256
-    """Pairs per step, over all ranks; each is contrasted with all others of the step."""
-    objectives: tuple[Literal["itc", "itm", "mlm"], ...] = ("itc",)
-    """One or more (`itc,itm,mlm`). itc: image-text contrast; a VLMo also has itm: whether an image and a text match, with hard
-    negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
-    mask_rate: float = 0.15
-    """Fraction of the words that mlm hides."""
-    projection: int | None = None
-    """Width of the common space into which new linear projections map the features of separate image and text encoders; by
-    default 256. Other encoders have a common space."""
-    projection_lr: float = 1e-3
-    """Learning rate of these projections and of their temperature."""
-    epochs: int = 5
-    """Passes over the catalogue."""
-    seed: int = 0
-    """Seed of the new weights of the encoder and of the order of items."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
-        require(self.projection is None or self.projection >= 1, "projection", self.projection, "1 or more")
-        require(self.projection_lr >= 0, "projection_lr", self.projection_lr, "0 or more")
-        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        named, given = set(self.objectives), ",".join(self.objectives)
-        require(
-            "itc" in named and len(named) == len(self.objectives), "objectives", given, "itc, and itm or mlm beside it"
-        )
-        together = self.tuning.method == "prompt" and named != {"itc"}
-        require(
-            not together, "objectives", given, "itc with prompts, which take no part in reading image and text together"
-        )
-        require(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "a fraction in (0, 1)")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -41,7 +41,17 @@ INCIDENTAL = {
     "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
+PATHS = {
+    "run",
+    "shards",
+    "features",
+    "stage1",
+    "transfer_from",
+    "teacher_run",
+    "encoder",
+    "image_encoder",
+    "text_encoder",
+}
 PATHS |= {"from_run", "from_shards"}
 
 

@@ -122,8 +122,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
             f"reads features: {multimodal_recommenders()}"
         )
-    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
-    if not on_sequences:
+    if not isinstance(start.recommender, SequenceRecommender):
         start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
         raise UserError(
@@ -138,7 +137,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    reads_tokens = isinstance(start.recommender, SequenceRecommender) and start.recommender.reads_tokens
+    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
+    reads_tokens = on_sequences and start.recommender.reads_tokens
     # The stored features are not those of tokens, nor of an encoder that another run tuned.
     whole = reads_tokens or record.source is not None
     if config.tuning.method == "none" and not whole:
