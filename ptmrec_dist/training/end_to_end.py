@@ -46,8 +46,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     start = _with_tokens(config, start, encoder)
     taken = _take_over(config, _recommender_of(start), encoder)
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.is_complete:
-        print(f"{config.out} is complete; nothing to do")
+    if run.report_complete():
         return
     if taken and world.is_first:
         print(taken)

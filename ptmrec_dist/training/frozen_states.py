@@ -93,7 +93,7 @@ def _key(config: TunesEncoder, dataset: Dataset, encoder: Encoder, prefix: Froze
 
 
 def _on_all_ranks(here: bool, session: Session) -> bool:
-    return bool(gather_rows(torch.tensor([here], device=session.world.device)).all())
+    return bool(gather_rows(torch.tensor([int(here)], device=session.world.device)).all())
 
 
 def _write(

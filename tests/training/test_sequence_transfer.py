@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     fdsa = _stage1(tiny_project, tmp_path / "fdsa", "fdsa", inner=8)
     short = _stage1(tiny_project, tmp_path / "short", "sasrec", length=2)
     for changes, message in (
-        ({"stage1": runs["sasrec"]}, "recommender: sasrec knows items by their IDs only|scores no modality alone"),
+        ({"stage1": runs["sasrec"]}, "stage1: got a run of SASRec, which scores no modality alone"),
         ({"stage1": fdsa}, "stage1: got a run of FDSA, which scores no modality alone"),
         (
             {"teacher_run": tiny_project.stage1},
