@@ -104,13 +104,15 @@ def _written_out(objective: NextItemTransfer, data: Path, users: list[int]) -> T
     found = []
     for user, window in windows.items():
         for end in range(1, len(window)):
-            read, target = torch.tensor([window[:end]]), window[end]
+            read, target = torch.tensor([window[:-1]]), window[end]  # later items have positions, but are not seen
             compared = [item for item in step if item == target or item not in taken[user]]
             features = {name: table[compared] for name, table in objective.features.items()}
             own = model.item_vectors({name: table[read[0]] for name, table in objective.features.items()})[None]
             taught = teacher.item_vectors({}, read[0])[None]
             mask = torch.ones_like(read, dtype=torch.bool)
-            state, teachers = model.states(own, mask)[0, -1], teacher.states(taught, mask)[0, -1]
+            state, teachers = (
+                reader.states(items, mask)[0, end - 1] for reader, items in ((model, own), (teacher, taught))
+            )
             wanted = (teacher.item_vectors({}, torch.tensor(compared)) @ teachers / TEMPERATURE).softmax(dim=0).detach()
             chosen = teachers.detach() if objective.teachers_states else state
             for modality, linear in model.cold_map().items():
