@@ -23,7 +23,7 @@ from ptmrec_dist.config.data import (
 )
 from ptmrec_dist.config.doctor import DoctorConfig
 from ptmrec_dist.config.download import DownloadColumnsConfig, DownloadConfig
-from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, ExperimentConfig, Paradigm
+from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, TRANSFER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.merge import MergeConfig
 from ptmrec_dist.config.plain import (
@@ -82,6 +82,7 @@ from ptmrec_dist.config.written import as_declared
 __all__ = [
     "MAX_ASPECT_RATIO",
     "PARADIGMS_OF_THE_PAPER",
+    "TRANSFER",
     "AdapterConfig",
     "AddItemsConfig",
     "AshaConfig",

@@ -22,9 +22,16 @@ Paradigm = Literal[
     "ft",
     "ete",
     "ete_frozen",
+    "transfer_full",
+    "transfer_items",
+    "transfer_user",
+    "transfer_text",
+    "transfer_image",
 ]
 PARADIGMS_OF_THE_PAPER = {"pt": "frozen", "ft": "contrastive", "ete": "joint", "ete_frozen": "joint"}
 """Names in Large Multi-modal Encoders for Recommendation (arXiv 2310.20343), and the same paradigm here."""
+TRANSFER = "transfer_"
+"""What names of paradigms start with that take parts over from a run on other data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,10 @@ class ExperimentConfig:
     without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
     With _refit: the recommender is then trained again on the tuned features, and that run is compared. The names pt, ft and
     ete (pre-trained features, fine-tuned features, end to end) stand for frozen, contrastive and joint; ete_frozen, the control
-    of ete, for joint without tuning."""
+    of ete, for joint without tuning. transfer_full, transfer_items, transfer_user, transfer_text, transfer_image: joint, first
+    on `source`, then on the data with these parts of that run (PMMRec's five settings)."""
+    source: Path | None = None
+    """Packed data set, perhaps a merged one, that the paradigms `transfer_...` pre-train on."""
     methods: tuple[str, ...] = ("prompt",)
     """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,6 +100,8 @@ class ExperimentConfig:
     """Further settings of `ptmrec joint`."""
     contrastive: dict[str, Any] = field(default_factory=dict)
     """Further settings of `ptmrec contrastive`."""
+    cold_below: int | None = None
+    """Also make tables of cold start, as `ptmrec evaluate --cold_below` measures it."""
     refit: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec refit`; the others are those of stage 1."""
     processes: int = 1
@@ -121,6 +133,7 @@ class ExperimentConfig:
         require(self.baseline in known, "baseline", self.baseline, f"one of {', '.join(dict.fromkeys(known))}")
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.cold_below is None or self.cold_below >= 1, "cold_below", self.cold_below, "1 or more")
         require_device(self.device, indexed=self.ranks == 1 and self.ray is None)
         self._check_data()
         self._check_names()
@@ -128,6 +141,9 @@ class ExperimentConfig:
     def _check_data(self) -> None:
         require(bool(self.pack) != bool(self.shards), "shards", self.shards, "either --shards or settings of --pack")
         require(bool(self.pack) or self.splits == (0,), "splits", list(self.splits), "none with --shards, which is one")
+        transfers = any(name.startswith(TRANSFER) for name in self.paradigms)
+        expected = f"{'a' if transfers else 'no'} packed data set: --paradigms {TRANSFER}... read it, and nothing else"
+        require(transfers == (self.source is not None), "source", self.source, expected)
         for name in ("out", "seed"):
             require(name not in self.pack, f"pack.{name}", self.pack.get(name), "none: the experiment chooses it")
         seeded = self.pack.get("split", "random") in ("random", "cold_items")

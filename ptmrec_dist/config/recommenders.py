@@ -100,6 +100,9 @@ class MultiViewConfig(RecommenderConfig):
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
     """Temperature of the contrastive terms."""
+    rank: int = bounded(512, 0)
+    """Principal directions of a modality's features that are read, if the features are wider; the cost of a step is
+    proportional to it. 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

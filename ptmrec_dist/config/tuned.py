@@ -1,10 +1,11 @@
 """Settings of the commands that tune an encoder with a recommender: stage 2 and joint training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender
@@ -217,6 +218,9 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     tuned in the same encoder."""
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
+    pretraining: Literal["auto", "on", "off"] = "auto"
+    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer` of its parts, as in
+    the paper, else on."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
@@ -225,6 +229,7 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
             object.__setattr__(self, "tuning", TuningConfig(method=self.model.joint_tuning))
         TrainsBoth.__post_init__(self)
         self._check_transfer()
+        self._choose_losses()
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
             return
@@ -250,3 +255,11 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
             allowed = ("auto", self.transfer)
             require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
             object.__setattr__(self, "modalities", self.transfer)
+
+    def _choose_losses(self) -> None:
+        """Turn the losses of pre-training off where they are not wanted."""
+        if not isinstance(self.model, PMMRecConfig):
+            expected = f"auto with {self.recommender}, which has no losses of pre-training"
+            require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
+        elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer not in ("none", "prompts")):
+            object.__setattr__(self, "model", replace(self.model, contrast="none", nid="none", rcl="none"))

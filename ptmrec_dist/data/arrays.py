@@ -8,13 +8,13 @@ Shape suffixes: R rows of the array, I items, D width.
 
 import logging
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.ids import without_fraction
+from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
@@ -79,18 +79,11 @@ def unit_rows(table_ID: np.ndarray) -> np.ndarray:
 
 def _read_npy(path: Path, name: str) -> np.ndarray:
     try:
-        rows_RD: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, BadZipFile) as error:
-        # What is no array NumPy takes for a pickle, and its message says how to load one, which is unsafe.
-        reason = "it is no array of numbers" if "pickle" in str(error) else " ".join(str(error).split())
-        raise UserError(f"{name}: cannot read {path} ({reason}); expected a .npy array or a .parquet table") from error
-    if (
-        not isinstance(rows_RD, np.ndarray)
-        or rows_RD.ndim != 2
-        or rows_RD.dtype.kind not in "fiu"
-        or 0 in rows_RD.shape
-    ):
-        found = f"{rows_RD.dtype} {rows_RD.shape}" if isinstance(rows_RD, np.ndarray) else "an archive"
+        rows_RD = open_npy(path)
+    except ValueError as error:
+        raise UserError(f"{name}: cannot read {path} ({error}); expected a .npy array or a .parquet table") from error
+    if rows_RD.ndim != 2 or rows_RD.dtype.kind not in "fiu" or 0 in rows_RD.shape:
+        found = f"{rows_RD.dtype} {rows_RD.shape}"
         raise UserError(f"{name}: {path} is {found}, expected numbers of shape (items, width)")
     return rows_RD
 

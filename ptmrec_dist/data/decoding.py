@@ -3,7 +3,7 @@
 Legend: H height, W width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +42,7 @@ def decoded(
     max_pixels: int = _MAX_PIXELS,
     max_aspect_ratio: float = MAX_ASPECT_RATIO,
     formats: tuple[str, ...] | None = None,
+    before: Callable[[Image.Image], None] | None = None,
 ) -> Iterator[Image.Image]:
     """Open an image, check its size by the header before memory is allocated for its pixels, and decode it.
 
@@ -53,6 +54,7 @@ def decoded(
         max_pixels: Largest number of pixels.
         max_aspect_ratio: Largest ratio of the longer side to the shorter.
         formats: Formats of PIL that are tried; by default all.
+        before: Called with the image whose header was read, before it is decoded.
 
     Yields:
         The decoded image; the first frame, where there are several.
@@ -65,6 +67,8 @@ def decoded(
     try:
         with Image.open(source, formats=formats) as image:
             _check_size(image, max_pixels, max_aspect_ratio)
+            if before is not None:
+                before(image)
             image.load()
             _check_size(image, max_pixels, max_aspect_ratio)  # some formats name the size of another frame
             yield image

@@ -103,21 +103,50 @@ def prepare_image(path: str, limits: Limits) -> bytes:
     Raises:
         BadImageError: The file is missing, is not an image, is beyond the limits, or cannot be decoded.
     """
-    with decoded(path, max_pixels=limits.pixels, max_aspect_ratio=limits.aspect_ratio) as image:
+    draft: _Draft | None = None
+
+    def decode_reduced(image: Image.Image) -> None:
+        nonlocal draft
+        size = image.size
+        found = image.draft(None, _stored_size(size, limits.shorter_side))
+        if found is not None and image.size != size:
+            draft = _Draft(_stored_size(size, limits.shorter_side), found[1])
+
+    with decoded(path, max_pixels=limits.pixels, max_aspect_ratio=limits.aspect_ratio, before=decode_reduced) as image:
         upright = image.getexif().get(_ORIENTATION, 1) == 1
-        if image.format == "JPEG" and image.mode == "RGB" and upright and min(image.size) <= limits.shorter_side:
+        small = draft is None and min(image.size) <= limits.shorter_side
+        if image.format == "JPEG" and image.mode == "RGB" and upright and small:
             return Path(path).read_bytes()
         buffer = io.BytesIO()
-        _reduce(to_rgb(image), limits.shorter_side).save(buffer, "JPEG", quality=_QUALITY)
+        reduced = _reduce(to_rgb(image), limits.shorter_side) if draft is None else to_rgb(draft.resize(image))
+        reduced.save(buffer, "JPEG", quality=_QUALITY)
         return buffer.getvalue()
 
 
+class _Draft(NamedTuple):
+    """A JPEG that is decoded at 1/2, 1/4 or 1/8 of its size, the smallest of these that is large enough."""
+
+    stored: tuple[int, int]
+    """Width and height at which it is stored."""
+    box: tuple[float, float, float, float]
+    """What the whole image is in the decoded one, whose sides are rounded up."""
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        return image.resize(self.stored, Image.Resampling.BICUBIC, self.box)
+
+
 def _reduce(image: Image.Image, shorter_side: int) -> Image.Image:
-    shorter = min(image.size)
+    stored = _stored_size(image.size, shorter_side)
+    return image if stored == image.size else image.resize(stored, Image.Resampling.BICUBIC)
+
+
+def _stored_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Width and height at which an image is stored."""
+    shorter = min(size)
     if shorter <= shorter_side:
-        return image
-    width, height = (max(1, round(side * shorter_side / shorter)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+        return size
+    width, height = (max(1, round(side * shorter_side / shorter)) for side in size)
+    return width, height
 
 
 def _prepare_chunk(paths: Sequence[str], spool: Path, limits: Limits) -> list[Prepared]:

@@ -102,6 +102,8 @@ SELECT = "recall@20"
 """The metric by which epochs, trials and seeds of a sweep, and the champion are selected."""
 SHOWN = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
 """Metrics shown in tables."""
+COLD_SHOWN = tuple(f"{name}@{k}" for name in ("hr", "ndcg") for k in CUTOFFS)
+"""Metrics shown of cold rows, each of which has one target."""
 
 
 def selecting_part(parts: Collection[str], requested: str = "auto", phase: str = "validation") -> str:

@@ -19,7 +19,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import encoders_of
-from ptmrec_dist.experiment.plan import Plan, Step, settings_file, settings_of
+from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
 from ptmrec_dist.files import read_json, read_yaml
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, read_inputs
 from ptmrec_dist.training.run_folder import PATHS
@@ -85,6 +85,10 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
     inputs = {} if config.shards is None else {"shards": datasets[""].fingerprint}
     if any(step.command in ("features", "contrastive") for step in plan.steps.values()):
         inputs |= _encoder_fingerprints(config)
+    if config.source is not None:
+        source = Dataset(config.source, option="source")
+        source.require("validation")
+        inputs[_shards_of(SOURCE)] = source.fingerprint
     before = read_inputs(config.out) or {}
     if (config.out / "settings").is_dir():
         check_inputs(config.out, before | {name: inputs[name] for name in before.keys() & inputs.keys()})
@@ -141,7 +145,8 @@ def _sources(plan: Plan, step: Step, inputs: dict[str, str]) -> Iterator[tuple[s
     for need in needs:
         if need.command in _INPUTS and need.is_complete and step.command != "features":
             record = "manifest.json" if need.command == "features" else "run.json"
-            yield _INPUTS[need.command], _read(need.folder / record)["fingerprint"]
+            name = "transfer_from" if need.command == step.command == "joint" else _INPUTS[need.command]
+            yield name, _read(need.folder / record)["fingerprint"]
 
 
 def _made_from(step: Step) -> dict[str, str]:

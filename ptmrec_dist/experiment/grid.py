@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 
-from ptmrec_dist.config import PARADIGMS_OF_THE_PAPER, EncoderConfig, ExperimentConfig
+from ptmrec_dist.config import PARADIGMS_OF_THE_PAPER, TRANSFER, EncoderConfig, ExperimentConfig
 from ptmrec_dist.recommenders import recommender_class
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
 
 AXES = ("splits", "encoders", "recommenders", "modalities", "paradigms", "methods", "seeds")
 """Axes of the grid, as the settings name them."""
@@ -54,6 +55,11 @@ class Cell:
     def tuned(self) -> "Cell":
         """The cell whose encoder a refit reads."""
         return replace(self, paradigm=self.paradigm.removesuffix(_REFIT))
+
+    @property
+    def transfer(self) -> str:
+        """Parts that it takes over from its run on other data, as `ptmrec joint` names them; empty without one."""
+        return self.paradigm.removeprefix(TRANSFER) if self.paradigm.startswith(TRANSFER) else ""
 
     @property
     def frozen(self) -> "Cell":
@@ -140,10 +146,14 @@ def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
             return f"{cell.recommender} knows items by their IDs only: it is trained in the paradigm frozen alone"
         return replace(cell.frozen, encoder="none" if cell.encoder else "", modalities="none")
     reads = modalities_of(encoders_of(config)[cell.encoder])
+    if cell.transfer in ("image", "text"):
+        cell = replace(cell, modalities=cell.transfer)
     if cell.modalities != "both" and cell.modalities not in reads:
         return f"encoder {cell.encoder} has no {cell.modalities}".replace("  ", " ")
     if len(reads) == 1:
         cell = replace(cell, modalities=reads[0])
+    if cell.transfer and not _has_parts(config.recommender_of(cell.recommender)):
+        return f"{cell.recommender} has no parts that other data could take over"
     if cell.paradigm == "frozen":
         return cell.frozen
     if cell.paradigm == "contrastive":
@@ -151,6 +161,11 @@ def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
     if cell.is_refit and tuning == "none":
         return "a refit after no tuning would be stage 1 again"
     return cell
+
+
+def _has_parts(recommender: str) -> bool:
+    chosen = recommender_class(recommender)
+    return issubclass(chosen, SequenceRecommender) and bool(chosen.parts)
 
 
 def _contrastive(config: ExperimentConfig, cell: Cell, tuning: str) -> Cell | str:

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
-from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, splits_of
+from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
+SOURCE = "source"
+"""Name, in the place of a split's, of the data that transfers pre-train on."""
 _COMPLETE = {
     "pack": [{"manifest.json"}],
     "features": [{"manifest.json"}],
@@ -183,18 +185,32 @@ class _Steps:
         elif cell.paradigm == "contrastive":
             yield self._contrastive()
             yield from self._stage1(cell, encoder_step(cell))
-        elif cell.paradigm == "joint":
-            name, features = self._features(None)
-            yield name, features
-            model = {name: value for name, value in self._model().items() if name == "model"}
-            settings = {**self._chosen(), "features": str(features.folder), **merged(self._tuned("joint"), model)}
-            yield cell.name, self._run("joint", cell, settings, name)
+        elif cell.paradigm == "joint" or cell.transfer:
+            yield from self._joint(cell)
         else:
             yield from self._stage1(cell.frozen)
             settings = {"stage1": str(self._path(f"runs/{cell.frozen.name}")), **self._tuned("stage2")}
             if cell.paradigm == "two_stage_without_kt":
                 settings |= {"kt_weight": 0.0}
             yield cell.name, self._run("stage2", cell, settings, cell.frozen.name)
+
+    def _joint(self, cell: Cell) -> Iterator[tuple[str, Step]]:
+        """Joint training; for a transfer first on the source, of all modalities and with the same method and seed."""
+        name, features = self._features(None)
+        yield name, features
+        model = {name: value for name, value in self._model().items() if name == "model"}
+        settings = {**self._chosen(), "features": str(features.folder), **merged(self._tuned("joint"), model)}
+        needs = [name]
+        if cell.transfer:
+            before = replace(cell, split=SOURCE, paradigm="joint", modalities=self._all_modalities())
+            yield from _Steps(replace(self.config, shards=self.config.source, pack={}), before)._joint(before)
+            settings |= {"transfer": cell.transfer, "transfer_from": str(self._path(f"runs/{before.name}"))}
+            needs.append(before.name)
+        yield cell.name, self._run("joint", cell, settings, *needs)
+
+    def _all_modalities(self) -> str:
+        reads = modalities_of(encoders_of(self.config)[self.cell.encoder])
+        return "both" if len(reads) > 1 else reads[0]
 
     def _pack(self) -> tuple[str, Step]:
         name, seed = f"shards/{self.cell.split}", int(self.cell.split.removeprefix("split"))
@@ -218,7 +234,7 @@ class _Steps:
             return name, self._step("features", name, settings, fine_tuned)
         settings |= {"encoder": encoders_of(self.config)[self.cell.encoder].recorded()}
         first, name = (self._plain(split) for split in (splits_of(self.config)[0], self.cell.split))
-        if name == first:
+        if name == first or self.cell.split == SOURCE:
             return name, self._step("features", name, settings)
         return name, self._step("features", name, settings | {"reuse": str(self._path(first))}, first)
 

@@ -11,6 +11,7 @@ from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comp
 from ptmrec_dist.evaluation.outcomes import Setting, parts_of
 from ptmrec_dist.evaluation.tables import Table
 from ptmrec_dist.experiment.accuracy import Wording, accuracy_table, significance_table
+from ptmrec_dist.experiment.cold_start import cold_tables
 from ptmrec_dist.experiment.comparisons import Row, compare_rows, per_user
 from ptmrec_dist.experiment.costs import cost_table
 from ptmrec_dist.experiment.finished import read_seed_run
@@ -66,6 +67,7 @@ def _tables(words: Wording, plan: Plan, rows: dict[Cell, Row]) -> dict[str, Tabl
             comparisons = compare_rows(of_part, words.config, part)
             tables[f"accuracy_{part}"] = accuracy_table(words, of_part, part, comparisons)
             tables[f"significance_{part}"] = significance_table(words, comparisons, part)
+    tables |= cold_tables(words, plan)
     tables["costs"] = cost_table(words, plan)
     return tables
 

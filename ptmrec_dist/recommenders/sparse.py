@@ -1,11 +1,12 @@
 """Sparse matrices that node tables are multiplied with.
 
-Shape suffixes: N columns, E entries, D width.
+Shape suffixes: N columns, C chosen rows, E entries, D width.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 
@@ -50,6 +51,24 @@ class SparseMatrix(nn.Module):
         """
         product: Tensor = _Product.apply(self, table_ND)
         return product
+
+    def rows(self, chosen_C: Tensor, table_ND: Tensor) -> Tensor:
+        """Compute some rows of A X, in time proportional to their entries.
+
+        Args:
+            chosen_C: Rows, int64 [C]; they may repeat.
+            table_ND: X, float32 [columns, D].
+
+        Returns:
+            These rows of the product, float32 [C, D].
+        """
+        starts_N = self.matrix.crow_indices()
+        firsts_C, counts_C = starts_N[chosen_C], (starts_N[1:] - starts_N[:-1])[chosen_C]
+        offsets_C = counts_C.cumsum(0) - counts_C
+        entries_E = (firsts_C - offsets_C).repeat_interleave(counts_C)
+        entries_E += torch.arange(len(entries_E), device=entries_E.device)
+        columns_E, values_E = self.matrix.col_indices()[entries_E].long(), self.values[entries_E]
+        return F.embedding_bag(columns_E, table_ND, offsets_C, mode="sum", per_sample_weights=values_E)
 
     @property
     def values(self) -> Tensor:

@@ -58,7 +58,11 @@ def promote(config: PromoteConfig) -> None:
         aliases = aliases_of(client, config.name)
         ours = find_version(client, config.name, _chosen(config, aliases))
         finding = "no champion to beat"
-        if CHAMPION in aliases:
+        if str(ours.version) == aliases.get(CHAMPION):
+            finding = ours.tags.get(
+                GATE_TAG, finding
+            )  # a promotion that was killed: only the candidate's alias is left
+        elif CHAMPION in aliases:
             finding = _pass_gate(client, config, ours, find_version(client, config.name, aliases[CHAMPION]))
         client.set_model_version_tag(config.name, ours.version, GATE_TAG, finding)
         if ROLLBACK_TAG in ours.tags:
@@ -105,7 +109,7 @@ def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
             f"name: {config.name} has no {CANDIDATE}, expected a version with this alias or --version; `ptmrec register` "
             "makes one"
         )
-    if chosen == aliases.get(CHAMPION):
+    if chosen == aliases.get(CHAMPION) and chosen != aliases.get(CANDIDATE):  # both: a promotion that was killed
         raise UserError(f"version: {chosen} of {config.name} is its champion already; expected another version")
     return chosen
 

@@ -30,7 +30,7 @@ from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.pair_retrieval import held_out_pairs, own_pairs_found
 from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.session import open_session
+from ptmrec_dist.training.session import open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 
 
@@ -54,7 +54,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
     fingerprint, encoder = _start(config)
     inputs = {"shards": dataset.fingerprint, "encoder": fingerprint}
     run = RunFolder(config.out, config, inputs, last=encoder.backbone.config_file)
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     check_image_size(dataset, encoder, config.strict)
     encoder.tune(

@@ -6,6 +6,7 @@ import torch
 
 from ptmrec_dist.config import JointConfig
 from ptmrec_dist.config.common import require
+from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
@@ -17,6 +18,7 @@ from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
 from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, train_both
 from ptmrec_dist.training.user_batches import UserBatches
 
@@ -46,7 +48,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     start = _with_tokens(config, start, encoder)
     taken = _take_over(config, _recommender_of(start), encoder)
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     if taken and world.is_first:
         print(taken)
@@ -61,7 +63,12 @@ def _take_over(config: JointConfig, recommender: SequenceRecommender, encoder: E
     if config.transfer == "prompts":
         assert encoder is not None  # the settings ask for prompts
         return take_over_prompts(config, encoder)
-    return "" if config.transfer_from is None else take_over(config, recommender)
+    if config.transfer_from is None:
+        return ""
+    taken = take_over(config, recommender)
+    if config.pretraining == "auto" and isinstance(config.model, PMMRecConfig):
+        taken += "; the losses of pre-training are off (--pretraining on keeps them)"
+    return taken
 
 
 def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | None) -> FinishedRun:

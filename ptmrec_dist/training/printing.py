@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ptmrec_dist.data.splits import PARTS
-from ptmrec_dist.evaluation.metrics import CUTOFFS, SELECT, SHOWN, read_metrics
+from ptmrec_dist.evaluation.metrics import COLD_SHOWN, SELECT, SHOWN, read_metrics
 from ptmrec_dist.training.records import RunRecord
-
-COLD_SHOWN = tuple(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in CUTOFFS)
-"""Metrics shown of cold rows, each of which has one target."""
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Part to metric to value."""

@@ -21,7 +21,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.session import Report
+from ptmrec_dist.training.session import Report, report_complete
 from ptmrec_dist.training.tune import check_start, train_both
 from ptmrec_dist.training.user_batches import UserBatches
 
@@ -50,7 +50,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         start = replace(start, record=replace(start.record, teacher=reference))
     encoder = check_start(config, start)
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     world = join_world(config.device, config.timeout)
     torch.manual_seed(config.seed)

@@ -26,7 +26,7 @@ from ptmrec_dist.training.optim import adamw
 from ptmrec_dist.training.plan import tuning_plan
 from ptmrec_dist.training.records import require_encoder
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.session import Report, Session, open_session
+from ptmrec_dist.training.session import Report, Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.tuned_evaluation import TunedEvaluation
 
@@ -50,7 +50,7 @@ def tune(
             batch that cannot be divided over the ranks; a run folder of other settings.
     """
     run = RunFolder(config.out, config, start.record.inputs)
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)

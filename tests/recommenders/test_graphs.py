@@ -185,3 +185,18 @@ def test_item_graph_is_the_weighted_mean_over_neighbours_and_leaves_other_items_
             for position in cosines.argsort(descending=True)[:2].tolist():
                 expected[item, others[position]] += weight / 2
     torch.testing.assert_close(item_graph(tables, [0.3, 0.7], participating, 2)(torch.eye(9)), expected)
+
+
+def test_some_rows_of_a_sparse_product_equal_those_of_the_dense_one_with_the_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(6, 9, generator=generator) * (torch.rand(6, 9, generator=generator) > 0.5)
+    dense[2] = 0
+    rows, columns = dense.nonzero(as_tuple=True)
+    sparse = SparseMatrix(rows, columns, dense[rows, columns], (6, 9))
+    table, weights = torch.randn(9, 4, generator=generator).requires_grad_(), torch.randn(5, 4, generator=generator)
+    chosen = torch.tensor([5, 2, 0, 0, 3])
+    found, expected = sparse.rows(chosen, table), dense[chosen] @ table
+    torch.testing.assert_close(found, expected)
+    got, want = (torch.autograd.grad((product * weights).sum(), [table]) for product in (found, expected))
+    torch.testing.assert_close(got, want)
+    assert sparse.rows(chosen[:0], table).shape == (0, 4)

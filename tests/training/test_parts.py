@@ -29,7 +29,8 @@ def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
         "features": project.features,
         "out": out,
         "recommender": "pmmrec",
-        "model": recommender_config("pmmrec", **SIZES, contrast="none", nid="none", rcl="none"),
+        "model": recommender_config("pmmrec", **SIZES),
+        "pretraining": "off",
         "tuning": TUNED,
         "epochs": 0,
         "batch_size": 60,
@@ -44,8 +45,7 @@ def _config(project: Project, out: Path, **changes: Any) -> JointConfig:
 def source(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was pre-trained with all losses, in which every tensor has moved."""
     out = tmp_path_factory.mktemp("source") / "run"
-    model = recommender_config("pmmrec", **SIZES)
-    train_joint(_config(tiny_project, out, epochs=1, seed=0, model=model))
+    train_joint(_config(tiny_project, out, epochs=1, seed=0, pretraining="on"))
     return out
 
 
@@ -66,6 +66,19 @@ def _part(name: str) -> str:
         if name.startswith(f"fusion.projections.{part}."):
             return part
     return {"fusion": "fusion", "transformer": "user"}[name.split(".")[0]]
+
+
+def test_a_transfer_turns_the_losses_of_pre_training_off_unless_they_are_asked_for(tmp_path: Path) -> None:
+    def losses(**settings: Any) -> set[str]:
+        given = {"shards": tmp_path, "out": tmp_path, "features": tmp_path, "recommender": "pmmrec", **settings}
+        model = JointConfig(**given).model
+        return {getattr(model, name) for name in ("contrast", "nid", "rcl")}
+
+    transfer = {"transfer": "full", "transfer_from": tmp_path}
+    assert losses() == losses(**transfer, pretraining="on") == {"nicl", "softmax", "dot"}
+    assert losses(**transfer) == losses(pretraining="off") == {"none"}
+    with pytest.raises(UserError, match="pretraining: got 'off', expected auto with morec"):
+        losses(recommender="morec", pretraining="off")
 
 
 @pytest.mark.slow
@@ -131,7 +144,8 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
     tiny_project: Project, tmp_path: Path, source: Path
 ) -> None:
     wider, longer = (recommender_config("pmmrec", **(SIZES | sizes)) for sizes in ({"dim": 16}, {"length": 9}))
-    morec = {"recommender": "morec", "model": recommender_config("morec", dim=8, length=5)}
+    vbpr = {"recommender": "vbpr", "model": recommender_config("vbpr"), "pretraining": "auto"}
+    morec = {"recommender": "morec", "model": recommender_config("morec", dim=8, length=5), "pretraining": "auto"}
     for changes, message in (
         ({"model": wider}, r"transfer: fusion\.block\.linear1\.bias is \(32,\) in .* and \(64,\) here"),
         ({"model": longer}, r"transfer: transformer\.positions_LD is \(5, 8\) in .* and \(9, 8\) here"),
@@ -140,7 +154,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
         ({"transfer_from": None}, "transfer_from: got none, expected the run that --transfer full reads"),
         ({"transfer": "none"}, r"transfer_from: got .*, expected no run without --transfer"),
         ({"transfer": "text", "modalities": "image"}, "modalities: got 'image', expected text"),
-        ({"recommender": "vbpr", "model": recommender_config("vbpr")}, "transfer: got 'full', expected none with vbpr"),
+        (vbpr, "transfer: got 'full', expected none with vbpr"),
     ):
         with pytest.raises(UserError, match=message):
             train_joint(

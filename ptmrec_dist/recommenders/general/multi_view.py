@@ -1,12 +1,12 @@
 """Common base of MGCN and SMORE: several views of items beside that of IDs, and users' preferences among them.
 
 Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K distinct nodes of all ranks' batches, U users,
-I items, D width of a view, V all views of contents side by side, W the view of IDs before them.
+I items, D width of a view, V all views of contents side by side.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
-from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
+from ptmrec_dist.recommenders.principal import PrincipalMap
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
@@ -42,6 +43,8 @@ class MultiViewRecommender(FittedRecommender):
     batches of all ranks, repetitions included.
 
     Nothing in this objective compares features with users: `FittedRecommender` scores cold items, with maps fitted to f.
+
+    The maps W_m that y_v starts from read the `rank` principal directions of wider features (`PrincipalMap`).
 
     Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
     untrained embeddings affect no other node.
@@ -74,7 +77,12 @@ class MultiViewRecommender(FittedRecommender):
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.user_embeddings = embedding_table(inputs.num_users, dim)
         self.item_embeddings = embedding_table(inputs.num_items, dim)
-        self.maps = modal_maps(inputs.features, dim, bias=map_bias)
+        self.maps = nn.ModuleDict(
+            {
+                modality: PrincipalMap(table_ID, dim, config.rank, map_bias, inputs.world)
+                for modality, table_ID in inputs.features.items()
+            }
+        )
         self.gates = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         self.preferences = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
@@ -128,23 +136,25 @@ class MultiViewRecommender(FittedRecommender):
         }
 
     def tables(self, features: Features) -> Tables:
-        """Compute all views before they are fused, `users` [U, W] and `items` [I, W], C in the first D columns."""
+        """Compute what is fused: C, `users` [U, D] and `items` [I, D], and the other views of items, `views` [I, V].
+
+        The other views of users are computed where users are asked for: a batch has few of all.
+        """
         ids_I = self.item_embeddings.weight
         users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, ids_I, self.layers)
         seen = self.see({modality: self.maps[modality](features[modality]) for modality in self.modalities})
         items_IV = torch.cat(
             [self.item_graphs[view](ids_I * torch.sigmoid(self.gates[view](seen[view]))) for view in self.views], dim=1
         )
-        users_UV = self.graph.items_to_users(items_IV)
-        return {"users": torch.cat([users_UD, users_UV], dim=1), "items": torch.cat([items_ID, items_IV], dim=1)}
+        return {"users": users_UD, "items": items_ID, "views": items_IV}
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Compute f of users, [B, D]."""
-        return self._fused("users", tables, queries.users).vectors_ND
+        return self._of_users(queries.users, tables).vectors_ND
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
         """Compute f of items, [C, D]; features enter through the tables alone."""
-        return self._fused("items", tables, chosen).vectors_ND
+        return self._of_items(chosen, tables).vectors_ND
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr`, `l2`, `contrast_users` and `contrast_items`, [B] each.
@@ -154,7 +164,7 @@ class MultiViewRecommender(FittedRecommender):
         # Only nodes in the batch are fused, each once however often it occurs.
         users_N, users_B = batch.users.unique(return_inverse=True)
         items_N, items_2B = torch.cat([batch.positives, batch.negatives]).unique(return_inverse=True)
-        users, items = self._fused("users", tables, users_N), self._fused("items", tables, items_N)
+        users, items = self._of_users(users_N, tables), self._of_items(items_N, tables)
         users_BD = F.embedding(users_B, users.vectors_ND)
         positives_BD, negatives_BD = F.embedding(items_2B, items.vectors_ND).chunk(2)
         positives_B = items_2B.chunk(2)[0]
@@ -167,28 +177,33 @@ class MultiViewRecommender(FittedRecommender):
 
     def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return C of users [B, D] and items [C, D]."""
-        dim = self.item_embeddings.embedding_dim
-        users_BD = F.embedding(queries.users, tables["users"][:, :dim])
-        return users_BD, rows_of(tables["items"][:, :dim], chosen)
+        return F.embedding(queries.users, tables["users"]), rows_of(tables["items"], chosen)
 
-    def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_NW: Tensor) -> Tensor:
+    def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_ND: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
         nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
         keys_K, counts_K = gather_rows(nodes_N[rows_B]).unique(return_counts=True)
-        keys_KD = F.embedding(keys_K, table_NW[:, : self.item_embeddings.embedding_dim])
+        keys_KD = F.embedding(keys_K, table_ND)
         queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
         losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
         return self.cl_weight * losses_Q[inverse_B]
 
-    def _fused(self, side: Literal["users", "items"], tables: Tables, chosen: Tensor | None) -> "_Fused":
-        """Fuse the views of chosen nodes of one side, or of all."""
-        dim = self.item_embeddings.embedding_dim
-        ids_ND, *views = rows_of(tables[side], chosen).split(dim, dim=1)
+    def _of_users(self, chosen: Tensor, tables: Tables) -> "_Fused":
+        """Fuse the views of chosen users, whose views of contents are computed here."""
+        views_NV = self.graph.items_to_users.rows(chosen, tables["views"])
+        return self._fused("users", chosen, F.embedding(chosen, tables["users"]), views_NV)
+
+    def _of_items(self, chosen: Tensor | None, tables: Tables) -> "_Fused":
+        """Fuse the views of chosen items, or of all."""
+        return self._fused("items", chosen, rows_of(tables["items"], chosen), rows_of(tables["views"], chosen))
+
+    def _fused(self, side: str, chosen: Tensor | None, ids_ND: Tensor, views_NV: Tensor) -> "_Fused":
+        dim = ids_ND.shape[1]
         preferences = [torch.sigmoid(self.preferences[view](ids_ND)) for view in self.views]
         if self.training and side in self._kept:
             kept = rows_of(self._kept[side], chosen).split(dim, dim=1)
             preferences = [preference * kept_ND for preference, kept_ND in zip(preferences, kept, strict=True)]
-        named = (dict(zip(self.views, nodes, strict=True)) for nodes in (views, preferences))
+        named = (dict(zip(self.views, nodes, strict=True)) for nodes in (views_NV.split(dim, dim=1), preferences))
         return _Fused(ids_ND, self.fuse(*named))
 
 

@@ -9,7 +9,7 @@ are frozen, an image or a text is one token. Stage 1 and `joint` add the losses 
 scored, without a fusion, as in the paper's transfer of one modality.
 
 Departures: a modality is represented by the mean of its tokens by default, for not every encoder has a class token; the user
-encoder is that of SASRec here (`transformer.py`).
+encoder is that of SASRec here (`transformer.py`); fused vectors start with length 1 (`fusion.py`).
 
 Shape suffixes: C chosen items, B histories, L items, D width, K classes of noise.
 """
