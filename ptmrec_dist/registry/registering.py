@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ptmrec_dist.config import RegisterConfig
-from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
+from ptmrec_dist.evaluation.beyond import GROUP_RECALLS, LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
@@ -111,7 +111,7 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
         **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
         **{metric_name(name): str(value) for name, value in metrics.items()},
-        **{LIST_TAG + name: str(lists[name]) for name in LIST_PROPERTIES if name in lists},
+        **{LIST_TAG + name: str(lists[name]) for name in (*LIST_PROPERTIES, *GROUP_RECALLS) if name in lists},
     }
 
 
@@ -149,7 +149,8 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
     found += [ColSpec("boolean", "warm", required=False), ColSpec(Array("string"), "because", required=False)]
-    found += [ColSpec("double", "content_score", required=False)]
+    explained = ("score_from_ids", "score_from_features", "content_score")
+    found += [ColSpec("double", name, required=False) for name in explained]
     kinds = {int: "long", bool: "boolean", str: "string", float: "double"}
     params = [
         ParamSpec(name, "string", [], (-1,)) if value == () else ParamSpec(name, kinds[type(value)], value)
