@@ -12,9 +12,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
-
 from ptmrec_dist import config
+from ptmrec_dist.config.yaml_files import read_settings
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.storage import with_local_copies
 
@@ -252,17 +251,9 @@ def _with_files(words: list[str], settings: type) -> list[str]:
 
 
 def _content_of(path: str, settings: type) -> str:
-    found = _yaml_in(Path(path)) if Path(path).is_file() else None
-    if not isinstance(found, dict):
-        return path  # the parser reports what is wrong with it
-    return json.dumps(config.as_declared(settings, found), default=str)
-
-
-def _yaml_in(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError):
-        return None
+    if not Path(path).is_file():
+        return path  # the parser reports it
+    return json.dumps(config.as_declared(settings, read_settings(Path(path))), default=str)
 
 
 def _recommender_of(words: list[str]) -> str | None:
@@ -272,7 +263,8 @@ def _recommender_of(words: list[str]) -> str | None:
         if option == "--recommender":
             chosen = value
         elif option == "--config" and Path(value).is_file():
-            chosen = _recommender_in(Path(value)) or chosen
+            named = read_settings(Path(value)).get("recommender")
+            chosen = named if isinstance(named, str) else chosen
     return chosen
 
 
@@ -280,12 +272,6 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
     for word, following in zip(words, [*words[1:], ""]):
         option, equals, value = word.partition("=")
         yield option, value if equals else following
-
-
-def _recommender_in(path: Path) -> str | None:
-    named = _yaml_in(path)
-    found = named.get("recommender") if isinstance(named, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def _one_line(error: Exception) -> str:

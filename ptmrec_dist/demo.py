@@ -44,7 +44,7 @@ from ptmrec_dist.demo_page import (
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.outcomes import PARTS
-from ptmrec_dist.files import staged
+from ptmrec_dist.files import staged, write_atomically
 from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
@@ -96,7 +96,7 @@ class _Steps:
         start = time.perf_counter()
         step()
         self.seconds[name] = round(time.perf_counter() - start, 1)
-        self._path.write_text(json.dumps(self.seconds, indent=1))
+        write_atomically(self._path, json.dumps(self.seconds, indent=1))
 
 
 def _claim(out: Path, seed: int) -> None:
@@ -110,7 +110,7 @@ def _claim(out: Path, seed: int) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out: {out} exists and holds no demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"seed": seed}))
+    write_atomically(marker, json.dumps({"seed": seed}))
 
 
 def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:

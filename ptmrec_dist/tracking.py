@@ -5,6 +5,7 @@ rank 0, the tracker does nothing. It uses MLflow's client, which has no global s
 process.
 """
 
+import json
 import logging
 import os
 import time
@@ -13,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from ptmrec_dist.config import TrackingConfig
+from ptmrec_dist.files import read_json, write_atomically
 from ptmrec_dist.mlflow_store import connect, find_experiment, has_run, metric_name, mlflow_errors, reason
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOTE_FILE = "tracking.json"
 _PARENT_TAG = "mlflow.parentRunId"
+_KEY_TAG = "ptmrec.key"
 _BATCH = 100  # MLflow's limit of parameters or tags per request
 
 
@@ -40,7 +45,7 @@ class Tracker:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         parent: str | None = None,
-        run_id: str | None = None,
+        folder: Path | None = None,
         active: bool | None = None,
     ) -> "Tracker":
         """Open an MLflow run, or resume one.
@@ -51,7 +56,8 @@ class Tracker:
             params: Dotted key to value.
             tags: Lineage, as fingerprints.
             parent: Parent MLflow run, unless the settings name another.
-            run_id: MLflow run to resume after an interruption: what it already holds is not logged again.
+            folder: Output folder. Its `tracking.json` records the run, which is resumed after an interruption: what it already
+                holds is not logged again. By default a new run is opened.
             active: Whether this process logs; by default only rank 0 does.
 
         Returns:
@@ -63,16 +69,19 @@ class Tracker:
         first = os.environ.get("RANK", "0") == "0"
         if not (first if active is None else active):
             return Tracker()
+        note = _Note(folder)
         if not config.enabled:
             print("tracking: off, nothing is logged to MLflow")
+            note.write(None)
             return Tracker()
         try:
             client = connect()
         except ImportError as error:
             print(f"tracking: off, MLflow cannot be imported ({error})")
+            note.write(None)
             return Tracker()
         with mlflow_errors():
-            tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, run_id))
+            tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, note), note)
             tracker._log_params(params)
         above = config.parent or parent
         tracker.tags({**tags, _PARENT_TAG: above} if above else tags)
@@ -117,9 +126,9 @@ class _MlflowTracker(Tracker):
 
     run_id: str
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", run_id: str, note: "_Note") -> None:
         self.run_id = run_id
-        self._client = client
+        self._client, self._note = client, note
         self._status = "FINISHED"
         self._unsent: dict[str, list[Any]] = {"metrics": [], "tags": []}
         self._logged = {
@@ -160,6 +169,8 @@ class _MlflowTracker(Tracker):
         self._send("are not in MLflow; the run folder has them")
         with self._warning(f"the run is not marked as {self._status}"):
             self._client.set_terminated(self.run_id, self._status)
+            if self._status == "FINISHED":
+                self._note.write(self.run_id)
 
     def _log_params(self, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -185,10 +196,63 @@ class _MlflowTracker(Tracker):
             log.warning("tracking: %s (%s)", consequence, reason(error))
 
 
-def _open_run(client: "MlflowClient", experiment: str, name: str, run_id: str | None) -> str:
-    if run_id is not None:
-        if has_run(client, run_id):
-            client.update_run(run_id, status="RUNNING")
-            return run_id
-        log.warning("tracking: MLflow run %s is gone; a new one replaces it", run_id)
-    return str(client.create_run(find_experiment(client, experiment), run_name=name).info.run_id)
+def has_tracked_run(folder: Path) -> bool:
+    """Check whether an output folder records an MLflow run.
+
+    Args:
+        folder: Output folder.
+
+    Returns:
+        Whether it does.
+    """
+    return _Note(folder).run_id is not None
+
+
+def is_open(folder: Path) -> bool:
+    """Check whether the MLflow run that an output folder records has not ended: its process was killed or is still at it.
+
+    Args:
+        folder: Output folder.
+
+    Returns:
+        Whether it has not.
+    """
+    return _Note(folder).is_open
+
+
+class _Note:
+    """The file of an output folder that records its MLflow run, whether it is open, and first the key to create it under."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / NOTE_FILE
+        found = {} if self._path is None or not self._path.is_file() else read_json(self._path, "out")
+        self.run_id: str | None = found.get("mlflow_run")
+        self.is_open: bool = found.get("open", False)
+        self.key: str | None = found.get("key")
+
+    def write(self, run_id: str | None, **more: str | bool) -> None:
+        if self._path is not None:
+            write_atomically(self._path, json.dumps({"mlflow_run": run_id, **more}))
+
+
+def _open_run(client: "MlflowClient", experiment: str, name: str, note: _Note) -> str:
+    if note.run_id is not None:
+        if has_run(client, note.run_id):
+            client.update_run(note.run_id, status="RUNNING")
+            note.write(note.run_id, open=True)
+            return note.run_id
+        log.warning("tracking: MLflow run %s is gone; a new one replaces it", note.run_id)
+    run_id = _create_run(client, find_experiment(client, experiment), name, note)
+    note.write(run_id, open=True)
+    return run_id
+
+
+def _create_run(client: "MlflowClient", experiment: str, name: str, note: _Note) -> str:
+    """Create a run, or find the one that a process created which was killed before it could record it."""
+    if note.key is not None:
+        found = client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{note.key}'")
+        if found:
+            return str(found[0].info.run_id)
+    key = uuid4().hex
+    note.write(None, key=key)
+    return str(client.create_run(experiment, run_name=name, tags={_KEY_TAG: key}).info.run_id)

@@ -40,11 +40,12 @@ def shared_data() -> Callable[[str], Path]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thousands of generated cases run only where they are asked for."""
-    if "fuzz" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("fuzz")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Thousands of generated cases, and hundreds of kills, run only where they are asked for."""
+    for marker in ("fuzz", "kills"):
+        if marker not in config.option.markexpr:
+            left_out = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,6 @@
 """Tracking against a real MLflow: on SQLite, and a server on PostgreSQL."""
 
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ from ptmrec_dist.config import TrackingConfig
 from ptmrec_dist.distributed import barrier, join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import tracking_uri
-from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.tracking import NOTE_FILE, Tracker, is_open
 from tests.ranks import run_on_ranks
 from tests.stores import KINDS, Store
 
@@ -77,13 +78,13 @@ def test_run_holds_settings_metrics_tags_and_files(store, start, tmp_path):
     assert [file.path for file in store.list_artifacts(tracker.run_id)] == ["metrics.json"]
 
 
-def test_resumed_run_doubles_nothing(store, start):
-    with start(params={"lr": 0.1}) as first:
+def test_resumed_run_doubles_nothing(store, start, tmp_path):
+    with start(params={"lr": 0.1}, folder=tmp_path) as first:
         for step in (1, 2, 3):
             first.metrics({"loss": 1 / step, "validation.recall@20": step / 10}, step)
         first.interrupted()
     assert store.get_run(first.run_id).info.status == "KILLED"
-    with start(params={"lr": 0.1, "late": 1}, run_id=first.run_id) as second:
+    with start(params={"lr": 0.1, "late": 1}, folder=tmp_path) as second:
         assert store.get_run(first.run_id).info.status == "RUNNING"
         for step in (2, 3, 4):  # the checkpoint was older than the last metrics
             second.metrics({"loss": 1 / step, "validation.recall@20": step / 10}, step)
@@ -95,12 +96,27 @@ def test_resumed_run_doubles_nothing(store, start):
     assert store.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_run_that_is_gone_is_replaced_with_a_warning(store, start, caplog):
+def test_a_run_that_was_created_before_it_could_be_recorded_is_found_again(store, start, tmp_path, monkeypatch):
+    """The process was killed right after the server had created it."""
+    note, create_run = tmp_path / NOTE_FILE, MlflowClient.create_run
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", lambda *one, **more: create_run(*one, **more) and sys.exit())
+        with pytest.raises(SystemExit):
+            start(folder=tmp_path)
+    assert json.loads(note.read_text())["mlflow_run"] is None
+    with start(folder=tmp_path) as found:
+        assert is_open(tmp_path)
+    assert all_runs(store) == [found.run_id]
+    assert json.loads(note.read_text()) == {"mlflow_run": found.run_id}
+
+
+def test_run_that_is_gone_is_replaced_with_a_warning(store, start, caplog, tmp_path):
     with start() as first:
         pass
     store.delete_run(first.run_id)
     for gone in (first.run_id, "0123456789abcdef0123456789abcdef"):
-        with start(run_id=gone) as tracker:
+        (tmp_path / NOTE_FILE).write_text(json.dumps({"mlflow_run": gone}))
+        with start(folder=tmp_path) as tracker:
             assert tracker.run_id != gone
         assert gone in caplog.text
 

@@ -12,6 +12,7 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
+from ptmrec_dist.config.contrastive import ContrastiveConfig
 from ptmrec_dist.config.data import (
     MAX_ASPECT_RATIO,
     ColumnsConfig,
@@ -40,7 +41,6 @@ from ptmrec_dist.config.refit import RefitConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import (
-    ContrastiveConfig,
     EncoderOptimConfig,
     JointConfig,
     Keep,
@@ -69,6 +69,7 @@ from ptmrec_dist.config.use import (
     DeleteConfig,
     DemoConfig,
     EvaluateConfig,
+    GateConfig,
     ModelsConfig,
     PromoteConfig,
     RecommendConfig,
@@ -101,6 +102,7 @@ __all__ = [
     "ExportConfig",
     "FeaturesConfig",
     "FullConfig",
+    "GateConfig",
     "ImportConfig",
     "JointConfig",
     "Keep",

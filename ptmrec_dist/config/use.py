@@ -1,6 +1,7 @@
 """Settings of the commands that use trained models, and of the demo."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,33 @@ class RegisterConfig(ReadsRun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Conditions on a version's lists besides accuracy, as measured on validation at registration; by default none."""
+
+    min_coverage: float | None = None
+    """Smallest fraction of the items that occurs in some list."""
+    max_gini: float | None = None
+    """Largest Gini coefficient of how often items are recommended: 0 equally often, 1 all the same item."""
+    min_novelty: float | None = None
+    """Smallest mean self-information of the recommended items, in bits: 3 where an item was taken by an eighth of the users."""
+    max_popularity_lift: float | None = None
+    """Largest lift of the mean popularity of recommended items over that of taken ones: 0.5 is half as popular again."""
+    min_diversity: float | None = None
+    """Smallest mean distance (1 - cosine of features) of two items of a list."""
+    max_group_loss: float | None = None
+    """Largest loss of Recall@20 of any third of the users or of the items, by their training interactions, as a fraction of the
+    champion's."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_coverage", "max_gini", "max_group_loss"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= 1, f"gate.{name}", value, "a fraction in [0, 1]")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            require(value is None or math.isfinite(value), f"gate.{item.name}", value, "a finite number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromoteConfig:
     """Make a version the champion, if it is significantly better on one part and not much worse on the other."""
 
@@ -80,12 +108,18 @@ class PromoteConfig:
     champion's mean; a larger one is refused if it is significant. 1: any loss is accepted."""
     significance: float = 0.05
     """Largest p of the paired t-tests over users: of a gain beyond the margin, and (one-sided) of a loss."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """Conditions besides accuracy."""
 
     def __post_init__(self) -> None:
         require(self.version is None or self.version >= 1, "version", self.version, "1 or more")
         require(self.margin >= 0, "margin", self.margin, "0 or more")
         require(0 <= self.max_loss <= 1, "max_loss", self.max_loss, "a fraction in [0, 1]")
         require(0 < self.significance <= 1, "significance", self.significance, "more than 0, at most 1")
+        groups = "none with --on: each version's groups are those of its own data"
+        require(
+            self.on is None or self.gate.max_group_loss is None, "gate.max_group_loss", self.gate.max_group_loss, groups
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +212,8 @@ class RecommendConfig:
     diversity: float = 0.0
     """Weight of diversity against relevance, 0 to 1, by maximal marginal relevance."""
     explain: bool = False
-    """Show the items of the user's history that are most like a recommended one."""
+    """Show what IDs and what features contribute to each score, where it is the sum of both, and the items of the history that
+    are most like the item."""
     unknown: Literal["skip", "error"] = "skip"
     """Users and items unknown to the model: `skip` gives these users the list of an average user, marked, and ignores these
     items; `error` refuses."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import parse_json, staged, typed
 from ptmrec_dist.lineage import with_hints, without_hints
@@ -182,8 +183,8 @@ def _fingerprint(tables: dict[str, np.ndarray], data: str, encoder: str | None) 
 
 def _open_table(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        table: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        table = open_npy(path)
+    except ValueError as error:
         raise UserError(f"features: cannot read {path} ({error}); run `ptmrec features` again") from error
     if table.shape != shape or table.dtype != np.float32:
         raise UserError(f"features: {path} is {table.dtype} {table.shape}, expected float32 {shape}")

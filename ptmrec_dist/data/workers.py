@@ -8,7 +8,6 @@ only run tasks. Tasks contain paths, not file contents: all ranks see the same f
 import itertools
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.processes import end_with_parent
 
 _Result = TypeVar("_Result")
 _TASKS_PER_PROCESS = 16
@@ -177,13 +177,5 @@ class RankPool:
 
 
 def _start_process(start: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     start(*arguments)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has been killed: it would wait for tasks for ever, and write into the next try."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -55,9 +55,15 @@ def examine_tables(config: DoctorConfig, packing: PackConfig, encoder: "LoadedEn
         report.add([Finding("unreadable-table", where, str(error))])
         return
     for tally, table in ((counts.items, packing.items), (counts.interactions, packing.interactions)):
-        report.facts.append((str(table or where), tally.name, f"{tally.read:,}"))
+        report.facts.append((str(table or where), tally.name, tally.counts()))
         report.add(_left_out(tally, str(table or where)))
-    log = rows.rename({"user_id": "user", "item_id": "item"})
+    # Categories: a log repeats each id many times, and texts of 16 bytes and more would be copied by every check.
+    log = rows.select(
+        pl.col("user_id").cast(pl.Categorical).alias("user"),
+        pl.col("item_id").cast(pl.Categorical).alias("item"),
+        pl.exclude("user_id", "item_id"),
+    )
+    del rows
     if packing.items is not None:
         items = _with_looks(items, packing)
         report.add(_content(items, encoder, str(packing.items)))
@@ -114,7 +120,7 @@ def _contents(items: pl.DataFrame) -> pl.DataFrame:
     described = items.filter((pl.col("digest").fill_null("") != "") | (pl.col("text") != ""))
     pairs = described.select(pl.col("digest").fill_null(""), "text").rows()
     digests = [hashlib.sha256(f"{image}{text}".encode()).hexdigest() for image, text in pairs]
-    return described.select(item="item_id", content=pl.Series(digests, dtype=pl.String))
+    return described.select(item=pl.col("item_id").cast(pl.Categorical), content=pl.Series(digests, dtype=pl.String))
 
 
 def _estimates(

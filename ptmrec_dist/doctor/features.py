@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ptmrec_dist.data.feature_store import FeatureStore, open_features, read_feature_manifest
+from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.doctor.findings import Finding, Report, note_if_rare
 from ptmrec_dist.errors import UserError
 
@@ -24,9 +25,9 @@ def examine_features(folder: Path, data_sets: Mapping[str, Path], report: Report
     where = str(folder)
     try:
         manifest = read_feature_manifest(folder)
-        rows = np.load(folder / f"{next(iter(manifest.widths))}.npy", mmap_mode="r", allow_pickle=False).shape[0]
+        rows = open_npy(folder / f"{next(iter(manifest.widths))}.npy").shape[0]
         store = open_features(folder, manifest.data, rows)
-    except (UserError, OSError, ValueError, IndexError, StopIteration) as error:
+    except (UserError, ValueError, IndexError, StopIteration) as error:
         report.add([Finding("damaged-features", where, str(error) or "its manifest lists no arrays")])
         return
     widths = ", ".join(f"{modality} {width}" for modality, width in manifest.widths.items())

@@ -43,7 +43,7 @@ def check_core(log: pl.DataFrame, core: int, where: str) -> Iterator[Finding]:
     Yields:
         At most one finding: a note if most interactions stay, an error if none does.
     """
-    pairs = log.unique(["user", "item"])
+    pairs = log.select("user", "item").filter(_pairs(log).is_first_distinct())
     few = {side: _rare(pairs, side, core) for side in ("user", "item")}
     if not any(table.height for table in few.values()):
         return
@@ -72,10 +72,11 @@ def check_repeats(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     Yields:
         At most one finding.
     """
-    repeated = log.height - log.n_unique(["user", "item"])
+    keys = _pairs(log)
+    repeated = log.height - keys.n_unique()
     if repeated:
         found = f"{repeated:,} of {log.height:,} interactions repeat a pair of user and item; pack keeps the earliest"
-        pairs = log.filter(log.select("user", "item").is_duplicated()).unique(["user", "item"], maintain_order=True)
+        pairs = log.filter(keys.is_duplicated()).unique(["user", "item"], maintain_order=True)
         yield Finding("repeated-interactions", where, found, _shown(pairs))
 
 
@@ -112,6 +113,12 @@ def _future_times(log: pl.DataFrame, where: str) -> Iterator[Finding]:
         latest = float(late["timestamp"][0])
         found = f"{late.height:,} of {log.height:,} interactions are in the future, up to {latest:.0f} s since 1970"
         yield Finding("future-times", where, found, _shown(late))
+
+
+def _pairs(log: pl.DataFrame) -> pl.Series:
+    """A number for each pair of user and item: comparing these takes a fraction of the memory of comparing two columns."""
+    user, item = (pl.col(side).cast(pl.Categorical).to_physical().cast(pl.UInt64) for side in ("user", "item"))
+    return log.select(pair=user * 2**32 + item).to_series()
 
 
 def _rare(pairs: pl.DataFrame, side: str, core: int) -> pl.DataFrame:

@@ -24,6 +24,8 @@ LIST_PROPERTIES = ("coverage", "gini", "novelty", "popularity_lift", "diversity"
 """Properties of lists."""
 GROUPS = ("low", "middle", "high")
 """Thirds of users or of items, by their number of training interactions."""
+GROUP_RECALLS = tuple(f"{kind}_{third}" for kind in ("users", "items") for third in GROUPS)
+"""Names of the recalls of these groups."""
 _BLOCK = 1024  # lists at a time
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ptmrec_dist.files import write_atomically
+
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -94,7 +96,7 @@ class Table:
             name: Name of the files, without their endings.
         """
         for ending, text in (("md", self.markdown()), ("tex", self.latex()), ("csv", self.csv())):
-            (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+            write_atomically(folder / f"{name}.{ending}", text)
 
 
 def mean_of_seeds(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ptmrec_dist.config import ExperimentConfig
 from ptmrec_dist.distributed.cluster import as_task, connected
 from ptmrec_dist.lock import COVERED_BY
+from ptmrec_dist.processes import end_with_parent
 
 Executor = Callable[[list[str], int, Path], int | None]
 """Runs `ptmrec` with given arguments on a number of ranks, with output to a log file, and returns its exit code."""
@@ -64,6 +65,7 @@ def run_locally(arguments: list[str], ranks: int, log: Path) -> int | None:
 
 def _command_line(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     """Run `ptmrec` with these arguments in this process, which exits with its exit code."""
+    end_with_parent()  # or the same command, run again, would find the step's output in use
     os.environ |= environment  # the fork server may have another
     with log.open("w") as stream:
         for descriptor in (1, 2):

@@ -4,7 +4,6 @@ ptmrec experiment --config EXPERIMENT.yaml
 ptmrec experiment --config EXPERIMENT.yaml --dry_run true     # print the plan
 """
 
-import json
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 
@@ -18,7 +17,7 @@ from ptmrec_dist.experiment.executors import Executor, open_executor
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import Step, file_name, lay_out, settings_file, settings_of
 from ptmrec_dist.experiment.results import write_results
-from ptmrec_dist.files import read_json
+from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.tracking import Tracker
@@ -47,17 +46,14 @@ def run_experiment(config: ExperimentConfig) -> None:
     write_inputs(out, inputs)
     for folder in ("settings", "logs"):
         (out / folder).mkdir(exist_ok=True)
-    parent = out / "tracking.json"
-    known = read_json(parent, "out").get("mlflow_run") if parent.is_file() else None
     encoders = [encoder_label(encoder.recorded()) for encoder in encoders_of(config).values()]
     with Tracker.start(
         config.tracking,
         name=out.name,
         params={"cells": len(plan.cells), "encoder": ", ".join(encoders), "seeds": len(config.seeds)},
         tags={"stage": "experiment"},
-        run_id=known,
+        folder=out,
     ) as tracker:
-        parent.write_text(json.dumps({"mlflow_run": tracker.run_id}))
         packing = {name: step for name, step in plan.steps.items() if step.command == "pack" and not step.is_complete}
         if packing:
             _run_all(config, packing, tracker.run_id)
@@ -96,7 +92,7 @@ def _run_all(config: ExperimentConfig, steps: dict[str, Step], parent: str | Non
 
 def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, parent: str | None) -> None:
     settings = settings_file(config, name)
-    settings.write_text(yaml.safe_dump(settings_of(config, step, parent), sort_keys=False))
+    write_atomically(settings, yaml.safe_dump(settings_of(config, step, parent), sort_keys=False))
     arguments = [step.command, "--config", str(settings)]
     log = config.out / "logs" / f"{file_name(name)}.log"
     ranks = config.ranks if step.command in ("stage2", "joint", "contrastive") else 1

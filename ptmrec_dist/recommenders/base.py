@@ -170,6 +170,14 @@ class Recommender(nn.Module, ABC):
         """Whether the score is not the dot product."""
         return type(self).score is not Recommender.score
 
+    @property
+    def id_columns(self) -> int | None:
+        """Number of leading columns of the vectors of users and items that come from IDs alone, all others from features alone.
+
+        A score is then the sum of what IDs and what features contribute. None where it is no such sum.
+        """
+        return None
+
     @abstractmethod
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the objective, row by row.

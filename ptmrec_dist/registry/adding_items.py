@@ -22,7 +22,8 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry, pinned, verified_files
 from ptmrec_dist.registry.promoting import GATE_TAG, ROLLBACK_TAG
-from ptmrec_dist.registry.registering import publish, save_pyfunc
+from ptmrec_dist.registry.publishing import OWNER_TAG, publish
+from ptmrec_dist.registry.registering import save_pyfunc
 from ptmrec_dist.registry.versions import CANDIDATE, find_version
 from ptmrec_dist.serving.digests import tree_digest
 from ptmrec_dist.serving.growing import append_items
@@ -138,5 +139,5 @@ def _register(config: AddItemsConfig, uri: str, package: Path, count: int) -> tu
     with mlflow_errors():
         extended = find_version(client, name, number)
         own = {DIGEST_TAG: tree_digest(package), SOURCE_TAG: number, COUNT_TAG: str(count)}
-        tags = {tag: value for tag, value in extended.tags.items() if tag not in (GATE_TAG, ROLLBACK_TAG)}
+        tags = {tag: value for tag, value in extended.tags.items() if tag not in (GATE_TAG, ROLLBACK_TAG, OWNER_TAG)}
         return publish(client, package, extended.run_id or None, name, alias, tags | own), alias

@@ -6,6 +6,7 @@ from ptmrec_dist.config import DeleteConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.loading import client_of_registry
+from ptmrec_dist.registry.publishing import owner_tag, remove_abandoned, upload_of, uploads_in_use
 from ptmrec_dist.registry.versions import (
     CHAMPION,
     HISTORY_TAG,
@@ -30,7 +31,8 @@ def delete(config: DeleteConfig) -> None:
     client = client_of_registry(must_exist=True)
     name, version = config.name, str(config.version)
     with mlflow_errors():
-        found = find_version(client, name, version)
+        remove_abandoned(client)
+        find_version(client, name, version)
         aliases = sorted(alias for alias, number in aliases_of(client, name).items() if number == version)
         if CHAMPION in aliases and not config.force:
             raise UserError(
@@ -39,13 +41,16 @@ def delete(config: DeleteConfig) -> None:
             )
         rest = [number for number in champions_of(client, name) if number != version]
         client.set_registered_model_tag(name, HISTORY_TAG, json.dumps(rest))
-        client.delete_model_version(name, version)
-        others = all_versions(client)
-        if found.model_id and all(other.model_id != found.model_id for other in others):
-            client.delete_logged_model(found.model_id)
-        is_last = all(other.name != name for other in others)
+        upload = upload_of(client, name, version)
+        if upload is not None:
+            client.set_logged_model_tags(upload, owner_tag())
+        is_last = len(all_versions(client, name)) == 1
         if is_last:
             client.delete_registered_model(name)
+        else:
+            client.delete_model_version(name, version)
+        if upload is not None and upload not in uploads_in_use(client):
+            client.delete_logged_model(upload)
     removed = [f"version {version} of {name}", *(f"its alias {alias}" for alias in aliases)]
     removed += ["the name, which has no version left"] if is_last else []
     print(f"deleted {', '.join(removed)}; `mlflow gc` frees the space of its files")

@@ -1,5 +1,7 @@
 """The promotion gate: a candidate must gain on the deciding part of the data and lose little on the other one.
 
+What its lists are like besides that (coverage, popularity, recall of groups) is judged where limits are given.
+
 Each user's metric is compared between both versions. The deciding part is the one that epochs and trials are selected on (new
 items where the split holds some out, else known ones). The other part is guarded: a gain on new items must not come at the cost
 of the known ones, which are most of a catalogue. Early stopping and search also use validation, so its metrics are
@@ -8,13 +10,15 @@ optimistic for a candidate selected among many trials; `--margin` compensates fo
 Legend: N users.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import polars as pl
 
-from ptmrec_dist.config import PromoteConfig
+from ptmrec_dist.config import GateConfig, PromoteConfig
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.beyond import GROUP_RECALLS
 from ptmrec_dist.evaluation.metrics import SELECT, selecting_part
 from ptmrec_dist.evaluation.significance import compare
 
@@ -58,6 +62,53 @@ def judge(ours: pl.DataFrame, theirs: pl.DataFrame, config: PromoteConfig, phase
     kept, loss, limit = _judge_loss(ours, theirs, other, metric, config)
     expected = [wanted] * (not gained) + [limit] * (not kept)
     return Verdict(gained and kept, f"{part} {metric} {gain}{loss}", " and ".join(expected))
+
+
+def judge_lists(ours: Mapping[str, float], theirs: Mapping[str, float] | None, config: GateConfig) -> list[str]:
+    """Judge what a candidate's lists are like besides their accuracy.
+
+    Args:
+        ours: Properties of the candidate's lists and recalls of groups, by their names in `evaluation.beyond`.
+        theirs: Those of the champion; None without one.
+        config: Limits.
+
+    Returns:
+        Every limit that is not kept, with what was found; none if the candidate may become the champion.
+    """
+    broken = []
+    for setting, limit in asdict(config).items():
+        bound, _, name = setting.partition("_")
+        if limit is None or setting == "max_group_loss":
+            continue
+        value, at_least = _measured(ours, name), bound == "min"
+        if not (value >= limit if at_least else value <= limit):
+            more = "more" if at_least else "less"
+            broken.append(f"{name} {value:.3f}, expected {limit:g} or {more} (--gate.{setting})")
+    if config.max_group_loss is not None and theirs is not None:
+        broken += _lost_groups(ours, theirs, config.max_group_loss)
+    return broken
+
+
+def _lost_groups(ours: Mapping[str, float], theirs: Mapping[str, float], limit: float) -> Iterator[str]:
+    """Groups whose recall is lower than the champion's by more than the limit."""
+    # Groups that neither version has are empty on their data; of versions that have none, nothing was measured.
+    for name in [name for name in GROUP_RECALLS if name in ours or name in theirs] or GROUP_RECALLS:
+        before, after = _measured(theirs, name), _measured(ours, name)
+        if after < before * (1 - limit):
+            loss = 1 - after / before
+            yield (
+                f"recall@20 of {name} {after:.4f} against {before:.4f}, a loss of {loss:.1%}, expected {limit:.1%} or less "
+                "(--gate.max_group_loss)"
+            )
+
+
+def _measured(lists: Mapping[str, float], name: str) -> float:
+    if name not in lists:
+        raise UserError(
+            f"gate: {name} of a version was not measured at registration (diversity needs features); register its run again, "
+            "or leave that limit out"
+        )
+    return lists[name]
 
 
 def _judge_gain(ours_N: np.ndarray, theirs_N: np.ndarray, config: PromoteConfig) -> tuple[bool, str, str]:

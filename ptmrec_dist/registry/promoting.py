@@ -13,7 +13,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
 from ptmrec_dist.mlflow_store import mlflow_errors
-from ptmrec_dist.registry.gate import NotPromoted, judge
+from ptmrec_dist.registry.gate import NotPromoted, judge, judge_lists
 from ptmrec_dist.registry.held_out import PHASE, compare_on
 from ptmrec_dist.registry.loading import absent_files, client_of_registry, verified_files
 from ptmrec_dist.registry.versions import (
@@ -58,8 +58,14 @@ def promote(config: PromoteConfig) -> None:
         aliases = aliases_of(client, config.name)
         ours = find_version(client, config.name, _chosen(config, aliases))
         finding = "no champion to beat"
-        if CHAMPION in aliases:
-            finding = _pass_gate(client, config, ours, find_version(client, config.name, aliases[CHAMPION]))
+        if str(ours.version) == aliases.get(CHAMPION):
+            # A promotion that was killed: only the candidate's alias is left.
+            finding = ours.tags.get(GATE_TAG, finding)
+        else:
+            theirs = find_version(client, config.name, aliases[CHAMPION]) if CHAMPION in aliases else None
+            _check_lists(config, ours, theirs)
+            if theirs is not None:
+                finding = _pass_gate(client, config, ours, theirs)
         client.set_model_version_tag(config.name, ours.version, GATE_TAG, finding)
         if ROLLBACK_TAG in ours.tags:
             client.delete_model_version_tag(config.name, ours.version, ROLLBACK_TAG)
@@ -105,7 +111,7 @@ def _chosen(config: PromoteConfig, aliases: dict[str, str]) -> str:
             f"name: {config.name} has no {CANDIDATE}, expected a version with this alias or --version; `ptmrec register` "
             "makes one"
         )
-    if chosen == aliases.get(CHAMPION):
+    if chosen == aliases.get(CHAMPION) and chosen != aliases.get(CANDIDATE):  # both: a promotion that was killed
         raise UserError(f"version: {chosen} of {config.name} is its champion already; expected another version")
     return chosen
 
@@ -130,13 +136,26 @@ def _pass_gate(client: "MlflowClient", config: PromoteConfig, ours: Any, theirs:
     return f"{verdict.finding}, which was version {theirs.version}{account}"
 
 
+def _check_lists(config: PromoteConfig, ours: Any, theirs: Any | None) -> None:
+    """Raise `NotPromoted` where lists break a limit of `config.gate`."""
+    broken = judge_lists(_lists(ours), None if theirs is None else _lists(theirs), config.gate)
+    if broken:
+        raise NotPromoted(f"name: version {ours.version} of {config.name} is not promoted: {'; '.join(broken)}")
+
+
 def _print_lists(ours: Any, theirs: Any) -> None:
-    """Show what changes for users besides accuracy: the gate does not judge it."""
-    both = [name for name in LIST_PROPERTIES if all(LIST_TAG + name in version.tags for version in (ours, theirs))]
-    values = [(name, *(float(version.tags[LIST_TAG + name]) for version in (theirs, ours))) for name in both]
-    if values:
-        shown = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, before, after in values)
+    """Show what changes for users besides accuracy."""
+    before, after = _lists(theirs), _lists(ours)
+    both = [name for name in LIST_PROPERTIES if name in before and name in after]
+    if both:
+        shown = ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in both)
         print(f"lists on validation, besides accuracy: {shown}")
+
+
+def _lists(version: Any) -> dict[str, float]:
+    """Properties of a version's lists and recalls of groups, measured at registration."""
+    tags = {name.removeprefix(LIST_TAG): value for name, value in version.tags.items() if name.startswith(LIST_TAG)}
+    return {name: float(value) for name, value in tags.items()}
 
 
 def _require_same_data(config: PromoteConfig, ours: Any, theirs: Any) -> None:

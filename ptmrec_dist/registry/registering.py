@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ptmrec_dist.config import RegisterConfig, TrackingConfig
-from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
+from ptmrec_dist.config import RegisterConfig
+from ptmrec_dist.evaluation.beyond import GROUP_RECALLS, LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
-from ptmrec_dist.mlflow_store import find_experiment, has_run, metric_name, mlflow_errors
+from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import LIST_TAG, PER_USER_TAG
-from ptmrec_dist.registry.versions import CHAMPION, set_champion
+from ptmrec_dist.registry.publishing import publish
 from ptmrec_dist.registry.wheel import FOLDER as WHEELS
 from ptmrec_dist.registry.wheel import requirements, write_wheel
 from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
@@ -32,8 +32,6 @@ from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
 from ptmrec_dist.training.run_folder import flatten
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from ptmrec_dist.encoders.base import Backbone
 
 ENTRY = Path(__file__).with_name("pyfunc_entry.py")
@@ -113,7 +111,7 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
         **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
         **{metric_name(name): str(value) for name, value in metrics.items()},
-        **{LIST_TAG + name: str(lists[name]) for name in LIST_PROPERTIES if name in lists},
+        **{LIST_TAG + name: str(lists[name]) for name in (*LIST_PROPERTIES, *GROUP_RECALLS) if name in lists},
     }
 
 
@@ -151,7 +149,8 @@ def save_pyfunc(served: Path, package: Path, some_user: str) -> None:
     found += [ColSpec("long", "rank", required=False)]
     found += [ColSpec("string", name, required=False) for name in ("item_id", "title")]
     found += [ColSpec("boolean", "warm", required=False), ColSpec(Array("string"), "because", required=False)]
-    found += [ColSpec("double", "content_score", required=False)]
+    explained = ("score_from_ids", "score_from_features", "content_score")
+    found += [ColSpec("double", name, required=False) for name in explained]
     kinds = {int: "long", bool: "boolean", str: "string", float: "double"}
     params = [
         ParamSpec(name, "string", [], (-1,)) if value == () else ParamSpec(name, kinds[type(value)], value)
@@ -180,46 +179,3 @@ def _unchecked_requirements() -> Iterator[None]:
         yield
     finally:
         log.disabled = False
-
-
-def publish(
-    client: "MlflowClient", package: Path, source_run: str | None, name: str, alias: str, tags: dict[str, str]
-) -> str:
-    """Upload a package and make it a version of a model.
-
-    The alias is set last: after any failure it still points at a complete model.
-
-    Args:
-        client: Client of the registry.
-        package: What `save_pyfunc` wrote.
-        source_run: MLflow run that it comes from, if there is one.
-        name: Name of the model.
-        alias: Alias to set.
-        tags: Tags of the version.
-
-    Returns:
-        Number of the version.
-    """
-    from mlflow.entities import LoggedModelStatus
-    from mlflow.exceptions import MlflowException
-
-    if source_run is not None and has_run(client, source_run):
-        experiment = client.get_run(source_run).info.experiment_id
-    else:
-        source_run, experiment = None, find_experiment(client, TrackingConfig().experiment)
-    logged = client.create_logged_model(experiment, name="recommender", source_run_id=source_run)
-    client.log_model_artifacts(logged.model_id, str(package))
-    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    version = client.create_model_version(
-        name, f"models:/{logged.model_id}", source_run, tags=tags, model_id=logged.model_id
-    ).version
-    if alias == CHAMPION:
-        set_champion(client, name, str(version))
-    else:
-        client.set_registered_model_alias(name, alias, version)
-    return str(version)

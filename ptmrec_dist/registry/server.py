@@ -118,7 +118,7 @@ def _described(uri: str, served: "ServedModel") -> dict[str, str]:
 
 
 def _add_routes(app: "FastAPI", described: dict[str, str], limits: Limits, metrics: "ServerMetrics") -> None:
-    """Add `/metrics`, and the model version to `/version`, which otherwise gives MLflow's, and to every response."""
+    """Add `/metrics`, and the model's version and run to `/version`, which otherwise gives MLflow's, and to every response."""
     from fastapi.responses import JSONResponse, PlainTextResponse
     from fastapi.routing import APIRoute
 
@@ -128,7 +128,7 @@ def _add_routes(app: "FastAPI", described: dict[str, str], limits: Limits, metri
     async def page() -> "Response":
         return PlainTextResponse(metrics.page(), media_type=_PROMETHEUS)
 
-    headers = {"X-Model-Name": quote(described["name"]), "X-Model-Version": quote(described["version"])}
+    headers = {f"X-Model-{name.capitalize()}": quote(described[name]) for name in ("name", "version", "run")}
 
     async def finish(request: "Request", call_next: Any) -> "Response":
         begun = time.perf_counter()

@@ -1,6 +1,7 @@
-"""What `/metrics` of a server tells Prometheus: requests, input, and scores beside those of the training data.
+"""What `/metrics` of a server tells Prometheus: requests, input, scores, and how far they drifted from training.
 
-Over several worker processes the counts are sums, by way of files in a folder that the environment names.
+Over several worker processes the counts are sums, by way of files in a folder that the environment names; drift is that of the
+worker that answered last.
 """
 
 import os
@@ -8,10 +9,12 @@ from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ptmrec_dist.serving import ServedModel
+from ptmrec_dist.serving.drift import BEST_SCORE, IMAGE_SIDE, DriftWindow
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.users import Requesters
 
@@ -47,6 +50,7 @@ class ServerMetrics:
             ["kind"],
             registry=registry,
         )
+        self._history_items = Counter("ptmrec_history_items", "Items of visitors' histories", registry=registry)
         self._unknown_items = Counter(
             "ptmrec_unknown_history_items", "Items of histories that the model does not know", registry=registry
         )
@@ -55,6 +59,16 @@ class ServerMetrics:
             "ptmrec_image_shorter_side_pixels", "Images of new items", registry=registry, buckets=_PIXELS
         )
         self._scores = self._score_histogram(model)
+        self._windows = {name: DriftWindow(baseline) for name, baseline in model.baselines.items()}
+        self._drift = Gauge(
+            "ptmrec_drift_psi",
+            "Population stability index of the latest values against training",
+            ["of"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        for name in self._windows:
+            self._drift.labels(name)  # 0 until something is known
         model.observe(self)
 
     def answered(self, requesters: Requesters, params: Params, answer: Mapping[str, Sequence[Any]]) -> None:
@@ -66,17 +80,29 @@ class ServerMetrics:
         )
         for kind, count in Tally(kinds).items():
             self._rows.labels(kind).inc(count)
-        self._unknown_items.inc(sum(map(len, requesters.unknown_items)))
+        visiting = np.array([name is None for name in requesters.names], dtype=bool)
+        unknown = sum(map(len, requesters.unknown_items))
+        self._history_items.inc(int(visiting[requesters.seen.users].sum()) + unknown)
+        self._unknown_items.inc(unknown)
         if "rank" not in answer:
             self._new_items.inc(len(answer["row"]))
         elif self._scores is not None and params.candidates == "warm":
-            for rank, score in zip(answer["rank"], answer["score"]):
-                if rank == 1:
-                    self._scores.observe(score)
+            best = {row: score for row, rank, score in zip(answer["row"], answer["rank"], answer["score"]) if rank == 1}
+            for score in best.values():
+                self._scores.observe(score)
+            if not (params.filters or params.exclude):  # as in training: of users, and of all items
+                self._compare(BEST_SCORE, [score for row, score in best.items() if requesters.known[row]])
 
     def read_image(self, width: int, height: int) -> None:
         """Count an image of a new item by its shorter side."""
         self._sides.observe(min(width, height))
+        self._compare(IMAGE_SIDE, [min(width, height)])
+
+    def _compare(self, name: str, values: Sequence[float]) -> None:
+        """Note values whose drift is measured, where the model knows how they were distributed in training."""
+        window = self._windows.get(name)
+        if window is not None:
+            self._drift.labels(name).set(window.add(values))
 
     def responded(self, status: int, seconds: float) -> None:
         """Count a response to `/invocations`.
@@ -102,8 +128,8 @@ class ServerMetrics:
 
     def _score_histogram(self, model: ServedModel) -> Histogram | None:
         """Buckets between deciles of the training users' best scores: without drift each gets a tenth of the lists."""
-        deciles = list(dict.fromkeys(model.best_scores[1:-1]))
-        if not deciles:
+        baseline = model.baselines.get(BEST_SCORE)
+        if baseline is None:
             return None
         text = "Best score of each list, in buckets that hold a tenth of the training users each"
-        return Histogram("ptmrec_best_score", text, registry=self._registry, buckets=deciles)
+        return Histogram("ptmrec_best_score", text, registry=self._registry, buckets=baseline.edges)

@@ -23,7 +23,7 @@ def all_models(client: "MlflowClient") -> list[Any]:
     Returns:
         MLflow's registered models by name.
     """
-    return list(_pages(client.search_registered_models))
+    return list(all_pages(client.search_registered_models))
 
 
 def find_model(client: "MlflowClient", name: str) -> Any:
@@ -63,7 +63,7 @@ def all_versions(client: "MlflowClient", name: str | None = None) -> list[Any]:
     # MLflow's filters have no escapes: a name is quoted by the kind of quote that it lacks; one with both is filtered below.
     quotes = [quote for quote in "'\"" if name is not None and quote not in name]
     query = f"name = {quotes[0]}{name}{quotes[0]}" if quotes else None
-    found = _pages(lambda page_token: client.search_model_versions(query, page_token=page_token))
+    found = all_pages(lambda page_token: client.search_model_versions(query, page_token=page_token))
     return sorted(
         (version for version in found if name in (None, version.name)), key=lambda version: -int(version.version)
     )
@@ -116,9 +116,12 @@ def champions_of(client: "MlflowClient", name: str) -> list[str]:
         name: Name of a registered model.
 
     Returns:
-        Versions, the current one last.
+        Versions, the current one last: those behind it are of a command that was killed before it moved the alias.
     """
-    return [str(version) for version in json.loads(find_model(client, name).tags.get(HISTORY_TAG, "[]"))]
+    model = find_model(client, name)
+    versions = [str(version) for version in json.loads(model.tags.get(HISTORY_TAG, "[]"))]
+    current = str(model.aliases.get(CHAMPION))
+    return versions[: versions.index(current) + 1] if current in versions else versions
 
 
 def set_champion(client: "MlflowClient", name: str, version: str) -> None:
@@ -136,7 +139,15 @@ def set_champion(client: "MlflowClient", name: str, version: str) -> None:
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+def all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Search over all pages.
+
+    Args:
+        search: One of the client's searches, which takes a `page_token`.
+
+    Yields:
+        What it finds.
+    """
     token = None
     while True:
         page = search(page_token=token)

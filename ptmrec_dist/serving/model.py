@@ -26,7 +26,8 @@ from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
 from ptmrec_dist.serving.digests import check_digests
 from ptmrec_dist.serving.diversity import diversified, pool_size
-from ptmrec_dist.serving.explaining import reasons_for
+from ptmrec_dist.serving.drift import Baseline
+from ptmrec_dist.serving.explaining import Scored, reasons_for
 from ptmrec_dist.serving.ids import is_absent
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import ExactIndex, FaissIndex, Index
@@ -73,7 +74,8 @@ class ServedModel:
         described = json.loads((folder / "model.json").read_text())
         compare_packages(described.get("packages", {}))
         self.lineage: dict[str, str] = described["lineage"]
-        self.best_scores: list[float] = described.get("best_scores", [])
+        self.baselines = {name: Baseline(**found) for name, found in described.get("baselines", {}).items()}
+        self._id_columns: int | None = described.get("id_columns")
         self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
         items = pl.read_parquet(folder / "items.parquet")
@@ -163,8 +165,7 @@ class ServedModel:
             `row` (from 0), `user_id` (None for a visitor), `known_user` (False for visitors and for users treated as such),
             `rank` (from 1), `item_id`, `title`, `score`, `warm` (whether the item has interactions), and `unknown_items`, the
             skipped items of the row's history (at rank 1, None below); best first, rows in the order of the request. With
-            `explain` also `because`, up to three items of the history that are most like the item, and `content_score`, the
-            cold score.
+            `explain` also `because`, `score_from_ids`, `score_from_features` and `content_score`; see `Reasons`.
 
         Raises:
             UserError: As in `rank`.
@@ -272,13 +273,19 @@ class ServedModel:
     def _reasons(
         self, requesters: Requesters, params: Params, rows_N: np.ndarray, items_N: np.ndarray
     ) -> dict[str, list[Any]]:
-        modal_items_ID = self._tables.get("modal_items")
         _, vectors_ID = self._catalogue.choose(params)
-        if vectors_ID is self._tables["items"]:  # of cold items they are untrained
-            vectors_ID = vectors_ID * torch.from_numpy(self._warm)[:, None]
-        found = reasons_for(requesters, rows_N, items_N, vectors_ID, modal_items_ID, self._score)
-        because = [self.item_ids[items].to_list() for items in found.because]
-        return {"because": because, "content_score": found.content_scores}
+        id_columns: int | None = 0  # the cold score comes from features alone
+        if vectors_ID is self._tables["items"]:
+            id_columns = self._id_columns
+            vectors_ID = vectors_ID * torch.from_numpy(self._warm)[:, None]  # of cold items they are untrained
+        scored = Scored(vectors_ID, id_columns, self._tables.get("modal_items"), self._score)
+        found = reasons_for(requesters, rows_N, items_N, scored)
+        return {
+            "because": [self.item_ids[items].to_list() for items in found.because],
+            "score_from_ids": found.from_ids,
+            "score_from_features": found.from_features,
+            "content_score": found.content_scores,
+        }
 
     def _open_index(self, kind: str, path: Path, warm: np.ndarray) -> Index:
         if kind == "faiss":

@@ -1,6 +1,7 @@
 """Folder of a registered model, self-contained: JSON, Parquet and safetensors, no pickle.
 
-    model.json           modalities of new items, kind of index, lineage, versions of packages, deciles of users' best scores
+    model.json           modalities of new items, kind of index, lineage, versions of packages, distributions in training that
+                         drift is measured against, number of the columns of items and users that come from IDs alone
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
                          modal_items [I, D] and, unless they are stored themselves, projection [sum of d_m, D] and
@@ -22,6 +23,7 @@ Legend: U users, I items, D width of the scores, d_m width of a modality's featu
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Scorer, recent_items, scorer_of, top_items
 from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.serving.drift import BEST_SCORE, IMAGE_SIDE, Baseline, image_sides
 from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import write_faiss
@@ -75,7 +78,8 @@ def write_tables(
             raise UserError(f"run: {name} of {run.folder} hold NaN or infinite values; train again with a lower --lr")
     cold = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
     warm = ~np.isin(np.arange(dataset.num_items), cold)
-    best_scores = _best_scores(scorer, train, dataset.num_users, warm)
+    baselines = {BEST_SCORE: _best_scores(scorer, train, dataset.num_users, warm)}
+    baselines |= {IMAGE_SIDE: image_sides(dataset)} if "image" in modalities else {}
     save_tensors(folder / "tables.safetensors", tables)
     pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
     items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
@@ -90,7 +94,8 @@ def write_tables(
         "index": index,
         "lineage": dict(lineage),
         "packages": installed_packages(),
-        "best_scores": best_scores,
+        "baselines": {name: asdict(baseline) for name, baseline in baselines.items() if baseline is not None},
+        "id_columns": run.recommender.id_columns,
     }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
 
@@ -127,13 +132,13 @@ def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor]
     return tables, scorer
 
 
-def _best_scores(scorer: Scorer, train: Interactions, num_users: int, warm: np.ndarray) -> list[float]:
-    """Deciles of the best score that users have, the smallest and the largest among them, of evenly chosen users."""
+def _best_scores(scorer: Scorer, train: Interactions, num_users: int, warm: np.ndarray) -> Baseline | None:
+    """Best score of evenly chosen users, in buckets between its deciles."""
     users = np.unique(np.linspace(0, num_users - 1, min(num_users, _USERS_OF_SCORES)).astype(np.int64))
     seen = Histories(train, num_users, len(warm))
     scores = top_items(scorer, users, seen, 1, np.flatnonzero(warm))[1][:, 0].numpy()
     found = scores[np.isfinite(scores)]
-    return [float(value) for value in np.quantile(found, np.linspace(0, 1, 11))] if len(found) else []
+    return Baseline.of(found.tolist(), np.quantile(found, np.linspace(0.1, 0.9, 9)).tolist()) if len(found) else None
 
 
 def _projection(recommender: Recommender) -> dict[str, Tensor]:

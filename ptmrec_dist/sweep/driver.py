@@ -27,9 +27,9 @@ from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
-from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.tracking import Tracker, has_tracked_run
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
-from ptmrec_dist.training.run_folder import PATHS, flatten, plain_settings
+from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, flatten, plain_settings
 from ptmrec_dist.training.tune import check_start
 
 # Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.
@@ -65,16 +65,14 @@ def run_sweep(config: SweepConfig) -> None:
         sweep = Sweep(config, space, part, settings, min(concurrent, config.concurrent or concurrent))
         write_inputs(_made(config.out), start.record.inputs)
         write_atomically(config.out / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
-        parent = config.out / "tracking.json"
         with Tracker.start(
             config.tracking,
             name=config.out.name,
             params=flatten(plain_settings(config) | {"space": json.dumps(config.space)}),
             tags={"stage": "sweep", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint},
             parent=start.record.mlflow_run,
-            run_id=json.loads(parent.read_text())["mlflow_run"] if parent.is_file() else None,
+            folder=config.out,
         ) as tracker:
-            write_atomically(parent, json.dumps({"mlflow_run": tracker.run_id}))
             sweep.search(tracker)
             sweep.conclude(tracker)
     shutil.rmtree(sweep.scratch, ignore_errors=True)
@@ -152,7 +150,7 @@ class Sweep:
 
         trials = self.book.read()
         for trial in trials:
-            shutil.rmtree(self.book.run(trial) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.book.run(trial) / CHECKPOINTS, ignore_errors=True)
         able = [trial for trial in trials if trial.value is not None and trial.state != "failed"]
         if not able:
             raise UserError(f"sweep: no trial reached an evaluation; see {self.out / 'logs'}")
@@ -230,15 +228,13 @@ class Sweep:
 
     def _close(self, trial: Trial) -> None:
         """End the MLflow run of a trial whose ranks were terminated before they could."""
-        note = self.book.run(trial) / "tracking.json"
-        if trial.state == "complete" or not note.is_file():
+        folder = self.book.run(trial)
+        if trial.state == "complete" or not has_tracked_run(folder):
             return
-        run_id = json.loads(note.read_text())["mlflow_run"]
-        if run_id is not None:
-            with Tracker.start(
-                self.config.tracking, name=trial.name, params={}, tags={"trial": trial.state}, run_id=run_id
-            ) as tracker:
-                tracker.interrupted()
+        with Tracker.start(
+            self.config.tracking, name=trial.name, params={}, tags={"trial": trial.state}, folder=folder
+        ) as tracker:
+            tracker.interrupted()
 
 
 def _made(folder: Path) -> Path:

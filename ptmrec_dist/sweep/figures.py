@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from ptmrec_dist.evaluation.figures.style import wrapped
+from ptmrec_dist.files import replacing
 from ptmrec_dist.sweep.space import Space
 from ptmrec_dist.sweep.trials import Trial
 
@@ -142,5 +143,6 @@ def _axis(axes: Axes, position: float, ticks: dict[float, str]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+    with replacing(path) as fresh:
+        figure.savefig(fresh, format=path.suffix[1:], dpi=150, bbox_inches="tight")
     return path

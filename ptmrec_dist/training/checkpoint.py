@@ -112,10 +112,6 @@ class Checkpoints:
             log.warning("checkpoint %s is damaged; going back to the one before it", folder)
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints: the run is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
 

@@ -19,7 +19,7 @@ from ptmrec_dist.evaluation.retrieval import CUTOFF
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.pair_retrieval import own_pairs_found
-from ptmrec_dist.training.run_folder import plain_settings
+from ptmrec_dist.training.run_folder import UNFINISHED_ENCODER, plain_settings
 from ptmrec_dist.training.trainer import Trainer
 
 LINEAGE_FILE = "lineage.json"
@@ -70,14 +70,15 @@ def write_encoder(
     logged = session.write_efficiency()
     for when, found in retrieval.items():
         logged |= {f"retrieval_{when}/{name}": value for name, value in found.items()}
+    session.log_result(logged, lineage["parameters"], trainer.state.epoch)
     losses = [line["loss"] for line in trainer.state.history]
-    fresh = config.out / ".encoder.new"
+    fresh = config.out / UNFINISHED_ENCODER
     with writing(world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
         if world.is_first:
             complete = lineage | {"retrieval": retrieval, "settings": plain_settings(config), "loss": losses}
             write_atomically(config.out / LINEAGE_FILE, json.dumps(complete, indent=1))
             _write_files(config, fresh, state, encoder.description)
-    session.log_finished(logged, lineage["parameters"], trainer.state.epoch)
+    session.end()
     if world.is_first:
         _print_result(config, lineage["parameters"]["encoder"], retrieval, losses)
 

@@ -8,6 +8,7 @@ efficiency.json   time, throughput (stage 2) and memory of the epochs
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +19,21 @@ import yaml
 from ptmrec_dist.config import plain_settings as plain_settings
 from ptmrec_dist.config import used_settings
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import UNFINISHED, read_json, read_json_lines, read_yaml, write_atomically
+from ptmrec_dist.files import UNFINISHED, read_json_lines, read_yaml, write_atomically
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
 
 EFFICIENCY_FILE = "efficiency.json"
+CHECKPOINTS, UNFINISHED_ENCODER = "checkpoints", ".encoder.new"
+"""Folders of a run that has not ended."""
 # Settings that change where or how fast a run trains, never what it learns.
 INCIDENTAL = {
     "out",
     "device",
     "tracking",
     "workers",
+    "cache_gib",
     "checkpoint_every",
     "keep_checkpoints",
     "zero",
@@ -40,7 +44,17 @@ INCIDENTAL = {
     "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
+PATHS = {
+    "run",
+    "shards",
+    "features",
+    "stage1",
+    "transfer_from",
+    "teacher_run",
+    "encoder",
+    "image_encoder",
+    "text_encoder",
+}
 PATHS |= {"from_run", "from_shards"}
 
 
@@ -72,32 +86,16 @@ class RunFolder:
         """Whether the run has ended."""
         return (self.folder / self.last).is_file()
 
-    def report_complete(self) -> bool:
-        """Say that the run has ended, if it has, and remove the checkpoints of one that was killed right after that.
-
-        Returns:
-            Whether it has ended: there is nothing to do.
-        """
-        if self.is_complete:
-            Checkpoints(self.folder / "checkpoints", keep=1).clear()
-            print(f"{self.folder} is complete; nothing to do")
-        return self.is_complete
+    def tidy(self) -> None:
+        """Remove what a complete run does not need any more."""
+        for name in (CHECKPOINTS, UNFINISHED_ENCODER):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def start(self) -> None:
         """Make the folder and note inputs and settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_inputs(self.folder, self.inputs)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
-
-    @property
-    def mlflow_run(self) -> str | None:
-        """MLflow run that an interrupted run resumes; noted as soon as there is one."""
-        path = self.folder / "tracking.json"
-        return read_json(path, "out").get("mlflow_run") if path.is_file() else None
-
-    @mlflow_run.setter
-    def mlflow_run(self, run_id: str | None) -> None:
-        write_atomically(self.folder / "tracking.json", json.dumps({"mlflow_run": run_id}))
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write the evaluations so far, a line each.
@@ -158,7 +156,7 @@ class RunFolder:
         history = self.folder / "history.jsonl"
         lines = read_json_lines(history, "out") if history.is_file() else []
         evaluated: list[int] = [line["epoch"] for line in lines]
-        found = Checkpoints(self.folder / "checkpoints", keep=1).latest()
+        found = Checkpoints(self.folder / CHECKPOINTS, keep=1).latest()
         if found is None:
             return max([0, *evaluated])
         state = found[1]

@@ -1,21 +1,22 @@
 """What surrounds the training of a run: its folder, tracker, heartbeat, checkpoints, signals, and the cost of its epochs."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptmrec_dist.config import Stage1Config, TunesEncoder
+from ptmrec_dist.config import Stage1Config, TrackingConfig, TunesEncoder
 from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.distributed.heartbeat import Heartbeat
-from ptmrec_dist.tracking import Tracker
+from ptmrec_dist.tracking import Tracker, is_open
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.interrupt import Interrupt
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.printing import print_metrics
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord
-from ptmrec_dist.training.run_folder import RunFolder, flatten
+from ptmrec_dist.training.run_folder import CHECKPOINTS, RunFolder, flatten
 
 Report = Callable[[dict[str, Any]], None]
 """Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value."""
@@ -77,11 +78,12 @@ class Session:
             metrics: Part to metric to value.
         """
         efficiency = self.write_efficiency()
+        self.log_result(flatten(metrics) | efficiency, record.parameters, record.kept_epoch or 0)
         if self.world.is_first:
             self.run.finish(record, metrics, self.tracker.run_id)
             print_metrics(metrics)
             print(f"{self.run.folder}: epoch {record.kept_epoch or 0} was kept")
-        self.log_finished(flatten(metrics) | efficiency, record.parameters, record.kept_epoch or 0)
+        self.end()
 
     def write_efficiency(self) -> dict[str, float]:
         """Write what the epochs cost.
@@ -96,8 +98,8 @@ class Session:
             self.run.write_efficiency(efficiency)
         return efficiency
 
-    def log_finished(self, metrics: Mapping[str, float], parameters: Mapping[str, int], epoch: int) -> None:
-        """Log metrics, parameter counts and files of a run that is complete.
+    def log_result(self, metrics: Mapping[str, float], parameters: Mapping[str, int], epoch: int) -> None:
+        """Log metrics and parameter counts of a run, before the file is written that marks it as complete.
 
         Args:
             metrics: Metric to value.
@@ -106,8 +108,34 @@ class Session:
         """
         counts = {f"parameters/{name}": float(number) for name, number in parameters.items()}
         self.tracker.metrics({**metrics, **counts}, epoch)
-        self.tracker.artifacts([path for name in _LOGGED if (path := self.run.folder / name).is_file()])
+
+    def end(self) -> None:
+        """Log the files of a run that is complete."""
+        _log_files(self.tracker, self.run)
         self.is_finished = True
+
+
+def report_complete(run: RunFolder, tracking: TrackingConfig) -> bool:
+    """Say that a run has ended, if it has, and tidy up after one that was killed right after that.
+
+    Args:
+        run: The run's folder.
+        tracking: Settings of its tracker.
+
+    Returns:
+        Whether it has ended: there is nothing to do.
+    """
+    if run.is_complete and os.environ.get("RANK", "0") == "0":
+        run.tidy()
+        if is_open(run.folder):
+            with Tracker.start(tracking, name=run.folder.name, params={}, tags={}, folder=run.folder) as tracker:
+                _log_files(tracker, run)
+        print(f"{run.folder} is complete; nothing to do")
+    return run.is_complete
+
+
+def _log_files(tracker: Tracker, run: RunFolder) -> None:
+    tracker.artifacts([path for name in _LOGGED if (path := run.folder / name).is_file()])
 
 
 @contextmanager
@@ -144,17 +172,15 @@ def open_session(
         params=flatten(run.settings),
         tags=tags,
         parent=parent,
-        run_id=run.mlflow_run,
+        folder=run.folder,
         active=world.is_first,
     )
-    checkpoints = Checkpoints(run.folder / "checkpoints", config.keep_checkpoints)
+    checkpoints = Checkpoints(run.folder / CHECKPOINTS, config.keep_checkpoints)
     with tracking as tracker, Heartbeat(world, config.timeout) as heartbeat:
-        if world.is_first:
-            run.mlflow_run = tracker.run_id
         session = Session(run, world, tracker, heartbeat, checkpoints, report)
         yield session
         if not session.is_finished:
             tracker.interrupted()
         elif world.is_first:
-            checkpoints.clear()
+            run.tidy()
     barrier()

@@ -36,7 +36,7 @@ from ptmrec_dist.training.plan import Plan
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.session import Session, open_session
+from ptmrec_dist.training.session import Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.user_batches import UserBatches
 
@@ -136,7 +136,7 @@ def train_recommender(
         Fault: A rank was lost.
     """
     keep_freed_memory()
-    if run.report_complete():
+    if report_complete(run, config.tracking):
         return
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)

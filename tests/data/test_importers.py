@@ -220,7 +220,7 @@ def test_a_published_format_is_imported_and_packed_by_two_commands(
     printed = capsys.readouterr().out
     assert f"{len(PAIRS)} interactions read, {len(PAIRS)} written" in printed
     assert "4 items read, 4 written, 4 with an image" in printed
-    command = printed.split("next: ptmrec pack ")[1].split()
+    command = printed.split("next: ptmrec pack ")[1].splitlines()[0].split()
     command[-1] = str(tmp_path / "shards")
     assert (
         cli.run("pack", [*command, "--core", "0", "--split", "leave_one_out", "--workers", "1", "--on_error", "fail"])
@@ -231,6 +231,23 @@ def test_a_published_format_is_imported_and_packed_by_two_commands(
     assert dataset.manifest.modalities == ("image", "text")
     texts = pl.read_parquet(out / "items.parquet")["text"].to_list()
     assert all(len(text.split()) > 1 and "[" not in text and "\ufffd" not in text for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_published_format_is_imported_and_trained_by_two_commands(
+    name: str, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form, write = FORMATS[name]
+    write(tmp_path / "source")
+    assert cli.run("import", [form, "--source", str(tmp_path / "source"), "--out", str(tmp_path / "tables")]) == 0
+    command = capsys.readouterr().out.split("ptmrec experiment ")[1].replace("ENCODER", str(tiny_clip)).split()
+    command[-1] = str(tmp_path / "out")
+    small = ["--pack.core", "0", "--pack.split", "leave_one_out", "--pack.workers", "1", "--stage1.epochs", "1"]
+    assert cli.run("experiment", [*command, *small, "--tracking.enabled", "false"]) == 0
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["modalities"] == ["image", "text"]
+    assert json.loads((run / "metrics.json").read_text())["test"]["recall@20"] == 1.0  # of four items
 
 
 def test_tags_of_a_film_are_part_of_its_text_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.doctor.findings import Finding
 from ptmrec_dist.doctor.images import first_near_duplicates
 from tests.data.small_catalogue import append, write_catalogue
+from tests.resident_memory import memory_below
 
 _DAY = 86_400
 
@@ -271,3 +272,16 @@ def test_tables_of_any_name_are_found_by_their_columns_if_there_is_one_each(tmp_
     (folder / "more.csv").write_bytes((folder / "sales.csv").read_bytes())
     assert [finding.kind for finding in _examine(folder)] == ["not-recognised"]
     assert [finding.kind for finding in _examine(folder / "sales.csv")] == ["not-recognised"]
+
+
+@pytest.mark.slow
+def test_a_log_takes_less_than_200_bytes_of_memory_a_row(tmp_path: Path) -> None:
+    rows, rng = 1_000_000, np.random.default_rng(0)
+    users, items = (pl.Series(rng.integers(0, number, rows)).cast(pl.String) for number in (80_000, 20_000))
+    times = pl.int_range(1_500_000_000, 1_500_000_000 + rows, eager=True)
+    log = pl.DataFrame({"user_id": users + "-user", "item_id": "item-" + items, "timestamp": times})
+    _replace_log(tmp_path, log)
+    del log, users, items, times
+    with memory_below(200 * rows):
+        found = _examine(tmp_path)
+    assert {finding.kind for finding in found} == {"repeated-interactions"}

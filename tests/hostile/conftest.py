@@ -13,3 +13,9 @@ def cases(request: pytest.FixtureRequest) -> int:
     """Number of cases."""
     number: int = request.param
     return number
+
+
+@pytest.fixture(autouse=True)
+def _canary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, of which `for_all` sees to it that it stays empty."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("canary"))

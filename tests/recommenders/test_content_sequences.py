@@ -1,9 +1,12 @@
 """Items of recommenders that read sequences of features: their vectors and scores, against slow forms of the equations."""
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import recommender_config
@@ -67,13 +70,28 @@ def test_both_transformers_of_fdsa_read_the_same_positions(toy: Toy) -> None:
 def test_an_item_of_unisrec_is_a_mixture_of_whitened_features(toy: Toy) -> None:
     model = _model(toy, "unisrec", experts=3)
     assert isinstance(model, unisrec.UniSRec)
-    vectors, adaptor = model.item_vectors(toy.features), model.adaptor
+    adaptor = model.adaptor
+    with torch.no_grad():
+        torch.nn.init.normal_(adaptor.gate_XK)
+        torch.nn.init.normal_(adaptor.shifts_KX)
+    vectors = model.item_vectors(toy.features)
+    trained = sorted(set(toy.train.items.tolist()))
+    standard = []
+    for table in (toy.features[modality] for modality in model.modalities):
+        centred = table - torch.stack([table[item] for item in trained]).mean(dim=0)
+        standard.append(centred / torch.stack([centred[item].square().mean() for item in trained]).mean().sqrt())
     for item in range(toy.num_items):
-        row, mixed = _joined(toy, item), torch.zeros(4)
+        row, mixed = torch.cat([rows[item] for rows in standard]), torch.zeros(4)
         odds = [(row @ adaptor.gate_XK[:, expert]).exp() for expert in range(3)]
         for expert in range(3):
             mixed += odds[expert] / sum(odds) * (adaptor.maps[expert].weight @ (row - adaptor.shifts_KX[expert]))
         torch.testing.assert_close(vectors[item], mixed)
+
+
+def test_items_of_unisrec_start_apart_although_their_features_have_much_in_common(toy: Toy) -> None:
+    alike = {name: F.normalize(table + 9, dim=1) for name, table in toy.features.items()}
+    items = F.normalize(_model(replace(toy, features=alike), "unisrec").item_vectors(alike), dim=1)
+    assert (items @ items.T).mean() < 0.3
 
 
 def test_gates_of_unisrec_are_noisy_in_training_alone(toy: Toy) -> None:

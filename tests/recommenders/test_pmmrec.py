@@ -134,3 +134,16 @@ def test_widths_of_tokens_may_differ_from_those_of_features() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         recommender_config("pmmrec", **settings)
+
+
+def test_fused_items_start_with_length_1_and_apart() -> None:
+    torch.manual_seed(0)
+    fusion = MergeAttention({"image": 24, "text": 32}, dim=64, heads=4, dropout=0.0, first=False)
+    rows = {name: F.normalize(torch.randn(50, width), dim=1) for name, width in (("image", 24), ("text", 32))}
+    tokens = {name: (table[:, None], torch.ones(50, 1, dtype=torch.bool)) for name, table in rows.items()}
+    with torch.no_grad():
+        fused = fusion(tokens)[FUSED]
+    torch.testing.assert_close(fused.norm(dim=1), torch.ones(50), rtol=1e-3, atol=1e-3)
+    assert (
+        fused @ fused.T
+    ).mean() < 0.6  # with matrices of N(0, 0.02) they would have all but the class token in common

@@ -161,11 +161,14 @@ def test_id_only_models_recommend_but_take_no_new_items(catalogue, registered):
 
 
 def test_recommend_prints_titles_for_each_user(catalogue, registered, capsys):
-    recommend(RecommendConfig(model="models:/films@champion", users="1, 2", top_k=3))
+    recommend(RecommendConfig(model="models:/films@champion", users="1, 2", top_k=3, explain=True))
     printed = capsys.readouterr().out
-    answer = load_model("models:/films@champion").predict(pd.DataFrame({"user_id": ["1", "2"]}), params={"top_k": 3})
+    request = pd.DataFrame({"user_id": ["1", "2"]})
+    answer = load_model("models:/films@champion").predict(request, params={"top_k": 3, "explain": True})
     assert len(answer) == 6
     assert all(title in printed for title in answer["title"])
+    for name in ("score", "score_from_ids", "score_from_features"):
+        assert all(f"{value:.4f}" in printed for value in answer[name])
 
 
 def test_recommend_prints_ids_as_they_are_on_one_line_each(registered, capsys):

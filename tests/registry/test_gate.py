@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from ptmrec_dist.config import PromoteConfig
+from ptmrec_dist.config import GateConfig, PromoteConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.registry.gate import Verdict, judge
+from ptmrec_dist.registry.gate import Verdict, judge, judge_lists
 
 N = 400
 RNG = np.random.default_rng(0)
@@ -109,3 +109,46 @@ def test_equal_versions_and_a_single_user_never_pass() -> None:
 def test_other_users_are_refused() -> None:
     with pytest.raises(UserError, match="covers 400 and 399 users, 399 of them the same; expected the same users"):
         judge(table(validation=WARM), table(validation=WARM[:-1]), PromoteConfig(name="a"))
+
+
+LISTS = {"coverage": 0.3, "gini": 0.8, "popularity_lift": 2.0, "users_low": 0.2, "users_high": 0.4, "items_low": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes", "broken"),
+    [
+        ({}, {"coverage": 0.0, "users_low": 0.0}, []),
+        ({"min_coverage": 0.3}, {}, []),
+        ({"min_coverage": 0.3}, {"coverage": 0.29}, ["coverage 0.290, expected 0.3 or more (--gate.min_coverage)"]),
+        (
+            {"max_popularity_lift": 1.5},
+            {},
+            ["popularity_lift 2.000, expected 1.5 or less (--gate.max_popularity_lift)"],
+        ),
+        ({"max_gini": 0.8, "max_popularity_lift": 2.0}, {}, []),
+        ({"max_group_loss": 0.1}, {"users_low": 0.181, "users_high": 0.9}, []),
+        (
+            {"max_group_loss": 0.1},
+            {"users_low": 0.17},
+            ["recall@20 of users_low 0.1700 against 0.2000, a loss of 15.0%"],
+        ),
+        ({"max_group_loss": 0.0}, {"users_high": 0.3, "items_low": 0.0}, ["users_high", "items_low 0.0000"]),
+    ],
+)
+def test_lists_are_judged_by_the_limits_that_are_given(
+    limits: dict[str, float], changes: dict[str, float], broken: list[str]
+) -> None:
+    found = judge_lists(LISTS | changes, LISTS, GateConfig(**limits))
+    assert len(found) == len(broken)
+    assert all(expected in line for expected, line in zip(broken, found))
+
+
+def test_limits_are_judged_without_a_champion_and_losses_are_not() -> None:
+    assert judge_lists(LISTS, None, GateConfig(max_group_loss=0.0)) == []
+    assert len(judge_lists(LISTS, None, GateConfig(min_coverage=0.5))) == 1
+
+
+@pytest.mark.parametrize("limits", [{"min_diversity": 0.1}, {"max_group_loss": 0.1}])
+def test_what_was_not_measured_is_no_pass(limits: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="not measured at registration"):
+        judge_lists({"coverage": 1.0}, {"coverage": 1.0}, GateConfig(**limits))

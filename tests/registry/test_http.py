@@ -176,12 +176,20 @@ def test_every_answer_names_the_version(served, registered):
         assert response.headers["X-Model-Name"] == "films"
     number = str(version.version)
     assert (described["name"], described["version"], described["run"]) == ("films", number, version.tags["run"])
-    for path in ("ping", "absent"):
+    row = json.dumps({"dataframe_records": [{"user_id": "1"}]}).encode()
+    bodies = {200: row, 400: row[:-2], 413: b" " * (LIMIT + 1)}
+    requests = [(path, None, 200) for path in ("ping", "metrics", "health", "version")]
+    requests += [("absent", None, 404), ("invocations", None, 405)]
+    requests += [("invocations", body, status) for status, body in bodies.items()]
+    for path, body, status in requests:
+        request = Request(f"http://127.0.0.1:{served.port}/{path}", body, {"Content-Type": "application/json"})
         try:
-            response = urlopen(f"http://127.0.0.1:{served.port}/{path}")
+            response = urlopen(request)
         except HTTPError as error:
             response = error
-        assert response.headers["X-Model-Version"] == number
+        assert response.status == status
+        found = [response.headers[f"X-Model-{name}"] for name in ("Name", "Version", "Run")]
+        assert found == ["films", number, version.tags["run"]]
 
 
 def ptmrec_serve(registry: str, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -226,10 +234,15 @@ def check_metrics(server: Server) -> None:
     found = {name: value - before.get(name, 0) for name, value in after.items()}
     counted = {"ptmrec_responses_total 200": 6, "ptmrec_responses_total 400": 1, "ptmrec_response_seconds_count": 7}
     rows = {"ptmrec_rows_total user": 49, "ptmrec_rows_total visitor": 1, "ptmrec_rows_total unknown": 1}
-    unknown = {"ptmrec_unknown_history_items_total": 2, "ptmrec_new_item_scores_total": 1}
+    unknown = {"ptmrec_history_items_total": 3, "ptmrec_unknown_history_items_total": 2}
+    unknown |= {"ptmrec_new_item_scores_total": 1}
     sides = {"ptmrec_image_shorter_side_pixels_bucket 32.0": 0, "ptmrec_image_shorter_side_pixels_bucket 64.0": 1}
     expected = counted | rows | unknown | sides | {"ptmrec_best_score_count": 48}
     assert {name: found[name] for name in expected} == expected
+    assert {name for name in after if "psi" in name} == {
+        "ptmrec_drift_psi best_score",
+        "ptmrec_drift_psi image_shorter_side",
+    }
     buckets = [name for name in found if name.startswith("ptmrec_best_score_bucket") and "Inf" not in name]
     assert len(buckets) == 9  # deciles of the training users, who are those that asked
     for name in buckets:

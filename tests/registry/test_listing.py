@@ -1,14 +1,21 @@
 """`ptmrec models` and `ptmrec delete`: what is registered is shown whole, wherever it is read, and can be taken out."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 
+import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from ptmrec_dist.cli import main
 from ptmrec_dist.config import RegisterConfig, SweepConfig
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lock import Owner
+from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
+from ptmrec_dist.registry.versions import all_versions
 from ptmrec_dist.training.finished_run import load_run
 from tests.registry.commands import refusal
 from tests.registry.films import Catalogue
@@ -98,17 +105,52 @@ def test_a_name_that_no_model_can_have_is_refused_at_once_also_by_a_sweep(bad, t
         SweepConfig(stage1=tmp_path, out=tmp_path, space={"kt_weight": {"choice": [0]}}, name=bad)
 
 
+def _uploads(registry):
+    experiments = [one.experiment_id for one in registry.search_experiments()]
+    return [one.model_id for one in registry.search_logged_models(experiments)]
+
+
+def test_deletion_keeps_the_files_of_a_version_that_was_copied(catalogue, registry, name):
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
+    registry.copy_model_version(f"models:/{name}/1", f"{name} copied")
+    assert main(["delete", "--name", name, "--version", "1"]) == 0
+    assert load_model(f"models:/{name} copied/1").predict(pd.DataFrame({"user_id": ["1"]})).shape[0] == 10
+    before = len(_uploads(registry))
+    assert main(["delete", "--name", f"{name} copied", "--version", "1"]) == 0
+    assert len(_uploads(registry)) == before - 1
+
+
+def test_what_a_killed_registration_left_is_completed_or_removed_by_the_next(catalogue, registry, name, monkeypatch):
+    """Its process has ended: after the upload, or before the alias was set."""
+    gone = replace(Owner.this_process(), started="0 0")
+    before = len(_uploads(registry))
+    for step in ("create_model_version", "set_registered_model_alias"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Owner, "this_process", lambda: gone)
+            patch.setattr(MlflowClient, step, lambda *_, **__: sys.exit())
+            with pytest.raises(SystemExit):
+                register(RegisterConfig(run=catalogue.ids_only, name=name))
+    assert len(_uploads(registry)) == before + 1
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
+    assert len(_uploads(registry)) == before + 1
+    assert [str(version.version) for version in all_versions(registry, name)] == ["1"]
+    assert load_model(f"models:/{name}@candidate").predict(pd.DataFrame({"user_id": ["1"]})).shape[0] == 10
+    register(RegisterConfig(run=catalogue.ids_only, name=name))
+    assert str(registry.get_model_version_by_alias(name, "candidate").version) == "2"
+
+
 def test_deletion_lists_what_was_removed_and_protects_the_champion(catalogue, registry, name, capsys):
     for alias in ("champion", "champion", "candidate"):
         register(RegisterConfig(run=catalogue.ids_only, name=name, alias=alias))
     capsys.readouterr()
     assert "version: 2 is the champion of" in refusal(capsys, "delete", "--name", name, "--version", "2")
     assert "expected one of" in refusal(capsys, "delete", "--name", name, "--version", "9")
-    model = registry.get_model_version(name, "3").model_id
+    model = re.findall(r"m-[0-9a-f]{32}", registry.get_model_version_download_uri(name, "3"))[0]
+    assert model in _uploads(registry)
     assert main(["delete", "--name", name, "--version", "3"]) == 0
     assert f"deleted version 3 of {name}, its alias candidate;" in capsys.readouterr().out
     assert list(registry.get_registered_model(name).aliases) == ["champion"]
-    assert model not in [one.model_id for one in registry.search_logged_models(["0", "1", "2"])]
+    assert model not in _uploads(registry)
     assert main(["delete", "--name", name, "--version", "2", "--force"]) == 0
     assert "its alias champion" in capsys.readouterr().out
     assert main(["rollback", "--name", name]) == 0

@@ -48,7 +48,10 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not(catalogue, o
     assert main(["promote", "--name", name, *PROMOTE]) == 0
     assert "no champion to beat" in capsys.readouterr().out
     register(RegisterConfig(run=oracle, name=name))
-    assert main(["promote", "--name", name, *PROMOTE]) == 0
+    line = refusal(capsys, "promote", "--name", name, *PROMOTE, "--gate.max_popularity_lift", "-0.99")
+    assert re.search(r"version 2 of .* is not promoted: popularity_lift .* -0.99 or less", line)
+    assert champion_of(registry, name) == "1"
+    assert main(["promote", "--name", name, *PROMOTE, "--gate.max_group_loss", "1"]) == 0
     before, after = (float(registry.get_model_version(name, number).tags["lists_coverage"]) for number in ("1", "2"))
     assert f"besides accuracy: coverage {before:.3f} -> {after:.3f}, gini " in capsys.readouterr().out
     assert champion_of(registry, name) == "2"
@@ -96,6 +99,8 @@ def test_candidate_of_other_data_is_refused_with_both_fingerprints(catalogue, re
         (("--version", "99"), r"version: got '99', expected one of incomparable's: \d+"),
         (("--margin", "-1"), "margin: got -1.0, expected 0 or more"),
         (("--significance", "0"), "significance: got 0.0, expected more than 0"),
+        (("--gate.min_coverage", "2"), r"gate.min_coverage: got 2.0, expected a fraction in \[0, 1\]"),
+        (("--on", "x", "--gate.max_group_loss", "0.1"), "gate.max_group_loss: got 0.1, expected none with --on"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(options, message, catalogue, registered, capsys):

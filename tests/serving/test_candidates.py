@@ -175,6 +175,26 @@ def test_questions_for_users_that_make_no_sense_are_one_line(
         model.answer(columns, **params)
 
 
+def test_a_score_is_the_sum_of_what_ids_and_what_features_contribute(model: ServedModel, run: FinishedRun) -> None:
+    users, _ = all_vectors(run.recommender.eval(), run.features, run.dataset.num_users)
+    state, number = run.recommender.state_dict(), {name: index for index, name in enumerate(run.dataset.item_ids)}
+    columns = {"user_id": [run.dataset.user_ids[USER]]}
+    answer = model.answer(columns, top_k=5, explain=True)
+    for item, score, from_ids, from_features in zip(
+        *(answer[name] for name in ("item_id", "score", "score_from_ids", "score_from_features")), strict=True
+    ):
+        expected = torch.dot(users[USER, :8], state["item_embeddings.weight"][number[item]]).item()
+        projected = sum(
+            state[f"maps.{modality}.weight"] @ table[number[item]] for modality, table in run.features.items()
+        )
+        assert from_ids == pytest.approx(expected, abs=1e-6)
+        assert from_features == pytest.approx(torch.dot(users[USER, 8:], projected).item(), abs=1e-6)
+        assert from_ids + from_features == pytest.approx(score, abs=1e-6)
+    cold = model.answer(columns, top_k=5, candidates="cold", explain=True)
+    assert set(cold["score_from_ids"]) == {0.0}
+    assert cold["score_from_features"] == pytest.approx(cold["score"], abs=1e-6)
+
+
 def test_reasons_are_the_most_similar_items_of_the_history_and_the_score_of_the_content(
     model: ServedModel, run: FinishedRun
 ) -> None:

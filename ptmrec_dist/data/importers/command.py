@@ -6,7 +6,7 @@ written, and those left out by reason.
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -152,9 +152,17 @@ def _stored_image(item: Item, folder: Path, number: int) -> str:
 
 
 def _next_step(config: ImportConfig, importer: Importer, has_images: bool) -> str:
-    words = [f"next: ptmrec pack --interactions {config.out / 'interactions.parquet'}"]
-    if importer.item_files:
-        words.append(f"--items {config.out / 'items.parquet'} --images {config.out if has_images else config.source}")
-    else:
-        words.append("--split given")
-    return " ".join([*words, f"--out shards/{config.out.name}"])
+    settings = {"interactions": config.out / "interactions.parquet"}
+    if not importer.item_files:
+        return f"next: ptmrec pack {_options(settings)} --split given --out shards/{config.out.name}"
+    images = config.out if has_images else config.source
+    settings |= {"items": config.out / "items.parquet", "images": images}
+    return (
+        f"next: ptmrec pack {_options(settings)} --out shards/{config.out.name}\n"
+        f"or, to pack, extract features and train at once: ptmrec experiment {_options(settings, 'pack.')} --encoder.model "
+        f"ENCODER --paradigms frozen --seeds 0 --out runs/{config.out.name}"
+    )
+
+
+def _options(settings: Mapping[str, Path], prefix: str = "") -> str:
+    return " ".join(f"--{prefix}{name} {value}" for name, value in settings.items())

@@ -65,6 +65,11 @@ class VBPR(Recommender):
         self.warm_items: Tensor
         self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
 
+    @property
+    def id_columns(self) -> int:
+        """The first half."""
+        return self.dim
+
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Return both halves of users, [B, 2 dim], the ID half first."""
         return F.embedding(queries.users, self.user_embeddings.weight)

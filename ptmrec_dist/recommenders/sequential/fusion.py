@@ -3,6 +3,7 @@
 Shape suffixes: B items, N tokens of one or both modalities, W width of a modality's tokens, D width.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 _NORM_EPS = 1e-12
 _STD = 0.02
+_WIDTH = 768
+"""Width at which BERT's matrices have that standard deviation; narrower ones need larger entries to pass on as much."""
 
 FUSED = "fused"
 """Name of the vectors made of all modalities, beside `image` and `text`."""
@@ -22,7 +25,8 @@ Tokens = Mapping[str, tuple[Tensor, Tensor]]
 class MergeAttention(nn.Module):
     """One block of self-attention over a class token of its own and the projected tokens of all modalities.
 
-    The block has 4D inner units and a GELU, and normalises after the residual sum; its initialisation is that of BERT.
+    The block has 4D inner units and a GELU, and normalises after the residual sum. It starts as BERT does, but with vectors of
+    length 1: those of length sqrt(D), as published, would let scores start far apart.
 
     Args:
         widths: Modality to the width of its tokens W.
@@ -47,9 +51,13 @@ class MergeAttention(nn.Module):
             self.block = nn.TransformerEncoderLayer(
                 dim, heads, 4 * dim, dropout, "gelu", layer_norm_eps=_NORM_EPS, batch_first=True
             )
-            for name, parameter in (("class_D", self.class_D), *self.block.named_parameters()):
-                if "norm" not in name:
-                    nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=_STD)
+            nn.init.normal_(self.class_D, std=_STD)
+            for name, parameter in self.block.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                elif "norm" not in name:
+                    nn.init.normal_(parameter, std=_STD * math.sqrt(_WIDTH / dim))
+            nn.init.constant_(self.block.norm2.weight, 1 / math.sqrt(dim))
 
     def forward(self, tokens: Tokens) -> dict[str, Tensor]:
         """Fuse.

@@ -9,7 +9,7 @@ are frozen, an image or a text is one token. Stage 1 and `joint` add the losses 
 scored, without a fusion, as in the paper's transfer of one modality.
 
 Departures: a modality is represented by the mean of its tokens by default, for not every encoder has a class token; the user
-encoder is that of SASRec here (`transformer.py`).
+encoder is that of SASRec here (`transformer.py`); fused vectors start with length 1 (`fusion.py`).
 
 Shape suffixes: C chosen items, B histories, L items, D width, K classes of noise.
 """
@@ -88,6 +88,10 @@ class PMMRec(FusedRecommender):
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
         """Fuse images and texts, [C, D]."""
         return self.views(features)[ITEMS]
+
+    def modal_vectors(self, features: Features) -> dict[str, Tensor]:
+        """Compute the vectors of each modality alone, which are scored where a transfer reads one, [C, D] each."""
+        return {name: view for name, view in self.views(features).items() if name != ITEMS}
 
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Attend to items before and to the item itself, [B, L, D]."""

@@ -8,11 +8,13 @@ distribution, is there in training alone; dropout is applied to x_i. The loss is
 that of the paper's fine-tuning, `inbatch` that of its pre-training without the contrast of two views of a sequence.
 
 Departures: features of several modalities are put side by side (the paper has texts alone), experts have Xavier's
-initialisation instead of N(0, 0.02), because features are unit rows here and not raw states of a language model, and the
-transformer is that of SASRec in this package. The published code leaves exp(0) = 1 in the denominator for items that occur
-twice in a batch, and does not average gradients over ranks; both are errors.
+initialisation, and the transformer is that of SASRec in this package. x_i are standardised features: unit rows, as features are
+here, have much in common, other than raw states of a language model, so that all items would start alike, and shorter than
+their positions. The published code leaves exp(0) = 1 in the denominator for items that occur twice in a batch, and does not
+average gradients over ranks; both are errors.
 
-Shape suffixes: C chosen items, K experts, X width of the features of all modalities, D width of the vectors.
+Shape suffixes: C chosen items, K experts, N items in training, X width of the features of all modalities, Y of one's, D
+width of the vectors.
 """
 
 import torch
@@ -25,6 +27,7 @@ from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequential.content import CosineRecommender, joined
 
 _LEAST_NOISE = 0.01
+_LEAST_SPREAD = 1e-6
 
 
 class UniSRec(CosineRecommender):
@@ -37,12 +40,18 @@ class UniSRec(CosineRecommender):
 
     def __init__(self, inputs: Inputs, config: UniSRecConfig) -> None:
         super().__init__(inputs, config)
-        width = sum(table.shape[1] for table in inputs.features.values())
-        self.adaptor = WhiteningExperts(width, config.dim, config.experts, config.expert_dropout)
+        trained = torch.tensor(inputs.train.items).unique()
+        rows = [inputs.features[modality][trained] for modality in self.modalities]
+        self.centre_X: Tensor
+        self.spread_X: Tensor
+        self.register_buffer("centre_X", torch.cat([rows_NY.mean(dim=0) for rows_NY in rows]))
+        self.register_buffer("spread_X", torch.cat([_spread(rows_NY).expand(rows_NY.shape[1]) for rows_NY in rows]))
+        self.adaptor = WhiteningExperts(len(self.centre_X), config.dim, config.experts, config.expert_dropout)
 
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
         """Whiten features, [C, D]."""
-        whitened_CD: Tensor = self.adaptor(joined(features, self.modalities))
+        standard_CX = (joined(features, self.modalities) - self.centre_X) / self.spread_X
+        whitened_CD: Tensor = self.adaptor(standard_CX)
         return whitened_CD
 
 
@@ -81,3 +90,8 @@ class WhiteningExperts(nn.Module):
             logits_CK = logits_CK + torch.randn_like(spread_CK) * spread_CK
         experts = [linear(self.dropout(rows_CX) - shift_X) for linear, shift_X in zip(self.maps, self.shifts_KX)]
         return (logits_CK.softmax(dim=1)[:, :, None] * torch.stack(experts, dim=1)).sum(dim=1)
+
+
+def _spread(rows_NY: Tensor) -> Tensor:
+    """Standard deviation of all columns together, a scalar above 0."""
+    return rows_NY.var(dim=0, unbiased=False).mean().sqrt().clamp(min=_LEAST_SPREAD)

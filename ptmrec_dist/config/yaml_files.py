@@ -1,0 +1,49 @@
+"""Configuration files: YAML that anybody may have written."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptmrec_dist.errors import UserError
+
+_MOST_VALUES = 100_000
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Args:
+        path: YAML file.
+
+    Returns:
+        Nested settings; none for an empty file.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else than names with values.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config: cannot read {path} ({reason}); expected settings as YAML in UTF-8") from error
+    if not isinstance(found, dict | None):
+        raise UserError(f"config: {path} holds {type(found).__name__}, expected settings, `name: value`")
+    _check_values(found, path)
+    return found or {}
+
+
+def _check_values(found: Any, path: Path) -> None:
+    """Refuse names that are no text, and aliases (`*name`) by which a few lines stand for any number of values."""
+    waiting, count = [found], 0
+    while waiting:
+        value, count = waiting.pop(), count + 1
+        if count > _MOST_VALUES:
+            raise UserError(f"config: {path} stands for more than {_MOST_VALUES:,} values, expected fewer")
+        if isinstance(value, dict):
+            odd = [name for name in value if not isinstance(name, str)]
+            if odd:
+                raise UserError(f"config: {path} names a setting {odd[0]!r}, expected text; put it in quotes")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value

@@ -1,0 +1,134 @@
+"""What the killed commands read."""
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ptmrec_dist import cli
+from tests.conftest import Project
+
+MODEL = "catalogue"
+"""Name of the registered model."""
+OFF = ("--tracking.enabled", "false")
+SHORT = ("--epochs", "3", "--batch_size", "64", "--device", "cpu")
+_NEW_ITEMS = 3
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the commands read."""
+
+    project: Project
+    """Catalogue, shards, encoder, features and a run of stage 1."""
+    other_shards: Path
+    """A data set packed from another catalogue."""
+    tuned: Path
+    """A run of stage 2."""
+    films: Path
+    """A data set as MovieLens publishes it."""
+    arrow: Path
+    """A data set as Hugging Face's `datasets` saves it, with images in its rows."""
+    store: Path
+    """An MLflow store in SQLite: two champions of a model, one after the other, and a candidate."""
+    new_items: Path
+    """A catalogue of new items."""
+    addresses: Path
+    """A catalogue with URLs of images."""
+    host: str
+    """Where they are served."""
+
+
+def stage2(project: Project, out: Path) -> list[str]:
+    """Command line of a short stage 2."""
+    rest = ("--prompt.depth", "1", "--prompt.length", "2", "--checkpoint_every", "2", "--keep", "last")
+    return ["stage2", "--stage1", f"{project.stage1}", "--out", f"{out}", *rest, *SHORT, *OFF]
+
+
+def pack(project: Project, items: Path, out: Path) -> list[str]:
+    """Command line that packs a catalogue."""
+    tables = ("--items", f"{items}", "--interactions", f"{project.source}/interactions.csv")
+    given = ("--images", f"{project.source}", "--split", "cold_items", "--core", "2", "--workers", "1")
+    return ["pack", *tables, *given, "--out", f"{out}"]
+
+
+@contextmanager
+def made(project: Project, empty_sqlite: Path, folder: Path) -> Iterator[Inputs]:
+    """Make the inputs; images are served while the block runs."""
+    tuned, store, other = folder / "tuned", folder / "store", folder / "other"
+    items = pl.read_csv(project.source / "items.csv")
+    items.with_columns(pl.col("text") + ", used").write_csv(folder / "used.csv")
+    assert cli.main(pack(project, folder / "used.csv", other)) == 0
+    assert cli.main(stage2(project, tuned)) == 0
+    _write_films(folder / "films")
+    _write_arrow(project, folder / "arrow")
+    _register(project, tuned, empty_sqlite, store)
+    new_items = folder / "new.csv"
+    changed = {"item_id": "new" + items["item_id"], "text": items["text"] + ", new"}
+    items.with_columns(**changed).head(_NEW_ITEMS).write_csv(new_items)
+    with serving(project.source / "images") as host:
+        addresses = folder / "addresses.csv"
+        urls = pl.format(f"http://{host}/{{}}.jpg", pl.int_range(pl.len()))
+        items.select("item_id", image_url=urls).write_csv(addresses)
+        yield Inputs(project, other, tuned, folder / "films", folder / "arrow", store, new_items, addresses, host)
+
+
+def _write_films(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    (folder / "movies.dat").write_text("".join(f"{film}::Film {film} (1990)::Drama\n" for film in range(1, 2000)))
+    rows = rng.integers(1, 2000, (20_000, 2))
+    (folder / "ratings.dat").write_text("".join(f"{user}::{film}::4::97{user:07}\n" for user, film in rows))
+
+
+def _write_arrow(project: Project, folder: Path) -> None:
+    items = pl.read_csv(project.source / "items.csv").to_dicts()
+    for row in items:
+        row["image"] = {"bytes": (project.source / str(row["image"])).read_bytes(), "path": None}
+    tables = {"items": items, "interactions": pl.read_csv(project.source / "interactions.csv").to_dicts()}
+    for name, rows in tables.items():
+        (folder / name).mkdir(parents=True)
+        table = pa.Table.from_pylist(rows)
+        with (
+            pa.OSFile(str(folder / name / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+
+
+def _register(project: Project, tuned: Path, empty_sqlite: Path, store: Path) -> None:
+    import pytest
+
+    store.mkdir()
+    shutil.copy(empty_sqlite, store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+        for run, alias in ((tuned, "champion"), (project.stage1, "champion"), (tuned, "candidate")):
+            assert cli.main(["register", "--run", f"{run}", "--name", MODEL, "--alias", alias]) == 0
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve files; gives host and port."""
+
+    def handler(*arguments: object) -> _Quiet:
+        return _Quiet(*arguments, directory=str(folder))  # type: ignore[arg-type]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
