@@ -42,7 +42,7 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
     if own:
         _add_recommender(parser, recommender or defaults["recommender"])
     if "tuning" in defaults:
-        _add_tuning(parser, settings)
+        _add_tuning(parser, settings, recommender or defaults.get("recommender"))
     return parser
 
 
@@ -53,14 +53,16 @@ def _add_recommender(parser: "ArgumentParser", chosen: str) -> None:
     parser.add_class_arguments(recommender_entry(chosen).config, "model")
 
 
-def _add_tuning(parser: "ArgumentParser", settings: type) -> None:
+def _add_tuning(parser: "ArgumentParser", settings: type, recommender: str | None) -> None:
     declared: Any = next(item for item in fields(settings) if item.name == "tuning")
-    default: TuningConfig = declared.default_factory()
+    default = declared.default_factory().method
+    if recommender is not None:
+        default = recommender_entry(recommender).config.joint_tuning
     parser.add_class_arguments(TuningConfig, "tuning", skip={"method", "settings"}, instantiate=False)
     names = Literal[tuple(METHODS)]  # type: ignore[valid-type]
     rates = ", ".join(f"{name} {entry.learning_rate:g}" for name, entry in METHODS.items())
     text = f"Tuning method of the encoder; its settings are below its name. Default learning rates: {rates}."
-    parser.add_argument("--tuning.method", type=names, default=default.method, help=text)
+    parser.add_argument("--tuning.method", type=names, default=default, help=text)
     for name, config in groups(settings).items():
         parser.add_class_arguments(config, name)
 

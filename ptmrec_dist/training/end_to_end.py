@@ -16,7 +16,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
-from ptmrec_dist.training.parts import take_over, with_source
+from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, train_both
@@ -46,9 +46,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
     start = _with_tokens(config, start, encoder)
-    taken = take_over(config, _recommender_of(start)) if config.transfer_from is not None else ""
-    if taken and config.pretraining == "auto" and isinstance(config.model, PMMRecConfig):
-        taken += "; the losses of pre-training are off (--pretraining on keeps them)"
+    taken = _take_over(config, _recommender_of(start), encoder)
     run = RunFolder(config.out, config, start.record.inputs)
     if report_complete(run, config.tracking):
         return
@@ -56,8 +54,21 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         print(taken)
     objective = _objective(config, start, encoder, sequences, world)
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
-    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files)
+    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
+
+
+def _take_over(config: JointConfig, recommender: SequenceRecommender, encoder: Encoder | None) -> str:
+    """Take over what the transfer names, and say what."""
+    if config.transfer == "prompts":
+        assert encoder is not None  # the settings ask for prompts
+        return take_over_prompts(config, encoder)
+    if config.transfer_from is None:
+        return ""
+    taken = take_over(config, recommender)
+    if config.pretraining == "auto" and isinstance(config.model, PMMRecConfig):
+        taken += "; the losses of pre-training are off (--pretraining on keeps them)"
+    return taken
 
 
 def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | None) -> FinishedRun:
