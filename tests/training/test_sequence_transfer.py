@@ -65,6 +65,7 @@ def _config(runs: dict[str, Path], out: Path, **changes: Any) -> Stage2Config:
         "teacher_run": runs["sasrec"],
         "out": out,
         "epochs": 2,
+        "refresh_every": 1,
         "batch_size": 50,
         "checkpoint_every": 1,
         "device": "cpu",
