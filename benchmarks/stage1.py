@@ -1,13 +1,14 @@
-"""Cost of stage 1: CPU seconds per epoch and per evaluation, peak memory, and time to an accuracy.
+"""Cost of stage 1 beside MMRec: CPU seconds per epoch and per evaluation, peak memory, and time to an accuracy.
 
-    python benchmarks/stage1.py --interactions baby.inter
-    python benchmarks/stage1.py --interactions baby.inter --to_accuracy 0.0754
+    python -m benchmarks.stage1 --interactions baby.inter --mmrec CHECKOUT
+    python -m benchmarks.stage1 --interactions baby.inter --to_accuracy 0.0754
 
 One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
-texts), whose values do not affect the time. The tables of features are frozen, or trained with `--train_features`, as the
-reference does. `reference` is the field's reference framework on the same set with features of the same widths, as published:
-CPU seconds of a training epoch / an evaluation pass, where known. PyG's LightGCN module is measured in the same run, and
-`implicit`'s ALS if it is installed.
+texts), whose values do not affect the time. Every recommender is measured in turn with the same one of MMRec, where a checkout
+of it is named: the same batches, neighbours and layers, feature tables frozen on both sides, and again trained on both sides.
+PyG's LightGCN module is measured in the same run, and `implicit`'s ALS, complete training, if it is installed. An epoch is its
+first step and the median of `--steps` others, an evaluation is the second one; only ratios of one run mean something, for
+seconds depend on what else the machine does.
 """
 
 import argparse
@@ -23,18 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reference import MMREC, TRAINS_TABLES, implicit_als, mmrec, pyg_lightgcn, timed_steps
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 
-REFERENCE: dict[str, tuple[float | None, float | None]] = {
-    "bpr": (0.8, 4.5),
-    "lightgcn": (4.3, 3.9),
-    "vbpr": (9.0, 3.7),
-    "freedom": (27.6, 3.4),
-    "mgcn": (46.6, 4.6),
-    "smore": (63.0, 5.5),
-    "mmgcn": (188.0, None),
-    "lattice": (75.0, None),
-}
 YARDSTICKS = ("pyg_lightgcn", "implicit_als")
 # Sequence models need the order of a user's interactions, which such files lack.
 MODELS = tuple(name for name, entry in RECOMMENDERS.items() if ".sequential." not in entry.path)
@@ -44,14 +36,16 @@ FAST = {"lr": 5e-3, "batch_size": 1024, "model": {"reg_weight": 0.03, "layers": 
 
 
 def main() -> None:
-    """Measure every model in a separate process and print the table."""
+    """Measure every model in a separate process and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--interactions", type=Path, required=True, help="an .inter file with x_label")
     parser.add_argument("--models", nargs="+", default=[*MODELS, *YARDSTICKS])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--train_features", action="store_true", help="train the tables of features, too")
+    parser.add_argument("--mmrec", type=Path, help="checkout of MMRec to measure beside")
+    parser.add_argument("--steps", type=int, default=12, help="steps of an epoch that are measured")
+    parser.add_argument("--tables", nargs="+", choices=("frozen", "trained"), default=["frozen", "trained"])
     parser.add_argument("--to_accuracy", type=float, help="time LightGCN until it reaches this test Recall@20")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--side", default="ours", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -59,21 +53,36 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         _prepare(options.interactions, Path(folder))
-        names = ["lightgcn"] if options.to_accuracy else options.models
-        results = [_in_a_process(name, Path(folder)) for name in names]
-    if options.to_accuracy:
-        print(json.dumps(results[0], indent=1))
-    else:
-        _print_table(results)
+        if options.to_accuracy:
+            print(json.dumps(_in_a_process("lightgcn", "ours", "frozen", Path(folder)), indent=1))
+            return
+        print("| model | tables | epoch, theirs / ours | evaluation, theirs / ours | GiB, theirs / ours |")
+        print("| --- | --- | --- | --- | --- |")
+        for name in options.models:
+            for tables in options.tables if name in TRAINS_TABLES else ["frozen"]:
+                theirs = options.mmrec is not None and name in MMREC
+                found = _in_a_process(name, "ours", tables, Path(folder))
+                beside = _in_a_process(name, "mmrec", tables, Path(folder)) if theirs else {}
+                cells = [_ratio(beside, found, kind) for kind in ("epoch", "evaluation", "memory")]
+                print("|", " | ".join([name, tables if RECOMMENDERS.get(name) else "", *cells]), "|", flush=True)
 
 
-def _in_a_process(name: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", *sys.argv, "--one", name, "--folder", str(folder)]
+def _ratio(theirs: dict[str, float], ours: dict[str, float], kind: str) -> str:
+    if kind not in ours:
+        return ""
+    if kind not in theirs:
+        return f"{ours[kind]:.2f}"
+    return f"{theirs[kind]:.2f} / {ours[kind]:.2f} = {theirs[kind] / ours[kind]:.1f}"
+
+
+def _in_a_process(name: str, side: str, tables: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.stage1", *sys.argv[1:]]
+    command += ["--one", name, "--side", side, "--tables", tables, "--folder", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    print(name, result, file=sys.stderr, flush=True)
-    return {"model": name, **result}
+    print(name, side, tables, result, file=sys.stderr, flush=True)
+    return result
 
 
 def _prepare(interactions: Path, folder: Path) -> None:
@@ -93,33 +102,48 @@ def _prepare(interactions: Path, folder: Path) -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    train_tables = options.tables == ["trained"]
     if options.one == "pyg_lightgcn":
-        result = _pyg_lightgcn(options.folder)
+        result = pyg_lightgcn(options.folder, options.steps)
     elif options.one == "implicit_als":
-        result = _implicit_als(options.folder)
+        result = implicit_als(options.folder)
     elif options.to_accuracy:
         result = _time_to(options.to_accuracy, options.folder)
+    elif options.side == "mmrec":
+        features = options.folder / "features"
+        result = mmrec(options.mmrec, options.one, options.interactions, features, options.steps, train_tables)
     else:
-        result = _stage1(options.one, options.folder, options.epochs, options.train_features)
+        result = _stage1(options.one, options.folder, options.steps, train_tables)
     return result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
-def _stage1(name: str, folder: Path, epochs: int, train_features: bool) -> dict[str, Any]:
+def _stage1(name: str, folder: Path, steps: int, train_features: bool) -> dict[str, Any]:
     from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
 
-    started = time.process_time()
     with _trainer(name, folder, train_features=train_features) as (trainer, dataset):
-        built = time.process_time() - started
         evaluate = _evaluator(dataset, "validation")
-        training, evaluation = [], []
-        for _ in range(epochs):
-            started = time.process_time()
-            _train_epoch(trainer)
-            trained = time.process_time()
-            evaluate(trainer)
-            training.append(trained - started)
-            evaluation.append(time.process_time() - trained)
-    return {"build": built, "epoch": sorted(training)[epochs // 2], "evaluation": sorted(evaluation)[epochs // 2]}
+        evaluate(trainer)
+        epoch = timed_steps(_steps(trainer), steps, trainer.batches.steps(0))
+        started = time.process_time()
+        evaluate(trainer)
+        return {"epoch": epoch, "evaluation": time.process_time() - started}
+
+
+def _steps(trainer: Any) -> Iterator[Callable[[], None]]:
+    """The steps of an epoch; the first one includes what precedes them, and every one the sampling of its batch."""
+    windows: Iterator[Any] = iter(())
+
+    def first() -> None:
+        nonlocal windows
+        trainer.objective.train()
+        trainer.objective.rebuild(trainer.world)
+        trainer.objective.start_epoch(trainer.generator)
+        windows = trainer.batches.epoch(0, 0, trainer.generator)
+        trainer.train_step(next(windows))
+
+    yield first
+    while True:
+        yield lambda: trainer.train_step(next(windows))
 
 
 @contextmanager
@@ -139,7 +163,7 @@ def _trainer(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, An
     config = Stage1Config(
         shards=folder / "shards",
         features=folder / "features",
-        out=folder / f"run-{name}",
+        out=folder / f"run-{name}-{len(list(folder.iterdir()))}",
         checkpoint_every=10**9,
         tracking=TrackingConfig(enabled=False),
         recommender=name,
@@ -184,72 +208,6 @@ def _time_to(target: float, folder: Path) -> dict[str, Any]:
                 seconds = time.process_time() - started - aside
                 return {"settings": FAST, "epochs": epoch + 1, "validation": best, "test": reached, "seconds": seconds}
     raise SystemExit(f"200 epochs did not reach {target}")
-
-
-def _pyg_lightgcn(folder: Path) -> dict[str, Any]:
-    """Some steps of PyG's LightGCN module as in its documentation: width 64, 2 layers, 2,048 interactions per step."""
-    import torch
-    from torch_geometric.nn.models import LightGCN
-
-    from ptmrec_dist.data.dataset import Dataset
-
-    dataset, steps = Dataset(folder / "shards"), 5
-    train = dataset.interactions("train")
-    users, items = torch.tensor(train.users), torch.tensor(train.items) + dataset.num_users
-    edges = torch.cat([torch.stack([users, items]), torch.stack([items, users])], dim=1)
-    model = LightGCN(dataset.num_users + dataset.num_items, 64, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    started = time.process_time()
-    for rows in torch.randperm(len(users)).split(2048)[:steps]:
-        negatives = torch.randint(dataset.num_users, dataset.num_users + dataset.num_items, (len(rows),))
-        pairs = torch.stack([users[rows].repeat(2), torch.cat([items[rows], negatives])])
-        liked, other = model(edges, pairs).chunk(2)
-        loss = model.recommendation_loss(liked, other, node_id=pairs.unique())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return {"epoch": (time.process_time() - started) / steps * -(-len(users) // 2048)}
-
-
-def _implicit_als(folder: Path) -> dict[str, Any]:
-    """`implicit`'s ALS with 64 factors: complete training, and ranking for all users."""
-    try:
-        from implicit.als import AlternatingLeastSquares
-    except ImportError:
-        return {}
-    import numpy as np
-    from scipy.sparse import csr_matrix
-
-    from ptmrec_dist.data.dataset import Dataset
-
-    dataset = Dataset(folder / "shards")
-    train = dataset.interactions("train")
-    seen = csr_matrix((np.ones(len(train.users)), (train.users, train.items)), (dataset.num_users, dataset.num_items))
-    model = AlternatingLeastSquares(64, num_threads=1)
-    started = time.process_time()
-    model.fit(seen, show_progress=False)
-    trained = time.process_time()
-    model.recommend(np.arange(dataset.num_users), seen, 20)
-    return {"training": trained - started, "evaluation": time.process_time() - trained}
-
-
-def _print_table(results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="seconds of CPU, one thread; x: the reference's figure divided by ours")
-    for heading in ("model", "epoch", "ref.", "x", "eval", "ref.", "x", "build", "GiB"):
-        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
-    for result in results:
-        cells = [result["model"]]
-        for column, kind in enumerate(("epoch", "evaluation")):
-            seconds, reference = result.get(kind), REFERENCE.get(result["model"], (None, None))[column]
-            known = reference is not None and seconds is not None
-            cells += [f"{seconds:.2f}" if seconds is not None else ""]
-            cells += [f"{reference:.1f}", f"{reference / seconds:.1f}"] if known else ["", ""]
-        cells += [f"{result['build']:.1f}" if "build" in result else "", f"{result['memory']:.2f}"]
-        table.add_row(*cells)
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     encoder_label,
 )
+from ptmrec_dist.config.contrastive import ContrastiveConfig
 from ptmrec_dist.config.data import (
     MAX_ASPECT_RATIO,
     ColumnsConfig,
@@ -40,7 +41,6 @@ from ptmrec_dist.config.refit import RefitConfig
 from ptmrec_dist.config.stage1 import ChoosesRecommender, Stage1Config, Stage1ZeroConfig
 from ptmrec_dist.config.sweep import AshaConfig, SweepConfig
 from ptmrec_dist.config.tuned import (
-    ContrastiveConfig,
     EncoderOptimConfig,
     JointConfig,
     Keep,

@@ -86,6 +86,8 @@ class ExperimentConfig:
     phase: Literal["test", "validation"] = "test"
     """Part of the data that tables and figures are about; validation: to choose among many cells before the test split is
     looked at."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of the tables of accuracy (`hr@10,hr@50,ndcg@10`); by default those that all tables show."""
     dry_run: bool = False
     """Print the plan, what it leaves out and how much of it is finished, and stop."""
     features: dict[str, Any] = field(default_factory=dict)

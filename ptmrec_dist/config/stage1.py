@@ -61,9 +61,10 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float = 1e-3
     """Adam's learning rate."""
-    batch_size: int = 2048
+    batch_size: int | None = None
     """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
-    average."""
+    average. By default 2,048, or as many more as make 200 steps an epoch: a step costs as much as a pass over all interactions
+    where recommenders propagate over them."""
     epochs: int = 1000
     """Largest number of epochs."""
     patience: int = 20
@@ -104,7 +105,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         alone = self.from_shards is None or self.from_run is not None
         require(alone, "from_shards", self.from_shards, "none without --from")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
-        for name in ("batch_size", "patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("epochs", "patience_after"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -1,10 +1,10 @@
-"""Settings of the commands that tune an encoder: stage 2, joint and contrastive training."""
+"""Settings of the commands that tune an encoder with a recommender: stage 2 and joint training."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import ReadsRun, TrackingConfig, require, require_device
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
@@ -24,7 +24,7 @@ class EncoderOptimConfig:
     schedule: Schedule = "cosine"
     """cosine: learning rates rise over the first tenth of all steps, then fall to 0; constant: they do not change."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """Decoupled weight decay of matrices; biases, norms, embeddings and prompts have none."""
     grad_clip: float = 0.0
     """Largest norm of the gradient, to which it is clipped; 0 turns clipping off."""
 
@@ -56,6 +56,9 @@ class TunesEncoder:
     """Floating-point precision of the encoder; everything else is always fp32."""
     strict: bool = False
     """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
+    cache_gib: float = 16.0
+    """Most GiB in the run's folder, until it is complete, for what frozen blocks give before the first tuned one (last_n), so
+    that these are run once for each item; at most half of the free disk. Items that do not fit run whole; 0: all do."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100
@@ -78,6 +81,7 @@ class TunesEncoder:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "0 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
@@ -168,6 +172,11 @@ class Stage2Config(ReadsRun, TrainsBoth):
     """Weight of the knowledge transfer loss L_KT (eq. 13)."""
     teacher: Literal["stage1", "live"] = "stage1"
     """Teacher of the ID distribution: the model as trained by stage 1, or the live model (with stop-gradient)."""
+    teacher_run: Path | None = None
+    """Recommenders of the next item: run of another one, best by IDs alone (sasrec), that teaches instead of the model."""
+    user_states: Literal["modal", "teacher"] = "modal"
+    """Recommenders of the next item: states that L_KT scores features with: the model's own, which features give, or the
+    teacher's, so that L_KT moves features alone."""
     teacher_scores: Literal["whole", "id"] = "whole"
     """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 verbatim)."""
     temperature: float = 1.0
@@ -181,12 +190,18 @@ class Stage2Config(ReadsRun, TrainsBoth):
         require(self.temperature > 0, "temperature", self.temperature, "more than 0")
 
 
+_OF_RECOMMENDER = TuningConfig()
+"""Stands for the method that the recommender names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path
     """Packed data set."""
+    tuning: TuningConfig = field(default_factory=lambda: _OF_RECOMMENDER)
+    """Tuning method of the encoder; by default prompts, or last_n with morec and pmmrec."""
     batch_size: int = 256
     """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
     on average."""
@@ -196,19 +211,22 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """As in stage 2; by default best, because the number of epochs needed from scratch is not known beforehand."""
     patience: int = 10
     """Evaluations without an improvement before training stops, where the best is kept."""
-    transfer: Literal["none", "full", "items", "user", "text", "image"] = "none"
+    transfer: Literal["none", "full", "items", "user", "text", "image", "prompts"] = "none"
     """Parts that are taken over from the run `transfer_from`, of the same recommender of the next item, and are trained
     further: full: all; items: encoder, projections and fusion; user: the user encoder; text, image: the encoder and the
-    projection of this modality, which alone is read, and the user encoder."""
+    projection of this modality, which alone is read, and the user encoder; prompts: those alone that a run of any recommender
+    tuned in the same encoder."""
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
     pretraining: Literal["auto", "on", "off"] = "auto"
-    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer`, as in the paper,
-    else on."""
+    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer` of its parts, as in
+    the paper, else on."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
+        if self.tuning is _OF_RECOMMENDER:
+            object.__setattr__(self, "tuning", TuningConfig(method=self.model.joint_tuning))
         TrainsBoth.__post_init__(self)
         self._check_transfer()
         self._choose_losses()
@@ -231,6 +249,8 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
         )
         sequential = isinstance(self.model, SequenceConfig)
         require(sequential or not whole, "transfer", self.transfer, f"none with {self.recommender}, which has no parts")
+        prompts = self.transfer != "prompts" or self.tuning.method == "prompt"
+        require(prompts, "tuning.method", self.tuning.method, "prompt, with --transfer prompts")
         if self.transfer in ("text", "image"):
             allowed = ("auto", self.transfer)
             require(self.modalities in allowed, "modalities", self.modalities, f"{self.transfer}, which is transferred")
@@ -241,53 +261,5 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
         if not isinstance(self.model, PMMRecConfig):
             expected = f"auto with {self.recommender}, which has no losses of pre-training"
             require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
-        elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer != "none"):
+        elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer not in ("none", "prompts")):
             object.__setattr__(self, "model", replace(self.model, contrast="none", nid="none", rcl="none"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastiveConfig(TunesEncoder):
-    """Fine-tune the encoder on the catalogue's own pairs of image and text; no interaction is read."""
-
-    shards: Path
-    """Packed data set; held-out cold items are not used."""
-    encoder: EncoderConfig
-    """Encoder to start from."""
-    out: Path
-    """Encoder folder to write, which `--encoder.model` takes. Started again with the same settings, an interrupted run
-    resumes."""
-    tuning: TuningConfig = field(default_factory=lambda: TuningConfig(method="full"))
-    """Tuning method of the encoder."""
-    batch_size: int = 256
-    """Pairs per step, over all ranks; each is contrasted with all others of the step."""
-    objectives: tuple[Literal["itc", "itm", "mlm"], ...] = ("itc",)
-    """One or more (`itc,itm,mlm`). itc: image-text contrast; a VLMo also has itm: whether an image and a text match, with hard
-    negatives sampled by the similarities of itc, and mlm: masked language modelling (weight 0.25)."""
-    mask_rate: float = 0.15
-    """Fraction of the words that mlm hides."""
-    projection: int | None = None
-    """Width of the common space into which new linear projections map the features of separate image and text encoders; by
-    default 256. Other encoders have a common space."""
-    projection_lr: float = 1e-3
-    """Learning rate of these projections and of their temperature."""
-    epochs: int = 5
-    """Passes over the catalogue."""
-    seed: int = 0
-    """Seed of the new weights of the encoder and of the order of items."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
-        require(self.projection is None or self.projection >= 1, "projection", self.projection, "1 or more")
-        require(self.projection_lr >= 0, "projection_lr", self.projection_lr, "0 or more")
-        require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        named, given = set(self.objectives), ",".join(self.objectives)
-        require(
-            "itc" in named and len(named) == len(self.objectives), "objectives", given, "itc, and itm or mlm beside it"
-        )
-        together = self.tuning.method == "prompt" and named != {"itc"}
-        require(
-            not together, "objectives", given, "itc with prompts, which take no part in reading image and text together"
-        )
-        require(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "a fraction in (0, 1)")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")

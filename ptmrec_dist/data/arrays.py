@@ -6,7 +6,6 @@ A Parquet table names its items itself.
 Shape suffixes: R rows of the array, I items, D width.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
-_log = logging.getLogger(__name__)
 _EXAMPLES = 2
 BY_ID = "item ids"
 """Row r of an array belongs to the item with id r, or a table names its items."""
 
 
-def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item_id") -> tuple[np.ndarray, str]:
+def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item_id") -> tuple[np.ndarray, int, str]:
     """Read the features of every item from a file.
 
     Args:
@@ -34,7 +32,8 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
         item_column: Column of the item ids in a Parquet file.
 
     Returns:
-        float32 [I, D], row = item index; and how rows were matched, `item ids` or `the order of the packed items`.
+        float32 [I, D], row = item index; how many rows the file has; and how they were matched, `item ids` or `the order of the
+        packed items`.
 
     Raises:
         UserError: A file that cannot be read, numbers that are not finite, items without a row, or several rows of one.
@@ -55,12 +54,10 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
             f"{name}: {path} has {len(ids)} rows, but none for {len(missing)} of {dataset.num_items} items "
             f"({', '.join(map(repr, missing[:_EXAMPLES]))}); expected a row for each item of {dataset.folder}"
         )
-    if len(ids) > dataset.num_items:
-        _log.warning("%s: %d rows of %s belong to no packed item", name, len(ids) - dataset.num_items, path)
     with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
         table_ID = rows_RD[[row_of[item] for item in dataset.item_ids]].astype(np.float32)
     _check_numbers(table_ID, path, name, dataset)
-    return table_ID, matched
+    return table_ID, len(ids), matched
 
 
 def unit_rows(table_ID: np.ndarray) -> np.ndarray:

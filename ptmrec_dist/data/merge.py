@@ -21,7 +21,7 @@ from ptmrec_dist.data.mergeable import check_mergeable
 from ptmrec_dist.data.packed_tables import write_tables
 from ptmrec_dist.data.shards import copy_renumbered
 from ptmrec_dist.data.staging import check_replaceable
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
 
@@ -39,7 +39,7 @@ def merge(config: MergeConfig) -> None:
     Raises:
         UserError: Sources that are no packed data sets, do not fit together, were changed, or are the same twice, or an `out`
             that is one of them or holds something else; nothing is written.
-        Fault: A source cannot be read.
+        Fault: A source cannot be read, or the disk does not take the files.
     """
     out = config.out.resolve()
     check_replaceable(out)
@@ -48,30 +48,41 @@ def merge(config: MergeConfig) -> None:
     folders = zip(config.source_names, config.sources, strict=True)
     datasets = {name: Dataset(folder, option="sources") for name, folder in folders}
     check_mergeable(list(datasets.values()))
-    with staged(out) as fresh:
-        shards = tuple(_copy_shards(datasets, fresh))
-        items, user_ids, parts = _items(datasets), _user_ids(datasets), _parts(datasets)
-        fingerprint, files = write_tables(items, user_ids, parts, fresh)
-        sources = tuple(_described(name, dataset.manifest) for name, dataset in datasets.items())
-        alike = next(iter(datasets.values())).manifest
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            fingerprint=fingerprint,
-            split=alike.split,
-            seed=alike.seed,
-            core=min(source.core for source in sources),
-            num_users=len(user_ids),
-            num_items=items.height,
-            modalities=alike.modalities,
-            image_size=alike.image_size,
-            interactions={part: table.height for part, table in parts.items()},
-            shards=shards,
-            files=files,
-            report={"sources": {name: dataset.manifest.report for name, dataset in datasets.items()}},
-            sources=sources,
-        )
-        manifest.write(fresh)
+    try:
+        with staged(out) as fresh:
+            manifest = _write(datasets, fresh)
+    except OSError as error:
+        raise Fault(
+            f"out: cannot write {out} ({error.strerror or error}); free space, or choose another --out"
+        ) from error
     _print_result(out, manifest)
+
+
+def _write(datasets: Sources, folder: Path) -> Manifest:
+    """Write tars, tables and manifest."""
+    shards = tuple(_copy_shards(datasets, folder))
+    items, user_ids, parts = _items(datasets), _user_ids(datasets), _parts(datasets)
+    fingerprint, files = write_tables(items, user_ids, parts, folder)
+    sources = tuple(_described(name, dataset.manifest) for name, dataset in datasets.items())
+    alike = next(iter(datasets.values())).manifest
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=fingerprint,
+        split=alike.split,
+        seed=alike.seed,
+        core=min(source.core for source in sources),
+        num_users=len(user_ids),
+        num_items=items.height,
+        modalities=alike.modalities,
+        image_size=alike.image_size,
+        interactions={part: table.height for part, table in parts.items()},
+        shards=shards,
+        files=files,
+        report={"sources": {name: dataset.manifest.report for name, dataset in datasets.items()}},
+        sources=sources,
+    )
+    manifest.write(folder)
+    return manifest
 
 
 def _described(name: str, manifest: Manifest) -> Source:

@@ -7,10 +7,9 @@ the data; on object storage prefer item-major batches.
 import logging
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.errors import Fault
 
 _log = logging.getLogger(__name__)
+Lost = Mapping[int, str]
+"""Items that could not be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,42 @@ class ItemFiles:
         Raises:
             Fault: More items are unreadable than `max_damaged` allows.
         """
-        rows = [row for item in items if (row := self._decoded(int(item))) is not None]
-        pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
-        return ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens)
+        content, lost = self.decode(items)
+        self.count(lost)
+        return content
 
-    def _decoded(self, item: int) -> dict[str, Any] | None:
-        try:
-            files = {ending: _bytes(member) for ending, member in self._members.get(item, {}).items()}
-            return decode_item(f"{item}", files, self.reader, self._digests)
-        except (Fault, OSError) as error:
+    def decode(self, items: np.ndarray) -> tuple[ItemBatch, Lost]:
+        """Read and decode items, in any process.
+
+        Args:
+            items: Item indices, int64 [B].
+
+        Returns:
+            Their content, in this order, without those that cannot be read, and these with the reason, for `count`.
+        """
+        rows, lost = [], {}
+        for item in items.tolist():
+            try:
+                files = {ending: _bytes(member) for ending, member in self._members.get(item, {}).items()}
+                rows.append(decode_item(f"{item}", files, self.reader, self._digests))
+            except (Fault, OSError) as error:
+                lost[item] = str(error)
+        pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
+        return ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens), lost
+
+    def count(self, lost: Lost) -> None:
+        """Count items that could not be read, each once, in the process that trains.
+
+        Args:
+            lost: Items, with the reason.
+
+        Raises:
+            Fault: More items are unreadable than `max_damaged` allows.
+        """
+        for item, reason in lost.items():
             if item not in self._lost:
                 self._lost.add(item)
-                self._budget.spend(1, str(error))
-            return None
+                self._budget.spend(1, reason)
 
 
 def _members_of(path: Path) -> Iterator[tarfile.TarInfo]:

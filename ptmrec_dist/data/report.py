@@ -126,6 +126,15 @@ class Tally:
         dropped = [f"{dropped.count} {dropped}" for dropped in self.dropped]
         return ", ".join([f"{self.read} {self.name} read", *dropped, f"{self.kept} kept"])
 
+    def counts(self) -> str:
+        """Format the counts as one line without examples.
+
+        Returns:
+            Rows read, left out for each reason, and kept.
+        """
+        dropped = [f"{dropped.count:,} left out: {dropped.reason}" for dropped in self.dropped]
+        return ", ".join([f"{self.read:,} read", *dropped, f"{self.kept:,} kept"])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the counts for the manifest.
 

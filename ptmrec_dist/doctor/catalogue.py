@@ -55,7 +55,7 @@ def examine_tables(config: DoctorConfig, packing: PackConfig, encoder: "LoadedEn
         report.add([Finding("unreadable-table", where, str(error))])
         return
     for tally, table in ((counts.items, packing.items), (counts.interactions, packing.interactions)):
-        report.facts.append((str(table or where), tally.name, f"{tally.read:,}"))
+        report.facts.append((str(table or where), tally.name, tally.counts()))
         report.add(_left_out(tally, str(table or where)))
     # Categories: a log repeats each id many times, and texts of 16 bytes and more would be copied by every check.
     log = rows.select(

@@ -5,26 +5,24 @@ Legend: B batch, D width.
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_config, method_entry
+from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method_entry
 from ptmrec_dist.encoders.base import Backbone
+from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
 from ptmrec_dist.encoders.lengths import encode_by_length
+from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
-
-_FORMER = {"clip": "model", "prompts": "attached"}
-"""Names that earlier versions gave to what holds a weight, and those of today."""
 
 
 class Encoder(nn.Module):
@@ -54,6 +52,7 @@ class Encoder(nn.Module):
         self.towers = {modality: backbone.tower(modality) for modality in modalities}
         self.attached = nn.ModuleDict()
         self.sort_by_length = False  # to be set where no parameter is divided among ranks
+        self.prefixes: dict[str, FrozenPrefix] = {}  # modality to blocks whose states are stored
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
@@ -133,15 +132,17 @@ class Encoder(nn.Module):
             self.description["objectives"] = ",".join(objectives)
 
     @overload
-    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]: ...
+    def encode(
+        self, images: Tensor | None, texts: Tensor | None, *, items: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
 
     @overload
     def encode(
-        self, images: Tensor | None, texts: Tensor | None, *, tokens: Literal[True]
+        self, images: Tensor | None, texts: Tensor | None, *, items: Tensor | None = None, tokens: Literal[True]
     ) -> dict[str, TokenStates]: ...
 
     def encode(
-        self, images: Tensor | None, texts: Tensor | None, *, tokens: bool = False
+        self, images: Tensor | None, texts: Tensor | None, *, items: Tensor | None = None, tokens: bool = False
     ) -> dict[str, Tensor] | dict[str, TokenStates]:
         """Encode a batch of items.
 
@@ -156,6 +157,7 @@ class Encoder(nn.Module):
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
             texts: Token ids int64 [B, N]; not needed without the text tower.
+            items: Item indices, int64 [B], by which stored states of frozen blocks are found; without them all blocks are run.
             tokens: Return the states of all tokens instead of features.
 
         Returns:
@@ -167,8 +169,8 @@ class Encoder(nn.Module):
         """
         inputs = {"image": images, "text": texts}
         if tokens:
-            return {modality: self._token_states(modality, inputs[modality]) for modality in self.towers}
-        return {modality: self._features(modality, inputs[modality]) for modality in self.towers}
+            return {modality: self._token_states(modality, inputs[modality], items) for modality in self.towers}
+        return {modality: self._features(modality, inputs[modality], items) for modality in self.towers}
 
     def token_widths(self) -> dict[str, int]:
         """Measure the width of each modality's tokens by running every tower once.
@@ -184,18 +186,32 @@ class Encoder(nn.Module):
             states = {name: self._token_states(name, tower.example.to(device)) for name, tower in self.towers.items()}
         return {modality: found.states.shape[2] for modality, found in states.items()}
 
-    def _features(self, modality: str, given: Tensor | None) -> Tensor:
+    def _features(self, modality: str, given: Tensor | None, items: Tensor | None) -> Tensor:
         inputs, count = self._present(modality, given)
+        tower, prefix = self.towers[modality], self.prefixes.get(modality)
+
+        def encode(rows_B: Tensor) -> Tensor:
+            chosen = tower.trimmed(inputs[rows_B])
+            if prefix is not None and items is not None and count:
+                return prefix.encode(chosen, items[rows_B])
+            return tower.encode(chosen)
+
         with self._autocast(inputs):
-            tower, sort = self.towers[modality], self.sort_by_length and modality == "text"
-            encoded_BD = encode_by_length(tower, inputs) if sort else tower.encode(inputs)
+            if self.sort_by_length and modality == "text":
+                encoded_BD = encode_by_length(tower, inputs, encode)
+            else:
+                encoded_BD = encode(torch.arange(len(inputs), device=inputs.device))
         encoded_BD = encoded_BD.float()[:count]
         return encoded_BD if self.backbone.raw else F.normalize(encoded_BD, dim=1)
 
-    def _token_states(self, modality: str, given: Tensor | None) -> TokenStates:
+    def _token_states(self, modality: str, given: Tensor | None, items: Tensor | None = None) -> TokenStates:
         inputs, count = self._present(modality, given)
+        tower, prefix = self.towers[modality], self.prefixes.get(modality)
         with self._autocast(inputs):
-            found = self.towers[modality].token_states(inputs)
+            if prefix is not None and items is not None and count:
+                found = prefix.token_states(inputs, items)
+            else:
+                found = tower.token_states(inputs)
         if found is None:
             raise UserError(
                 f"encoder: the {modality} tower ({self.towers[modality].kind}) has no sequence of tokens; expected a "
@@ -241,40 +257,12 @@ class Encoder(nn.Module):
         Raises:
             UserError: A file that cannot be read, or that belongs to another encoder.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                described = file.metadata() or {}
-                state = {_renamed(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            settings = method_config(described["method"], **json.loads(described["settings"]))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise UserError(f"encoder: {path} does not hold tuned weights ({error!r}); tune again") from error
-        objectives = described["objectives"].split(",") if "objectives" in described else ()
-        self._attach(described["method"], settings, torch.Generator(), objectives)
+        saved = read_tuned(path)
+        self._attach(saved.method, saved.settings, torch.Generator(), saved.objectives)
         one_of_two = len(self.towers) < len(self.backbone.modalities)  # it takes its own weights
-        reason = _misfit(self.tuned_state(), state, surplus_allowed=one_of_two)
-        if reason is not None:
-            raise UserError(f"encoder: {path} was tuned in another encoder, or is damaged: {reason}; tune again")
+        saved.refuse_misfit(self.tuned_state(), surplus_allowed=one_of_two)
         for name, value in self.tuned_state().items():
-            value.copy_(state[name])
-
-
-def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], surplus_allowed: bool) -> str | None:
-    """What is wrong with the tensors of a file; None if nothing is."""
-    lacking, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if lacking:
-        return f"it lacks {len(lacking)} of the {len(expected)} tensors that are tuned here ({lacking[0]})"
-    if surplus and not surplus_allowed:
-        return f"it has {len(surplus)} of which none is tuned here ({surplus[0]})"
-    for name, value in expected.items():
-        if found[name].shape != value.shape:
-            return f"{name} is {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-    return None
-
-
-def _renamed(name: str) -> str:
-    """Today's name of a weight."""
-    first, _, rest = name.partition(".")
-    return f"{_FORMER.get(first, first)}.{rest}"
+            value.copy_(saved.state[name])
 
 
 def load_encoder(

@@ -34,7 +34,7 @@ class EncodesItems(Protocol):
     def widths(self) -> dict[str, int]:
         """Width of each kind of features."""
 
-    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, images: Tensor | None, texts: Tensor | None, *, items: Tensor | None = None) -> dict[str, Tensor]:
         """Encode a batch of items, as `Encoder.encode` does."""
 
     def train(self, mode: bool = True) -> Any:
@@ -74,7 +74,7 @@ def encode_all(
             if watch is not None:
                 watch.at(number)
             moved = batch.to(world.device)
-            for modality, rows_BD in encoder.encode(moved.images, moved.texts).items():
+            for modality, rows_BD in encoder.encode(moved.images, moved.texts, items=moved.items).items():
                 tables[modality][batch.items] = rows_BD.cpu()
             bar.update(len(batch.items))
     encoder.train(training)

@@ -143,9 +143,10 @@ def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
     tables = {}
     for modality, path in files.items():
         if path is not None:
-            table, matched = read_array(path, f"{modality}_npy", dataset, config.item_column)
+            table, rows, matched = read_array(path, f"{modality}_npy", dataset, config.item_column)
             tables[modality] = table if config.raw else unit_rows(table)
-            print(f"{modality}: rows of {path} are matched by {matched}")
+            others = f", {rows - len(table):,} left out: no packed item" if rows > len(table) else ""
+            print(f"{modality}: {rows:,} rows of {path} read, matched by {matched}, {len(table):,} written{others}")
     _report(dataset, config.out, write_features(config.out, tables, data=dataset.fingerprint))
 
 

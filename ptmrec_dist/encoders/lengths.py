@@ -3,6 +3,8 @@
 Legend: B batch, N tokens, D width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,22 +15,23 @@ _LEAST_SAVED = 0.2
 """Fraction of the tokens that must be padding saved; below it a few large calls are faster than more small ones."""
 
 
-def encode_by_length(tower: Tower, texts_BN: Tensor) -> Tensor:
-    """Encode texts in groups of similar length, each cut to its longest; the rows keep their order.
+def encode_by_length(tower: Tower, texts_BN: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode texts in groups of similar length; the rows keep their order.
 
     Not for parameters that are divided among ranks: all of them must call a tower equally often.
 
     Args:
         tower: The text tower.
         texts_BN: Token ids, int64.
+        encode: Encodes texts by their row numbers, cut to the longest of them.
 
     Returns:
-        Features [B, D], equal to `tower.encode(texts_BN)` up to rounding.
+        Features [B, D].
     """
     groups = groups_of_similar_length(tower, texts_BN)
     if len(groups) == 1:
-        return tower.encode(texts_BN)
-    encoded_BD = torch.cat([tower.encode(tower.trimmed(texts_BN[rows])) for rows in groups])
+        return encode(groups[0])
+    encoded_BD = torch.cat([encode(rows) for rows in groups])
     return encoded_BD[torch.cat(groups).argsort()]
 
 

@@ -41,6 +41,11 @@ class Wording:
         return [Entry(getattr(row, name)) for name in self.names]
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of the tables."""
+        return self.config.metrics or SHOWN
+
+    @property
     def units(self) -> str:
         """What intervals and tests are over: splits where there are several, else seeds."""
         return "splits" if len(self.config.splits) > 1 else "seeds"
@@ -110,11 +115,11 @@ def accuracy_table(words: Wording, rows: Mapping[Cell, Row], part: str, comparis
         The table.
     """
     users, units = (words.corrected(comparisons, f"t_test_{over}") for over in ("users", "units"))
-    means = {row: {metric: means_of(runs, part, metric) for metric in SHOWN} for row, runs in rows.items()}
-    best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in SHOWN}
+    means = {row: {metric: means_of(runs, part, metric) for metric in words.metrics} for row, runs in rows.items()}
+    best = {metric: max(float(values[metric].mean()) for values in means.values()) for metric in words.metrics}
     selecting = title_of(SELECT)
     tests = [f"change of {selecting}", f"p over users, {selecting}", f"p over {words.units}, {selecting}"]
-    table = Table(_caption(words, part), [*words.names, *SHOWN, *tests], keys=len(words.names))
+    table = Table(_caption(words, part), [*words.names, *words.metrics, *tests], keys=len(words.names))
     changes = {one.row: _change(one) for one in comparisons if one.metric == SELECT}
     for row, values in means.items():
         entries = [
@@ -123,7 +128,7 @@ def accuracy_table(words: Wording, rows: Mapping[Cell, Row], part: str, comparis
                 best=float(values[metric].mean()) == best[metric],
                 marks=_mark(users, row, metric, "*") + _mark(units, row, metric, "†"),
             )
-            for metric in SHOWN
+            for metric in words.metrics
         ]
         p = [Entry(_p(found.get((row, SELECT), float("nan")))) for found in (users, units)]
         table.rows.append([*words.labels(row), *entries, Entry(changes.get(row, "")), *p])

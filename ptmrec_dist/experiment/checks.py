@@ -18,6 +18,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.evaluation.metrics import check_metric
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
 from ptmrec_dist.files import read_json, read_yaml
@@ -51,6 +52,8 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
     begun = (config.out / "settings").is_dir()
     if config.out.exists() and not begun and {path.name for path in config.out.iterdir()} - {INPUTS_FILE}:
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
+    for metric in config.metrics:
+        check_metric(metric)
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     for name, step in plan.steps.items():
         before, now = settings_file(config, name), settings_of(config, step, None)

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from ptmrec_dist.config import ExperimentConfig
-from ptmrec_dist.evaluation.metrics import SHOWN
+from ptmrec_dist.evaluation.metrics import SELECT, SHOWN
 from ptmrec_dist.evaluation.outcomes import SeedRun
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.significance import Paired, compare, holm
@@ -107,7 +107,7 @@ def compare_rows(rows: Mapping[Cell, Row], config: ExperimentConfig, part: str) 
         The comparisons; none for a baseline or a row without one.
     """
     found = []
-    for row, metric in product(rows, SHOWN):
+    for row, metric in product(rows, dict.fromkeys((*(config.metrics or SHOWN), SELECT))):
         base = (
             _best_of(rows, row, part, metric) if config.baseline_paradigm == "best" else _baseline_of(rows, row, config)
         )

@@ -64,8 +64,9 @@ def info_nce(
     Returns:
         The loss of each row, [B].
     """
-    queries_QD, own_BD, keys_KD = F.normalize(queries_QD) / temperature, F.normalize(own_BD), F.normalize(keys_KD)
-    return softmax_term(queries_QD, own_BD, keys_KD, counts_K, rows_B, largest=1 / temperature)
+    queries_QD, unit_KD = F.normalize(queries_QD) / temperature, F.normalize(keys_KD)
+    unit_BD = unit_KD if own_BD is keys_KD else F.normalize(own_BD)
+    return softmax_term(queries_QD, unit_BD, unit_KD, counts_K, rows_B, largest=1 / temperature)
 
 
 def softmax_term(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.sequences import SequenceConfig
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
@@ -76,6 +77,23 @@ class SequenceRecommender(Recommender):
             `ITEMS`, and others by name, [C, D] each.
         """
         return {ITEMS: self.item_vectors(features, chosen)}
+
+    def modal_vectors(self, features: Features) -> dict[str, Tensor]:
+        """Compute what is scored of items by one modality alone (eq. 12 of PTMRec).
+
+        Args:
+            features: As for `item_vectors`.
+
+        Returns:
+            Modality to [C, N].
+
+        Raises:
+            UserError: The recommender has no such vectors.
+        """
+        raise UserError(
+            f"stage1: got a run of {type(self).__name__}, which scores no modality alone, by which stage 2 transfers "
+            "knowledge; expected one of morec or pmmrec"
+        )
 
     def candidates(self, vectors_CD: Tensor) -> Tensor:
         """Compute what is scored of items; by default the vectors that the user encoder reads.

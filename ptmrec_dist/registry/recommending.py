@@ -33,7 +33,7 @@ def recommend(config: RecommendConfig) -> None:
         UserError: An unknown model, version or alias; an unknown user under `--unknown error`; no registry; a file that
             cannot be written.
     """
-    users = _users(config)
+    users, empty = _users(config)
     if config.out is not None:
         _check_writable(config.out)
     with verified_files(config.model) as folder:
@@ -53,14 +53,17 @@ def recommend(config: RecommendConfig) -> None:
         _print_users(model.users_for(config.for_items, params))
         return
     if config.out is not None:
-        write_lists(model, config.out, join_world("cpu"), params, None if config.all else users)
+        world = join_world("cpu")
+        if world.is_first and empty:
+            print(f"{len(users) + empty} lines of {config.users_file} read, {empty} left out: empty")
+        write_lists(model, config.out, world, params, None if config.all else users)
         return
     requesters = model.users.resolve(users, [None] * len(users), config.unknown)
     _print_table(model.recommend(requesters, params))
 
 
-def _users(config: RecommendConfig) -> list[str]:
-    """Users that the settings name."""
+def _users(config: RecommendConfig) -> tuple[list[str], int]:
+    """Users that the settings name, and how many lines of their file are empty."""
     if config.users_file is not None:
         try:
             lines = config.users_file.read_text(encoding="utf-8-sig").splitlines()
@@ -71,11 +74,11 @@ def _users(config: RecommendConfig) -> list[str]:
         users = [line for line in lines if line]
         if not users:
             raise UserError(f"users_file: {config.users_file} is empty, expected a user id on each line")
-        return users
+        return users, len(lines) - len(users)
     users = [user.strip() for user in (config.users or "").split(",") if user.strip()]
     if config.users is not None and not users:
         raise UserError(f"users: got {config.users!r}, expected user ids separated by commas")
-    return users
+    return users, 0
 
 
 def _served(folder: Path) -> "ServedModel":

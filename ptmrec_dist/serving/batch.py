@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
@@ -56,9 +57,13 @@ def write_lists(
                 writer.write_table(table)
         barrier()
         if world.is_first:
-            rows = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
+            rows, served = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
             os.replace(fresh, out)
-            print(f"wrote {rows} recommendations for {number} users to {out}")
+            empty = f"; {number - served} of them have none: nothing is left to recommend" if served < number else ""
+            print(f"wrote {rows} recommendations for {number} users to {out}{empty}")
+            unknown = 0 if user_ids is None else model.users.count_unknown(user_ids)
+            if unknown:
+                print(f"{unknown} of these users are unknown to the model: they have the list of an average user")
     except OSError as error:
         raise Fault(f"cannot write {out} ({error.strerror}); run the same command again once it is writable") from error
     finally:
@@ -90,12 +95,14 @@ def _tables(
             bar.update(len(rows))
 
 
-def _concatenate(files: list[Path], out: Path) -> int:
-    rows = 0
+def _concatenate(files: list[Path], out: Path) -> tuple[int, int]:
+    """Write the rows of all files; returns how many there are, and of how many users."""
+    rows = users = 0
     with pq.ParquetWriter(out, _SCHEMA) as writer:
         for path in files:
             with pq.ParquetFile(path) as file:
                 for block in file.iter_batches(batch_size=2**20):
                     writer.write_batch(block)
                     rows += len(block)
-    return rows
+                    users += pc.sum(pc.equal(block["rank"], 1)).as_py() or 0
+    return rows, users

@@ -115,6 +115,17 @@ class UserIndex:
             groups.append((others_B, self._visitors(*chosen, unknown)))
         return _in_order(groups)
 
+    def count_unknown(self, user_ids: Sequence[str]) -> int:
+        """Count users that the training data does not have.
+
+        Args:
+            user_ids: Their ids.
+
+        Returns:
+            How many they are.
+        """
+        return sum(self._users.find(user) is None for user in user_ids)
+
     def items_of(self, item_ids: Sequence[Any]) -> list[int]:
         """Look up items.
 

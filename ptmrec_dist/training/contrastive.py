@@ -22,6 +22,7 @@ from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.training.batches import StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.encoder_folder import LINEAGE_FILE, untuned_encoder, write_encoder
+from ptmrec_dist.training.frozen_states import store_frozen_states
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.objectives.unified import UnifiedPairs
@@ -76,9 +77,11 @@ def fine_tune(config: ContrastiveConfig) -> None:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
         trained = _objective(config, encoder.to(world.device), world)
+        store_frozen_states(config, session, dataset, encoder)
         held_out = held_out_pairs(config, dataset, encoder, world)
         before = own_pairs_found(encoder, held_out, session)
         optimizer = adamw(
+            trained,
             config.optim.weight_decay,
             (encoder.parameters(), config.encoder_lr),
             (encoder.backbone.projections, config.projection_lr),  # these are new, the towers were pretrained

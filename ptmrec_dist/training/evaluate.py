@@ -53,23 +53,27 @@ class Evaluator:
         dataset: The packed data set.
         phase: `validation` or `test`.
         masking: Items that are left out of the ranking.
+        most_users: Largest number of users with positives; of more, as many are sampled, the same for the same data. The
+            standard error of their mean Recall@20 is at most 0.5 / sqrt(most_users). By default all.
     """
 
-    def __init__(self, dataset: Dataset, phase: str, masking: Masking = Masking()) -> None:
+    def __init__(
+        self, dataset: Dataset, phase: str, masking: Masking = Masking(), most_users: int | None = None
+    ) -> None:
         self.phase, self.dataset, self.masking = phase, dataset, masking
         self.known_parts = (
             ("train",)
             if phase == "validation"
             else tuple(part for part in ("train", "validation") if part in dataset.parts)
         )
-        self.positives = _histories(dataset, phase) if phase in dataset.parts else None
+        self.positives = _histories(dataset, phase, most_users=most_users) if phase in dataset.parts else None
         self.cold_items: np.ndarray | None = None
         self.warm_items: np.ndarray | None = None
         held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
         if len(held_out):
             self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
         if f"cold_{phase}" in dataset.parts:
-            self.cold_positives = _histories(dataset, f"cold_{phase}")
+            self.cold_positives = _histories(dataset, f"cold_{phase}", most_users=most_users)
             self.cold_items = dataset.cold_items(f"cold_{phase}")
 
     def seen(self, recommender: Recommender) -> Histories | None:
@@ -246,7 +250,12 @@ def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:
     return {name: value / max(number, 1) for name, value in zip(sums, values, strict=True)}
 
 
-def _histories(dataset: Dataset, *parts: str) -> Histories:
-    found = [dataset.interactions(part) for part in parts]
-    users_E, items_E = (np.concatenate([getattr(part, side) for part in found]) for side in ("users", "items"))
+def _histories(dataset: Dataset, part: str, *others: str, most_users: int | None = None) -> Histories:
+    found = [dataset.interactions(name) for name in (part, *others)]
+    users_E, items_E = (np.concatenate([getattr(pairs, side) for pairs in found]) for side in ("users", "items"))
+    users = np.unique(users_E)
+    if most_users is not None and len(users) > most_users:
+        sampled = np.random.default_rng(0).choice(users, most_users, replace=False)
+        kept_E = np.isin(users_E, sampled)
+        users_E, items_E = users_E[kept_E], items_E[kept_E]
     return Histories(Interactions(users_E, items_E), dataset.num_users, dataset.num_items)

@@ -29,17 +29,18 @@ class FusedEncoder(nn.Module):
         """Width of each kind of vectors."""
         return self.fusion.widths
 
-    def encode(self, images: Tensor | None, texts: Tensor | None) -> dict[str, Tensor]:
+    def encode(self, images: Tensor | None, texts: Tensor | None, *, items: Tensor | None = None) -> dict[str, Tensor]:
         """Encode a batch of items.
 
         Args:
             images: uint8 [B, 3, H, W]; not needed without the image tower.
             texts: Token ids int64 [B, N]; not needed without the text tower.
+            items: Item indices, int64 [B]; as for `Encoder.encode`.
 
         Returns:
             What the fusion returns, float32 [B, D] each.
         """
-        fused: dict[str, Tensor] = self.fusion(self.encoder.encode(images, texts, tokens=True))
+        fused: dict[str, Tensor] = self.fusion(self.encoder.encode(images, texts, items=items, tokens=True))
         return fused
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,20 +50,44 @@ def schedule_of(optimizer: torch.optim.Optimizer, kind: Schedule, steps: int, do
     return LambdaLR(optimizer, factor, last_epoch=done - 1)
 
 
-def adamw(weight_decay: float, *parts: tuple[Iterable[nn.Parameter], float]) -> torch.optim.AdamW:
+def adamw(model: nn.Module, weight_decay: float, *parts: tuple[Iterable[nn.Parameter], float]) -> torch.optim.AdamW:
     """Make the optimiser of a model whose parts have different learning rates.
 
     Args:
-        weight_decay: Decoupled weight decay.
+        model: The model.
+        weight_decay: Decoupled weight decay of the parameters that `decayed` names; the others have none.
         *parts: Parameters, of which those that are frozen are left out, and their learning rate; a parameter of several parts
             belongs to the last of them.
 
     Returns:
-        The optimiser, with a group for each part that has trainable parameters.
+        The optimiser, with a group for each part that has trainable parameters, or two where some decay and some do not.
     """
     owner = {p: number for number, (parameters, _) in enumerate(parts) for p in parameters if p.requires_grad}
-    groups = [
-        {"params": [p for p, part in owner.items() if part == number], "lr": rate}
+    matrices = decayed(model) if weight_decay else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p, part in owner.items() if part == number and (p in matrices) == decays], "lr": rate}
+        | {"weight_decay": weight_decay if decays else 0.0}
         for number, (_, rate) in enumerate(parts)
+        for decays in (True, False)
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=weight_decay)
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+
+
+def decayed(model: nn.Module) -> set[nn.Parameter]:
+    """Choose the parameters that weight decay is for: matrices and kernels that multiply inputs.
+
+    Biases, norms, tables of embeddings, positions, class tokens and prompts are not among them.
+
+    Args:
+        model: A model.
+
+    Returns:
+        The parameters.
+    """
+    return {
+        parameter
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for name, parameter in module.named_parameters(recurse=False)
+        if "weight" in name and parameter.dim() > 1
+    }

@@ -61,7 +61,8 @@ def own_pairs_found(encoder: Encoder, pairs: ItemStream, session: Session) -> di
         for number, batch in enumerate(pairs.epoch(0), start=1):
             session.heartbeat.at(number)
             given = batch.to(session.world.device)
-            images_BW, texts_BW, _ = encoder.backbone.contrasted(encoder.encode(given.images, given.texts))
+            features = encoder.encode(given.images, given.texts, items=given.items)
+            images_BW, texts_BW, _ = encoder.backbone.contrasted(features)
             images.append(images_BW)
             texts.append(texts_BW)
             bar.update(len(batch.items))

@@ -6,9 +6,11 @@
     user      public         public          new      taken          all modalities
     text      taken          -               -        taken          the text
     image     -              taken           -        taken          the image
+    prompts   prompts taken  prompts taken   new      new            all modalities
 
 A projection goes with its encoder, positions with the user encoder. Classifiers of pre-training are new. What is taken
-over is trained on, the towers as the tuning method says.
+over is trained on, the towers as the tuning method says. Prompts are a few kilobytes, and any run that tuned some in the same
+encoder gives them, whatever its recommender (PTMRec): the encoder's own weights stay public and frozen.
 """
 
 from dataclasses import replace
@@ -19,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ptmrec_dist.config import JointConfig
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
@@ -51,6 +55,10 @@ def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
     if folder is None:
         return record
     source = read_record(folder)
+    reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
+    if config.transfer == "prompts":
+        _refuse_other_encoder(folder, source, record)
+        return replace(record, source=reference)
     if source.recommender != record.recommender:
         raise UserError(
             f"transfer_from: {folder} is a run of {source.recommender}, expected one of {record.recommender}; choose "
@@ -62,7 +70,6 @@ def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
             f"transfer_from: {folder} reads {' and '.join(source.modalities)} alone, but --transfer {config.transfer} takes "
             f"over {' and '.join(sorted(wanted))}; choose --transfer user, or another run"
         )
-    reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
     return replace(record, source=reference, encoder=encoder_of_run(folder, source) if wanted else record.encoder)
 
 
@@ -99,6 +106,53 @@ def take_over(config: JointConfig, recommender: SequenceRecommender) -> str:
         f"took over {len(taken)} of {len(state)} tensors of the recommender from {folder} ({', '.join(used)}); "
         f"{len(state) - len(taken)} are new"
     )
+
+
+def take_over_prompts(config: JointConfig, encoder: Encoder) -> str:
+    """Overwrite the prompts of an encoder by those of another run.
+
+    Args:
+        config: Settings, with the transfer `prompts`.
+        encoder: The encoder, with new prompts.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        UserError: The run has no prompts, or others than the settings ask for.
+    """
+    folder = config.transfer_from
+    assert folder is not None
+    if not (folder / ENCODER_FILE).is_file():
+        raise UserError(
+            f"transfer_from: {folder} tuned nothing in its encoder; expected a run with --tuning.method prompt"
+        )
+    saved = read_tuned(folder / ENCODER_FILE)
+    if (saved.method, saved.settings) != ("prompt", config.tuning.settings):
+        raise UserError(
+            f"transfer_from: {folder} has {saved.method} with {saved.settings}, expected prompt with "
+            f"{config.tuning.settings}; give the run's --prompt.depth, --prompt.length and --prompt.towers"
+        )
+    prompts = encoder.tuned_state()
+    saved.refuse_misfit(prompts, surplus_allowed=len(encoder.towers) < len(encoder.backbone.modalities))
+    for name, value in prompts.items():
+        value.copy_(saved.state[name])
+    values = sum(value.numel() for value in prompts.values())
+    frozen = sum(not parameter.requires_grad for parameter in encoder.parameters())
+    return (
+        f"took over {len(prompts)} of {len(saved.state)} tensors of prompts from {folder} ({values:,} values, "
+        f"{values * 4 / 1024:.1f} KiB); the recommender is new, the encoder's own {frozen} tensors are frozen"
+    )
+
+
+def _refuse_other_encoder(folder: Path, source: RunRecord, record: RunRecord) -> None:
+    """Prompts are of use in the encoder that they were tuned in alone."""
+    found, expected = (made["fingerprint"] if made else "arrays" for made in (source.encoder, record.encoder))
+    if found != expected:
+        raise UserError(
+            f"transfer_from: the encoder of {folder} is {found[:12]}, but the features came from {expected[:12]}; expected "
+            "prompts of the same encoder"
+        )
 
 
 def _part_of(recommender: SequenceRecommender, name: str) -> str | None:

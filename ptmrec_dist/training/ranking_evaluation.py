@@ -15,9 +15,14 @@ from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord
 from ptmrec_dist.training.session import Session
 
+MOST_USERS = 100_000
+"""Users that are evaluated between epochs, at most."""
+
 
 class RankingEvaluation:
     """Evaluation of a recommender between epochs; the best on known items is kept: their vectors are what is trained.
+
+    Between epochs at most 100,000 users are evaluated, sampled once; in the end all are.
 
     Args:
         config: Settings.
@@ -33,7 +38,7 @@ class RankingEvaluation:
         self.objective, self.dataset = objective, dataset
         self.path = session.run.folder / RECOMMENDER_FILE
         self.masking = Masking(config.mask_history, config.mask_validation_at_test)
-        self.evaluator = Evaluator(dataset, "validation", self.masking)
+        self.evaluator = Evaluator(dataset, "validation", self.masking, MOST_USERS)
 
     def measure(self, engine: Engine) -> Metrics:
         """Evaluate on validation."""

@@ -46,6 +46,8 @@ class RunRecord:
     """`path` and `fingerprint` of the run whose tuned features a refit was trained on."""
     source: dict[str, str] | None = None
     """`path` and `fingerprint` of the run whose parts it took over."""
+    teacher: dict[str, str] | None = None
+    """`path` and `fingerprint` of the run that taught it, if that is not the one it started from."""
     previous: dict[str, str] | None = None
     """`path` and `fingerprint` of the run that it continued on other data."""
     mlflow_run: str | None = None
@@ -69,6 +71,7 @@ class RunRecord:
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
         inputs = {name: made["fingerprint"] for name, made in named.items() if made is not None}
         inputs |= {} if self.source is None else {"transfer_from": self.source["fingerprint"]}
+        inputs |= {} if self.teacher is None else {"teacher_run": self.teacher["fingerprint"]}
         inputs |= {} if self.previous is None else {"from_run": self.previous["fingerprint"]}
         inputs |= {} if self.stage2 is None else {"run": self.stage2["fingerprint"]}
         return inputs | ({"stage1": self.fingerprint} if self.fingerprint else {})
@@ -105,8 +108,8 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
     content = read_json(folder / "run.json", "run")
     try:
         record = typed(RunRecord, _without_hints(content, folder))
-        named = (record.data, record.features, record.graph_features, record.stage1, record.stage2, record.previous)
-        for made in named:
+        named = (record.data, record.features, record.graph_features, record.stage1, record.stage2)
+        for made in (*named, record.teacher, record.previous):
             if made is not None and not {"path", "fingerprint"} <= made.keys():
                 raise ValueError("an input without path or fingerprint")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -158,6 +161,8 @@ def _fingerprint(folder: Path, record: RunRecord) -> str:
         del lineage["stage2"]  # as digested before there were refits
     if record.source is None:
         del lineage["source"]  # as digested before parts were taken over
+    if record.teacher is None:
+        del lineage["teacher"]  # as digested before another run could teach
     if record.previous is None:
         del lineage["previous"]  # as digested before runs were continued
     if record.mask_history:

@@ -33,6 +33,7 @@ INCIDENTAL = {
     "device",
     "tracking",
     "workers",
+    "cache_gib",
     "checkpoint_every",
     "keep_checkpoints",
     "zero",
@@ -43,7 +44,17 @@ INCIDENTAL = {
     "refit",  # another run, which follows
 }
 # Where inputs lie: what they are is compared by `inputs.json`.
-PATHS = {"run", "shards", "features", "stage1", "transfer_from", "encoder", "image_encoder", "text_encoder"}
+PATHS = {
+    "run",
+    "shards",
+    "features",
+    "stage1",
+    "transfer_from",
+    "teacher_run",
+    "encoder",
+    "image_encoder",
+    "text_encoder",
+}
 PATHS |= {"from_run", "from_shards"}
 
 

@@ -16,6 +16,7 @@ import torch
 from ptmrec_dist.allocator import keep_freed_memory
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.config.common import require
+from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore
 from ptmrec_dist.data.sequences import TrainingSequences
@@ -40,6 +41,7 @@ from ptmrec_dist.training.trainer import Trainer
 from ptmrec_dist.training.user_batches import UserBatches
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
+_BATCH_SIZE, _STEPS = 2048, 200
 
 TakeOver = Callable[[RecommenderObjective, World], None]
 """Overwrites initial weights by those that a run starts from."""
@@ -63,11 +65,47 @@ def train_stage1(config: Stage1Config) -> None:
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
+    config = replace(config, batch_size=batch_size_of(config, dataset))
     take_over = None
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
         start, take_over = replace(start, previous=previous.reference), previous.take_over
     train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start, take_over)
+
+
+def batch_size_of(config: Stage1Config, dataset: Dataset) -> int:
+    """Return the interactions per step: what was set, or what suits the size of the data.
+
+    Recommenders of the next item read the histories of a batch alone: a step of theirs costs the same however much data there
+    is.
+
+    Args:
+        config: Settings.
+        dataset: Packed data set.
+
+    Returns:
+        Interactions per step, over all ranks.
+    """
+    if config.batch_size is not None:
+        return config.batch_size
+    if isinstance(config.model, SequenceConfig):
+        return _BATCH_SIZE
+    return default_batch_size(len(dataset.interactions("train").users))
+
+
+def default_batch_size(interactions: int) -> int:
+    """Choose a batch size by which the time of an epoch is linear in the number of interactions.
+
+    A step of a recommender that propagates takes time linear in it already, so that the number of steps has to be bounded.
+    Amazon Baby, on which other defaults were chosen, has 58 steps of 2,048 interactions an epoch; here at least 200 are kept.
+
+    Args:
+        interactions: Training interactions.
+
+    Returns:
+        Interactions per step.
+    """
+    return max(_BATCH_SIZE, interactions // _STEPS)
 
 
 def train_recommender(
@@ -190,6 +228,11 @@ def make_trainer(
 
 def _batches(config: Stage1Config, objective: RecommenderObjective, dataset: Dataset, world: World) -> Batches:
     if isinstance(objective, NextItem):
-        return UserBatches(objective.sequences, config.batch_size, world, config.negatives)
+        return UserBatches(objective.sequences, batch_size_of(config, dataset), world, config.negatives)
     recent = recent_items(objective.recommender, dataset, ("train",), world.device)
-    return InteractionBatches(dataset.interactions("train"), dataset.num_users, config.batch_size, world, recent)
+    batches = InteractionBatches(
+        dataset.interactions("train"), dataset.num_users, batch_size_of(config, dataset), world, recent
+    )
+    if world.is_first and batches.batch_size > _BATCH_SIZE:
+        print(f"batch_size: {batches.batch_size:,} interactions per step, {batches.steps(0)} steps per epoch")
+    return batches

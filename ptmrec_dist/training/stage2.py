@@ -5,10 +5,13 @@ ptmrec stage2 --stage1 runs/a --out runs/b                                     #
 """
 
 from ptmrec_dist.config import Stage2Config
+from ptmrec_dist.config.common import require
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.transfer import TransferSettings
 from ptmrec_dist.training.refit import refit_if_asked
+from ptmrec_dist.training.sequence_transfer import tune_on_sequences
 from ptmrec_dist.training.session import Report
 from ptmrec_dist.training.tune import tune
 
@@ -44,6 +47,12 @@ def tune_from(config: Stage2Config, start: FinishedRun, report: Report | None = 
     Raises:
         UserError: As for `train_stage2`.
     """
+    if isinstance(start.recommender, SequenceRecommender):
+        tune_on_sequences(config, start, report)
+        return
+    alone = f"with {start.record.recommender}: recommenders of the next item alone read it, such as morec"
+    require(config.teacher_run is None, "teacher_run", config.teacher_run, f"none {alone}")
+    require(config.user_states == "modal", "user_states", config.user_states, f"modal {alone}")
     transfer = TransferSettings(
         weight=config.kt_weight,
         temperature=config.temperature,

@@ -18,6 +18,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.finished_run import FinishedRun
+from ptmrec_dist.training.frozen_states import store_frozen_states
 from ptmrec_dist.training.negatives import KnownPositives
 from ptmrec_dist.training.objectives.transfer import Transfer, TransferSettings
 from ptmrec_dist.training.objectives.tuned import TrainsEncoder
@@ -83,6 +84,7 @@ def train_both(
     world = join_world(config.device, config.timeout)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
+        store_frozen_states(config, session, start.dataset, objective.encoder)
         evaluation = TunedEvaluation(config, session, objective, start)
         trainer = make_trainer(config, session, objective, batches, evaluation)
         for line in trainer.state.history:
@@ -120,8 +122,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
             f"recommender: {record.recommender} knows items by their IDs only, which no encoder changes; expected one that "
             f"reads features: {multimodal_recommenders()}"
         )
-    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
-    if not on_sequences:
+    if not isinstance(start.recommender, SequenceRecommender):
         start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
         raise UserError(
@@ -136,7 +137,8 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
     start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    reads_tokens = isinstance(start.recommender, SequenceRecommender) and start.recommender.reads_tokens
+    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
+    reads_tokens = on_sequences and start.recommender.reads_tokens
     # The stored features are not those of tokens, nor of an encoder that another run tuned.
     whole = reads_tokens or record.source is not None
     if config.tuning.method == "none" and not whole:
@@ -175,6 +177,7 @@ def make_trainer(
     """
     encoder, optim = objective.encoder, config.optim
     optimizer = adamw(
+        objective,
         optim.weight_decay,
         (() if encoder is None else encoder.parameters(), config.encoder_lr),
         (objective.recommender.parameters(), optim.recommender_lr),

@@ -11,8 +11,9 @@ import torch
 from torch import Generator
 
 from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.data.ahead import made_ahead
 from ptmrec_dist.data.histories import PaddedHistories
-from ptmrec_dist.data.random_access import ItemFiles
+from ptmrec_dist.data.random_access import ItemFiles, Lost
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
@@ -30,6 +31,7 @@ class UserBatches:
         world: This rank and its peers.
         negatives: `world`: a step's items are those of all ranks; `rank`: those of this rank.
         files: Images and texts of the items, where an encoder reads them; by default none are read.
+        workers: Processes that read them ahead of the steps; 0 reads them in this process.
     """
 
     accumulation = 1
@@ -45,8 +47,10 @@ class UserBatches:
         world: World,
         negatives: str = NextItemConfig.negatives,
         files: ItemFiles | None = None,
+        workers: int = 0,
     ) -> None:
-        self.sequences, self.world, self.negatives, self.files = sequences, world, negatives, files
+        self.sequences, self.world, self.negatives = sequences, world, negatives
+        self.files, self.workers = files, workers if files is not None else 0
         self.users_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
 
     def steps(self, epoch: int) -> int:
@@ -73,7 +77,8 @@ class UserBatches:
         """
         users_U = torch.from_numpy(self.sequences.users)
         order_U = users_U[torch.randperm(len(users_U), generator=generator)]
-        return ([self.batch(users_B.numpy())] for users_B in order_U.split(self.users_per_step)[skip:])
+        steps = [users_B.numpy() for users_B in order_U.split(self.users_per_step)[skip:]]
+        return ([self._counted(*made)] for made in made_ahead(self._made, steps, self.workers))
 
     def batch(self, users_B: np.ndarray) -> SequenceBatch:
         """Look up the sequences of users of the global batch, and take this rank's part.
@@ -83,7 +88,19 @@ class UserBatches:
 
         Returns:
             This rank's users.
+
+        Raises:
+            Fault: More items are unreadable than `max_damaged` allows.
         """
+        return self._counted(*self._made(users_B))
+
+    def _counted(self, batch: SequenceBatch, lost: Lost) -> SequenceBatch:
+        if self.files is not None:
+            self.files.count(lost)
+        return batch
+
+    def _made(self, users_B: np.ndarray) -> tuple[SequenceBatch, Lost]:
+        """The part of this rank, and the items that could not be read."""
         all_windows = self.sequences.of(users_B)
         rows, scale = int(all_windows.mask[:, :-1].sum()), float(self.world.size)
         own = np.array_split(np.arange(len(users_B)), self.world.size)[self.world.rank]
@@ -94,9 +111,10 @@ class UserBatches:
         items_G, counts_G = shared.items[shared.mask].unique(return_counts=True)
         batch = self._batch(users_B[own], windows, items_G, counts_G, scale / rows, len(users_B))
         if self.files is None:
-            return batch
+            return batch, {}
         encoded = items_G if self.negatives == "rank" else encoded_by(items_G, self.world.rank, self.world.size)
-        return batch._replace(content=self.files.read(encoded.numpy()))
+        content, lost = self.files.decode(encoded.numpy())
+        return batch._replace(content=content), lost
 
     def _batch(
         self,

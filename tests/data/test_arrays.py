@@ -181,5 +181,5 @@ def test_a_table_of_other_values_is_refused_in_one_line(
 def test_item_ids_that_became_floats_find_their_items(numbered: Path, rows: np.ndarray, tmp_path: Path) -> None:
     table = {"item_id": [float(item) for item in range(ITEMS)], "v": rows.tolist()}
     pl.DataFrame(table).write_parquet(tmp_path / "a.PARQUET")
-    found, _ = read_array(tmp_path / "a.PARQUET", "image_npy", Dataset(numbered))
+    found, *_ = read_array(tmp_path / "a.PARQUET", "image_npy", Dataset(numbered))
     np.testing.assert_allclose(found, rows[[int(item) for item in Dataset(numbered).item_ids]], rtol=1e-6)

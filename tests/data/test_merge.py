@@ -1,7 +1,9 @@
 """Merging packed data sets: nothing collides, nothing is lost, and what does not fit is refused before anything is written."""
 
 import dataclasses
+import errno
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +213,20 @@ def test_sources_that_do_not_fit_are_refused_in_one_line_and_nothing_is_written(
     assert reason in message
     assert not (tmp_path / "out").exists()
     assert {path: folder_bytes(path) for path in before} == before
+
+
+def test_a_full_disk_is_a_fault_and_leaves_what_was_there(
+    sources: dict[str, Path], pool: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = folder_bytes(pool)
+    monkeypatch.setattr("ptmrec_dist.data.merge.write_tables", full)
+    assert _merge(sources.values(), pool, "films,books") == 3
+    assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    assert folder_bytes(pool) == before
+    assert [path.name for path in pool.parent.iterdir()] == [pool.name]
 
 
 def test_names_and_outputs_are_checked(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ def _config(project: Project, out: Path, **changes: Any) -> ExperimentConfig:
     return ExperimentConfig(**(settings | changes))
 
 
+def test_a_metric_that_there_is_not_is_refused_before_anything_runs(tiny_project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="metric: got 'hr@7'"):
+        run_experiment(_config(tiny_project, tmp_path / "out", metrics=("hr@7",)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_transfers_of_a_seed_take_parts_of_one_run_on_the_source(tiny_project: Project, tmp_path: Path) -> None:
     plan = lay_out(_config(tiny_project, tmp_path, seeds=(0, 1), recommenders=("pmmrec", "vbpr", "sasrec")))
     assert len(plan.cells) == 2 * (len(PARADIGMS) + 1)  # VBPR is trained jointly
@@ -55,9 +61,8 @@ def test_a_source_is_given_exactly_where_it_is_read(tiny_project: Project, tmp_p
 
 @pytest.mark.slow
 def test_transfers_run_and_cold_start_has_tables(tiny_project: Project, tmp_path: Path) -> None:
-    config = _config(
-        tiny_project, tmp_path / "out", paradigms=("joint", "transfer_user", "transfer_text"), cold_below=8
-    )
+    asked = {"paradigms": ("joint", "transfer_user", "transfer_text"), "cold_below": 8, "metrics": ("hr@50", "ndcg@10")}
+    config = _config(tiny_project, tmp_path / "out", **asked)
     run_experiment(config)
     runs = tmp_path / "out/runs"
     source = read_json(runs / "source-pmmrec-both-joint-none-seed0/run.json", "run")
@@ -67,6 +72,10 @@ def test_transfers_run_and_cold_start_has_tables(tiny_project: Project, tmp_path
         assert made["modalities"] == modalities
         assert made["hyperparameters"]["nid"] == "none"
     assert source["hyperparameters"]["nid"] == "softmax"
+    accuracy = (tmp_path / "out/tables/accuracy_test.csv").read_text().splitlines()[0]
+    assert "hr@50" in accuracy
+    assert "recall@10" not in accuracy
+    assert "change of Recall@20" in accuracy
     table = (tmp_path / "out/tables/cold_start_all.csv").read_text()
     assert table.count("\n") == 4
     assert "hr@10" in table.splitlines()[0]

@@ -106,7 +106,7 @@ def test_arrays_of_any_bytes_are_rows_of_all_items_or_refused(
     def check(data: bytes) -> None:
         path.write_bytes(data)
         with nothing_else_in(tmp_path), refused_in_one_line():
-            table, _ = read_array(path, "image_npy", dataset)
+            table, *_ = read_array(path, "image_npy", dataset)
             assert table.dtype == np.float32
             assert len(table) == dataset.num_items
             assert np.isfinite(table).all()

@@ -73,7 +73,7 @@ def made(project: Project, empty_sqlite: Path, folder: Path) -> Iterator[Inputs]
     new_items = folder / "new.csv"
     changed = {"item_id": "new" + items["item_id"], "text": items["text"] + ", new"}
     items.with_columns(**changed).head(_NEW_ITEMS).write_csv(new_items)
-    with _serving(project.source / "images") as host:
+    with serving(project.source / "images") as host:
         addresses = folder / "addresses.csv"
         urls = pl.format(f"http://{host}/{{}}.jpg", pl.int_range(pl.len()))
         items.select("item_id", image_url=urls).write_csv(addresses)
@@ -120,7 +120,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def _serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path) -> Iterator[str]:
     """Serve files; gives host and port."""
 
     def handler(*arguments: object) -> _Quiet:

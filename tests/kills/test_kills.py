@@ -3,6 +3,7 @@
 `pytest -m slow tests/kills` kills some commands twice, `pytest -n 0 -s -m kills tests/kills` each twenty times.
 """
 
+import os
 import random
 import shutil
 import signal
@@ -18,7 +19,7 @@ from tests.kills.inputs import Inputs, made
 from tests.kills.outcome import in_store, left
 from tests.kills.running import Ended, Moment, log_of, run, start_server
 
-FEW, MANY = 2, 20
+FEW, MANY = 2, int(os.environ.get("PTMREC_KILLS", "20"))
 
 
 def test_every_command_that_writes_is_killed() -> None:

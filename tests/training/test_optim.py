@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptmrec_dist.config import Schedule
-from ptmrec_dist.training.optim import schedule_of
+from ptmrec_dist.training.optim import adamw, schedule_of
 
 
 def _optimizer() -> torch.optim.Optimizer:
@@ -55,3 +55,31 @@ def test_a_run_that_goes_on_has_the_learning_rates_that_it_would_have_had(kind: 
         assert [group["lr"] for group in optimizer.param_groups] == expected
         optimizer.step()
         schedule.step()
+
+
+def test_matrices_decay_and_biases_norms_embeddings_and_prompts_do_not() -> None:
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = torch.nn.Embedding(3, 4), torch.nn.LayerNorm(4)
+            self.attention, self.kernel = torch.nn.MultiheadAttention(4, 2), torch.nn.Conv1d(4, 4, 3)
+            self.positions_LD, self.vectors_PLD = (
+                torch.nn.Parameter(torch.ones(*size)) for size in ((2, 4), (1, 2, 4))
+            )
+            self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+
+    model = Small()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = adamw(model, 0.1, (model.parameters(), 1e-2), (model.attention.parameters(), 1e-3))
+    found = {
+        (group["lr"], group["weight_decay"]): {names[p] for p in group["params"]} for group in optimizer.param_groups
+    }
+    biases = {"attention.in_proj_bias", "attention.out_proj.bias"}
+    assert found == {
+        (1e-2, 0.1): {"kernel.weight"},
+        (1e-2, 0.0): {"table.weight", "norm.weight", "norm.bias", "kernel.bias", "positions_LD", "vectors_PLD"},
+        (1e-3, 0.1): {"attention.in_proj_weight", "attention.out_proj.weight"},
+        (1e-3, 0.0): biases,
+    }
+    plain = adamw(model, 0.0, (model.parameters(), 1e-2), (model.attention.parameters(), 1e-3))
+    assert [group["weight_decay"] for group in plain.param_groups] == [0.0, 0.0]

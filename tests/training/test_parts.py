@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptmrec_dist.config import JointConfig, LastNConfig, TuningConfig, recommender_config
+from ptmrec_dist.config import JointConfig, LastNConfig, PromptConfig, Stage2Config, TuningConfig, recommender_config
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.joint import train_joint
 from ptmrec_dist.training.parts import PARTS
 from ptmrec_dist.training.records import read_record
+from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 
 SIZES = {"dim": 8, "length": 5, "fusion_heads": 2}
@@ -160,3 +161,53 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(
                 _config(tiny_project, tmp_path / "run", **({"transfer": "full", "transfer_from": source} | changes))
             )
         assert not (tmp_path / "run").exists()
+
+
+def _with_prompts(project: Project, out: Path) -> Path:
+    """A run of another recommender that tuned prompts."""
+    prompts = TuningConfig(method="prompt", settings=PromptConfig(length=2))
+    train_stage2(
+        Stage2Config(
+            stage1=project.stage1, out=out, epochs=1, batch_size=60, tuning=prompts, device="cpu", tracking=UNTRACKED
+        )
+    )
+    return out
+
+
+@pytest.mark.slow
+def test_prompts_are_taken_over_alone_from_a_run_of_any_recommender(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = _with_prompts(tiny_project, tmp_path / "there")
+    prompts = TuningConfig(method="prompt", settings=PromptConfig(length=2))
+    options: dict[str, Any] = {"transfer": "prompts", "transfer_from": there, "tuning": prompts}
+    train_joint(_config(tiny_project, tmp_path / "new", tuning=prompts))
+    capsys.readouterr()
+    train_joint(_config(tiny_project, tmp_path / "run", **options))
+    assert "took over 2 of 2 tensors of prompts" in (said := capsys.readouterr().out)
+    assert "the recommender is new, the encoder's own" in said
+    file = "encoder.safetensors"
+    wanted, fresh, found = (load_file(folder / file) for folder in (there, tmp_path / "new", tmp_path / "run"))
+    assert found.keys() == wanted.keys() == {"attached.image.vectors_PLD", "attached.text.vectors_PLD"}
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+        assert not torch.equal(value, fresh[name]), name
+    for name, value in load_file(tmp_path / "new" / "recommender.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "run" / "recommender.safetensors")[name], value), name
+    source = read_record(tmp_path / "run").source
+    assert source is not None
+    assert source["fingerprint"] == read_record(there).fingerprint
+    train_joint(_config(tiny_project, tmp_path / "on", **options, epochs=1, keep="last"))
+    for name, value in load_file(tmp_path / "on" / file).items():
+        assert not torch.equal(value, wanted[name]), name
+    for changes, message in (
+        ({"tuning": TUNED}, "tuning.method: got 'last_n', expected prompt, with --transfer prompts"),
+        (
+            {"tuning": TuningConfig()},
+            r"transfer_from: .* has prompt with PromptConfig\(.*length=2\), expected prompt with",
+        ),
+        ({"transfer_from": tiny_project.stage1}, "tuned nothing in its encoder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_joint(_config(tiny_project, tmp_path / "refused", **(options | changes)))
+        assert not (tmp_path / "refused").exists()

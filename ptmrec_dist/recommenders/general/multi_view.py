@@ -181,10 +181,15 @@ class MultiViewRecommender(FittedRecommender):
 
     def _contrast(self, fused: "_Fused", rows_B: Tensor, nodes_N: Tensor, table_ND: Tensor) -> Tensor:
         """Compute mu NCE of the batch's rows, [B], once for each node: equal rows have equal queries and equal keys."""
-        nodes_Q, inverse_B = rows_B.unique(return_inverse=True)
-        keys_K, counts_K = gather_rows(nodes_N[rows_B]).unique(return_counts=True)
-        keys_KD = F.embedding(keys_K, table_ND)
+        nodes_Q, inverse_B, counts_Q = rows_B.unique(return_inverse=True, return_counts=True)
         queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
+        own_B = nodes_N[rows_B]
+        all_G = gather_rows(own_B)
+        if all_G is own_B:  # one process has all keys at hand
+            keys_KD, counts_K = own_QD, counts_Q
+        else:
+            keys_K, counts_K = all_G.unique(return_counts=True)
+            keys_KD = F.embedding(keys_K, table_ND)
         losses_Q = info_nce(queries_QD, own_QD, keys_KD, counts_K, self.temperature)
         return self.cl_weight * losses_Q[inverse_B]
 

@@ -14,6 +14,7 @@ Shape suffixes: C chosen items, D width.
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.content_sequences import MoRecConfig
@@ -43,6 +44,10 @@ class MoRec(SequenceRecommender):
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
         """Project the joined features, [C, D]: the mean over modalities of the maps of each."""
         return self.cold_items(features)
+
+    def modal_vectors(self, features: Features) -> dict[str, Tensor]:
+        """Project the features of each modality, [C, D] each; their mean is the item's vector."""
+        return {name: F.linear(features[name], *own) for name, own in self.cold_map().items()}
 
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Attend to items before and to the item itself, [B, L, D]."""

@@ -89,6 +89,10 @@ class PMMRec(FusedRecommender):
         """Fuse images and texts, [C, D]."""
         return self.views(features)[ITEMS]
 
+    def modal_vectors(self, features: Features) -> dict[str, Tensor]:
+        """Compute the vectors of each modality alone, which are scored where a transfer reads one, [C, D] each."""
+        return {name: view for name, view in self.views(features).items() if name != ITEMS}
+
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Attend to items before and to the item itself, [B, L, D]."""
         states_BLD: Tensor = self.transformer(items_BLD, mask_BL)

@@ -64,7 +64,8 @@ class ImageTextPairs(Objective):
             `contrast`, a scalar whose mean over the ranks is the loss.
         """
         self.encoded_items += len(batch.items)
-        images_BD, texts_BD, scale = self.encoder.backbone.contrasted(self.encoder.encode(batch.images, batch.texts))
+        features = self.encoder.encode(batch.images, batch.texts, items=batch.items)
+        images_BD, texts_BD, scale = self.encoder.backbone.contrasted(features)
         rank_G = gather_rows(torch.full((len(images_BD),), self.world.rank, device=images_BD.device))
         own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
         gathered = gather_rows(images_BD), gather_rows(texts_BD)

@@ -49,12 +49,12 @@ class LiveNextItem(TrainsEncoder, NextItem):
         self.has = {modality: has_I for modality, has_I in has.items() if not has_I.all()}
         self.trains_cold_maps = False
 
-    def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
-        """Vectors of the items that this rank encodes; the stored features stand for those that could not be read."""
+    def _own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Features that the encoder gives of items; the stored ones stand for those that could not be read."""
         if batch.content is None:
-            return super()._own_views(batch, items)
+            return super()._own_features(batch, items)
         rows = self.encoded(batch.content)
         if len(batch.content.items) < len(items):
             read = torch.searchsorted(items, batch.content.items)
             rows = {name: table[items].index_copy(0, read, rows[name]) for name, table in self.features.items()}
-        return self.recommender.views(rows, items)
+        return rows

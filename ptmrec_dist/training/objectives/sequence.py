@@ -7,6 +7,8 @@ Legend: G distinct items of the step, I items, V users of this rank, L items tha
 a target, K negatives, N own items of the users, D width of the vectors that are read, X of those that are scored.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,10 +87,7 @@ class NextItem(RecommenderObjective):
             losses_R = self._in_batch(batch, states_RD, self.recommender.candidates(views[ITEMS]))
         else:
             losses_R = self._sampled(batch, states_RD, self.recommender.candidates(views[ITEMS]), step)
-        terms = {"next_item": losses_R.sum() * batch.weight}
-        if self.pretraining is not None:
-            terms |= self.pretraining(batch, views, states_VLD, self._log_counts(batch), step)
-        return terms
+        return {"next_item": losses_R.sum() * batch.weight} | self._other_terms(batch, views, states_VLD, step)
 
     def _views(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Vectors of the step's items. Those that features give are computed once over all ranks, a part on each."""
@@ -102,8 +101,23 @@ class NextItem(RecommenderObjective):
         return dict(zip(own, ordered.split([view.shape[1] for view in own.values()], dim=1), strict=True))
 
     def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
-        """Vectors of the items that this rank encodes."""
-        return self.recommender.views(self._features_of(items), items)
+        return self._views_of(self._own_features(batch, items), items)
+
+    def _own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Features of the items that this rank encodes."""
+        return self._features_of(items)
+
+    def _views_of(self, features: Features, items: Tensor) -> dict[str, Tensor]:
+        """Vectors of items from their features."""
+        return self.recommender.views(features, items)
+
+    def _other_terms(
+        self, batch: SequenceBatch, views: Mapping[str, Tensor], states_VLD: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Terms beside that of the next item: those of PMMRec."""
+        if self.pretraining is None:
+            return {}
+        return self.pretraining(batch, views, states_VLD, self._log_counts(batch), step)
 
     def _encode(self, items: Tensor) -> Tensor:
         return self.recommender.item_vectors(self._features_of(items), items)

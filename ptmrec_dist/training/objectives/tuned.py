@@ -47,7 +47,7 @@ class TrainsEncoder(TrainsRecommender):
         rows = {modality: table[items_B] for modality, table in self.features.items()}
         if self.encoder is not None:
             encoder = encoder_of(self.recommender, self.encoder)
-            for modality, rows_BD in encoder.encode(content.images, content.texts).items():
+            for modality, rows_BD in encoder.encode(content.images, content.texts, items=items_B).items():
                 has_I = self.has.get(modality)
                 rows[modality] = rows_BD if has_I is None else rows_BD.where(has_I[items_B][:, None], rows[modality])
         return rows

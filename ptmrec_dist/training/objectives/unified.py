@@ -66,7 +66,7 @@ class UnifiedPairs(Objective):
             A scalar for each objective, weight included, whose mean over the ranks is the loss.
         """
         images, ids_BN = cast(Tensor, batch.images), cast(Tensor, batch.texts)
-        images_BD, texts_BD, scale = self._backbone.contrasted(self.encoder.encode(images, ids_BN))
+        images_BD, texts_BD, scale = self._backbone.contrasted(self.encoder.encode(images, ids_BN, items=batch.items))
         rank_G = gather_rows(torch.full((len(images),), self.world.rank, device=images.device))
         own_B = (rank_G == self.world.rank).nonzero().squeeze(1)
         images_GD, texts_GD = gather_rows(images_BD), gather_rows(texts_BD)
