@@ -61,7 +61,7 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path)
 
 
 @contextmanager
-def running(command: list[str], health: str, log: Path, **environment: str) -> Iterator[None]:
+def running(command: list[str], health: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server of Python's module `command`, up when its health endpoint answers; all of its processes end with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -73,7 +73,7 @@ def running(command: list[str], health: str, log: Path, **environment: str) -> I
         )
         try:
             wait_until_it_answers(health, process, log)
-            yield
+            yield process
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=_PATIENCE)

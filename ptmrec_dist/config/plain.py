@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.config.table import Hyperparameters
@@ -107,13 +107,32 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
     Raises:
         UserError: Values that the settings refuse.
     """
-    values = parser.instantiate(parsed)
+    kinds: dict[str, Any] = {item.name: item.type for item in fields(settings)}  # type: ignore[arg-type]
+    if chooses_recommender(settings):
+        kinds["model"] = recommender_entry(parsed.recommender).config
+    _refuse_null(kinds | groups(settings), parsed, "")
+    try:
+        values = parser.instantiate(parsed)
+    except ValueError as error:
+        refusal = error.__cause__ if isinstance(error.__cause__, UserError) else error
+        raise UserError(" ".join(str(refusal).split())) from error
     given = {item.name: values[item.name] for item in fields(settings)}  # type: ignore[arg-type]
     if "tuning" in given:
         tuning = TuningConfig(**given["tuning"].as_dict())
         own = values[tuning.method] if tuning.method in groups(settings) else tuning.settings
         given["tuning"] = replace(tuning, settings=own)
     return settings(**given)
+
+
+def _refuse_null(kinds: Mapping[str, Any], values: "Namespace", prefix: str) -> None:
+    """Refuse null (in YAML an empty value) where it is no value of the setting: the parser takes it for any."""
+    for name, kind in kinds.items():
+        value, choices = values.get(name), get_args(kind)
+        if value is None and name in values and not {None, type(None)} & {*choices}:
+            raise UserError(f"{prefix}{name}: got null, expected a value; leave the setting out for its default")
+        for part in (kind, *choices):
+            if is_dataclass(part) and isinstance(part, type) and hasattr(value, "as_dict"):
+                _refuse_null({item.name: item.type for item in fields(part)}, value, f"{prefix}{name}.")
 
 
 def plain_settings(settings: Any) -> dict[str, Any]:

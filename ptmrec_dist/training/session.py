@@ -48,12 +48,15 @@ class Session:
     """Whether the run is complete."""
 
     def record(self, history: list[dict[str, Any]]) -> None:
-        """Write the history, log and report its last line.
+        """Write the history and what epochs cost so far; log and report the last line of the history.
+
+        Collective: every rank must call this.
 
         Args:
             history: One dict per evaluation.
         """
         line = history[-1]
+        self.write_efficiency()  # now: a process that resumes after the last epoch trains none
         if self.world.is_first:
             self.run.write_history(history)
         self.tracker.metrics({name: value for name, value in line.items() if name != "epoch"}, line["epoch"])

@@ -1,11 +1,13 @@
 """Configuration files of any content: settings, or one line."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import strategies as st
 
+from ptmrec_dist import config
 from ptmrec_dist.cli import COMMANDS, parse
 from tests.hostile.cases import damaged, for_all, nothing_else_in, refused_in_one_line, with_other_values
 
@@ -38,8 +40,13 @@ _ODD = [
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_configuration_of_any_content_is_read_or_refused(cases: int, tmp_path: Path) -> None:
+def test_a_configuration_of_any_content_is_read_or_refused(
+    cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "c.yaml"
+    monkeypatch.setattr(
+        config, "settings_parser", cache(config.settings_parser)
+    )  # made anew it takes longer than a case
 
     def check(case: tuple[str, bytes]) -> None:
         command, content = case

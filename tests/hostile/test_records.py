@@ -29,8 +29,10 @@ from tests.training.test_checkpoint import ALONE
 
 
 def _any_content(path: Path) -> st.SearchStrategy[bytes]:
-    """A JSON file with other bytes, or well-formed with other values."""
+    """A file with other bytes, or well-formed JSON with other values."""
     original = path.read_bytes()
+    if path.suffix != ".json":
+        return damaged([original])
     other = with_other_values(json.loads(original)).map(lambda value: json.dumps(value).encode())
     return st.one_of(damaged([original]), other, other, st.just(b"[" * 100_000))
 
@@ -77,6 +79,7 @@ def test_manifests_and_lineage_of_any_content_are_refused_in_one_line(
         cases,
     )
     _refuses(run, "run.json", lambda: read_record(run), cases)
+    _refuses(run, "recommender.safetensors", lambda: load_run(run), cases)
     (run / "metrics.json").unlink()
     _refuses(run, "inputs.json", lambda: None, cases)
 
@@ -137,8 +140,7 @@ def test_registered_models_with_any_files_answer_or_are_refused(
                 (folder / DIGESTS).write_bytes(files[folder / DIGESTS])
 
     def content_of(path: Path) -> st.SearchStrategy[tuple[Path, bytes, bool]]:
-        content = _any_content(path) if path.suffix == ".json" else damaged([files[path]])
-        return st.tuples(st.just(path), content, st.booleans())
+        return st.tuples(st.just(path), _any_content(path), st.booleans())
 
     for_all(st.sampled_from(small).flatmap(content_of), check, cases)
 

@@ -22,7 +22,7 @@ _READER = Reader(
     tokenize=lambda texts: torch.tensor([[len(text)] for text in texts]),
 )
 _NAMES = st.sampled_from([
-    *("../../outside.txt", "/tmp/outside.jpg", "..", "000000001.jpg", "000000001.txt", "999999999.jpg", "-1.jpg", "x.jpg"),
+    *("../../outside.txt", "CANARY/outside.jpg", "..", "000000001.jpg", "000000001.txt", "999999999.jpg", "-1.jpg", "x.jpg"),
     *("000000001", ".jpg", "a/b/000000001.jpg", "000000001.tar", "\u0661.jpg", "000000000.jpg.gz", "1e3.txt", "__worker__.py"),
 ])  # fmt: skip
 _KINDS = st.sampled_from([
@@ -38,7 +38,7 @@ def _with_members(original: bytes, members: list[tuple[str, bytes, bytes, bool]]
         for first in (True, False):
             for name, kind, content, before in members:
                 if before == first:
-                    described = tarfile.TarInfo(name)
+                    described = tarfile.TarInfo(name.replace("CANARY", str(Path.cwd())))  # a watched folder
                     described.type, described.linkname = kind, "../../outside.txt"
                     described.size = len(content) if kind == tarfile.REGTYPE else 0
                     tar.addfile(described, io.BytesIO(content))

@@ -14,12 +14,13 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.hostile.cases import damaged, for_all, with_other_values
+from tests.hostile.cases import MEMORY, damaged, for_all, with_other_values
 from tests.hostile.conftest import FEW, MANY
 from tests.ranks import free_port
 from tests.registry.films import in_base64
@@ -33,6 +34,7 @@ class Server:
     """A server of films@champion."""
 
     port: int
+    pid: int = 0
 
     def post(self, body: bytes, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
         """Send a request; gives the status and the answer."""
@@ -57,8 +59,8 @@ def start(command: list[str], registry: str, folder: Path, port: int) -> Any:
 def served(sqlite_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
     command = ["ptmrec_dist", "serve", "--model", "models:/films@champion", "--port", str(port)]
-    with start(command, sqlite_registry, tmp_path_factory.mktemp("served"), port):
-        yield Server(port)
+    with start(command, sqlite_registry, tmp_path_factory.mktemp("served"), port) as process:
+        yield Server(port, process.pid)
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +289,12 @@ def test_parquet_is_bounded_by_what_it_unpacks_to(served):
     assert f"expected at most {LIMIT}" in answer["message"]
 
 
+def _memory(server: Server) -> int:
+    """Bytes of memory that a server's processes have."""
+    process = psutil.Process(server.pid)
+    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.fuzz)], ids=["few", "many"])
 def test_requests_of_any_content_are_answered_or_refused_in_one_line(served: Server, cases: int) -> None:
@@ -310,5 +318,7 @@ def test_requests_of_any_content_are_answered_or_refused_in_one_line(served: Ser
             assert answer["message"]
             assert len(answer["message"].splitlines()) == 1
 
+    before = _memory(served)
     for_all(st.tuples(bodies, kinds), check, cases)
+    assert _memory(served) - before < MEMORY
     assert served.predict({"user_id": "3"})[0] == 200
