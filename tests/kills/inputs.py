@@ -6,11 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pytest
 
 from ptmrec_dist import cli
 from tests.conftest import Project
@@ -28,22 +30,42 @@ class Inputs:
 
     project: Project
     """Catalogue, shards, encoder, features and a run of stage 1."""
-    other_shards: Path
-    """A data set packed from another catalogue."""
+    folder: Path
+    """Where the rest is made."""
+    empty_sqlite: Path
+    """A store as MLflow creates it."""
     tuned: Path
     """A run of stage 2."""
     films: Path
     """A data set as MovieLens publishes it."""
     arrow: Path
     """A data set as Hugging Face's `datasets` saves it, with images in its rows."""
-    store: Path
-    """An MLflow store in SQLite: two champions of a model, one after the other, and a candidate."""
     new_items: Path
     """A catalogue of new items."""
     addresses: Path
     """A catalogue with URLs of images."""
     host: str
     """Where they are served."""
+
+    @cached_property
+    def other_shards(self) -> Path:
+        """A data set packed from another catalogue."""
+        items, used = pl.read_csv(self.project.source / "items.csv"), self.folder / "used.csv"
+        items.with_columns(pl.col("text") + ", used").write_csv(used)
+        assert cli.main(pack(self.project, used, self.folder / "other")) == 0
+        return self.folder / "other"
+
+    @cached_property
+    def store(self) -> Path:
+        """An MLflow store in SQLite: two champions of a model, one after the other, and a candidate."""
+        store = self.folder / "store"
+        store.mkdir()
+        shutil.copy(self.empty_sqlite, store)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+            for run, alias in ((self.tuned, "champion"), (self.project.stage1, "champion"), (self.tuned, "candidate")):
+                assert cli.main(["register", "--run", f"{run}", "--name", MODEL, "--alias", alias]) == 0
+        return store
 
 
 def stage2(project: Project, out: Path) -> list[str]:
@@ -62,14 +84,10 @@ def pack(project: Project, items: Path, out: Path) -> list[str]:
 @contextmanager
 def made(project: Project, empty_sqlite: Path, folder: Path) -> Iterator[Inputs]:
     """Make the inputs; images are served while the block runs."""
-    tuned, store, other = folder / "tuned", folder / "store", folder / "other"
-    items = pl.read_csv(project.source / "items.csv")
-    items.with_columns(pl.col("text") + ", used").write_csv(folder / "used.csv")
-    assert cli.main(pack(project, folder / "used.csv", other)) == 0
+    tuned, items = folder / "tuned", pl.read_csv(project.source / "items.csv")
     assert cli.main(stage2(project, tuned)) == 0
     _write_films(folder / "films")
     _write_arrow(project, folder / "arrow")
-    _register(project, tuned, empty_sqlite, store)
     new_items = folder / "new.csv"
     changed = {"item_id": "new" + items["item_id"], "text": items["text"] + ", new"}
     items.with_columns(**changed).head(_NEW_ITEMS).write_csv(new_items)
@@ -77,7 +95,8 @@ def made(project: Project, empty_sqlite: Path, folder: Path) -> Iterator[Inputs]
         addresses = folder / "addresses.csv"
         urls = pl.format(f"http://{host}/{{}}.jpg", pl.int_range(pl.len()))
         items.select("item_id", image_url=urls).write_csv(addresses)
-        yield Inputs(project, other, tuned, folder / "films", folder / "arrow", store, new_items, addresses, host)
+        made = (tuned, folder / "films", folder / "arrow", new_items, addresses, host)
+        yield Inputs(project, folder, empty_sqlite, *made)
 
 
 def _write_films(folder: Path) -> None:
@@ -101,17 +120,6 @@ def _write_arrow(project: Project, folder: Path) -> None:
             pa.ipc.new_stream(file, table.schema) as stream,
         ):
             stream.write_table(table)
-
-
-def _register(project: Project, tuned: Path, empty_sqlite: Path, store: Path) -> None:
-    import pytest
-
-    store.mkdir()
-    shutil.copy(empty_sqlite, store)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
-        for run, alias in ((tuned, "champion"), (project.stage1, "champion"), (tuned, "candidate")):
-            assert cli.main(["register", "--run", f"{run}", "--name", MODEL, "--alias", alias]) == 0
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
