@@ -227,12 +227,10 @@ def test_batches_that_are_made_ahead_are_the_same(tiny_project: Project, runs: d
         np.testing.assert_array_equal(np.load(path), np.load(tmp_path / "2" / "features" / path.name))
 
 
-def test_more_processes_than_shards_decode_ahead_but_do_not_read_shards(
-    tiny_project: Project, runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_more_processes_than_shards_decode_ahead_but_do_not_read_shards(tiny_project: Project, tmp_path: Path) -> None:
     dataset, world = Dataset(tiny_project.shards), World(0, 2, torch.device("cpu"))
     shards = len(dataset.manifest.shards)
-    config = _config(runs, tmp_path / "run", workers=shards)
+    config = _config({"morec": tmp_path, "sasrec": tmp_path}, tmp_path / "run", workers=shards)
     assert item_stream(config, dataset, Reader(), world, 4).workers == shards // 2
     with pytest.raises(UserError, match="lower --workers"):
         item_stream(config, dataset, Reader(), world, 4, seed=0)
