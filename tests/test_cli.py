@@ -153,6 +153,7 @@ def _documented_lines() -> list[str]:
     found = [block for page in pages for block in fence.findall(page.read_text())]
     blocks = [block for language, block in found if language in ("", "bash", "sh")]
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line.removesuffix(" &") for line in lines]
     return [line for line in lines if re.search(r"(^|run )ptmrec \w|launchers/\w+\.py", line)]
 
 

@@ -65,7 +65,7 @@ def _answers(lines: Iterator[str], adapt: dict[str, str]) -> Iterator[list[dict[
             line = line.replace(written, used)
         words = shlex.split(line)
         if words[0] == "curl":
-            found = subprocess.run([*words, "--silent"], capture_output=True, check=True).stdout
+            found = subprocess.run(words, capture_output=True, check=True).stdout
             yield json.loads(found)["predictions"]
         elif words[-1] == "&":
             with _server(words):

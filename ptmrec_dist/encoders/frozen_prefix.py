@@ -44,7 +44,7 @@ class FrozenPrefix:
             States of each input, without those of padding, [S, ...].
         """
         found: list[Tensor] = [torch.empty(0)] * len(inputs)
-        for group in groups_of_similar_length(self.tower, inputs):
+        for group in groups_of_similar_length(self.tower, inputs) if len(inputs) else []:
             chosen = self.tower.trimmed(inputs[group])
             for row, own, states in zip(group.tolist(), chosen, self._entering(chosen), strict=True):
                 padding = chosen.shape[1] - self.tower.trimmed(own[None]).shape[1]

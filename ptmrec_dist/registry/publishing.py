@@ -21,6 +21,8 @@ from ptmrec_dist.registry.versions import CHAMPION, all_pages, all_versions, set
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_UPLOADED = "recommender"
+"""Name of every upload."""
 _UPLOAD = re.compile(r"/models/(m-[0-9a-f]+)/artifacts")
 OWNER_TAG = "ptmrec.process"
 """Tag of an upload, and of a version without its alias: the process that registers or deletes it, as in a lock."""
@@ -64,7 +66,9 @@ def remove_abandoned(client: "MlflowClient") -> None:
         client: Client of the registry.
     """
     experiments = [one.experiment_id for one in all_pages(client.search_experiments)]
-    uploads = all_pages(lambda page_token: client.search_logged_models(experiments, page_token=page_token))
+    uploads = all_pages(
+        lambda page_token: client.search_logged_models(experiments, f"name = '{_UPLOADED}'", page_token=page_token)
+    )
     abandoned = {upload.model_id for upload in uploads if _is_abandoned(upload.tags)}
     for upload in abandoned and abandoned - uploads_in_use(client):
         client.delete_logged_model(upload)
@@ -134,7 +138,7 @@ def _create(client: "MlflowClient", package: Path, source_run: str | None, name:
         experiment = client.get_run(source_run).info.experiment_id
     else:
         source_run, experiment = None, find_experiment(client, TrackingConfig().experiment)
-    upload: Any = client.create_logged_model(experiment, name="recommender", source_run_id=source_run, tags=owner_tag())
+    upload: Any = client.create_logged_model(experiment, name=_UPLOADED, source_run_id=source_run, tags=owner_tag())
     client.log_model_artifacts(upload.model_id, str(package))
     client.finalize_logged_model(upload.model_id, LoggedModelStatus.READY)
     try:

@@ -1,12 +1,14 @@
 """Train an encoder with a recommender of the next item, on users and their sequences: MoRec and PMMRec as published."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ptmrec_dist.config import JointConfig
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.content_sequences import PMMRecConfig
+from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
@@ -52,7 +54,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         return
     if taken and world.is_first:
         print(taken)
-    objective = _objective(config, start, encoder, sequences, world)
+    objective = LiveNextItem(*live_arguments(start, encoder, sequences, config, config.seed, world))
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
     batches = UserBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
@@ -84,19 +86,37 @@ def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | Non
     return replace(start, record=record, features={}, recommender=recommender)
 
 
-def _objective(
-    config: JointConfig, start: FinishedRun, encoder: Encoder | None, sequences: TrainingSequences, world: World
-) -> LiveNextItem:
-    dataset = start.dataset
-    return LiveNextItem(
-        None if encoder is None else encoder.to(world.device),
-        _recommender_of(start).to(world.device),
-        {modality: table.to(world.device) for modality, table in start.features.items()},
-        {modality: torch.from_numpy(dataset.has(modality)).to(world.device) for modality in start.record.modalities},
+def live_arguments(
+    start: FinishedRun,
+    encoder: Encoder | None,
+    sequences: TrainingSequences,
+    config: NextItemConfig,
+    seed: int,
+    world: World,
+) -> tuple[Any, ...]:
+    """Move what `LiveNextItem` takes to the device.
+
+    Args:
+        start: A recommender of the next item with its features.
+        encoder: The encoder, with what is tuned; None keeps all features frozen.
+        sequences: What is trained on.
+        config: Settings of the loss.
+        seed: Seed of dropout and noise.
+        world: This rank and its peers.
+
+    Returns:
+        The arguments of `LiveNextItem`.
+    """
+    dataset, device = start.dataset, world.device
+    return (
+        None if encoder is None else encoder.to(device),
+        _recommender_of(start).to(device),
+        {modality: table.to(device) for modality, table in start.features.items()},
+        {modality: torch.from_numpy(dataset.has(modality)).to(device) for modality in start.record.modalities},
         world,
         sequences,
         config,
-        config.seed,
+        seed,
     )
 
 

@@ -15,9 +15,10 @@ from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
-from ptmrec_dist.distributed import join_world
+from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.training.end_to_end import live_arguments
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
@@ -54,28 +55,21 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         return
     world = join_world(config.device, config.timeout)
     torch.manual_seed(config.seed)
-    dataset, device = start.dataset, world.device
-    taught_by = NextItemTeacher(
-        cast(SequenceRecommender, teacher.recommender).to(device),
-        {name: table.to(device) for name, table in teacher.features.items()},
-    )
     objective = NextItemTransfer(
-        None if encoder is None else encoder.to(device),
-        recommender.to(device),
-        {name: table.to(device) for name, table in start.features.items()},
-        {name: torch.from_numpy(dataset.has(name)).to(device) for name in start.record.modalities},
-        world,
-        sequences,
-        NextItemConfig(),
-        config.seed,
-        teacher=taught_by,
+        *live_arguments(start, encoder, sequences, NextItemConfig(), config.seed, world),
+        teacher=_taught_by(teacher, world),
         weight=config.kt_weight,
         temperature=config.temperature,
         teachers_states=config.user_states == "teacher",
     )
-    files = None if encoder is None else ItemFiles(dataset, reader_of(encoder), config.max_damaged)
+    files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
     batches = UserBatches(sequences, config.batch_size, world, files=files, workers=config.workers)
     train_both(config, run, start, objective, batches, report)
+
+
+def _taught_by(run: FinishedRun, world: World) -> NextItemTeacher:
+    features = {name: table.to(world.device) for name, table in run.features.items()}
+    return NextItemTeacher(cast(SequenceRecommender, run.recommender).to(world.device), features)
 
 
 def _refuse_settings_of_others(config: Stage2Config, start: FinishedRun) -> None:

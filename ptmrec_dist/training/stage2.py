@@ -50,12 +50,9 @@ def tune_from(config: Stage2Config, start: FinishedRun, report: Report | None = 
     if isinstance(start.recommender, SequenceRecommender):
         tune_on_sequences(config, start, report)
         return
-    for name, value, default in (
-        ("teacher_run", config.teacher_run, None),
-        ("user_states", config.user_states, "modal"),
-    ):
-        expected = f"{default} with {start.record.recommender}: recommenders of the next item read it, such as morec"
-        require(value == default, name, value, expected)
+    alone = f"with {start.record.recommender}: recommenders of the next item alone read it, such as morec"
+    require(config.teacher_run is None, "teacher_run", config.teacher_run, f"none {alone}")
+    require(config.user_states == "modal", "user_states", config.user_states, f"modal {alone}")
     transfer = TransferSettings(
         weight=config.kt_weight,
         temperature=config.temperature,
