@@ -87,7 +87,16 @@ class FREEDOMConfig(RecommenderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiViewConfig(RecommenderConfig):
+class PrincipalConfig(RecommenderConfig):
+    """Hyper-parameters of recommenders that map the features of all items in every step."""
+
+    rank: int = bounded(512, 0)
+    """Principal directions of a modality's features that are read, if the features are wider: the cost of mapping them is
+    proportional to it. 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiViewConfig(PrincipalConfig):
     """Hyper-parameters that MGCN and SMORE have in common."""
 
     dim: int = bounded(64, 1)
@@ -100,9 +109,6 @@ class MultiViewConfig(RecommenderConfig):
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
     """Temperature of the contrastive terms."""
-    rank: int = bounded(512, 0)
-    """Principal directions of a modality's features that are read, if the features are wider; the cost of a step is
-    proportional to it. 0: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +134,7 @@ class SMOREConfig(MultiViewConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMGCNConfig(RecommenderConfig):
+class MMGCNConfig(PrincipalConfig):
     """Hyper-parameters of MMGCN."""
 
     dim: int = bounded(64, 1)
@@ -163,7 +169,7 @@ class LATTICEConfig(RecommenderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiPassConfig(RecommenderConfig):
+class MultiPassConfig(PrincipalConfig):
     """Hyper-parameters that SLMRec and MMGCL have in common."""
 
     dim: int = bounded(64, 1)

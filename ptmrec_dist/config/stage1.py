@@ -57,6 +57,9 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     items that both data sets have is taken over by their ids, others are new. It is evaluated first, as epoch 0."""
     from_shards: Path | None = None
     """Packed data set of that run, if it was moved; it must have the same fingerprint."""
+    init: Literal["als"] | None = None
+    """als: start bpr, lightgcn or vbpr from factors of the interactions, which take seconds (package `implicit`, installed by
+    `pip install 'ptmrec_dist[als]'`), and evaluate them first, as epoch 0. By default from random numbers."""
     train_features: bool = False
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float = 1e-3
@@ -104,6 +107,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
             self.require_no_next_item(self.recommender)
         alone = self.from_shards is None or self.from_run is not None
         require(alone, "from_shards", self.from_shards, "none without --from")
+        require(self.init is None or self.from_run is None, "init", self.init, "none with --from")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):

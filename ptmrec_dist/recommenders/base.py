@@ -258,6 +258,21 @@ class Recommender(nn.Module, ABC):
         maps = self.cold_map()
         return torch.stack([F.linear(features[modality], *maps[modality]) for modality in self.modalities]).mean(dim=0)
 
+    def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
+        """Set the embeddings of IDs so that `collaborative` returns given vectors, nearly.
+
+        Args:
+            users_UD: Vectors of users, float32 [U, d].
+            items_ID: Vectors of items, float32 [I, d].
+
+        Raises:
+            UserError: The recommender has no such embeddings, or its vectors are not theirs alone.
+        """
+        raise UserError(
+            f"init: got als with {type(self).__name__}, which cannot start from factors; expected bpr, lightgcn or vbpr, or no "
+            "--init"
+        )
+
     def rebuild(self, features: Features, world: World | None = None) -> None:
         """Recompute the part of the state that is derived from weights and features once per epoch, before its first step.
 

@@ -12,6 +12,8 @@ from torch import Generator, Tensor, nn
 
 from ptmrec_dist.recommenders.sparse import SparseMatrix
 
+_RICHARDSON_ITERATIONS, _RELAXATION = 8, 1.6
+
 
 class InteractionGraph(nn.Module):
     """Users and items joined by interactions, each edge weighted 1 / sqrt(d_u d_i): D^-1/2 A D^-1/2 in two blocks.
@@ -51,6 +53,28 @@ class InteractionGraph(nn.Module):
         if not layers:
             return users_UD, items_ID
         users, items = _SelfAdjoint.apply(functools.partial(self._mean_of_layers, layers), users_UD, items_ID)
+        return users, items
+
+    @torch.no_grad()
+    def sources(self, users_UD: Tensor, items_ID: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """Find tables that `propagate` turns into given ones, nearly: eight Richardson iterations.
+
+        The eigenvalues of (1 + A + ... + A^L) / (L + 1) lie in [1/4, 1] for two layers, where the rest is at most 0.6^8 of the
+        tables. With an odd number of layers, the smallest is 0, and what has no source stays away.
+
+        Args:
+            users_UD: Users as they should be after propagation, float32 [U, D].
+            items_ID: Items as they should be, float32 [I, D].
+            layers: Number of layers L.
+
+        Returns:
+            Users [U, D] and items [I, D] of layer 0.
+        """
+        users, items = users_UD, items_ID
+        for _ in range(_RICHARDSON_ITERATIONS):
+            found_UD, found_ID = self.propagate(users, items, layers)
+            users = users + _RELAXATION * (users_UD - found_UD)
+            items = items + _RELAXATION * (items_ID - found_ID)
         return users, items
 
     def sum_neighbours(self, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.recommenders.base import Inputs
 
 _log = logging.getLogger(__name__)
 _ROWS = 2**14  # of larger tables, as many rows at equal distances give the directions
@@ -64,6 +65,23 @@ class PrincipalMap(nn.Linear):
         reduced_IR = table_ID @ directions_RD.T
         self._reduced = weakref.ref(table_ID), table_ID._version, reduced_IR
         return reduced_IR
+
+
+def principal_maps(inputs: Inputs, dim: int, rank: int, bias: bool) -> nn.ModuleDict:
+    """Create the maps of all modalities.
+
+    Args:
+        inputs: Features, and ranks that must all call this.
+        dim: Width of the outputs.
+        rank: Directions that are read of wider features; 0 for no limit.
+        bias: Add biases.
+
+    Returns:
+        Modality to its map, [I, d_m] -> [I, dim].
+    """
+    return nn.ModuleDict(
+        {modality: PrincipalMap(table, dim, rank, bias, inputs.world) for modality, table in inputs.features.items()}
+    )
 
 
 @torch.no_grad()

@@ -174,6 +174,9 @@ def item_stream(
 ) -> ItemStream:
     """Stream this rank's items.
 
+    A pass in the order of the shards, for features, makes do with fewer loader processes where there are fewer shards: training
+    on sequences reads no shards in order, and any number of processes decodes ahead there.
+
     Args:
         config: Settings, of which loader processes and the tolerance of damage count.
         dataset: Packed data set.
@@ -186,6 +189,7 @@ def item_stream(
     Returns:
         The stream.
     """
+    workers = config.workers if seed is not None else min(config.workers, len(dataset.manifest.shards) // world.size)
     return ItemStream(
         dataset,
         world.rank,
@@ -194,7 +198,7 @@ def item_stream(
         reader,
         wanted=wanted,
         seed=seed,
-        workers=config.workers,
+        workers=workers,
         max_damaged=config.max_damaged,
     )
 

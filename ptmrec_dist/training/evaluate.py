@@ -66,14 +66,14 @@ class Evaluator:
             if phase == "validation"
             else tuple(part for part in ("train", "validation") if part in dataset.parts)
         )
-        self.positives = _histories(dataset, phase, most_users=most_users) if phase in dataset.parts else None
+        self.positives = sampled_histories(dataset, phase, most_users=most_users) if phase in dataset.parts else None
         self.cold_items: np.ndarray | None = None
         self.warm_items: np.ndarray | None = None
         held_out = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
         if len(held_out):
             self.warm_items = np.setdiff1d(np.arange(dataset.num_items), held_out)
         if f"cold_{phase}" in dataset.parts:
-            self.cold_positives = _histories(dataset, f"cold_{phase}", most_users=most_users)
+            self.cold_positives = sampled_histories(dataset, f"cold_{phase}", most_users=most_users)
             self.cold_items = dataset.cold_items(f"cold_{phase}")
 
     def seen(self, recommender: Recommender) -> Histories | None:
@@ -202,7 +202,7 @@ class Evaluator:
 
     @functools.cache  # noqa: B019  an evaluator lives as long as its run
     def _histories_of(self, parts: tuple[str, ...]) -> Histories | None:
-        return _histories(self.dataset, *parts) if parts else None
+        return sampled_histories(self.dataset, *parts) if parts else None
 
 
 def masking_of(record: RunRecord) -> Masking:
@@ -250,7 +250,18 @@ def _mean(sums: dict[str, float], count: int, world: World) -> dict[str, float]:
     return {name: value / max(number, 1) for name, value in zip(sums, values, strict=True)}
 
 
-def _histories(dataset: Dataset, part: str, *others: str, most_users: int | None = None) -> Histories:
+def sampled_histories(dataset: Dataset, part: str, *others: str, most_users: int | None = None) -> Histories:
+    """Read the items of the users of some parts, or of a sample of them.
+
+    Args:
+        dataset: The packed data set.
+        part: Part of the data set.
+        *others: Parts whose interactions are added.
+        most_users: Largest number of users; of more, as many are sampled, the same for the same data. By default all.
+
+    Returns:
+        The items of each user.
+    """
     found = [dataset.interactions(name) for name in (part, *others)]
     users_E, items_E = (np.concatenate([getattr(pairs, side) for pairs in found]) for side in ("users", "items"))
     users = np.unique(users_E)

@@ -10,6 +10,7 @@ part of the rows: N ranks train as one process would on the same batches.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -27,6 +28,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, InteractionBatches
 from ptmrec_dist.training.continuing import PreviousRun
 from ptmrec_dist.training.early_stopping import EarlyStopping
+from ptmrec_dist.training.factors import start_from_als
 from ptmrec_dist.training.finished_run import recommender_on, tensors_of
 from ptmrec_dist.training.inputs import open_store, untrained_record
 from ptmrec_dist.training.objectives.ranking import Ranking
@@ -66,10 +68,12 @@ def train_stage1(config: Stage1Config) -> None:
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
     config = replace(config, batch_size=batch_size_of(config, dataset))
-    take_over = None
+    take_over: TakeOver | None = None
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
         start, take_over = replace(start, previous=previous.reference), previous.take_over
+    elif config.init == "als":
+        take_over = partial(start_from_als, dataset, vars(config.model)["dim"], config.seed)
     train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start, take_over)
 
 

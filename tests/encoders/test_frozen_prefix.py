@@ -59,6 +59,7 @@ def _assert_exact(folder: Path, tower: Tower, inputs: Tensor, tolerance: float) 
     torch.testing.assert_close(again, expected_BD, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_every_family_starts_at_its_first_tuned_block_or_says_that_it_cannot(tmp_path: Path) -> None:
     refused = []
     for kind in [*TEXT, *IMAGE]:
@@ -87,6 +88,7 @@ def _encoders(tmp_path: Path) -> dict[str, Encoder]:
     return {"clip": Encoder(load_backbone(clip), ("image", "text")), "bert": Encoder(load_backbone(bert), ("text",))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_an_encoder_gives_the_same_features_and_tokens_by_item(tmp_path: Path, checkpointed: bool) -> None:
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -13,11 +13,13 @@ from torch import Tensor
 from ptmrec_dist.config import EvaluateConfig, OptimConfig, Stage1Config, Stage2Config, ZeroConfig, recommender_config
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.recommenders.base import Inputs
+from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
@@ -223,3 +225,12 @@ def test_batches_that_are_made_ahead_are_the_same(tiny_project: Project, runs: d
     assert (tmp_path / "0" / "history.jsonl").read_text() == (tmp_path / "2" / "history.jsonl").read_text()
     for path in (tmp_path / "0" / "features").glob("*.npy"):
         np.testing.assert_array_equal(np.load(path), np.load(tmp_path / "2" / "features" / path.name))
+
+
+def test_more_processes_than_shards_decode_ahead_but_do_not_read_shards(tiny_project: Project, tmp_path: Path) -> None:
+    dataset, world = Dataset(tiny_project.shards), World(0, 2, torch.device("cpu"))
+    shards = len(dataset.manifest.shards)
+    config = _config({"morec": tmp_path, "sasrec": tmp_path}, tmp_path / "run", workers=shards)
+    assert item_stream(config, dataset, Reader(), world, 4).workers == shards // 2
+    with pytest.raises(UserError, match="lower --workers"):
+        item_stream(config, dataset, Reader(), world, 4, seed=0)

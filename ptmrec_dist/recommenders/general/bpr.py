@@ -5,6 +5,7 @@ Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import BPRConfig
@@ -46,6 +47,12 @@ class BPR(TableRecommender):
     def tables(self, features: Features) -> Tables:
         """Return the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
         return {"users": self.user_embeddings.weight, "items": self.item_embeddings.weight}
+
+    @torch.no_grad()
+    def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
+        """Set the embeddings."""
+        self.user_embeddings.weight.copy_(users_UD)
+        self.item_embeddings.weight.copy_(items_ID)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each; reads neither tables nor features."""

@@ -59,6 +59,13 @@ class LightGCN(TableRecommender):
         users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
         return {"users": users_UD, "items": items_ID}
 
+    @torch.no_grad()
+    def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
+        """Set the embeddings of layer 0 so that propagation gives these vectors."""
+        users_UD, items_ID = self.graph.sources(users_UD, items_ID, self.layers)
+        self.user_embeddings.weight.copy_(users_UD)
+        self.item_embeddings.weight.copy_(items_ID)
+
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` (on propagated embeddings) and `l2` (on embeddings of layer 0), [B] each."""
         users_BD = F.embedding(batch.users, tables["users"])

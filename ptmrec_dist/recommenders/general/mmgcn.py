@@ -15,8 +15,9 @@ from ptmrec_dist.config.recommenders import MMGCNConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import neighbour_means
-from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.principal import principal_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps
 from ptmrec_dist.recommenders.sparse import SparseMatrix
 from ptmrec_dist.recommenders.tables import TableRecommender
@@ -72,7 +73,7 @@ class MMGCN(FittedRecommender, TableRecommender):
         self.preferences = embedding_table(inputs.num_users, count * config.input_dim)
         for table in (self.user_embeddings, self.item_embeddings, self.preferences):
             table.requires_grad_(not config.frozen_ids)
-        self.maps = modal_maps(inputs.features, config.input_dim, bias=True)
+        self.maps = principal_maps(inputs, config.input_dim, config.rank, bias=True)
         widths = [config.input_dim] + [config.dim] * (config.layers - 1)
         self.convolutions = nn.ModuleList(_Convolution(count, width, config.dim) for width in widths)
         self.graph = neighbour_means(

@@ -15,7 +15,8 @@ from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.recommenders.base import Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
-from ptmrec_dist.recommenders.layers import embedding_table, linear_map, modal_maps
+from ptmrec_dist.recommenders.layers import embedding_table, linear_map
+from ptmrec_dist.recommenders.principal import principal_maps
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.tables import TableRecommender
 
@@ -51,7 +52,7 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
         self.passes = 1 + len(self.modalities)
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
-        self.maps = modal_maps(inputs.features, config.dim, bias=True)
+        self.maps = principal_maps(inputs, config.dim, config.rank, bias=True)
         self.user_readout = linear_map(self.passes * config.dim, config.dim)
         self.item_readout = linear_map(self.passes * config.dim, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)

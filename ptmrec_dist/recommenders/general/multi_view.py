@@ -21,7 +21,7 @@ from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
-from ptmrec_dist.recommenders.principal import PrincipalMap
+from ptmrec_dist.recommenders.principal import principal_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
 MODALITIES = ("image", "text")
@@ -44,7 +44,7 @@ class MultiViewRecommender(FittedRecommender):
 
     Nothing in this objective compares features with users: `FittedRecommender` scores cold items, with maps fitted to f.
 
-    The maps W_m that y_v starts from read the `rank` principal directions of wider features (`PrincipalMap`).
+    The maps W_m that y_v starts from read the `rank` principal directions of wider features (`principal_maps`).
 
     Items without training interactions have rows in S_v, but no columns: they read from similar items, and their
     untrained embeddings affect no other node.
@@ -77,12 +77,7 @@ class MultiViewRecommender(FittedRecommender):
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.user_embeddings = embedding_table(inputs.num_users, dim)
         self.item_embeddings = embedding_table(inputs.num_items, dim)
-        self.maps = nn.ModuleDict(
-            {
-                modality: PrincipalMap(table_ID, dim, config.rank, map_bias, inputs.world)
-                for modality, table_ID in inputs.features.items()
-            }
-        )
+        self.maps = principal_maps(inputs, dim, config.rank, bias=map_bias)
         self.gates = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         self.preferences = nn.ModuleDict({view: nn.Linear(dim, dim) for view in self.views})
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)

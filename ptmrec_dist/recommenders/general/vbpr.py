@@ -78,6 +78,12 @@ class VBPR(Recommender):
         """Return both halves of items, [C, 2 dim]."""
         return torch.cat([rows_of(self.item_embeddings.weight, chosen), self._project(features)], dim=1)
 
+    @torch.no_grad()
+    def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
+        """Set the ID halves."""
+        self.user_embeddings.weight[:, : self.dim] = users_UD
+        self.item_embeddings.weight.copy_(items_ID)
+
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows."""
         users_BD = self.user_embeddings(batch.users)
