@@ -66,6 +66,8 @@ def remove_abandoned(client: "MlflowClient") -> None:
         client: Client of the registry.
     """
     experiments = [one.experiment_id for one in all_pages(client.search_experiments)]
+    if not experiments:  # a server refuses a search in none
+        return
     uploads = all_pages(
         lambda page_token: client.search_logged_models(experiments, f"name = '{_UPLOADED}'", page_token=page_token)
     )

@@ -98,10 +98,10 @@ def _with_a_rank_that_dies(arguments: list[str], logs: Path) -> None:
 
     encode, calls = Encoder.encode, itertools.count()
 
-    def dying(self: Encoder, *inputs: Any) -> dict[str, Any]:
+    def dying(self: Encoder, *inputs: Any, **named: Any) -> dict[str, Any]:
         if os.environ["RANK"] == "1" and next(calls) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return encode(self, *inputs)
+        return encode(self, *inputs, **named)
 
     Encoder.encode = dying  # type: ignore[method-assign]
     command_on_rank("features", arguments, logs)

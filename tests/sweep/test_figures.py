@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from ptmrec_dist.files import UNFINISHED
 from ptmrec_dist.sweep.figures import importances, plot
 from ptmrec_dist.sweep.space import Space
 from ptmrec_dist.sweep.trials import State, Trial
@@ -43,7 +44,8 @@ def test_the_pictures_count_both_kinds_of_trials_and_show_every_setting(
     def note(figure: Figure, path: Path, **_: object) -> None:
         axes = figure.axes[0]
         labels = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
-        texts[Path(path).name] = [figure.get_suptitle(), *labels]
+        Path(path).touch()
+        texts[Path(path).name.removesuffix(UNFINISHED)] = [figure.get_suptitle(), *labels]
 
     monkeypatch.setattr(Figure, "savefig", note)
     plot(SPACE, [*PRUNED[:7], *COMPLETE], "recall@20", tmp_path)

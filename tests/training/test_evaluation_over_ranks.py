@@ -3,6 +3,7 @@
 import pytest
 
 from ptmrec_dist.distributed import join_world
+from ptmrec_dist.evaluation import tasks
 from ptmrec_dist.training import evaluate
 from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
@@ -12,13 +13,13 @@ from tests.ranks import run_on_ranks
 def _evaluated(project: Project) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
     run, world = load_run(project.stage1), join_world("cpu")
     shares: list[tuple[int, int]] = []
-    rank_positives = evaluate.rank_positives
+    rank_positives = tasks.rank_positives
 
     def spy(*inputs: object, user_range: tuple[int, int], **named: object) -> object:
         shares.append(user_range)
         return rank_positives(*inputs, user_range=user_range, **named)  # type: ignore[arg-type]
 
-    evaluate.rank_positives = spy  # type: ignore[assignment]
+    tasks.rank_positives = spy  # type: ignore[assignment]
     return evaluate.Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
 
 
