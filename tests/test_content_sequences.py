@@ -114,7 +114,7 @@ def test_stage_2_refuses_vectors_that_are_no_linear_maps_before_anything_is_writ
     out = chain / "stage2"
     assert cli.main(["stage2", "--stage1", str(chain / "vqrec"), *COMMON, "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert "recommender: got VQRec, whose vectors of items are no linear maps of features" in error
+    assert "stage1: got a run of VQRec, which scores no modality alone" in error
     assert len(error.splitlines()) == 1
     assert not out.exists()
 

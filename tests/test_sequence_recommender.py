@@ -135,7 +135,7 @@ def test_the_report_names_it(chain: Path) -> None:
 def test_stage_2_refuses_it_in_one_line(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = chain / "stage2"
     assert cli.main(["stage2", "--stage1", str(chain / "run"), *COMMON, "--out", str(out)]) == 2
-    assert "recommender: sasrec knows items by their IDs only" in capsys.readouterr().err
+    assert "stage1: got a run of SASRec, which scores no modality alone" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     tiny_project: Project, tmp_path: Path, small_disk: Path, keep: str, what: str
 ) -> None:
     ballast = small_disk / "ballast"
-    arguments = _arguments(tiny_project, small_disk / "run", "--keep", keep)
+    arguments = _arguments(tiny_project, small_disk / "run", "--keep", keep, "--refresh_every", "1")
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path, _Filling(ballast)) == [3, 3]
     log = (tmp_path / "rank0").read_text()
     assert f"cannot write {what}" in log

@@ -22,6 +22,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.report import report
+from ptmrec_dist.files import read_yaml
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.refit import refit
 from ptmrec_dist.training.stage1 import train_stage1
@@ -120,7 +121,7 @@ def test_flags_replace_the_settings_of_stage_1(tuned: Path, tmp_path: Path) -> N
     words = ["--run", str(tuned), "--out", str(out), "--model.dim", "4", "--epochs", "2", "--lr", "0.01", "--seed", "5"]
     words += ["--start", "scratch"]
     assert cli.run("refit", [*words, "--device", "cpu", "--tracking.enabled", "false"]) == 0
-    record, asked = _json(out / "run.json"), cli._yaml_in(out / "config.yaml")
+    record, asked = _json(out / "run.json"), read_yaml(out / "config.yaml", "out")
     assert record["hyperparameters"]["dim"] == 4
     assert (asked["lr"], asked["epochs"], asked["seed"], asked["batch_size"]) == (0.01, 2, 5, 64)
     assert cli.run("refit", ["--config", str(out / "config.yaml")]) == 0  # what it wrote describes the same run

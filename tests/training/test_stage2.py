@@ -186,7 +186,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(
 @pytest.mark.slow
 def test_checkpoints_share_the_features_of_a_refresh(tiny_project: Project, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = _config(tiny_project, out, checkpoint_every=1, keep_checkpoints=20)
+    config = _config(tiny_project, out, refresh_every=1, checkpoint_every=1, keep_checkpoints=20)
     assert exit_codes_on_ranks(1, _killed_at_step, config, 6) == [-9]
     files: dict[int, list[int]] = {}
     for folder in sorted((out / "checkpoints").glob("step-*")):
