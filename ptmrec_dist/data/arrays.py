@@ -14,6 +14,7 @@ import polars as pl
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.npy import open_npy
+from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
@@ -100,7 +101,7 @@ def _ids_of_rows(rows: int, path: Path, name: str, dataset: Dataset) -> tuple[li
 
 def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], np.ndarray]:
     try:
-        table = pl.read_parquet(path)
+        table = read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name}: cannot read {path} ({reason}); expected a Parquet table") from error

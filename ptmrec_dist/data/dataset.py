@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from polars.exceptions import PolarsError
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.manifest import Manifest
+from ptmrec_dist.data.parquet import parquet_columns, read_parquet
 from ptmrec_dist.errors import Fault, UserError
 
 TEST_PARTS = ("test", "cold_test")
@@ -242,8 +242,8 @@ class Dataset:
 
     def _columns(self, table: str) -> list[str]:
         try:
-            return list(pl.read_parquet_schema(self.folder / f"{table}.parquet"))
-        except (OSError, PolarsError) as error:
+            return parquet_columns(self.folder / f"{table}.parquet")
+        except (OSError, pl.exceptions.PolarsError) as error:
             raise self._foreign(table, str(error)) from error
 
     def _read(self, table: str, columns: list[str] | None) -> pl.DataFrame:
@@ -262,8 +262,8 @@ class Dataset:
                 "again, or rerun the command if it was packed again meanwhile"
             )
         try:
-            found_rows = pl.read_parquet(io.BytesIO(content), columns=columns)
-        except (PolarsError, ValueError) as error:
+            found_rows = read_parquet(io.BytesIO(content), columns)
+        except (pl.exceptions.PolarsError, ValueError) as error:
             raise self._foreign(table, str(error)) from error
         self._check_rows(table, found_rows)
         return found_rows

@@ -11,6 +11,7 @@ from polars.exceptions import PolarsError
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
+from ptmrec_dist.data.parquet import panics_as_errors
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError
 
@@ -49,8 +50,9 @@ class Table:
         self.format = form
         self._frame: pl.LazyFrame | None = None
         try:
-            self._frame = scan(path, form)
-            self.columns = self._frame.collect_schema().names()
+            with panics_as_errors():
+                self._frame = scan(path, form)
+                self.columns = self._frame.collect_schema().names()
         except (PolarsError, OSError, EOFError) as error:
             self._frame, self.columns = None, self._by_rows(error, lambda: json_columns(path))
         if not self.columns:
@@ -95,7 +97,8 @@ class Table:
         if self._frame is None:
             return read_json_columns(self.path, names, lists)
         try:
-            return self._frame.select(names).collect()
+            with panics_as_errors():
+                return self._frame.select(names).collect()
         except (PolarsError, OSError, EOFError) as error:
             return self._by_rows(error, lambda: read_json_columns(self.path, names, lists))
 

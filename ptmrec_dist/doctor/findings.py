@@ -36,6 +36,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "severity", self.severity or KINDS[self.kind].severity)
+        object.__setattr__(self, "found", " ".join(self.found.split()))  # it quotes files that anybody may have written
 
     @property
     def remedy(self) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories, grouped
+from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import Scorer
@@ -52,9 +53,9 @@ class _Version:
 
     def __init__(self, folder: Path) -> None:
         self.tables = load_file(folder / "tables.safetensors")
-        self.users = _numbered(pl.read_parquet(folder / "users.parquet"))
-        self.items = _numbered(pl.read_parquet(folder / "items.parquet", columns=["item_id", "warm"]))
-        seen = pl.read_parquet(folder / "seen.parquet")
+        self.users = _numbered(read_parquet(folder / "users.parquet"))
+        self.items = _numbered(read_parquet(folder / "items.parquet", ["item_id", "warm"]))
+        seen = read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
         scoring = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), taken)
         self.vectors, self.score = scoring.users, scoring.score

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.serving.digests import FILE_NAME as DIGESTS
 from ptmrec_dist.serving.digests import write_digests
@@ -26,7 +27,7 @@ def append_items(folder: Path, new: pl.DataFrame, vectors_ND: Tensor) -> None:
         new: `item_id` and `title` of each, and the attributes that the model has; it has none of these ids.
         vectors_ND: Their vectors of the cold score, float32.
     """
-    items = pl.read_parquet(folder / "items.parquet")
+    items = read_parquet(folder / "items.parquet")
     new = new.with_columns(warm=pl.lit(False)).select(pl.col(name).cast(kind) for name, kind in items.schema.items())
     tables = load_file(folder / "tables.safetensors")
     untrained = tables["items"].new_zeros(new.height, tables["items"].shape[1])

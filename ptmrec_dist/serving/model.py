@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.audience import Audience
@@ -78,11 +79,11 @@ class ServedModel:
         self._id_columns: int | None = described.get("id_columns")
         self._observer: Observer | None = None
         self._tables = load_file(folder / "tables.safetensors")
-        items = pl.read_parquet(folder / "items.parquet")
+        items = read_parquet(folder / "items.parquet")
         self.item_ids: pl.Series = items["item_id"]
         self.titles: pl.Series = items["title"]
         warm = items["warm"].to_numpy()
-        seen = pl.read_parquet(folder / "seen.parquet")
+        seen = read_parquet(folder / "seen.parquet")
         taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
         self._scoring = open_vectors(folder, self._tables, warm, taken)
         vectors, self._score = self._scoring.users, self._scoring.score
@@ -94,7 +95,7 @@ class ServedModel:
         self._catalogue = Catalogue(
             self.item_ids.to_list(), self.attributes, warm, index, items_ID, modal_items_ID, self._score
         )
-        user_ids = pl.read_parquet(folder / "users.parquet")["user_id"].to_list()
+        user_ids = read_parquet(folder / "users.parquet")["user_id"].to_list()
         self.users = UserIndex(vectors, user_ids, self.item_ids.to_list(), taken, self._limits)
         self._audience = Audience(vectors, len(user_ids), taken, items_ID, modal_items_ID, warm, self._score)
         modalities = tuple(described["modalities"]) if new_items else ()

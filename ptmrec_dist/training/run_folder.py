@@ -87,9 +87,11 @@ class RunFolder:
         return (self.folder / self.last).is_file()
 
     def tidy(self) -> None:
-        """Remove what a complete run does not need any more."""
+        """Remove what a complete run does not need any more, and files that a killed process had not finished."""
         for name in (CHECKPOINTS, UNFINISHED_ENCODER):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+        for path in self.folder.glob(f"*{UNFINISHED}"):
+            path.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Make the folder and note inputs and settings."""

@@ -51,6 +51,14 @@ class Ended:
     """Changes of the file system that rank 0 made; counted only where the command came to its end."""
 
 
+def start_server() -> None:
+    """Start the server that commands are forked from, and wait until it has imported everything."""
+    _CONTEXT.set_forkserver_preload([*PRELOAD, "tests.kills.preload"])
+    process = _CONTEXT.Process(target=int)
+    process.start()
+    process.join()
+
+
 def run(
     words: list[str], folder: Path, ranks: int = 1, setup: str = "", moment: Moment | None = None, **environment: str
 ) -> Ended:
@@ -58,7 +66,7 @@ def run(
 
     Args:
         words: Command line.
-        folder: Working directory; `log` and `temporary` lie beside it.
+        folder: Working directory; `log` lies beside it.
         ranks: Number of processes that run it.
         setup: Expression in a module, `module:function`, that is called in each process first.
         moment: When it is killed; None lets it end.
@@ -68,11 +76,18 @@ def run(
         How it ended; none of its processes is left.
     """
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
+    with tempfile.TemporaryDirectory(prefix="kill-") as temporary:  # a short name, for Ray's sockets
+        return _run(words, folder, ranks, setup, moment, environment | world | {"TMPDIR": temporary})
+
+
+def _run(
+    words: list[str], folder: Path, ranks: int, setup: str, moment: Moment | None, environment: Mapping[str, str]
+) -> Ended:
     change = moment.change if moment else None
     processes = []
     begun = time.monotonic()
     for rank in range(ranks):
-        own = {**environment, **world, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {})}
+        own = {**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {})}
         address = forkserver._forkserver._forkserver_address
         process = _CONTEXT.Process(target=_command, args=(words, folder, own, setup, change, address))
         process.start()
@@ -83,14 +98,6 @@ def run(
         if processes[0].is_alive():
             _kill_all(processes, server)
     return _ended(processes, server, begun, folder)
-
-
-def start_server() -> None:
-    """Start the server that commands are forked from, and wait until it has imported everything."""
-    _CONTEXT.set_forkserver_preload([*PRELOAD, "tests.kills.preload"])
-    process = _CONTEXT.Process(target=int)
-    process.start()
-    process.join()
 
 
 def log_of(folder: Path) -> Path:
@@ -140,10 +147,8 @@ def _command(
     output = os.open(log_of(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    temporary = folder.with_name("temporary")
-    temporary.mkdir(exist_ok=True)
-    tempfile.tempdir = None
-    os.environ |= {**environment, "TMPDIR": str(temporary)}
+    tempfile.tempdir = None  # another than the server's
+    os.environ |= environment
     os.chdir(folder)
     if setup:
         module, _, function = setup.partition(":")

@@ -58,7 +58,7 @@ class _Try:
         return ended
 
     def left(self) -> dict[str, object]:
-        return left(self._folder)
+        return {name: value for name, value in left(self._folder).items() if name not in self._case.unequal}
 
 
 def _check(name: str, inputs: Inputs, folder: Path, kills: int) -> None:

@@ -1,0 +1,60 @@
+"""Parquet tables that anybody may have written: polars panics on some damaged ones, and a panic is no `Exception`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+from polars.exceptions import ComputeError, PanicException
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of polars, which would end the process with a traceback, into one of its errors.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ComputeError: The block panicked.
+    """
+    try:
+        yield
+    except PanicException as error:
+        raise ComputeError(f"the file is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+@panics_as_errors()
+def read_parquet(source: Path | IO[bytes], columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a table.
+
+    Args:
+        source: File, or its bytes.
+        columns: Names of the columns; by default all.
+
+    Returns:
+        The columns.
+
+    Raises:
+        PolarsError: It is no Parquet, is damaged, or lacks a column.
+        OSError: The file cannot be read.
+    """
+    return pl.read_parquet(source, columns=None if columns is None else list(columns))
+
+
+@panics_as_errors()
+def parquet_columns(path: Path) -> list[str]:
+    """Read the names of a table's columns.
+
+    Args:
+        path: File.
+
+    Returns:
+        The names, in order.
+
+    Raises:
+        PolarsError: It is no Parquet, or is damaged.
+        OSError: The file cannot be read.
+    """
+    return list(pl.read_parquet_schema(path))
