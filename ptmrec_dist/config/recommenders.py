@@ -220,6 +220,8 @@ class RecommenderEntry(Entry):
 
     config: type[RecommenderConfig]
     """Hyper-parameters with their defaults."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate in stage 1, unless the settings give one."""
 
 
 _PACKAGE = "ptmrec_dist.recommenders.general"

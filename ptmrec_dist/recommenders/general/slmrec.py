@@ -122,9 +122,9 @@ class SLMRec(MultiPassRecommender):
             uniform = torch.rand(table.shape, generator=generator, device=generator.device).to(table.device)
             return table * ((uniform >= self.dropout) / (1 - self.dropout))
 
-        views = []
+        views, whole = [], (start[0].repeat(1, self.passes), start[1])
         for _ in range(2):
-            layer = total = start
+            layer = total = whole
             for _ in range(self.layers):
                 users_UP, items_IP = self.graph.sum_neighbours(*layer)
                 layer = drop(users_UP), drop(items_IP)
@@ -134,8 +134,8 @@ class SLMRec(MultiPassRecommender):
 
     def _masked(self, start: Sides, whole: Sides, generator: Generator) -> list[Sides]:
         """Replace one pass, another one in each view, by that of users alone."""
-        users_UD = start[0][:, : self.dim]
-        alone = self.graph.propagate(users_UD, torch.zeros_like(start[1][:, : self.dim]), self.layers)
+        users_UD, items_IP = start
+        alone = self.graph.propagate(users_UD, torch.zeros_like(items_IP[:, : self.dim]), self.layers)
         passes_2 = torch.randperm(self.passes, generator=generator, device=generator.device)[:2].to(users_UD.device)
         return [
             (self.replace_pass(whole[0], masked_1, alone[0]), self.replace_pass(whole[1], masked_1, alone[1]))
