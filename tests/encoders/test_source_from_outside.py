@@ -119,7 +119,15 @@ def test_an_encoder_from_outside_goes_from_features_to_new_items_of_a_registered
     for words in (
         ["features", *shards, "--encoder.model", str(published), "--out", str(tmp_path / "features")],
         ["stage1", *shards, "--features", str(tmp_path / "features"), *train, "--out", str(tmp_path / "stage1")],
-        ["stage2", "--stage1", str(tmp_path / "stage1"), *train, "--prompt.length", "2", "--out", str(tmp_path / "b")],
+        [
+            "stage2",
+            "--stage1",
+            str(tmp_path / "stage1"),
+            *train,
+            "--tuning.method=prompt",
+            "--out",
+            str(tmp_path / "b"),
+        ],
     ):
         assert cli.main([*words, "--device", "cpu"]) == 0
     assert cli.main(["register", "--run", str(tmp_path / "b"), "--name", "letters", "--alias", "champion"]) == 0
