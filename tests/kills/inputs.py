@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from ptmrec_dist import cli
 from tests.conftest import Project
+from tests.data.small_catalogue import write_arrow
 
 MODEL = "catalogue"
 """Name of the registered model."""
@@ -124,13 +124,7 @@ def _write_arrow(project: Project, folder: Path) -> None:
         row["image"] = {"bytes": (project.source / str(row["image"])).read_bytes(), "path": None}
     tables = {"items": items, "interactions": pl.read_csv(project.source / "interactions.csv").to_dicts()}
     for name, rows in tables.items():
-        (folder / name).mkdir(parents=True)
-        table = pa.Table.from_pylist(rows)
-        with (
-            pa.OSFile(str(folder / name / "data-00000-of-00001.arrow"), "wb") as file,
-            pa.ipc.new_stream(file, table.schema) as stream,
-        ):
-            stream.write_table(table)
+        write_arrow(folder / name, rows)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
