@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import EvaluateConfig, OptimConfig, Stage1Config, Stage2Config, ZeroConfig, recommender_config
+from ptmrec_dist.config import (
+    EvaluateConfig,
+    OptimConfig,
+    Stage1Config,
+    Stage2Config,
+    TuningConfig,
+    ZeroConfig,
+    recommender_config,
+)
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader
@@ -66,6 +74,7 @@ def _config(runs: dict[str, Path], out: Path, **changes: Any) -> Stage2Config:
         "stage1": runs["morec"],
         "teacher_run": runs["sasrec"],
         "out": out,
+        "tuning": TuningConfig(method="prompt"),
         "epochs": 2,
         "refresh_every": 1,
         "batch_size": 50,
