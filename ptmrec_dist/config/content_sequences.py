@@ -1,7 +1,7 @@
 """Hyper-parameters of recommenders of the next item that know items by their images and texts alone."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.sequences import SASRecConfig
@@ -12,14 +12,10 @@ from ptmrec_dist.config.table import bounded
 class MoRecConfig(SASRecConfig):
     """Hyper-parameters of MoRec."""
 
-    joint_tuning: ClassVar[str] = "last_n"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PMMRecConfig(SASRecConfig):
     """Hyper-parameters of PMMRec; its losses but the first take no part in fine-tuning (`none`)."""
-
-    joint_tuning: ClassVar[str] = "last_n"
 
     length: int = bounded(20, 1)
     """Most recent items of a user that are read."""

@@ -50,7 +50,8 @@ class ExperimentConfig:
     splits: tuple[int, ...] = (0,)
     """Seeds of the splits that `pack` makes (`0,1,2,3,4`). With several, differences are tested over splits."""
     encoder: EncoderConfig | None = None
-    """Encoder that everything starts from."""
+    """Encoder that everything starts from. None is needed by ID-only recommenders, nor with `--features.image_npy` and
+    `--features.text_npy`, arrays of your own."""
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """Several encoders by name, instead of `encoder` (`{clip: {model: DIR}, minilm: {text: 'hf:DIR'}}`)."""
     recommenders: tuple[str, ...] = ("vbpr",)
@@ -67,8 +68,8 @@ class ExperimentConfig:
     on `source`, then on the data with these parts of that run (PMMRec's five settings)."""
     source: Path | None = None
     """Packed data set, perhaps a merged one, that the paradigms `transfer_...` pre-train on."""
-    methods: tuple[str, ...] = ("prompt",)
-    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
+    methods: tuple[str, ...] = ("last_n",)
+    """Ways of tuning the encoder (`last_n,prompt`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Methods with settings of their own, by name
     (`{last1: {tuning: {method: last_n}, last_n: {n: 1}, optim: {encoder_lr: 0.0001}}}`)."""
@@ -155,7 +156,8 @@ class ExperimentConfig:
         )
 
     def _check_names(self) -> None:
-        require(bool(self.encoder) != bool(self.encoders), "encoder", self.encoder, "either --encoder or --encoders")
+        given = sum(map(bool, (self.encoder, self.encoders, self.arrays)))
+        require(given <= 1, "encoder", self.encoder, "one of --encoder, --encoders and arrays of --features")
         for setting in ("encoders", "models", "variants"):
             for name in getattr(self, setting):
                 plain = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.startswith(".")
@@ -170,6 +172,11 @@ class ExperimentConfig:
         for name in self.models:
             require(name not in RECOMMENDERS, "models", name, "a name that is not a recommender's")
             self.recommender_of(name)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Modalities with features of the user's own, in the place of an encoder's."""
+        return tuple(name for name in ("image", "text") if self.features.get(f"{name}_npy") is not None)
 
     @property
     def baseline_paradigm(self) -> str:

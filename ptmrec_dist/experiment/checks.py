@@ -38,6 +38,10 @@ _INPUTS = {"features": "features", "stage1": "stage1", "stage2": "run", "joint":
 """Command to what its output is called among the inputs of the steps after it."""
 
 
+_READ_CONTENT = _SETTINGS.keys() - {"pack", "stage1"}
+"""Commands that read images and texts."""
+
+
 def check_settings(config: ExperimentConfig, plan: Plan) -> None:
     """Refuse settings that some run would refuse hours later.
 
@@ -81,12 +85,15 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
     datasets = {split: Dataset(folder) for split, folder in packed.items()}
     for split, dataset in datasets.items():
         dataset.require("validation", config.phase)
-        if any(step.command != "stage1" for step in plan.steps.values() if step.split == split):
+        if (
+            any(step.command in _READ_CONTENT for step in plan.steps.values() if step.split == split)
+            and not config.arrays
+        ):
             both = {"both": ("image", "text"), "none": ()}
             read = [both.get(cell.modalities, (cell.modalities,)) for cell in plan.cells if cell.split == split]
             require_content(dataset, *sorted(set().union(*read)))
     inputs = {} if config.shards is None else {"shards": datasets[""].fingerprint}
-    if any(step.command in ("features", "contrastive") for step in plan.steps.values()):
+    if any(step.command in ("features", "contrastive") for step in plan.steps.values()) and not config.arrays:
         inputs |= _encoder_fingerprints(config)
     if config.source is not None:
         source = Dataset(config.source, option="source")
@@ -115,14 +122,17 @@ def _check_methods(config: ExperimentConfig, parsed: dict[tuple[str, str], Any])
 
     tuned = {(encoder, made.tuning) for (encoder, _), made in parsed.items() if isinstance(made, TunesEncoder)}
     for encoder, tuning in sorted(tuned, key=str):
-        backbone = load_backbone(encoders_of(config)[encoder])
+        given = encoders_of(config)[encoder]
+        assert given is not None  # nothing is tuned without one
+        backbone = load_backbone(given)
         Encoder(backbone, backbone.modalities).tune(tuning.method, tuning.settings, torch.Generator())
 
 
 def _encoder_fingerprints(config: ExperimentConfig) -> dict[str, str]:
     from ptmrec_dist.encoders.sources.loading import load_backbone
 
-    return {_encoder_of(name): load_backbone(given).fingerprint for name, given in encoders_of(config).items()}
+    encoders = encoders_of(config).items()
+    return {_encoder_of(name): load_backbone(given).fingerprint for name, given in encoders if given is not None}
 
 
 def _check_finished(plan: Plan, inputs: dict[str, str]) -> None:
@@ -143,7 +153,7 @@ def _sources(plan: Plan, step: Step, inputs: dict[str, str]) -> Iterator[tuple[s
     yield "shards", inputs.get(_shards_of(step.split), "none")
     needs = [plan.steps[name] for name in step.needs]
     fine_tuned = any(need.command == "contrastive" for need in needs)
-    if step.command in ("features", "contrastive") and not fine_tuned:
+    if step.command in ("features", "contrastive") and not fine_tuned and _encoder_of(step.encoder) in inputs:
         yield "encoder", inputs[_encoder_of(step.encoder)]
     for need in needs:
         if need.command in _INPUTS and need.is_complete and step.command != "features":

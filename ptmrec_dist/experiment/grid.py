@@ -7,6 +7,7 @@ from itertools import product
 from math import prod
 
 from ptmrec_dist.config import PARADIGMS_OF_THE_PAPER, TRANSFER, EncoderConfig, ExperimentConfig
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 
@@ -96,16 +97,16 @@ def splits_of(config: ExperimentConfig) -> list[str]:
     return [f"split{seed}" for seed in config.splits] if config.pack else [""]
 
 
-def encoders_of(config: ExperimentConfig) -> dict[str, EncoderConfig]:
+def encoders_of(config: ExperimentConfig) -> dict[str, EncoderConfig | None]:
     """Name the encoders.
 
     Args:
         config: Settings.
 
     Returns:
-        Name to encoder; the name of a single `encoder` is empty.
+        Name to encoder; the name of a single `encoder` is empty, and so is that of none.
     """
-    return {"": config.encoder} if config.encoder is not None else config.encoders
+    return dict(config.encoders) or {"": config.encoder}
 
 
 def make_grid(config: ExperimentConfig) -> Grid:
@@ -118,7 +119,7 @@ def make_grid(config: ExperimentConfig) -> Grid:
         The grid.
 
     Raises:
-        UserError: An unknown recommender.
+        UserError: An unknown recommender, or one that reads features, of which there are none.
     """
     axes = {name: getattr(config, name) for name in AXES} | {
         "splits": splits_of(config),
@@ -145,7 +146,12 @@ def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
         if cell.paradigm != "frozen":
             return f"{cell.recommender} knows items by their IDs only: it is trained in the paradigm frozen alone"
         return replace(cell.frozen, encoder="none" if cell.encoder else "", modalities="none")
-    reads = modalities_of(encoders_of(config)[cell.encoder])
+    reads = modalities_of(config, cell.encoder)
+    if not reads:
+        expected = "--encoder.model, --features.image_npy and --features.text_npy, or ID-only --recommenders"
+        raise UserError(f"encoder: got none, but {cell.recommender} reads features; expected {expected}")
+    if config.arrays and cell.paradigm != "frozen":
+        return "arrays of features come without an encoder that could be tuned"
     if cell.transfer in ("image", "text"):
         cell = replace(cell, modalities=cell.transfer)
     if cell.modalities != "both" and cell.modalities not in reads:
@@ -169,23 +175,27 @@ def _has_parts(recommender: str) -> bool:
 
 
 def _contrastive(config: ExperimentConfig, cell: Cell, tuning: str) -> Cell | str:
-    given = encoders_of(config)[cell.encoder]
-    if len(modalities_of(given)) < 2:
+    if len(modalities_of(config, cell.encoder)) < 2:
         return "contrastive training compares images with texts: the encoder has one of them alone"
-    if tuning == "none" and given.model is not None:
+    given = encoders_of(config)[cell.encoder]
+    if tuning == "none" and given is not None and given.model is not None:
         return "contrastive training without tuning trains nothing, other than the projections of separate encoders"
     return cell
 
 
-def modalities_of(encoder: EncoderConfig) -> tuple[str, ...]:
-    """List the modalities that an encoder's settings name.
+def modalities_of(config: ExperimentConfig, name: str) -> tuple[str, ...]:
+    """List the modalities of which there are features.
 
     Args:
-        encoder: Settings.
+        config: Settings.
+        name: Name of the encoder.
 
     Returns:
-        Both for an image-text model.
+        Both for an image-text model; those of the arrays, perhaps none, without an encoder.
     """
+    encoder = encoders_of(config)[name]
+    if encoder is None:
+        return config.arrays
     named = tuple(name for name in ("image", "text") if getattr(encoder, name) is not None)
     return named or ("image", "text")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
+from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged, used_settings
 from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
 SOURCE = "source"
@@ -92,7 +92,7 @@ def lay_out(config: ExperimentConfig) -> Plan:
         The plan.
 
     Raises:
-        UserError: An unknown recommender.
+        UserError: An unknown recommender, or one that reads features, of which there are none.
     """
     grid = make_grid(config)
     steps: dict[str, Step] = {}
@@ -209,7 +209,7 @@ class _Steps:
         yield cell.name, self._run("joint", cell, settings, *needs)
 
     def _all_modalities(self) -> str:
-        reads = modalities_of(encoders_of(self.config)[self.cell.encoder])
+        reads = modalities_of(self.config, self.cell.encoder)
         return "both" if len(reads) > 1 else reads[0]
 
     def _pack(self) -> tuple[str, Step]:
@@ -226,17 +226,24 @@ class _Steps:
         yield cell.name, self._run("stage1", cell, settings | {"features": str(features.folder)}, name)
 
     def _features(self, fine_tuned: str | None) -> tuple[str, Step]:
-        """Features of the pretrained encoder, computed for the first split and copied for others, or of a fine-tuned one."""
+        """Features of a fine-tuned encoder, of arrays, or of the pretrained one, computed for the first split alone."""
         settings = {"shards": str(self.shards), "device": self.config.device, **self.config.features}
         if fine_tuned is not None:
             name = fine_tuned.replace("encoders", "features")
             settings |= {"encoder": {"model": str(self._path(fine_tuned))}}
             return name, self._step("features", name, settings, fine_tuned)
-        settings |= {"encoder": encoders_of(self.config)[self.cell.encoder].recorded()}
         first, name = (self._plain(split) for split in (splits_of(self.config)[0], self.cell.split))
+        if self.config.arrays:
+            return name, self._step("features", name, settings)
+        settings |= {"encoder": self._encoder()}
         if name == first or self.cell.split == SOURCE:
             return name, self._step("features", name, settings)
         return name, self._step("features", name, settings | {"reuse": str(self._path(first))}, first)
+
+    def _encoder(self) -> dict[str, str | None]:
+        encoder = encoders_of(self.config)[self.cell.encoder]
+        assert encoder is not None  # cells without one read arrays, or IDs alone
+        return encoder.recorded()
 
     def _plain(self, split: str) -> str:
         return "features/" + ("-".join(filter(None, [split, self.cell.encoder])) or "plain")
@@ -245,7 +252,7 @@ class _Steps:
         name = encoder_step(self.cell)
         settings = {
             "shards": str(self.shards),
-            "encoder": encoders_of(self.config)[self.cell.encoder].recorded(),
+            "encoder": self._encoder(),
             **self._tuned("contrastive"),
         }
         return name, self._step("contrastive", name, settings)
@@ -282,7 +289,7 @@ class _Steps:
         """Settings of a command that tunes the encoder; the more specific ones take precedence."""
         settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
         variant = self.config.variants.get(self.cell.method, {"tuning": {"method": self.cell.method}})
-        return merged(settings, variant)
+        return used_settings(merged(settings, variant))
 
     def _common(self) -> dict[str, Any]:
         return {"seed": self.cell.seed, "device": self.config.device}

@@ -46,7 +46,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     write_inputs(out, inputs)
     for folder in ("settings", "logs"):
         (out / folder).mkdir(exist_ok=True)
-    encoders = [encoder_label(encoder.recorded()) for encoder in encoders_of(config).values()]
+    encoders = [encoder_label(encoder.recorded()) for encoder in encoders_of(config).values() if encoder is not None]
     with Tracker.start(
         config.tracking,
         name=out.name,

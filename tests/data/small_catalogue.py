@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from PIL import Image
 
 from ptmrec_dist.config import PackConfig
@@ -27,6 +28,15 @@ def write_catalogue(folder: Path, *, num_items: int = 40, num_users: int = 30, d
     return PackConfig(
         items=folder / "items.csv", interactions=folder / "interactions.csv", out=folder / "packed", workers=1
     )
+
+
+def write_arrow(folder: Path, rows: list[dict[str, object]]) -> None:
+    """A table as Hugging Face's `datasets` saves it to disk."""
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pylist(rows)
+    path = str(folder / "data-00000-of-00001.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
 
 
 def append(path: Path, *lines: str) -> None:

@@ -3,16 +3,18 @@
 import gzip
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from ptmrec_dist import cli
 from ptmrec_dist.data.dataset import Dataset
+from tests.data.small_catalogue import write_arrow
 
 
 def _lines(*rows: object) -> str:
@@ -184,13 +186,14 @@ def _huggingface(folder: Path) -> None:
     ]
     log = [{"user_id": u, "item_id": i, "timestamp": t} for u, i, t in PAIRS]
     for name, rows in {"items": items, "interactions": log}.items():
-        (folder / name).mkdir(parents=True)
-        table = pa.Table.from_pylist(rows)
-        with (
-            pa.OSFile(str(folder / name / "data-00000-of-00001.arrow"), "wb") as file,
-            pa.ipc.new_stream(file, table.schema) as stream,
-        ):
-            stream.write_table(table)
+        write_arrow(folder / name, rows)
+
+
+def _mmrec(folder: Path) -> None:
+    rows = "".join(f"{u}\t{i - 1}\t5.0\t{t}\t{(0, 1, 2)[n % 3]}\n" for n, (u, i, t) in enumerate(PAIRS))
+    _write(folder / "baby.inter", "userID\titemID\trating\ttimestamp\tx_label\n" + rows)
+    for name in ("image", "text"):
+        np.save(folder / f"{name}_feat.npy", np.random.default_rng(0).random((4, 8), np.float32))
 
 
 FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -211,7 +214,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_published_format_is_imported_and_packed_by_two_commands(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     form, write = FORMATS[name]
     source, out = tmp_path / "source", tmp_path / "tables"
@@ -231,19 +234,26 @@ def test_a_published_format_is_imported_and_packed_by_two_commands(
     assert dataset.manifest.modalities == ("image", "text")
     texts = pl.read_parquet(out / "items.parquet")["text"].to_list()
     assert all(len(text.split()) > 1 and "[" not in text and "\ufffd" not in text for text in texts)
+    assert cli.run("experiment", [*_training(printed, tiny_clip), "--dry_run", "true"]) == 0
+    assert "pack: 1, 0 finished\n  features: 1, 0 finished\n  stage1: 1, 0 finished" in capsys.readouterr().out
+
+
+def _training(printed: str, encoder: Path) -> list[str]:
+    """The command that `import` printed to train on what it wrote."""
+    return shlex.split(printed.split("ptmrec experiment ")[1].replace("ENCODER", str(encoder)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", {form: name for name, (form, _) in FORMATS.items()}.values())  # one of each format
+@pytest.mark.parametrize(("form", "write"), [("amazon", _amazon_2014), ("mmrec", _mmrec)])  # by an encoder, from arrays
 def test_a_published_format_is_imported_and_trained_by_two_commands(
-    name: str, tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, write: Callable[[Path], None], tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    form, write = FORMATS[name]
     write(tmp_path / "source")
     assert cli.run("import", [form, "--source", str(tmp_path / "source"), "--out", str(tmp_path / "tables")]) == 0
-    command = capsys.readouterr().out.split("ptmrec experiment ")[1].replace("ENCODER", str(tiny_clip)).split()
+    command = _training(capsys.readouterr().out, tiny_clip)
     command[-1] = str(tmp_path / "out")
-    small = ["--pack.core", "0", "--pack.split", "leave_one_out", "--pack.workers", "1", "--stage1.epochs", "1"]
+    small = ["--pack.core", "0", "--pack.workers", "1", "--stage1.epochs", "1"]
+    small += [] if form == "mmrec" else ["--pack.split", "leave_one_out"]
     assert cli.run("experiment", [*command, *small, "--tracking.enabled", "false"]) == 0
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["modalities"] == ["image", "text"]
@@ -257,14 +267,29 @@ def test_tags_of_a_film_are_part_of_its_text_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_mmrec_keeps_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = "".join(f"{u}\t{i}\t5.0\t{t}\t{0 if n % 4 else 2}\n" for n, (u, i, t) in enumerate(PAIRS, start=1))
-    _write(tmp_path / "source/baby.inter", "userID\titemID\trating\ttimestamp\tx_label\n" + rows)
+    _mmrec(tmp_path / "source")
     assert cli.run("import", ["mmrec", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
-    command = capsys.readouterr().out.split("next: ptmrec pack ")[1].split()
+    command = capsys.readouterr().out.split("next: ptmrec pack ")[1].splitlines()[0].split()
     command[-1] = str(tmp_path / "shards")
-    assert cli.run("pack", [*command, "--core", "0"]) == 0
-    parts = {part: len(Dataset(tmp_path / "shards").interactions(part).users) for part in ("train", "test")}
-    assert parts == {"train": len(PAIRS) - len(PAIRS) // 4, "test": len(PAIRS) // 4}
+    assert cli.run("pack", command) == 0
+    data = Dataset(tmp_path / "shards")
+    parts = [len(data.interactions(part).users) for part in ("train", "validation", "test")]
+    assert parts == [len(PAIRS[part::3]) for part in range(3)]
+
+
+def test_a_data_set_without_content_trains_recommenders_of_ids_by_two_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _mmrec(tmp_path / "my source")
+    (tmp_path / "my source/image_feat.npy").unlink()
+    (tmp_path / "my source/text_feat.npy").unlink()
+    words = ["mmrec", "--source", str(tmp_path / "my source"), "--out", str(tmp_path / "my tables")]
+    assert cli.run("import", words) == 0
+    command = [*_training(capsys.readouterr().out, Path()), "--dry_run", "true"]
+    assert cli.run("experiment", command) == 0
+    assert "pack: 1, 0 finished\n  stage1: 1, 0 finished" in capsys.readouterr().out
+    assert cli.run("experiment", [*command, "--recommenders", "vbpr"]) == 2
+    assert "encoder: got none, but vbpr reads features; expected --encoder.model" in capsys.readouterr().err
 
 
 def test_every_row_is_written_or_left_out_for_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

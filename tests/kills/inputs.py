@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
 from ptmrec_dist import cli
 from tests.conftest import Project
+from tests.data.small_catalogue import write_arrow
 
 MODEL = "catalogue"
 """Name of the registered model."""
@@ -70,7 +70,18 @@ class Inputs:
 
 def stage2(project: Project, out: Path) -> list[str]:
     """Command line of a short stage 2."""
-    rest = ("--prompt.depth", "1", "--prompt.length", "2", "--checkpoint_every", "2", "--keep", "last")
+    rest = (
+        "--tuning.method",
+        "prompt",
+        "--prompt.depth",
+        "1",
+        "--prompt.length",
+        "2",
+        "--checkpoint_every",
+        "2",
+        "--keep",
+        "last",
+    )
     return ["stage2", "--stage1", f"{project.stage1}", "--out", f"{out}", *rest, *SHORT, *OFF]
 
 
@@ -113,13 +124,7 @@ def _write_arrow(project: Project, folder: Path) -> None:
         row["image"] = {"bytes": (project.source / str(row["image"])).read_bytes(), "path": None}
     tables = {"items": items, "interactions": pl.read_csv(project.source / "interactions.csv").to_dicts()}
     for name, rows in tables.items():
-        (folder / name).mkdir(parents=True)
-        table = pa.Table.from_pylist(rows)
-        with (
-            pa.OSFile(str(folder / name / "data-00000-of-00001.arrow"), "wb") as file,
-            pa.ipc.new_stream(file, table.schema) as stream,
-        ):
-            stream.write_table(table)
+        write_arrow(folder / name, rows)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -111,6 +111,14 @@ class Importer(ABC):
             for row in read_rows(path, self.text_format(path)):
                 yield row if isinstance(row, Unreadable) else self.interaction(row)
 
+    def arrays(self) -> dict[str, Path]:
+        """Return the features of items that came with the data set.
+
+        Returns:
+            Modality to file.
+        """
+        return {}
+
     @abstractmethod
     def item(self, row: Row) -> Item | Unreadable:
         """Read an item.

@@ -6,6 +6,7 @@ written, and those left out by reason.
 
 import importlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
@@ -152,17 +153,23 @@ def _stored_image(item: Item, folder: Path, number: int) -> str:
 
 
 def _next_step(config: ImportConfig, importer: Importer, has_images: bool) -> str:
-    settings = {"interactions": config.out / "interactions.parquet"}
-    if not importer.item_files:
-        return f"next: ptmrec pack {_options(settings)} --split given --out shards/{config.out.name}"
-    images = config.out if has_images else config.source
-    settings |= {"items": config.out / "items.parquet", "images": images}
+    """The commands that pack what was written, and that train on it."""
+    settings: dict[str, object] = {"interactions": config.out / "interactions.parquet"}
+    if importer.item_files:
+        settings |= {"items": config.out / "items.parquet", "images": config.out if has_images else config.source}
+        read = "--encoder.model ENCODER"
+    else:
+        settings |= {"split": "given", "core": 0}
+        arrays = {f"{name}_npy": path for name, path in importer.arrays().items()}
+        read = _options(arrays, "features.") or "--recommenders bpr"
+    grid = {"paradigms": "frozen", "seeds": 0, "out": Path("runs", config.out.name)}
     return (
-        f"next: ptmrec pack {_options(settings)} --out shards/{config.out.name}\n"
-        f"or, to pack, extract features and train at once: ptmrec experiment {_options(settings, 'pack.')} --encoder.model "
-        f"ENCODER --paradigms frozen --seeds 0 --out runs/{config.out.name}"
+        f"next: ptmrec pack {_options(settings)} {_options({'out': Path('shards', config.out.name)})}\n"
+        f"or, to pack, extract features and train at once: ptmrec experiment {_options(settings, 'pack.')} {read} "
+        f"{_options(grid)}"
     )
 
 
-def _options(settings: Mapping[str, Path], prefix: str = "") -> str:
-    return " ".join(f"--{prefix}{name} {value}" for name, value in settings.items())
+def _options(settings: Mapping[str, object], prefix: str = "") -> str:
+    """Options as a shell reads them."""
+    return " ".join(f"--{prefix}{name} {shlex.quote(str(value))}" for name, value in settings.items())

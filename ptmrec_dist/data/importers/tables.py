@@ -42,11 +42,16 @@ class RecBole(Importer):
 class MMRec(Importer):
     """A folder `NAME/` of MMRec (https://github.com/enoche/MMRec): `NAME.inter` with its own split, and arrays of features.
 
-    It has no catalogue. The arrays `image_feat.npy` and `text_feat.npy` go to `ptmrec features`.
+    It has no catalogue; the arrays are read as they are by `ptmrec features`.
     """
 
     catalogue = ()
     log = ("*.inter",)
+
+    def arrays(self) -> dict[str, Path]:
+        """Return those of `image_feat.npy` and `text_feat.npy` that are there."""
+        files = {name: self.folder / f"{name}_feat.npy" for name in ("image", "text")}
+        return {name: path for name, path in files.items() if path.is_file()}
 
     def item(self, row: Row) -> Item | Unreadable:
         """Refuse: there is no catalogue."""
