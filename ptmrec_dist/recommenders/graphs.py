@@ -235,7 +235,8 @@ def _mean_of_one_side(
 
 def _add_to_passes(table_NP: Tensor, common_ND: Tensor) -> Tensor:
     """Add a table to each of those side by side."""
-    return (table_NP.unflatten(1, (-1, common_ND.shape[1])) + common_ND[:, None]).flatten(1)
+    tables_NMD: Tensor = table_NP.unflatten(1, (-1, common_ND.shape[1]))
+    return (tables_NMD + common_ND[:, None]).flatten(1)
 
 
 def _survivors(values_N: Tensor, fraction: float, generator: Generator) -> Tensor:
