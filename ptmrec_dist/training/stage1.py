@@ -67,7 +67,7 @@ def train_stage1(config: Stage1Config) -> None:
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
-    config = replace(config, batch_size=batch_size_of(config, dataset))
+    config = replace(config, batch_size=batch_size_of(config, dataset), lr=config.learning_rate)
     take_over: TakeOver | None = None
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
@@ -213,7 +213,7 @@ def make_trainer(
     Returns:
         The trainer, ready for its first step.
     """
-    optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate, fused=True)
     batches = _batches(config, objective, dataset, session.world)
     plan = Plan(
         epochs=config.epochs,
