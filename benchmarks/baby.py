@@ -20,7 +20,7 @@ import numpy as np
 PUBLISHED = {"bpr": 0.0575, "lightgcn": 0.0754, "buir": 0.0788}
 # LightGCN and BPR are still improving slowly when they are stopped; BUIR has converged.
 CHOSEN = {
-    "bpr": ["--model.reg_weight", "0.1", "--epochs", "100", "--eval_every", "5"],
+    "bpr": ["--model.reg_weight", "0.1", "--lr", "1e-3", "--epochs", "100", "--eval_every", "5"],
     "lightgcn": [
         "--model.reg_weight",
         "0.03",

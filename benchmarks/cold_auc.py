@@ -1,53 +1,62 @@
-"""What a model predicts about new items: their popularity, or who takes them?
+"""What a model learned about items from their content: their popularity, or who takes them? And does it hold for new items?
 
-python benchmarks/cold_auc.py --out FOLDER --ways stage1 frozen prompts        # FOLDER is that of cold_items.py
+python benchmarks/cold_auc.py "frozen=DIR/runs/split*-frozen-*" "tuned=DIR/runs/split*-two_stage-last2-*"
 
-Prints for every way (a run folder of cold_items.py), on the cold validation items, the mean over splits of two areas under the
-ROC curve. By user: the probability that an item of the user scores above one that is not; predicting popularity helps. By item:
-the probability that one of its users ranks it higher, within that user's scores, than another user does; popularity does not
-help, only personal taste does.
+Each argument is a name and a pattern of run folders, one run for each split. Items are scored by their content alone: those of
+training against training interactions, and the new ones of cold validation against theirs. Prints the mean over runs of two
+areas under the ROC curve. By user: the probability that an item of the user scores above one that is not; predicting
+popularity helps. By item: the probability that one of its users ranks it higher, within that user's scores, than another user
+does; popularity does not help, only personal taste does.
 """
 
 import argparse
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.training.evaluate import Evaluator
-from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.finished_run import FinishedRun, load_run
 
 
 def main() -> None:
-    """Print a line for each way."""
+    """Print a line for each name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", required=True, help="names of run folders within each split's folder")
+    parser.add_argument("runs", nargs="+", metavar="NAME=PATTERN", help="run folders that differ in the split alone")
     options = parser.parse_args()
-    print("| | splits | AUC by user | AUC by item |\n| --- | --- | --- | --- |")
-    for way in options.ways:
-        folders = sorted(path.parent for path in options.out.glob(f"split*/{way}/metrics.json"))
+    print("| | runs | training items, by user | by item | new items, by user | by item |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, _, pattern in (given.partition("=") for given in options.runs):
+        folders = sorted(Path(file).parent for file in glob(f"{pattern}/metrics.json"))
         if not folders:
-            parser.error(f"--ways: {way} has no finished run in {options.out}/split*")
-        by_user, by_item = np.array([_areas(folder) for folder in folders]).T
-        print(f"| {way} | {len(folders)} | {mean_of_seeds(by_user)} | {mean_of_seeds(by_item)} |")
+            parser.error(f"{name}: no finished run in {pattern or name}; expected NAME=PATTERN of run folders")
+        areas = np.array([_areas(folder) for folder in folders]).T
+        print(f"| {name} | {len(folders)} | {' | '.join(map(mean_of_seeds, areas))} |")
 
 
-def _areas(folder: Path) -> tuple[float, float]:
+def _areas(folder: Path) -> tuple[float, float, float, float]:
     run = load_run(folder)
     part = Evaluator(run.dataset, "validation")
-    assert part.cold_items is not None, f"{run.dataset.folder} has no cold items"
-    model, cold = run.recommender.eval(), torch.from_numpy(part.cold_items)
+    if part.cold_items is None:
+        raise SystemExit(f"{run.dataset.folder} has no cold items; expected data packed with --split cold_items")
+    train = run.dataset.interactions("train")
+    return _areas_of(run, np.unique(train.items), train) + _areas_of(run, part.cold_items, part.cold_positives)
+
+
+def _areas_of(run: FinishedRun, items: np.ndarray, positives: Interactions) -> tuple[float, float]:
+    model, chosen = run.recommender.eval(), torch.from_numpy(items)
     recent = recent_items(model, run.dataset, ("train",), torch.device("cpu"))
     with torch.no_grad():
-        items_CD = model.cold_items({modality: table[cold] for modality, table in run.features.items()})
+        items_CD = model.cold_items({modality: table[chosen] for modality, table in run.features.items()})
         users_UD = scorer_of(model, run.features, recent).users(np.arange(run.dataset.num_users))
         scores_UC = model.score(users_UD, items_CD).numpy()
     taken_UC = np.zeros(scores_UC.shape, dtype=bool)
-    taken_UC[part.cold_positives.users, np.searchsorted(part.cold_items, part.cold_positives.items)] = True
+    taken_UC[positives.users, np.searchsorted(items, positives.items)] = True
     ranks_UC = rankdata(scores_UC, axis=1)  # scores of different users are on different scales
     return _mean_auc(scores_UC, taken_UC), _mean_auc(ranks_UC.T, taken_UC.T)
 

@@ -150,7 +150,7 @@ def _train_clip(clip: Path, seed: int) -> None:
 
 
 def _train(out: Path, seed: int, steps: _Steps) -> None:
-    """Stage 1, stage 2 with and without prompts from there, and the refit of the former."""
+    """Stage 1, stage 2 from there with the encoder frozen and tuned, and the refit of the latter."""
     from ptmrec_dist.training.refit import refit as train_again
     from ptmrec_dist.training.stage1 import train_stage1
     from ptmrec_dist.training.stage2 import train_stage2
@@ -173,18 +173,18 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         device="cpu",
     )
     steps.once("stage 1", stage1 / "metrics.json", lambda: train_stage1(first))
-    for folder, method in ((frozen, "none"), (tuned, "prompt")):
+    for folder, method in ((frozen, "none"), (tuned, "last_n")):
         second = Stage2Config(
             stage1=stage1,
             out=folder,
             tuning=TuningConfig(method=method),
             batch_size=32,
             epochs=10,
-            optim=OptimConfig(encoder_lr=5e-3, recommender_lr=1e-3),
+            optim=OptimConfig(encoder_lr=1e-3, recommender_lr=1e-3),
             seed=seed,
             device="cpu",
         )
-        name = f"stage 2 ({'prompts' if method == 'prompt' else 'frozen'})"
+        name = "stage 2 (frozen)" if method == "none" else "stage 2"
         steps.once(name, folder / "metrics.json", lambda second=second: train_stage2(second))  # type: ignore[misc]
     third = RefitConfig(run=tuned, out=refit, lr=1e-3, device="cpu")
     steps.once("refit", refit / "metrics.json", lambda: train_again(third))

@@ -23,8 +23,8 @@ MODEL_NAME = "ptmrec-demo"
 RUNS = {
     "stage 1": "stage1",
     "stage 2 frozen": "stage2-frozen",
-    "stage 2 prompts": "stage2-prompts",
-    "refit": f"stage2-prompts/{REFIT_FOLDER}",
+    "stage 2": "stage2",
+    "refit": f"stage2/{REFIT_FOLDER}",
 }
 """Name of each run on the page, and its folder."""
 BASELINE, CANDIDATE = "stage 1", "refit"
@@ -36,11 +36,11 @@ _SUMMARY = (
     "and a caption, but the captions name only the kind and the colour. What users like depends also on the scene that a "
     "product is shown in, and a little on its pattern, and no caption mentions those.",
     "A tiny CLIP was trained from scratch on other pictures with captions of the same sort, so it knows kinds and "
-    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 started from there twice: "
-    "once with the encoder still frozen, and once with a few prompt vectors tuned inside it, guided by what stage 1 had "
-    "learned about the users. All other settings were equal. The refit trained the recommender that stage 2 left further, as "
-    "stage 1 did, on the features that the tuned encoder gives. It is the candidate that has to beat stage 1 at the gate of "
-    "the registry.",
+    "colours. Stage 1 trained a recommender (VBPR) on its frozen features. Stage 2 started from there twice: once with "
+    "the encoder still frozen, and once with the last two blocks of each of its towers tuned, guided by what stage 1 had "
+    "learned about the users. All other settings were equal. The refit trained the recommender that stage 2 left further,"
+    " as stage 1 did, on the features that the tuned encoder gives. It is the candidate that has to beat stage 1 at the "
+    "gate of the registry.",
     "From stage 1 to the refit, Recall@20 on cold products, which have no training interactions, goes from {cold_test}. On "
     "warm products it goes from {test}; there the interactions carry most of the information. This is one seed; another gives "
     "other numbers.",
@@ -148,7 +148,7 @@ def _shown_users(out: Path, dataset: Dataset, users: np.ndarray) -> list[ShownUs
             ShownRow("Training interactions", train.items[train.users == user][:_ROW].tolist()),
             ShownRow("Recommended by the registered model, among warm products", recommended[row]),
             ShownRow("Recommended among new products, with the frozen encoder", frozen_BK[row].tolist(), hits),
-            ShownRow("Recommended among new products, with tuned prompts", tuned_BK[row].tolist(), hits),
+            ShownRow("Recommended among new products, by the tuned encoder", tuned_BK[row].tolist(), hits),
         )
         shown.append(ShownUser(dataset.user_ids[user], rows))
     return shown

@@ -22,7 +22,9 @@ STAGE2 = ("--stage1", "runs/a", "--out", "runs/b")
 
 
 def test_flags_yaml_and_defaults_are_read_in_order(tmp_path: Path) -> None:
-    (tmp_path / "settings.yaml").write_text("prompt:\n  depth: 2\n  length: 7\noptim:\n  encoder_lr: 1e-4\n")
+    (tmp_path / "settings.yaml").write_text(
+        "tuning:\n  method: prompt\nprompt:\n  depth: 2\n  length: 7\noptim:\n  encoder_lr: 1e-4\n"
+    )
     settings = _parse("stage2", *STAGE2, "--config", tmp_path / "settings.yaml", "--prompt.depth", 9)
     assert isinstance(settings, config.Stage2Config)
     assert settings.tuning.settings == config.PromptConfig(depth=9, length=7)
@@ -39,6 +41,10 @@ def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
     ("arguments", "message"),
     [
         ((*STAGE2, "--prompt.depht", 9), "--prompt.depht"),
+        (
+            (*STAGE2, "--prompt.depth", 3),
+            "prompt: got settings of a tuning method that is not used; expected those of last_n",
+        ),
         ((*STAGE2, "--prompt.depth", 0), "prompt.depth: got 0, expected 1 or more, or 'all'"),
         ((*STAGE2, "--zero.stage", 7), "zero.stage"),
         ((*STAGE2, "--batch_size", "many"), "batch_size"),
@@ -140,11 +146,12 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
 
 
 def test_printed_settings_are_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ("--tuning.method", "prompt", "--prompt.depth", 3)
     with pytest.raises(SystemExit):
-        _parse("stage2", *STAGE2, "--prompt.depth", 3, "--print_config")
+        _parse("stage2", *STAGE2, *prompts, "--print_config")
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     assert yaml.safe_load((tmp_path / "printed.yaml").read_text())["prompt"]["depth"] == 3
-    assert _parse("stage2", "--config", tmp_path / "printed.yaml") == _parse("stage2", *STAGE2, "--prompt.depth", 3)
+    assert _parse("stage2", "--config", tmp_path / "printed.yaml") == _parse("stage2", *STAGE2, *prompts)
 
 
 def _documented_lines() -> list[str]:

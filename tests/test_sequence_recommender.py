@@ -206,7 +206,6 @@ def test_two_ranks_train_as_one_process_does(shards: Path, tmp_path: Path) -> No
             model=recommender_config("sasrec", dim=16, length=6, dropout=0.0),
             batch_size=60,
             epochs=3,
-            logq=True,
             device="cpu",
             tracking=UNTRACKED,
         )

@@ -62,6 +62,7 @@ from ptmrec_dist.config.tuning import (
     TuningConfig,
     method_config,
     method_entry,
+    require_used,
     used_settings,
 )
 from ptmrec_dist.config.use import (
@@ -150,6 +151,7 @@ __all__ = [
     "nested",
     "plain_settings",
     "recommender_config",
+    "require_used",
     "settings_parser",
     "used_settings",
 ]

@@ -1,7 +1,7 @@
 """Hyper-parameters of recommenders of the next item that know items by their images and texts alone."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.sequences import SASRecConfig
@@ -12,14 +12,10 @@ from ptmrec_dist.config.table import bounded
 class MoRecConfig(SASRecConfig):
     """Hyper-parameters of MoRec."""
 
-    joint_tuning: ClassVar[str] = "last_n"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PMMRecConfig(SASRecConfig):
     """Hyper-parameters of PMMRec; its losses but the first take no part in fine-tuning (`none`)."""
-
-    joint_tuning: ClassVar[str] = "last_n"
 
     length: int = bounded(20, 1)
     """Most recent items of a user that are read."""
@@ -38,7 +34,9 @@ class PMMRecConfig(SASRecConfig):
     nid: Literal["softmax", "relu", "none"] = "softmax"
     """Noised item detection: cross-entropy of the classifier's outputs, or, as in the paper, of their positive part."""
     rcl: Literal["dot", "cosine", "none"] = "dot"
-    """Contrast of noised histories: dot products, as in the paper, or cosines divided by `rcl_temperature`."""
+    """Contrast of noised histories: dot products divided by the square root of the width, or cosines by `rcl_temperature`."""
+    rcl_weight: float = bounded(0.02, 0)
+    """Weight of that contrast. It is 1 in the paper, by which states that tell users apart were all that small data taught."""
     rcl_temperature: float = bounded(0.07, 0.01)
     """Temperature of the contrast of noised histories where it compares cosines."""
     shuffled: float = bounded(0.15, 0, 1)

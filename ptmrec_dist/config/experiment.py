@@ -68,8 +68,8 @@ class ExperimentConfig:
     on `source`, then on the data with these parts of that run (PMMRec's five settings)."""
     source: Path | None = None
     """Packed data set, perhaps a merged one, that the paradigms `transfer_...` pre-train on."""
-    methods: tuple[str, ...] = ("prompt",)
-    """Ways of tuning the encoder (`prompt,lora`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
+    methods: tuple[str, ...] = ("last_n",)
+    """Ways of tuning the encoder (`last_n,prompt`), in all paradigms but `frozen`: names of tuning methods or of `variants`."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Methods with settings of their own, by name
     (`{last1: {tuning: {method: last_n}, last_n: {n: 1}, optim: {encoder_lr: 0.0001}}}`)."""

@@ -15,9 +15,12 @@ class NextItemConfig:
     loss: Literal["inbatch", "full", "bce", "gbce", "sampled"] = "inbatch"
     """Loss of recommenders of the next item. Cross-entropy against the other items of the step (inbatch), all items (full) or
     sampled ones (sampled); binary cross-entropy against sampled ones, as in SASRec (bce) or calibrated as in gSASRec (gbce)."""
-    logq: bool = False
-    """inbatch: subtract the logarithm of an item's probability to be in a step from its score, which corrects for
-    popularity."""
+    sequences: Literal["all", "latest"] = "all"
+    """all: a history that is longer than the recommender reads is cut into several sequences, so that every training item but a
+    user's first is predicted; latest: each user's latest sequence alone is trained on, as in PMMRec."""
+    logq: bool = True
+    """inbatch: subtract the logarithm of an item's probability to be in a step from its score while training, as the authors of
+    PMMRec do: popular items are negatives more often, and would otherwise never be recommended."""
     duplicates: Literal["count", "once"] = "count"
     """inbatch: an item that the step's sequences have n times counts n times as a negative, or once."""
     negatives: Literal["world", "rank"] = "world"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.config.table import Hyperparameters
-from ptmrec_dist.config.tuning import METHODS, TuningConfig
+from ptmrec_dist.config.tuning import METHODS, TuningConfig, require_used
 from ptmrec_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
     if own:
         _add_recommender(parser, recommender or defaults["recommender"])
     if "tuning" in defaults:
-        _add_tuning(parser, settings, recommender or defaults.get("recommender"))
+        _add_tuning(parser, settings)
     return parser
 
 
@@ -53,11 +53,9 @@ def _add_recommender(parser: "ArgumentParser", chosen: str) -> None:
     parser.add_class_arguments(recommender_entry(chosen).config, "model")
 
 
-def _add_tuning(parser: "ArgumentParser", settings: type, recommender: str | None) -> None:
+def _add_tuning(parser: "ArgumentParser", settings: type) -> None:
     declared: Any = next(item for item in fields(settings) if item.name == "tuning")
     default = declared.default_factory().method
-    if recommender is not None:
-        default = recommender_entry(recommender).config.joint_tuning
     parser.add_class_arguments(TuningConfig, "tuning", skip={"method", "settings"}, instantiate=False)
     names = Literal[tuple(METHODS)]  # type: ignore[valid-type]
     rates = ", ".join(f"{name} {entry.learning_rate:g}" for name, entry in METHODS.items())
@@ -119,8 +117,9 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
     given = {item.name: values[item.name] for item in fields(settings)}  # type: ignore[arg-type]
     if "tuning" in given:
         tuning = TuningConfig(**given["tuning"].as_dict())
-        own = values[tuning.method] if tuning.method in groups(settings) else tuning.settings
-        given["tuning"] = replace(tuning, settings=own)
+        of_methods = {name: values[name] for name in groups(settings)}
+        require_used([name for name, own in of_methods.items() if own != type(own)()], {tuning.method})
+        given["tuning"] = replace(tuning, settings=of_methods.get(tuning.method, tuning.settings))
     return settings(**given)
 
 

@@ -188,9 +188,12 @@ class MultiPassConfig(PrincipalConfig):
 class SLMRecConfig(MultiPassConfig):
     """Hyper-parameters of SLMRec."""
 
-    temperature: float = bounded(0.2, 0.025)
-    """Temperature of the main term."""
-    debias: bool = False
+    reg_weight: float = bounded(1.0, 0)
+    """Weight of the squared norms of the embeddings; stands for the published weight decay, which shrinks an embedding in every
+    step, not only in those whose batch has it."""
+    temperature: float = bounded(0.3, 0.025)
+    """Temperature of the main term: the higher, the closer together scores stay, which sparse data need; 0.2 in the paper."""
+    debias: bool = True
     """Divide the weight of each negative by its number of training interactions: batches have popular items more often.
     Raises recall where popular items are most of the test set; not in the paper."""
     ssl: Literal["fac", "fd", "fm"] = "fac"
@@ -220,21 +223,23 @@ class RecommenderEntry(Entry):
 
     config: type[RecommenderConfig]
     """Hyper-parameters with their defaults."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate in stage 1, unless the settings give one."""
 
 
 _PACKAGE = "ptmrec_dist.recommenders.general"
 _SEQUENTIAL = "ptmrec_dist.recommenders.sequential"
 RECOMMENDERS: dict[str, RecommenderEntry] = {
-    "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR"),
-    "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN"),
+    "bpr": RecommenderEntry(BPRConfig, f"{_PACKAGE}.bpr:BPR", learning_rate=3e-3),
+    "lightgcn": RecommenderEntry(LightGCNConfig, f"{_PACKAGE}.lightgcn:LightGCN", learning_rate=3e-3),
     "buir": RecommenderEntry(BUIRConfig, f"{_PACKAGE}.buir:BUIR"),
-    "vbpr": RecommenderEntry(VBPRConfig, f"{_PACKAGE}.vbpr:VBPR"),
+    "vbpr": RecommenderEntry(VBPRConfig, f"{_PACKAGE}.vbpr:VBPR", learning_rate=3e-3),
     "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
     "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
     "mmgcn": RecommenderEntry(MMGCNConfig, f"{_PACKAGE}.mmgcn:MMGCN"),
     "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE"),
-    "slmrec": RecommenderEntry(SLMRecConfig, f"{_PACKAGE}.slmrec:SLMRec"),
+    "slmrec": RecommenderEntry(SLMRecConfig, f"{_PACKAGE}.slmrec:SLMRec", learning_rate=1e-2),
     "mmgcl": RecommenderEntry(MMGCLConfig, f"{_PACKAGE}.mmgcl:MMGCL"),
     "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),
     "gru4rec": RecommenderEntry(GRU4RecConfig, f"{_SEQUENTIAL}.gru4rec:GRU4Rec"),

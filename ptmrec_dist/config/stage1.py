@@ -62,8 +62,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     `pip install 'ptmrec_dist[als]'`), and evaluate them first, as epoch 0. By default from random numbers."""
     train_features: bool = False
     """Train the feature tables as well (common reference implementations always do)."""
-    lr: float = 1e-3
-    """Adam's learning rate."""
+    lr: float | None = None
+    """Adam's learning rate; by default that of the recommender."""
     batch_size: int | None = None
     """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
     average. By default 2,048, or as many more as make 200 steps an epoch: a step costs as much as a pass over all interactions
@@ -117,6 +117,11 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         require(
             0 <= self.patience_growth < math.inf, "patience_growth", self.patience_growth, "a finite number, 0 or more"
         )
-        require(self.lr > 0, "lr", self.lr, "more than 0")
+        require(self.lr is None or self.lr > 0, "lr", self.lr, "more than 0")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require_device(self.device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's learning rate."""
+        return recommender_entry(self.recommender).learning_rate if self.lr is None else self.lr

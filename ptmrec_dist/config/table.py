@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.errors import UserError
@@ -56,9 +56,6 @@ class Hyperparameters:
 @dataclass(frozen=True, kw_only=True)
 class RecommenderConfig(Hyperparameters):
     """Hyper-parameters of a recommender."""
-
-    joint_tuning: ClassVar[str] = "prompt"
-    """Tuning method of the encoder in joint training, by default."""
 
 
 @dataclass(frozen=True)

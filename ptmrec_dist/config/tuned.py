@@ -190,18 +190,12 @@ class Stage2Config(ReadsRun, TrainsBoth):
         require(self.temperature > 0, "temperature", self.temperature, "more than 0")
 
 
-_OF_RECOMMENDER = TuningConfig()
-"""Stands for the method that the recommender names."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path
     """Packed data set."""
-    tuning: TuningConfig = field(default_factory=lambda: _OF_RECOMMENDER)
-    """Tuning method of the encoder; by default prompts, or last_n with morec and pmmrec."""
     batch_size: int = 256
     """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
     on average."""
@@ -225,8 +219,6 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
         NextItemConfig.__post_init__(self)
-        if self.tuning is _OF_RECOMMENDER:
-            object.__setattr__(self, "tuning", TuningConfig(method=self.model.joint_tuning))
         TrainsBoth.__post_init__(self)
         self._check_transfer()
         self._choose_losses()

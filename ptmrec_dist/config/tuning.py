@@ -3,12 +3,13 @@
 The command line, its help, sweeps, experiments, saved encoders and the general tests are derived from the row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.table import Entry, Hyperparameters, bounded, configured, entry_of, resolved
+from ptmrec_dist.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def method_config(name: str, **values: Any) -> MethodConfig:
 class TuningConfig:
     """How the encoder is tuned."""
 
-    method: str = "prompt"
+    method: str = "last_n"
     """Tuning method of the encoder."""
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
@@ -150,6 +151,24 @@ class TuningConfig:
         entry = method_entry(self.method)
         settings = resolved(entry, self.method, "tuning.settings", self.settings, bare=MethodConfig)
         object.__setattr__(self, "settings", settings)
+
+
+def require_used(groups: Iterable[str], methods: Collection[str]) -> None:
+    """Refuse settings of tuning methods that are not used: another method would be trained without them.
+
+    Args:
+        groups: Names that settings were given under; those that are no tuning method are passed over.
+        methods: Tuning methods in use.
+
+    Raises:
+        UserError: A tuning method with settings that is not among them.
+    """
+    for name in groups:
+        if name in METHODS and name not in methods:
+            raise UserError(
+                f"{name}: got settings of a tuning method that is not used; expected those of {', '.join(sorted(methods))}, or "
+                f"--tuning.method {name}"
+            )
 
 
 def used_settings(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,16 +110,18 @@ class RecentItems:
         )
         self._window = torch.arange(-length, 0, device=device)
 
-    def latest(self, users_B: Tensor) -> PaddedHistories:
-        """Look up whole histories.
+    def latest(self, users_B: Tensor, later_B: Tensor | None = None) -> PaddedHistories:
+        """Look up whole histories, or histories without their end.
 
         Args:
             users_B: User indices, int64 [B], on the device.
+            later_B: Number of later items to leave out, int64 [B], on the device; by default none.
 
         Returns:
             The last items of these users.
         """
-        return self._until(self._starts[users_B + 1], users_B)
+        ends_B = self._starts[users_B + 1]
+        return self._until(ends_B if later_B is None else ends_B - later_B, users_B)
 
     def before(self, rows_B: Tensor) -> PaddedHistories:
         """Look up what came before some of the interactions: what may be known when they are predicted.

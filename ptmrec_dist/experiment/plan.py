@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged
+from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged, used_settings
 from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
 SOURCE = "source"
@@ -289,7 +289,7 @@ class _Steps:
         """Settings of a command that tunes the encoder; the more specific ones take precedence."""
         settings = merged(merged(self._common(), self.config.tuned), getattr(self.config, command))
         variant = self.config.variants.get(self.cell.method, {"tuning": {"method": self.cell.method}})
-        return merged(settings, variant)
+        return used_settings(merged(settings, variant))
 
     def _common(self) -> dict[str, Any]:
         return {"seed": self.cell.seed, "device": self.config.device}

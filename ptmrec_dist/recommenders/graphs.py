@@ -5,6 +5,7 @@ Shape suffixes: U users, I items, N participating items, E edges, D width.
 
 import functools
 from collections.abc import Callable
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -54,6 +55,27 @@ class InteractionGraph(nn.Module):
             return users_UD, items_ID
         users, items = _SelfAdjoint.apply(functools.partial(self._mean_of_layers, layers), users_UD, items_ID)
         return users, items
+
+    def propagate_passes(self, users_UD: Tensor, items_IP: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+        """Propagate several tables side by side that have the same users in layer 0.
+
+        Propagation is linear: what comes from users is computed once for all passes, a third less work for three of them than
+        `propagate` has with users repeated.
+
+        Args:
+            users_UD: Users of layer 0 of every pass, float32 [U, D].
+            items_IP: Items of layer 0 of all passes, float32 [I, P], P a multiple of D.
+            layers: Number of layers L.
+
+        Returns:
+            Users [U, P] and items [I, P].
+        """
+        if not layers:
+            return users_UD.repeat(1, items_IP.shape[1] // users_UD.shape[1]), items_IP
+        to_users, to_items = self.items_to_users, self.items_to_users.transposed
+        users_UD, items_ID = _mean_of_one_side(users_UD, to_items, to_users, layers)
+        items_IP, users_UP = _mean_of_one_side(items_IP, to_users, to_items, layers)
+        return _add_to_passes(users_UP, users_UD), _add_to_passes(items_IP, items_ID)
 
     @torch.no_grad()
     def sources(self, users_UD: Tensor, items_ID: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -199,6 +221,22 @@ class _SelfAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, users_UD: Tensor, items_ID: Tensor) -> tuple[None, Tensor, Tensor]:
         return None, *ctx.operator(users_UD, items_ID)
+
+
+def _mean_of_one_side(
+    own_ND: Tensor, to_other: Callable[[Tensor], Tensor], to_own: Callable[[Tensor], Tensor], layers: int
+) -> tuple[Tensor, Tensor]:
+    """Propagate a table of users or of items where the other one is zero: what reaches its own side, and the other."""
+    tables = [own_ND / (layers + 1)]
+    for product in islice(cycle((to_other, to_own)), layers):
+        tables.append(product(tables[-1]))
+    return sum(tables[2::2], tables[0]), sum(tables[3::2], tables[1])
+
+
+def _add_to_passes(table_NP: Tensor, common_ND: Tensor) -> Tensor:
+    """Add a table to each of those side by side."""
+    tables_NMD: Tensor = table_NP.unflatten(1, (-1, common_ND.shape[1]))
+    return (tables_NMD + common_ND[:, None]).flatten(1)
 
 
 def _survivors(values_N: Tensor, fraction: float, generator: Generator) -> Tensor:

@@ -49,7 +49,19 @@ class SparseMatrix(nn.Module):
         Returns:
             The product, float32 [rows, D]; a row without entries gives zeros.
         """
-        product: Tensor = _Product.apply(self, table_ND)
+        product: Tensor = _Product.apply(self.matrix, self.transpose, table_ND)
+        return product
+
+    def transposed(self, table_ND: Tensor) -> Tensor:
+        """Compute A^T X.
+
+        Args:
+            table_ND: X, float32 [rows, D].
+
+        Returns:
+            The product, float32 [columns, D].
+        """
+        product: Tensor = _Product.apply(self.transpose, self.matrix, table_ND)
         return product
 
     def rows(self, chosen_C: Tensor, table_ND: Tensor) -> Tensor:
@@ -106,13 +118,13 @@ class _Product(torch.autograd.Function):
     """A X, whose gradient is the transpose's product."""
 
     @staticmethod
-    def forward(ctx: Any, sparse: SparseMatrix, table_ND: Tensor) -> Tensor:
-        ctx.transpose = sparse.transpose
-        return sparse.matrix @ table_ND
+    def forward(ctx: Any, matrix: Tensor, transpose: Tensor, table_ND: Tensor) -> Tensor:
+        ctx.transpose = transpose
+        return matrix @ table_ND
 
     @staticmethod
-    def backward(ctx: Any, product_ND: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.transpose @ product_ND
+    def backward(ctx: Any, product_ND: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transpose @ product_ND
 
 
 def _compressed(starts: Tensor, positions_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,16 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain, merged, nested
+from ptmrec_dist.config import (
+    Stage2Config,
+    SweepConfig,
+    TuningConfig,
+    from_plain,
+    merged,
+    nested,
+    require_used,
+    used_settings,
+)
 from ptmrec_dist.errors import UserError
 
 Space = dict[str, BaseDistribution]
@@ -79,7 +88,7 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
     for name in _INPUTS:
         if getattr(config, name) is not None:
             own[name] = str(getattr(config, name).resolve())
-    return merged(merged(merged(own, config.stage2), nested(point)), fixed)
+    return used_settings(merged(merged(merged(own, config.stage2), nested(point)), fixed))
 
 
 def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
@@ -101,6 +110,9 @@ def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
     for key in config.stage2:
         if key in _FIXED - {"epochs", "select_on", "keep"}:
             raise UserError(f"stage2.{key}: the sweep itself decides on it; leave it out")
+    fixed = config.stage2.get("tuning", {}).get("method", TuningConfig().method)
+    methods = space.get("tuning.method", CategoricalDistribution([fixed]))
+    require_used((key.split(".")[0] for key in (*space, *config.stage2)), set(_candidates(methods)))
     return list(_checked(config, space))
 
 

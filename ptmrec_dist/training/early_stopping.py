@@ -23,8 +23,8 @@ class EarlyStopping:
     """What is added to patience, as a fraction of the evaluations up to the one that is kept."""
     kept: float | None = None
     """Value of the epoch that is kept."""
-    kept_epoch: int = -1
-    """The epoch that is kept."""
+    kept_epoch: int = 0
+    """The epoch that is kept; before any evaluation the start."""
     evaluations: int = 0
     """Evaluations so far."""
     kept_evaluation: int = 0

@@ -20,9 +20,9 @@ from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
 from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.sequence_batches import SequenceBatches
 from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, train_both
-from ptmrec_dist.training.user_batches import UserBatches
 
 
 def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
@@ -43,7 +43,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
             f"recommender: got {config.recommender}, which reads codes of features, so that no gradient reaches the encoder; "
             "train it by `ptmrec stage1`, or choose another"
         )
-    sequences = TrainingSequences(start.dataset, start.recommender.history_length)
+    sequences = TrainingSequences(start.dataset, start.recommender.history_length, config.sequences == "latest")
     start = replace(start, record=with_source(config, start.record))
     encoder = check_start(config, start)
     world = join_world(config.device, config.timeout)
@@ -56,7 +56,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         print(taken)
     objective = LiveNextItem(*live_arguments(start, encoder, sequences, config, config.seed, world))
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
-    batches = UserBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
+    batches = SequenceBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
 
 

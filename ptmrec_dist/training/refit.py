@@ -63,7 +63,7 @@ def refit(config: RefitConfig) -> None:
     dataset = open_data_of(config.run, begun)
     dataset.require("validation")
     store = open_features_of(config.run, begun, dataset)
-    settings = replace(settings, batch_size=batch_size_of(settings, dataset))
+    settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=settings.learning_rate)
     reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
     stage1 = None if first is None or begun.stage1 is None else begun.stage1 | {"path": str(first.resolve())}
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)

@@ -22,9 +22,9 @@ from ptmrec_dist.training.end_to_end import live_arguments
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.sequence_batches import SequenceBatches
 from ptmrec_dist.training.session import Report, report_complete
 from ptmrec_dist.training.tune import check_start, train_both
-from ptmrec_dist.training.user_batches import UserBatches
 
 
 def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report | None = None) -> None:
@@ -63,7 +63,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         teachers_states=config.user_states == "teacher",
     )
     files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
-    batches = UserBatches(sequences, config.batch_size, world, files=files, workers=config.workers)
+    batches = SequenceBatches(sequences, config.batch_size, world, files=files, workers=config.workers)
     train_both(config, run, start, objective, batches, report)
 
 

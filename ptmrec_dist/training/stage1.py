@@ -38,9 +38,9 @@ from ptmrec_dist.training.plan import Plan
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
+from ptmrec_dist.training.sequence_batches import SequenceBatches
 from ptmrec_dist.training.session import Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
-from ptmrec_dist.training.user_batches import UserBatches
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
 _BATCH_SIZE, _STEPS = 2048, 200
@@ -67,7 +67,7 @@ def train_stage1(config: Stage1Config) -> None:
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
-    config = replace(config, batch_size=batch_size_of(config, dataset))
+    config = replace(config, batch_size=batch_size_of(config, dataset), lr=config.learning_rate)
     take_over: TakeOver | None = None
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
@@ -187,7 +187,7 @@ def make_objective(
     features = tensors_of(store, record.modalities)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):
-        sequences = TrainingSequences(dataset, recommender.history_length)
+        sequences = TrainingSequences(dataset, recommender.history_length, config.sequences == "latest")
         return NextItem(recommender, tables, config.train_features, world, sequences, config, config.seed)
     return Ranking(recommender, tables, config.train_features, world)
 
@@ -213,7 +213,7 @@ def make_trainer(
     Returns:
         The trainer, ready for its first step.
     """
-    optimizer = torch.optim.Adam(objective.parameters(), lr=config.lr, fused=True)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate, fused=True)
     batches = _batches(config, objective, dataset, session.world)
     plan = Plan(
         epochs=config.epochs,
@@ -232,7 +232,7 @@ def make_trainer(
 
 def _batches(config: Stage1Config, objective: RecommenderObjective, dataset: Dataset, world: World) -> Batches:
     if isinstance(objective, NextItem):
-        return UserBatches(objective.sequences, batch_size_of(config, dataset), world, config.negatives)
+        return SequenceBatches(objective.sequences, batch_size_of(config, dataset), world, config.negatives)
     recent = recent_items(objective.recommender, dataset, ("train",), world.device)
     batches = InteractionBatches(
         dataset.interactions("train"), dataset.num_users, batch_size_of(config, dataset), world, recent

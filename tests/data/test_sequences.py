@@ -1,4 +1,4 @@
-"""Training sequences: the latest items in time order, who is left out, and data that have no order of time."""
+"""Training sequences: items in time order, who is left out, and data that have no order of time."""
 
 import logging
 from pathlib import Path
@@ -29,25 +29,53 @@ def _packed(folder: Path, taken: dict[str, list[str]], split: str = "leave_one_o
 
 
 def _of(data: Dataset, user: str, sequences: TrainingSequences) -> list[str]:
-    found = sequences.of(np.array([data.user_ids.index(user)]))
-    return [data.item_ids[item] for item in found.items[0][found.mask[0]]]
+    """The sequences of a user, the latest first."""
+    (rows,) = np.nonzero(sequences.users == data.user_ids.index(user))
+    found = sequences.of(rows)
+    return ["".join(data.item_ids[item] for item in items[mask]) for items, mask in zip(found.items, found.mask)]
 
 
-def test_a_sequence_is_the_latest_training_items_and_ends_before_what_is_held_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def _occurrences(data: Dataset, sequences: TrainingSequences) -> dict[str, int]:
+    return dict(zip(data.item_ids, sequences.occurrences.tolist(), strict=True))
+
+
+def test_the_latest_sequence_ends_before_what_is_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken = {"long": list("fbdcaegh"), "short": list("cab"), "two": list("ba"), "one": ["a"]}
     data = _packed(tmp_path, taken)
     with caplog.at_level(logging.WARNING):
-        sequences = TrainingSequences(data, LENGTH)
-    assert _of(data, "long", sequences) == list("dcae")  # LENGTH + 1 of fbdcae: g validates, h tests
-    assert _of(data, "two", sequences) == list("ba")  # too few for held-out items
+        sequences = TrainingSequences(data, LENGTH, latest=True)
+    assert _of(data, "long", sequences) == ["dcae"]  # LENGTH + 1 of fbdcae: g validates, h tests
+    assert _of(data, "two", sequences) == ["ba"]  # too few for held-out items
     assert [data.user_ids[user] for user in sequences.users] == ["long", "two"]
     assert sequences.num_targets == LENGTH + 1
-    expected = {item: ("dcae" + "ba").count(item) for item in data.item_ids}
-    assert dict(zip(data.item_ids, sequences.occurrences.tolist(), strict=True)) == expected
+    assert _occurrences(data, sequences) == {item: ("dcae" + "ba").count(item) for item in data.item_ids}
     assert "2 of 4 users have fewer than 2 training interactions" in caplog.text
-    assert "2 of 10 training interactions are not trained on: a user's sequence has the latest 4 items" in caplog.text
+    assert "2 of 10 training interactions are not trained on: --sequences latest" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ("fbdcaeg", ["caeg", "fbdc"]),  # two whole sequences
+        ("fbdcaegh", ["aegh", "bdca", "fb"]),
+        ("fbdcaegha", ["egha", "dcae", "fbd"]),
+        ("fbdc", ["fbdc"]),
+        ("fbd", ["fbd"]),
+    ],
+)
+def test_a_long_history_is_cut_into_sequences_that_have_every_item_but_the_first_as_a_target_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, training: str, expected: list[str]
+) -> None:
+    data = _packed(tmp_path, {"u": [*training, "y", "z"], "v": list("ayzz")}, repeats="keep")
+    with caplog.at_level(logging.WARNING):
+        sequences = TrainingSequences(data, LENGTH)
+    assert _of(data, "u", sequences) == expected
+    assert sorted("".join(items[1:] for items in expected)) == sorted(training[1:])
+    assert _of(data, "v", sequences) == ["ay"]
+    assert sequences.num_targets == len(training) - 1 + 1
+    read = "".join(expected) + "ay"
+    assert _occurrences(data, sequences) == {item: read.count(item) for item in data.item_ids}
+    assert "not trained on" not in caplog.text
 
 
 def test_data_without_an_order_of_time_are_refused(tmp_path: Path) -> None:
@@ -72,7 +100,7 @@ def test_users_of_one_training_interaction_alone_are_refused(tmp_path: Path) -> 
 def test_items_that_are_taken_again_are_dropped_or_kept(tmp_path: Path) -> None:
     taken = {"u": list("abcabcba"), "v": list("abcdefgh")}
     dropped, kept = (_packed(tmp_path / name, taken, repeats=name) for name in ("drop", "keep"))
-    assert _of(dropped, "u", TrainingSequences(dropped, 8)) == ["a"]
-    assert _of(kept, "u", TrainingSequences(kept, 8)) == list("abcabc")
+    assert _of(dropped, "u", TrainingSequences(dropped, 8)) == []
+    assert _of(kept, "u", TrainingSequences(kept, 8)) == ["abcabc"]
     assert dropped.manifest.report["interactions"]["dropped"]["repeated user and item"]["count"] == 5
     assert not kept.manifest.report["interactions"]["dropped"]

@@ -116,10 +116,11 @@ def test_an_encoder_from_outside_goes_from_features_to_new_items_of_a_registered
     shutil.copy(empty_sqlite, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     shards, train = ["--shards", str(tiny_project.shards)], ["--tracking.enabled", "false", "--epochs", "2"]
+    prompts = ["--tuning.method", "prompt", "--prompt.length", "2"]
     for words in (
         ["features", *shards, "--encoder.model", str(published), "--out", str(tmp_path / "features")],
         ["stage1", *shards, "--features", str(tmp_path / "features"), *train, "--out", str(tmp_path / "stage1")],
-        ["stage2", "--stage1", str(tmp_path / "stage1"), *train, "--prompt.length", "2", "--out", str(tmp_path / "b")],
+        ["stage2", "--stage1", str(tmp_path / "stage1"), *train, *prompts, "--out", str(tmp_path / "b")],
     ):
         assert cli.main([*words, "--device", "cpu"]) == 0
     assert cli.main(["register", "--run", str(tmp_path / "b"), "--name", "letters", "--alias", "champion"]) == 0

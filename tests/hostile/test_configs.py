@@ -15,9 +15,9 @@ _WRITTEN: dict[str, dict[str, object]] = {
     "pack": {"items": "i.csv", "interactions": "u.csv", "out": "o", "core": 2, "columns": {"item": "id", "text": ["a", "b"]}},
     "features": {"shards": "s", "out": "o", "encoder": {"model": "m", "pretrained": None}, "batch_size": 8},
     "stage1": {"shards": "s", "features": "f", "out": "o", "recommender": "vbpr", "model": {"dim": 8}, "lr": 0.001},
-    "stage2": {"stage1": "r", "out": "o", "prompt": {"depth": 1, "length": 2}, "optim": {"encoder_lr": 0.01}},
+    "stage2": {"stage1": "r", "out": "o", "tuning": {"method": "prompt"}, "prompt": {"depth": 1, "length": 2}},
     "experiment": {"shards": "s", "out": "o", "encoder": {"model": "m"}, "seeds": [0, 1], "stage1": {"epochs": 2}},
-    "sweep": {"stage1": "r", "out": "o", "space": {"prompt.length": {"randint": [1, 4]}}, "stage2": {"epochs": 2}},
+    "sweep": {"stage1": "r", "out": "o", "space": {"last_n.n": {"randint": [1, 4]}}, "stage2": {"epochs": 2}},
 }  # fmt: skip
 _BOMB = "\n".join(
     ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)), "out: *a11"]

@@ -93,7 +93,7 @@ CASES = {
     "refit": Case(lambda made, folder: ["refit", "--run", f"{made.tuned}", "--out", f"{folder}/out", *EVERY, *SHORT, *OFF]),
     "joint": Case(lambda made, folder: [
         *("joint", *_shards_and_features(made), "--out", f"{folder}/out"),
-        *("--recommender", "vbpr", "--prompt.depth", "1", *EVERY, *SHORT, *OFF),
+        *("--recommender", "vbpr", "--tuning.method", "prompt", "--prompt.depth", "1", *EVERY, *SHORT, *OFF),
     ]),
     "joint:pmmrec": Case(lambda made, folder: [
         *("joint", *_shards_and_features(made), "--out", f"{folder}/out", "--recommender", "pmmrec", "--model.dim", "8"),

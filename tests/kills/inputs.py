@@ -70,7 +70,18 @@ class Inputs:
 
 def stage2(project: Project, out: Path) -> list[str]:
     """Command line of a short stage 2."""
-    rest = ("--prompt.depth", "1", "--prompt.length", "2", "--checkpoint_every", "2", "--keep", "last")
+    rest = (
+        "--tuning.method",
+        "prompt",
+        "--prompt.depth",
+        "1",
+        "--prompt.length",
+        "2",
+        "--checkpoint_every",
+        "2",
+        "--keep",
+        "last",
+    )
     return ["stage2", "--stage1", f"{project.stage1}", "--out", f"{out}", *rest, *SHORT, *OFF]
 
 

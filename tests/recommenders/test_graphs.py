@@ -45,6 +45,22 @@ def test_propagation_and_its_gradient_equal_powers_of_the_dense_adjacency(toy: T
     torch.testing.assert_close(got_gradient, expected_gradient)
 
 
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_passes_with_common_users_and_their_gradients_equal_those_with_users_repeated(toy: Toy, layers: int) -> None:
+    users, items = torch.randn(toy.num_users, 4, requires_grad=True), torch.randn(toy.num_items, 12, requires_grad=True)
+    weights = torch.randn(toy.num_users + toy.num_items, 12)
+    graph = graph_of(toy)
+    expected = torch.cat(graph.propagate(users.repeat(1, 3), items, layers))
+    got = torch.cat(graph.propagate_passes(users, items, layers))
+    torch.testing.assert_close(got, expected)
+    for found, wanted in zip(
+        torch.autograd.grad((got * weights).sum(), (users, items)),
+        torch.autograd.grad((expected * weights).sum(), (users, items)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_nodes_without_edges_get_zeros_from_propagation(toy: Toy) -> None:
     graph = graph_of(toy)
     users = graph.items_to_users(torch.ones(toy.num_items, 2))

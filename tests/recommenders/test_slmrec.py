@@ -52,6 +52,7 @@ def _build(toy: Toy, ssl: str, modalities: tuple[str, ...] = ("image", "text"), 
         cl_temperature=0.5,
         cl_weight=0.7,
         reg_weight=0.2,
+        debias=False,
         ssl=ssl,
         rank_by=rank_by,
     )

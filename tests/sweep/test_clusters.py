@@ -52,6 +52,7 @@ def test_the_kubernetes_job_mounts_what_it_names_and_starts_a_command_that_we_ha
     assert cli.parse(cli.COMMANDS[command].settings, options, command).out == Path("/shared/sweeps/prompt")
 
 
-def test_the_search_that_we_ship_is_one_that_stage_2_takes() -> None:
-    config = cli.parse(SweepConfig, ["--config", str(CONFIGS / "search-prompt.yaml")], "ptmrec sweep")
-    assert {settings.tuning.settings.length for settings in check_space(config, read_space(config))} == {1, 16}
+@pytest.mark.parametrize(("name", "setting", "values"), [("last-n", "n", {1, 2, 4}), ("prompt", "length", {1, 16})])
+def test_the_searches_that_we_ship_are_such_that_stage_2_takes_them(name: str, setting: str, values: set[int]) -> None:
+    config = cli.parse(SweepConfig, ["--config", str(CONFIGS / f"search-{name}.yaml")], "ptmrec sweep")
+    assert {getattr(point.tuning.settings, setting) for point in check_space(config, read_space(config))} == values

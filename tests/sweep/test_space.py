@@ -19,7 +19,8 @@ from tests.conftest import Project
 
 def _config(**changes: Any) -> SweepConfig:
     space = {"prompt.depth": {"choice": [1, "all"]}, "optim.encoder_lr": {"loguniform": [1e-4, 1e-2]}}
-    return SweepConfig(**({"stage1": Path("runs/a"), "out": Path("sweep"), "space": space} | changes))
+    stage2 = {"tuning": {"method": "prompt"}} | changes.pop("stage2", {})
+    return SweepConfig(**({"stage1": Path("runs/a"), "out": Path("sweep"), "space": space, "stage2": stage2} | changes))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_what_a_trial_would_refuse_is_refused_before_any_starts(
         "stage1": str(tiny_project.stage1),
         "out": str(tmp_path / "out"),
         "space": {"prompt.depth": {"choice": [1, "all"]}, "optim.encoder_lr": {"loguniform": [0.0001, 0.01]}},
+        "stage2": {"tuning": {"method": "prompt"}} | changes.pop("stage2", {}),
         "tracking": {"enabled": False},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(settings | changes))

@@ -129,7 +129,7 @@ def test_what_cannot_be_trained_on_sequences_is_refused_before_anything_is_writt
         ("morec", {"users_per_item": 3}, "users_per_item: got 3, expected none with morec"),
         ("morec", {"accumulation": 2}, "accumulation: got 2, expected 1 with morec"),
         ("morec", {"loss": "full"}, "loss: got 'full', expected inbatch"),
-        ("vbpr", {"logq": True}, "logq: got True, expected False"),
+        ("vbpr", {"logq": False}, "logq: got False, expected True"),
         ("vqrec", {"model": codes}, "recommender: got vqrec, which reads codes of features"),
     ):
         with pytest.raises(UserError, match=message):

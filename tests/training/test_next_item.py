@@ -1,7 +1,7 @@
 """The objective of recommenders of the next item, against slow forms that encode every item wherever it stands."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,16 +27,16 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.objectives import sequence
 from ptmrec_dist.training.objectives.sequence import NextItem
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
-from ptmrec_dist.training.user_batches import UserBatches
+from ptmrec_dist.training.sequence_batches import SequenceBatches
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import for_few_items
 
 USERS, ITEMS, LENGTH, SEED, STEP = 9, 12, 4, 3, 7
 CASES = {
-    "in-batch": NextItemConfig(),
-    "in-batch, logq": NextItemConfig(logq=True),
-    "in-batch, once": NextItemConfig(duplicates="once"),
-    "in-batch, once, logq": NextItemConfig(duplicates="once", logq=True),
+    "in-batch": NextItemConfig(logq=False),
+    "in-batch, logq": NextItemConfig(),
+    "in-batch, once": NextItemConfig(duplicates="once", logq=False),
+    "in-batch, once, logq": NextItemConfig(duplicates="once"),
     "full": NextItemConfig(loss="full"),
     "bce": NextItemConfig(loss="bce"),
     "gbce": NextItemConfig(loss="gbce", num_negatives=3, calibration=0.5),
@@ -112,9 +112,28 @@ def _alone() -> World:
     return World(0, 1, torch.device("cpu"))
 
 
-def _batch(objective: NextItem, users: list[int]) -> SequenceBatch:
-    batches = UserBatches(objective.sequences, 100, objective.world, objective.config.negatives)
-    return batches.batch(np.array(users))
+def _batch(objective: NextItem, chosen: list[int]) -> SequenceBatch:
+    batches = SequenceBatches(objective.sequences, 100, objective.world, objective.config.negatives)
+    return batches.batch(np.array(chosen))
+
+
+def _all(data: Path) -> list[int]:
+    return list(range(len(TrainingSequences(Dataset(data), LENGTH).users)))
+
+
+def _taken(data: Path) -> dict[int, list[int]]:
+    train = Dataset(data).sequences("train")
+    return {user: train.items[train.users == user].tolist() for user in range(USERS + 1)}
+
+
+def _windows(data: Path) -> list[tuple[int, list[int]]]:
+    """User and items of every sequence: histories are cut from their ends."""
+    found = []
+    for user, items in _taken(data).items():
+        while len(items) > 1:
+            found.append((user, items[-LENGTH - 1 :]))
+            items = items[:-LENGTH]
+    return found
 
 
 def _gradients(objective: NextItem, loss: Tensor) -> dict[str, Tensor]:
@@ -123,17 +142,16 @@ def _gradients(objective: NextItem, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, found, strict=True))
 
 
-def _slot_by_slot(objective: NextItem, data: Path, users: list[int]) -> Tensor:
+def _slot_by_slot(objective: NextItem, data: Path, chosen: list[int]) -> Tensor:
     """The mean loss over all positions, each item encoded in every slot, each term written out."""
-    model, config, train = objective.recommender, objective.config, Dataset(data).sequences("train")
-    taken = {user: train.items[train.users == user].tolist() for user in range(USERS + 1)}
-    windows = {user: taken[user][-LENGTH - 1 :] for user in taken if len(taken[user]) > 1}
-    shown = [item for window in windows.values() for item in window]  # what a share p is a share of
-    slots = [item for user in users for item in windows[user]]
+    model, config, taken = objective.recommender, objective.config, _taken(data)
+    shown = [item for _, window in _windows(data) for item in window]  # what a share p is a share of
+    windows = [_windows(data)[number] for number in chosen]
+    slots = [item for _, window in windows for item in window]
 
     def encoded(items: list[int]) -> Tensor:
-        chosen = torch.tensor(items)
-        return model.item_vectors({name: table[chosen] for name, table in objective.features.items()}, chosen)
+        rows = torch.tensor(items)
+        return model.item_vectors({name: table[rows] for name, table in objective.features.items()}, rows)
 
     def scores(state: Tensor, items: list[int]) -> Tensor:
         return model.score(state[None], model.candidates(encoded(items)))[0]
@@ -145,8 +163,8 @@ def _slot_by_slot(objective: NextItem, data: Path, users: list[int]) -> Tensor:
         return math.log(share if config.duplicates == "count" else 1 - (1 - share) ** len(slots))
 
     losses = []
-    for user in users:
-        read, wanted = windows[user][:-1], windows[user][1:]
+    for user, window in windows:
+        read, wanted = window[:-1], window[1:]
         vectors = torch.nn.functional.pad(encoded(read), (0, 0, LENGTH - len(read), 0))[None]
         states = model.states(vectors, torch.arange(LENGTH)[None] >= LENGTH - len(read))[0, LENGTH - len(read) :]
         for position, (state, target) in enumerate(zip(states, wanted, strict=True)):
@@ -196,9 +214,10 @@ def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_e
     data: Path, case: str, kind: str
 ) -> None:
     objective = _objective(data, CASES[case], _alone(), kind)
-    users = [int(user) for user in objective.sequences.users[[5, 0, 3, 1, 7]]]
-    found = objective(_batch(objective, users), STEP)["next_item"]
-    expected = _slot_by_slot(objective, data, users)
+    chosen = [5, 0, 3, 1, 7, 8]
+    assert len(set(objective.sequences.users[chosen])) < len(chosen)  # two of one user
+    found = objective(_batch(objective, chosen), STEP)["next_item"]
+    expected = _slot_by_slot(objective, data, chosen)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     wanted = _gradients(objective, expected)
     for name, gradient in _gradients(objective, found).items():
@@ -207,7 +226,7 @@ def test_items_encoded_once_give_the_loss_and_the_gradient_of_items_encoded_in_e
 
 def test_every_distinct_item_of_a_step_is_encoded_once(data: Path) -> None:
     objective = _objective(data, NextItemConfig(), _alone(), "modes")
-    batch = _batch(objective, objective.sequences.users.tolist())
+    batch = _batch(objective, _all(data))
     objective(batch, STEP)
     assert objective.recommender.encoded == [len(batch.items)]
     assert len(batch.items) == len(set(batch.items.tolist())) < int(batch.counts.sum())
@@ -216,12 +235,9 @@ def test_every_distinct_item_of_a_step_is_encoded_once(data: Path) -> None:
 def test_the_binary_loss_is_that_of_the_rows_of_a_batch_of_interactions(data: Path) -> None:
     """Of a model whose state is the same wherever a history stands in the window: SASRec's positions count from its end."""
     objective = _objective(data, NextItemConfig(loss="bce"), _alone(), "gru4rec")
-    users = objective.sequences.users.tolist()
-    batch = _batch(objective, users)
-    windows = objective.sequences.of(np.array(users))
+    batch = _batch(objective, _all(data))
     expected = []
-    for row, user in enumerate(users):
-        items = windows.items[row][windows.mask[row]].tolist()
+    for user, items in _windows(data):
         for end in range(1, len(items)):
             padded = torch.tensor([[0] * (LENGTH - end) + items[:end]])
             histories = PaddedHistories(padded, torch.arange(LENGTH)[None] >= LENGTH - end)
@@ -237,7 +253,7 @@ def test_many_scores_are_computed_in_blocks_of_the_same_value_and_gradient(
     data: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     objective = _objective(data, CASES[case], _alone())
-    batch = _batch(objective, objective.sequences.users.tolist())
+    batch = _batch(objective, _all(data))
     whole = objective(batch, STEP)["next_item"]
     expected = _gradients(objective, whole)
     monkeypatch.setattr(blocks, "_BLOCK_NUMBERS", 3 * ITEMS)
@@ -247,9 +263,9 @@ def test_many_scores_are_computed_in_blocks_of_the_same_value_and_gradient(
         torch.testing.assert_close(gradient, expected[name])
 
 
-def test_an_epoch_has_every_user_once_in_an_order_of_its_own(data: Path) -> None:
+def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(data: Path) -> None:
     objective = _objective(data, NextItemConfig(), _alone())
-    batches = UserBatches(objective.sequences, 8, _alone())
+    batches = SequenceBatches(objective.sequences, 8, _alone())
     targets = objective.sequences.num_targets
     assert abs(8 - targets / batches.steps(0)) < 8 / 2
     orders = []
@@ -267,7 +283,7 @@ def test_an_epoch_has_every_user_once_in_an_order_of_its_own(data: Path) -> None
 def test_dropout_and_negatives_depend_on_seed_and_step_alone(data: Path) -> None:
     objective = _objective(data, CASES["sampled"], _alone())
     other = _objective(data, CASES["sampled"], _alone(), seed=SEED + 1)
-    batch = _batch(objective, objective.sequences.users.tolist())
+    batch = _batch(objective, _all(data))
     objective.train()
     other.train()
     losses = []
@@ -278,12 +294,23 @@ def test_dropout_and_negatives_depend_on_seed_and_step_alone(data: Path) -> None
     assert len(set(losses)) == 3
 
 
+def test_the_contrast_of_noised_histories_counts_by_its_weight(data: Path) -> None:
+    objective = _objective(data, NextItemConfig(), _alone(), "pmmrec")
+    assert objective.pretraining is not None
+    found = []
+    for weight in (1.0, 0.25, 0.0):
+        objective.pretraining.config = replace(objective.recommender.config, rcl_weight=weight)
+        found.append(objective(_batch(objective, _all(data)), STEP)["rcl"].item())
+    assert found == pytest.approx([found[0], found[0] / 4, 0])
+    assert found[0] > 0
+
+
 def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:
     """Loss and gradients of some steps, as the mean over the ranks, and how many items this rank encoded."""
     world, found = join_world("cpu"), []
-    for case, kind, users in steps:
+    for case, kind, chosen in steps:
         objective = _objective(data, CASES[case], world, kind)
-        terms = objective(_batch(objective, users), STEP)
+        terms = objective(_batch(objective, chosen), STEP)
         assert terms.keys() == {"next_item"} | ({"contrast", "nid", "rcl"} if kind == "pmmrec" else set())
         values = terms | _gradients(objective, torch.stack(list(terms.values())).sum())
         mean = {name: sum_over_ranks(value) / world.size for name, value in values.items()}
@@ -294,14 +321,14 @@ def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: int) -> None:
-    """Uneven parts, a rank without users, items that features give and are encoded on one rank for all."""
-    users = TrainingSequences(Dataset(data), LENGTH).users.tolist()
-    steps = [(case, kind, users) for case in CASES for kind in ("sasrec", "modes")]
-    steps += [("in-batch, logq", kind, users[:5]) for kind in ("gru4rec", "nextitnet", "modes")]
-    steps += [(case, "modes", users[2:3]) for case in ("in-batch", "sampled")]
-    steps += [("in-batch", "pmmrec", chosen) for chosen in (users, users[2:3])]
-    steps += [(case, "pmmrec", users) for case in ("in-batch, once", "full")]
-    steps += [(case, kind, users[:5]) for case in ("in-batch, logq", "full", "gbce") for kind in CONTENT]
+    """Uneven parts, a rank without sequences, items that features give and are encoded on one rank for all."""
+    every = _all(data)
+    steps = [(case, kind, every) for case in CASES for kind in ("sasrec", "modes")]
+    steps += [("in-batch, logq", kind, every[:5]) for kind in ("gru4rec", "nextitnet", "modes")]
+    steps += [(case, "modes", every[2:3]) for case in ("in-batch", "sampled")]
+    steps += [("in-batch", "pmmrec", some) for some in (every, every[2:3])]
+    steps += [(case, "pmmrec", every) for case in ("in-batch, once", "full")]
+    steps += [(case, kind, every[:5]) for case in ("in-batch, logq", "full", "gbce") for kind in CONTENT]
     expected = _on_rank(data, steps)
     for on_rank in run_on_ranks(ranks, _on_rank, data, steps):
         for step, found, wanted in zip(steps, on_rank, expected, strict=True):
@@ -312,32 +339,32 @@ def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: 
                 assert found["encoded"][0] in (wanted["encoded"][0] // ranks, -(-wanted["encoded"][0] // ranks))
 
 
-def _own_negatives(data: Path, users: list[int]) -> tuple[list[int], float]:
+def _own_negatives(data: Path, chosen: list[int]) -> tuple[list[int], float]:
     objective = _objective(data, NextItemConfig(negatives="rank"), join_world("cpu"))
-    batch = _batch(objective, users)
+    batch = _batch(objective, chosen)
     return batch.items.tolist(), objective(batch, STEP)["next_item"].item()
 
 
 def test_negatives_may_be_those_of_the_same_rank_alone(data: Path) -> None:
-    users = TrainingSequences(Dataset(data), LENGTH).users.tolist()[:4]
+    chosen = _all(data)[:4]
     means = []
-    for rank, (items, loss) in enumerate(run_on_ranks(2, _own_negatives, data, users)):
+    for rank, (items, loss) in enumerate(run_on_ranks(2, _own_negatives, data, chosen)):
         objective = _objective(data, NextItemConfig(), _alone())
-        own = _batch(objective, users[2 * rank : 2 * rank + 2])
+        own = _batch(objective, chosen[2 * rank : 2 * rank + 2])
         assert items == own.items.tolist()
         # A rank returns its sum over the positions of both, times the number of ranks.
         means.append(objective(own, STEP)["next_item"].item() * len(own.targets))
-        assert loss == pytest.approx(2 * means[-1] / _positions(data, users))
+        assert loss == pytest.approx(2 * means[-1] / _positions(data, chosen))
 
 
-def _positions(data: Path, users: list[int]) -> int:
-    return len(_batch(_objective(data, NextItemConfig(), _alone()), users).targets)
+def _positions(data: Path, chosen: list[int]) -> int:
+    return len(_batch(_objective(data, NextItemConfig(), _alone()), chosen).targets)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "full", "logq": True}, "logq: got True, expected False, or one of --loss inbatch, which read it"),
+        ({"loss": "full", "logq": False}, "logq: got False, expected True, or one of --loss inbatch, which read it"),
         ({"loss": "bce", "duplicates": "once"}, "duplicates: got 'once'"),
         ({"num_negatives": 5}, "num_negatives: got 5, expected None, or one of --loss bce, gbce, sampled"),
         ({"loss": "bce", "calibration": 0.5}, r"calibration: got 0\.5"),

@@ -203,7 +203,7 @@ def test_prompts_are_taken_over_alone_from_a_run_of_any_recommender(
     for changes, message in (
         ({"tuning": TUNED}, "tuning.method: got 'last_n', expected prompt, with --transfer prompts"),
         (
-            {"tuning": TuningConfig()},
+            {"tuning": TuningConfig(method="prompt")},
             r"transfer_from: .* has prompt with PromptConfig\(.*length=2\), expected prompt with",
         ),
         ({"transfer_from": tiny_project.stage1}, "tuned nothing in its encoder"),

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import EvaluateConfig, OptimConfig, Stage1Config, Stage2Config, ZeroConfig, recommender_config
+from ptmrec_dist.config import (
+    EvaluateConfig,
+    OptimConfig,
+    Stage1Config,
+    Stage2Config,
+    TuningConfig,
+    ZeroConfig,
+    recommender_config,
+)
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader
@@ -24,9 +32,9 @@ from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.records import read_record
+from ptmrec_dist.training.sequence_batches import SequenceBatches
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
-from ptmrec_dist.training.user_batches import UserBatches
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 from tests.training.steps import terminate_first_rank_before_step
@@ -66,6 +74,7 @@ def _config(runs: dict[str, Path], out: Path, **changes: Any) -> Stage2Config:
         "stage1": runs["morec"],
         "teacher_run": runs["sasrec"],
         "out": out,
+        "tuning": TuningConfig(method="prompt"),
         "epochs": 2,
         "refresh_every": 1,
         "batch_size": 50,
@@ -127,9 +136,9 @@ def _written_out(objective: NextItemTransfer, data: Path, users: list[int]) -> T
 @pytest.mark.parametrize("teachers_states", [False, True])
 def test_the_loss_and_its_gradients_are_those_written_out(tiny_project: Project, teachers_states: bool) -> None:
     objective = _objective(tiny_project.shards, teachers_states)
-    users = objective.sequences.users[:7]
-    batch = UserBatches(objective.sequences, 100, objective.world).batch(users)
-    loss, expected = objective(batch, 0)["kt"], _written_out(objective, tiny_project.shards, users.tolist())
+    _, latest = np.unique(objective.sequences.users, return_index=True)
+    batch = SequenceBatches(objective.sequences, 100, objective.world).batch(latest[:7])
+    loss, expected = objective(batch, 0)["kt"], _written_out(objective, tiny_project.shards, batch.users.tolist())
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     names, parameters = zip(*objective.named_parameters(), strict=True)
     options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}

@@ -18,6 +18,7 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_yaml
 from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.training import stage1
 from ptmrec_dist.training.early_stopping import EarlyStopping
@@ -60,6 +61,20 @@ def test_patience_does_not_run_out_within_the_first_steps(
     settings: dict[str, Any] = {"lr": 1e-12, "patience": 2, "epochs": 9, "patience_after": patience_after}
     train_stage1(_config(tiny_project, tmp_path / "run", recommender="bpr", **settings))
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == epochs
+
+
+def test_the_learning_rate_is_the_recommenders_unless_one_is_given(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECOMMENDERS, "bpr", replace(RECOMMENDERS["bpr"], learning_rate=0.125))
+    found = []
+    for lr, recorded in ((None, 0.125), (0.125, 0.125), (0.5, 0.5)):
+        run = tmp_path / str(lr)
+        train_stage1(_config(tiny_project, run, recommender="bpr", lr=lr, epochs=1))
+        assert read_yaml(run / "config.yaml", "out")["lr"] == recorded
+        found.append(load_file(run / "recommender.safetensors")["user_embeddings.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
 
 
 def _stopped_at(values: list[float], **settings: Any) -> int | None:

@@ -32,6 +32,7 @@ def _config(project: Project, out: Path, **changes: Any) -> Stage2Config:
     settings: dict[str, Any] = {
         "stage1": project.stage1,
         "out": out,
+        "tuning": TuningConfig(method="prompt"),
         "epochs": 2,
         "batch_size": 12,
         "checkpoint_every": 2,

@@ -56,15 +56,15 @@ class MMGCL(MultiPassRecommender):
     def views(self, start: Sides, whole: Sides, generator: Generator) -> dict[str, Tensor]:
         """Propagate the views, `users_edges`, `items_edges`, `users_nodes`, `items_nodes`, [U, P] or [I, P]."""
         fewer_edges = self.graph.without_edges(self.edge_dropout, generator)
-        users_UP, items_IP = fewer_edges.propagate(*start, self.layers)
+        users_UP, items_IP = fewer_edges.propagate_passes(*start, self.layers)
         tables = {"users_edges": users_UP, "items_edges": items_IP}
         if self.ssl == "code":
             return tables
         fewer_nodes = self.graph.without_nodes(self.edge_dropout, generator)
         device = users_UP.device
         masked_1 = torch.randint(1, self.passes, (1,), generator=generator, device=generator.device).to(device)
-        users_UD, items_ID = (self.one_pass(table, masked_1) for table in start)
-        users_UD, items_ID = fewer_nodes.propagate(users_UD, items_ID, self.layers)
+        users_UD, items_IP = start
+        users_UD, items_ID = fewer_nodes.propagate(users_UD, self.one_pass(items_IP, masked_1), self.layers)
         return tables | {
             "users_nodes": self.replace_pass(whole[0], masked_1, users_UD),
             "items_nodes": self.replace_pass(whole[1], masked_1, items_ID),

@@ -66,19 +66,18 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
     def tables(self, features: Features) -> Tables:
         """Propagate all passes, `users` [U, P] and `items` [I, P]; in training, also what the contrastive terms compare."""
         projected = [self.maps[modality](features[modality]) for modality in self.modalities]
-        users_UP = self.user_embeddings.weight.repeat(1, self.passes)
-        items_IP = torch.cat([self.item_embeddings.weight, *projected], dim=1)
-        users, items = self.graph.propagate(users_UP, items_IP, self.layers)
+        start = self.user_embeddings.weight, torch.cat([self.item_embeddings.weight, *projected], dim=1)
+        users, items = self.graph.propagate_passes(*start, self.layers)
         tables = {"users": users, "items": items}
         if self.training and self.generator is not None and self.cl_weight:
-            tables |= self.views((users_UP, items_IP), (users, items), self.generator)
+            tables |= self.views(start, (users, items), self.generator)
         return tables
 
     def views(self, start: Sides, whole: Sides, generator: Generator) -> dict[str, Tensor]:
         """Propagate what the contrastive terms compare beside the whole graph's tables; by default nothing.
 
         Args:
-            start: Users [U, P] and items [I, P] of layer 0.
+            start: Users of layer 0 of every pass [U, D], and items of all passes [I, P].
             whole: Users [U, P] and items [I, P], propagated over the whole graph.
             generator: Source of randomness; its device need not be the tables'.
 

@@ -33,7 +33,8 @@ class SLMRec(MultiPassRecommender):
     p' runs over the positive items of the batches of all ranks, repetitions included. They are sampled by popularity, so that
     the score that fits best is not ln P(i | u) but ln P(i | u) / P(i): what a user likes beyond what all like. With `debias`
     each p' has the weight 1 / d_p', its number of training interactions, as in Yi et al., Sampling-Bias-Corrected Neural
-    Modeling for Large Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u).
+    Modeling for Large Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u). Cosines do not depend on
+    lengths: t limits how far apart scores may be, and is what keeps them from overfitting sparse data.
 
     The self-supervised term is one of three. CE(a, b) is the cross-entropy of a . b / t' of each node of the batches with
     itself as the answer among all of them:
@@ -49,10 +50,10 @@ class SLMRec(MultiPassRecommender):
     Users [U, dim] and items [I, dim]. `rank_by` cosine scales items to unit length and users to 1 / t, so that the score is
     the logit that training compares; dot ranks by f_u . f_i, as common implementations do.
 
-    Where common implementations differ: they rank by the sigmoid of dot products, which rounds to 1 for many items, of the
-    vectors before the last step; they decay all weights by 1e-4 instead of penalising the batch's embeddings; two linear
-    maps in a row that stand for a third modality are one here; and they read features at unit length (here their owner
-    decides).
+    Where common implementations differ: they have no `debias`; they rank by the sigmoid of dot products, which rounds to 1
+    for many items, of the vectors before the last step; they decay all weights by 1e-4 instead of penalising the batch's
+    embeddings; two linear maps in a row that stand for a third modality are one here; and they read features at unit length
+    (here their owner decides).
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.
@@ -122,9 +123,9 @@ class SLMRec(MultiPassRecommender):
             uniform = torch.rand(table.shape, generator=generator, device=generator.device).to(table.device)
             return table * ((uniform >= self.dropout) / (1 - self.dropout))
 
-        views = []
+        views, whole = [], (start[0].repeat(1, self.passes), start[1])
         for _ in range(2):
-            layer = total = start
+            layer = total = whole
             for _ in range(self.layers):
                 users_UP, items_IP = self.graph.sum_neighbours(*layer)
                 layer = drop(users_UP), drop(items_IP)
@@ -134,8 +135,8 @@ class SLMRec(MultiPassRecommender):
 
     def _masked(self, start: Sides, whole: Sides, generator: Generator) -> list[Sides]:
         """Replace one pass, another one in each view, by that of users alone."""
-        users_UD = start[0][:, : self.dim]
-        alone = self.graph.propagate(users_UD, torch.zeros_like(start[1][:, : self.dim]), self.layers)
+        users_UD, items_IP = start
+        alone = self.graph.propagate(users_UD, torch.zeros_like(items_IP[:, : self.dim]), self.layers)
         passes_2 = torch.randperm(self.passes, generator=generator, device=generator.device)[:2].to(users_UD.device)
         return [
             (self.replace_pass(whole[0], masked_1, alone[0]), self.replace_pass(whole[1], masked_1, alone[1]))

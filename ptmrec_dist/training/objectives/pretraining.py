@@ -95,15 +95,15 @@ class Pretraining:
             terms["nid"] = losses_R.sum() * batch.weight
         if config.rcl != "none":
             clean_VD, distorted_VD = pooled(states_VLD, batch.mask), pooled(noised_VLD, batch.mask)
-            terms["rcl"] = self._robust(batch, clean_VD, distorted_VD)
+            terms["rcl"] = config.rcl_weight * self._robust(batch, clean_VD, distorted_VD)
         return terms
 
     def _robust(self, batch: SequenceBatch, clean_VD: Tensor, noised_VD: Tensor) -> Tensor:
         """Users of all ranks are compared; the one that a rank without users makes up counts nowhere."""
-        size = -(-batch.num_users // self.world.size)
+        size = -(-batch.num_sequences // self.world.size)
         counts_V = clean_VD.new_full((len(batch.users),), float(batch.weight > 0))
         counted_U = gather_rows(counts_V, size) > 0
         own_V = self.world.rank * size + torch.arange(len(batch.users), device=clean_VD.device)
         temperature = self.config.rcl_temperature if self.config.rcl == "cosine" else None
         losses_V = robust_contrast(clean_VD, gather_rows(noised_VD, size), own_V, counted_U, temperature)
-        return (losses_V * counts_V).sum() * (self.world.size / batch.num_users)
+        return (losses_V * counts_V).sum() * (self.world.size / batch.num_sequences)

@@ -1,7 +1,7 @@
-"""A step of training on sequences: users of this rank, and the items that their positions are compared with.
+"""A step of training on sequences: those of this rank, and the items that their positions are compared with.
 
-Legend: G distinct items of the step, V users of this rank, L items that are read, R positions of this rank with a target, N own
-items of the users.
+Legend: G distinct items of the step, V sequences of this rank, L items that are read, R positions of this rank with a target, N
+own items of the sequences' users.
 """
 
 from typing import Any, NamedTuple
@@ -13,10 +13,10 @@ from ptmrec_dist.data.stream import ItemBatch, moved
 
 
 class SequenceBatch(NamedTuple):
-    """A step: users of this rank, and the items that their positions are compared with."""
+    """A step: sequences of this rank, and the items that their positions are compared with."""
 
     users: Tensor
-    """User indices, int64 [V]."""
+    """User of each sequence, int64 [V]."""
     inputs: Tensor
     """Items that are read, as columns among the distinct ones, int64 [V, L]; any where there is padding."""
     mask: Tensor
@@ -30,12 +30,12 @@ class SequenceBatch(NamedTuple):
     counts: Tensor
     """How often the sequences have each, int64 [G]."""
     taken: Tensor
-    """Row among the users and column of each training item of theirs that is among the distinct ones, int64 [2, N]."""
+    """Row among the sequences and column of each training item of their users that is among the distinct ones, int64 [2, N]."""
     weight: float
     """Ranks divided by the positions of all ranks: the weight of each of this rank's positions in its mean."""
 
-    num_users: int
-    """Users of the global batch."""
+    num_sequences: int
+    """Sequences of the global batch."""
     content: ItemBatch | None = None
     """What the encoder reads of the items that this rank encodes; None where features are frozen."""
 

@@ -1,7 +1,7 @@
-"""Batches of users, each with the latest training items, for recommenders of the next item.
+"""Batches of training sequences, for recommenders of the next item.
 
-Shape suffixes: G distinct items of a step, B users of the global batch, V users of this rank, L items that are read, R
-positions of this rank with a target, N own items of the users, I items.
+Shape suffixes: G distinct items of a step, B sequences of the global batch, V sequences of this rank, L items that are read, R
+positions of this rank with a target, N own items of the sequences' users, I items, S sequences.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
 
 
-class UserBatches:
-    """Users in random order, each once an epoch, with all positions of their sequences.
+class SequenceBatches:
+    """Sequences in random order, each once an epoch, with all their positions.
 
     Batches are made on the CPU, where the number of a step's distinct items costs no synchronisation. Every rank has the
-    order of all users, knows the items of the whole step, and takes its part of the users.
+    order of all sequences, knows the items of the whole step, and takes its part of the sequences.
 
     Args:
-        sequences: What users took.
+        sequences: What is trained on.
         batch_size: Targets of the global batch, on average.
         world: This rank and its peers.
         negatives: `world`: a step's items are those of all ranks; `rank`: those of this rank.
@@ -51,7 +51,7 @@ class UserBatches:
     ) -> None:
         self.sequences, self.world, self.negatives = sequences, world, negatives
         self.files, self.workers = files, workers if files is not None else 0
-        self.users_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
+        self.sequences_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
 
     def steps(self, epoch: int) -> int:
         """Count the steps of an epoch.
@@ -62,10 +62,10 @@ class UserBatches:
         Returns:
             Steps.
         """
-        return -(-len(self.sequences.users) // self.users_per_step)
+        return -(-len(self.sequences.users) // self.sequences_per_step)
 
     def epoch(self, epoch: int, skip: int, generator: Generator) -> Iterator[list[SequenceBatch]]:
-        """Sample the order of the users.
+        """Sample the order of the sequences.
 
         Args:
             epoch: Epoch, counted from 0.
@@ -73,38 +73,37 @@ class UserBatches:
             generator: Source of randomness, in the same state on every rank.
 
         Returns:
-            This rank's users of each step.
+            This rank's sequences of each step.
         """
-        users_U = torch.from_numpy(self.sequences.users)
-        order_U = users_U[torch.randperm(len(users_U), generator=generator)]
-        steps = [users_B.numpy() for users_B in order_U.split(self.users_per_step)[skip:]]
+        order_S = torch.randperm(len(self.sequences.users), generator=generator)
+        steps = [sequences_B.numpy() for sequences_B in order_S.split(self.sequences_per_step)[skip:]]
         return ([self._counted(*made)] for made in made_ahead(self._made, steps, self.workers))
 
-    def batch(self, users_B: np.ndarray) -> SequenceBatch:
-        """Look up the sequences of users of the global batch, and take this rank's part.
+    def batch(self, sequences_B: np.ndarray) -> SequenceBatch:
+        """Look up sequences of the global batch, and take this rank's part.
 
         Args:
-            users_B: User indices, int64 [B].
+            sequences_B: Which ones, int64 [B].
 
         Returns:
-            This rank's users.
+            This rank's sequences.
 
         Raises:
             Fault: More items are unreadable than `max_damaged` allows.
         """
-        return self._counted(*self._made(users_B))
+        return self._counted(*self._made(sequences_B))
 
     def _counted(self, batch: SequenceBatch, lost: Lost) -> SequenceBatch:
         if self.files is not None:
             self.files.count(lost)
         return batch
 
-    def _made(self, users_B: np.ndarray) -> tuple[SequenceBatch, Lost]:
+    def _made(self, sequences_B: np.ndarray) -> tuple[SequenceBatch, Lost]:
         """The part of this rank, and the items that could not be read."""
-        all_windows = self.sequences.of(users_B)
+        all_windows, users_B = self.sequences.of(sequences_B), self.sequences.users[sequences_B]
         rows, scale = int(all_windows.mask[:, :-1].sum()), float(self.world.size)
         own = np.array_split(np.arange(len(users_B)), self.world.size)[self.world.rank]
-        if not len(own):  # fewer users than ranks: one that does not count, as no layer takes an empty batch
+        if not len(own):  # fewer sequences than ranks: one that does not count, as no layer takes an empty batch
             own, scale = np.zeros(1, dtype=np.int64), 0.0
         windows = PaddedHistories(all_windows.items[own], all_windows.mask[own])
         shared = windows if self.negatives == "rank" else all_windows
@@ -123,7 +122,7 @@ class UserBatches:
         items_G: torch.Tensor,
         counts_G: torch.Tensor,
         weight: float,
-        num_users: int,
+        num_sequences: int,
     ) -> SequenceBatch:
         """Express items as columns among the distinct ones."""
         columns_VL = torch.searchsorted(items_G, windows.items.where(windows.mask, items_G[0]))
@@ -142,5 +141,5 @@ class UserBatches:
             counts=counts_G,
             taken=torch.stack([torch.from_numpy(taken.users)[there_N], found_N[there_N]]),
             weight=weight,
-            num_users=num_users,
+            num_sequences=num_sequences,
         )
