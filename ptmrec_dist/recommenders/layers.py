@@ -1,11 +1,40 @@
 """Layers that several recommenders have in common, with their initialisation.
 
-Shape suffixes: d_m width of a modality's features.
+Shape suffixes: C items, d_m or M width of a modality's features.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.rows import Features
+
+_LEAST_SPREAD = 1e-6
+
+
+class Standardisation(nn.Module):
+    """Subtracts the mean of features, and divides by the standard deviation of all their columns together.
+
+    Both are of the items with training interactions, or of all where there are none. Unit rows, as features are here, have much
+    in common, so that recommenders which know items by them alone would start with all items nearly alike.
+
+    Args:
+        inputs: What the recommender is built from.
+        modality: Whose features.
+    """
+
+    def __init__(self, inputs: Inputs, modality: str) -> None:
+        super().__init__()
+        rows_CM, trained = inputs.features[modality], torch.tensor(inputs.train.items).unique()
+        rows_CM = rows_CM[trained] if len(trained) else rows_CM
+        self.centre_M: Tensor
+        self.spread: Tensor
+        self.register_buffer("centre_M", rows_CM.mean(dim=0))
+        self.register_buffer("spread", rows_CM.var(dim=0, unbiased=False).mean().sqrt().clamp(min=_LEAST_SPREAD))
+
+    def forward(self, rows_CM: Tensor) -> Tensor:
+        """Standardise, [C, M]."""
+        return (rows_CM - self.centre_M) / self.spread
 
 
 def embedding_table(rows: int, dim: int) -> nn.Embedding:

@@ -107,7 +107,10 @@ def test_frozen_features_are_one_token_each_and_what_was_fused_before_is_not_fus
     features = {name: torch.randn(4, width) for name, width in WIDTHS.items()}
     model = _model(features)
     ones = torch.ones(4, 1, dtype=torch.bool)
-    fused = model.fuse({name: (table[:, None], ones) for name, table in features.items()})
+    standard = {
+        name: (table - table.mean(0)) / table.var(0, unbiased=False).mean().sqrt() for name, table in features.items()
+    }
+    fused = model.fuse({name: (table[:, None], ones) for name, table in standard.items()})
     views = model.views(features)
     assert views.keys() == {ITEMS, "image", "text"}
     for stored in (features, fused):

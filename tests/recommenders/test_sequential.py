@@ -11,6 +11,7 @@ from ptmrec_dist.data.histories import PaddedHistories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Batch, Queries
+from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import hidden_keys
 from tests.recommenders.conftest import for_few_items, is_sequential
@@ -25,19 +26,19 @@ FEATURES = {
 }
 
 
-def _build(name: str, **settings: object) -> SequenceRecommender:
+def _build(name: str, features: Features = FEATURES, **settings: object) -> SequenceRecommender:
     torch.manual_seed(0)
     model = build_recommender(
         name,
         num_users=1,
         num_items=ITEMS,
         train=Interactions(np.zeros(ITEMS, dtype=np.int64), np.arange(ITEMS)),
-        features=FEATURES,
+        features=features,
         modalities=("image", "text"),
         config=recommender_config(name, **{"dim": 8, "length": LENGTH, **for_few_items(name), **settings}),
     )
     assert isinstance(model, SequenceRecommender)
-    model.rebuild(FEATURES)
+    model.rebuild(features)
     return model
 
 
@@ -140,6 +141,16 @@ def test_it_learns_which_item_follows_which(name: str) -> None:
     if not model.multimodal:  # histories of a length that it never saw at the end of the window
         found = [int(_scores(model, _state(model, [i, (i + 1) % ITEMS], 1)).argmax()) for i in range(ITEMS)]
         assert found == [(i + 2) % ITEMS for i in range(ITEMS)]
+
+
+@pytest.mark.parametrize("name", ["morec", "pmmrec", "unisrec"])
+def test_neither_the_scale_of_features_nor_what_they_have_in_common_changes_what_is_learned_from(name: str) -> None:
+    others = {modality: 3 * table + 5 for modality, table in FEATURES.items()}
+    here, there = _build(name).eval(), _build(name, others).eval()
+    torch.testing.assert_close(there.item_vectors(others), here.item_vectors(FEATURES), rtol=1e-4, atol=1e-4)
+    if name != "unisrec":
+        for modality, vectors in here.modal_vectors(FEATURES).items():
+            torch.testing.assert_close(there.modal_vectors(others)[modality], vectors, rtol=1e-4, atol=1e-4)
 
 
 def test_no_position_attends_to_nothing() -> None:

@@ -1,7 +1,7 @@
 """The objective of recommenders of the next item, against slow forms that encode every item wherever it stands."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -292,6 +292,17 @@ def test_dropout_and_negatives_depend_on_seed_and_step_alone(data: Path) -> None
         losses.append(model(batch, step)["next_item"].item())
     assert losses[0] == losses[3]
     assert len(set(losses)) == 3
+
+
+def test_the_contrast_of_noised_histories_counts_by_its_weight(data: Path) -> None:
+    objective = _objective(data, NextItemConfig(), _alone(), "pmmrec")
+    assert objective.pretraining is not None
+    found = []
+    for weight in (1.0, 0.25, 0.0):
+        objective.pretraining.config = replace(objective.recommender.config, rcl_weight=weight)
+        found.append(objective(_batch(objective, _all(data)), STEP)["rcl"].item())
+    assert found == pytest.approx([found[0], found[0] / 4, 0])
+    assert found[0] > 0
 
 
 def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[str, Any]]:

@@ -166,6 +166,6 @@ def test_the_robust_contrast_compares_a_history_with_the_noised_ones_of_all_user
         for other in (0, 1, 3, 4):
             k = distorted[other][mask[other]].mean(dim=0) if mask[other].any() else torch.zeros(DIM)
             lengths = (h.norm() * k.norm()).item() or 1.0
-            scores[other] = (h @ k.double()).item() / (1.0 if temperature is None else lengths * temperature)
+            scores[other] = (h @ k.double()).item() / (math.sqrt(DIM) if temperature is None else lengths * temperature)
         expected = -scores[user] + math.log(sum(math.exp(score) for score in scores.values()))
         assert found[row].item() == pytest.approx(expected)

@@ -13,8 +13,7 @@ here, have much in common, other than raw states of a language model, so that al
 their positions. The published code leaves exp(0) = 1 in the denominator for items that occur twice in a batch, and does not
 average gradients over ranks; both are errors.
 
-Shape suffixes: C chosen items, K experts, N items in training, X width of the features of all modalities, Y of one's, D
-width of the vectors.
+Shape suffixes: C chosen items, K experts, X width of the features of all modalities, D width of the vectors.
 """
 
 import torch
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config.sequences import UniSRecConfig
 from ptmrec_dist.recommenders.base import Inputs
+from ptmrec_dist.recommenders.layers import Standardisation
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.recommenders.sequential.content import CosineRecommender, joined
+from ptmrec_dist.recommenders.sequential.content import CosineRecommender
 
 _LEAST_NOISE = 0.01
-_LEAST_SPREAD = 1e-6
 
 
 class UniSRec(CosineRecommender):
@@ -40,18 +39,14 @@ class UniSRec(CosineRecommender):
 
     def __init__(self, inputs: Inputs, config: UniSRecConfig) -> None:
         super().__init__(inputs, config)
-        trained = torch.tensor(inputs.train.items).unique()
-        rows = [inputs.features[modality][trained] for modality in self.modalities]
-        self.centre_X: Tensor
-        self.spread_X: Tensor
-        self.register_buffer("centre_X", torch.cat([rows_NY.mean(dim=0) for rows_NY in rows]))
-        self.register_buffer("spread_X", torch.cat([_spread(rows_NY).expand(rows_NY.shape[1]) for rows_NY in rows]))
-        self.adaptor = WhiteningExperts(len(self.centre_X), config.dim, config.experts, config.expert_dropout)
+        self.standard = nn.ModuleDict({modality: Standardisation(inputs, modality) for modality in self.modalities})
+        width = sum(inputs.features[modality].shape[1] for modality in self.modalities)
+        self.adaptor = WhiteningExperts(width, config.dim, config.experts, config.expert_dropout)
 
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
         """Whiten features, [C, D]."""
-        standard_CX = (joined(features, self.modalities) - self.centre_X) / self.spread_X
-        whitened_CD: Tensor = self.adaptor(standard_CX)
+        standard = [self.standard[modality](features[modality]) for modality in self.modalities]
+        whitened_CD: Tensor = self.adaptor(torch.cat(standard, dim=1))
         return whitened_CD
 
 
@@ -90,8 +85,3 @@ class WhiteningExperts(nn.Module):
             logits_CK = logits_CK + torch.randn_like(spread_CK) * spread_CK
         experts = [linear(self.dropout(rows_CX) - shift_X) for linear, shift_X in zip(self.maps, self.shifts_KX)]
         return (logits_CK.softmax(dim=1)[:, :, None] * torch.stack(experts, dim=1)).sum(dim=1)
-
-
-def _spread(rows_NY: Tensor) -> Tensor:
-    """Standard deviation of all columns together, a scalar above 0."""
-    return rows_NY.var(dim=0, unbiased=False).mean().sqrt().clamp(min=_LEAST_SPREAD)

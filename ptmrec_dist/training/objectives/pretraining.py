@@ -95,7 +95,7 @@ class Pretraining:
             terms["nid"] = losses_R.sum() * batch.weight
         if config.rcl != "none":
             clean_VD, distorted_VD = pooled(states_VLD, batch.mask), pooled(noised_VLD, batch.mask)
-            terms["rcl"] = self._robust(batch, clean_VD, distorted_VD)
+            terms["rcl"] = config.rcl_weight * self._robust(batch, clean_VD, distorted_VD)
         return terms
 
     def _robust(self, batch: SequenceBatch, clean_VD: Tensor, noised_VD: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """Robustness-aware contrast (RCL): a history resembles itself with noise (PMMRec, arXiv 2312.09602, eq. 11).
 
-    -log exp(h_u . h~_u) / sum_k exp(h_u . h~_k)
+    -log exp(h_u . h~_u / sqrt(D)) / sum_k exp(h_u . h~_k / sqrt(D))
 
-h_u and h~_u are the means of the states after the items of a history and of the noised one, k runs over the users of the step.
-States have a length of about the square root of their width, so that dot products saturate the softmax early; cosines with a
-temperature do not.
+h_u and h~_u are the means of the states after the items of a history and of the noised one, k runs over the sequences of the
+step. States have a length of about sqrt(D). In the paper items have it too, and dot products are not divided; here items start
+with length 1 (`recommenders/sequential/fusion.py`), so that undivided ones would outweigh the scores of items. Cosines with a
+temperature are the other choice.
 
 Legend: V users of this rank, U users of the step, L items that are read, D width.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +40,14 @@ def robust_contrast(
         noised_UD: Pooled states of the noised histories of all users, [U, D].
         own_V: Row of each user among them, int64 [V].
         counted_U: Whether a row is a user, bool [U].
-        temperature: Compare cosines, divided by it; None compares dot products.
+        temperature: Compare cosines, divided by it; None compares dot products, divided by sqrt(D).
 
     Returns:
         [V].
     """
-    if temperature is not None:
+    if temperature is None:
+        clean_VD = clean_VD / math.sqrt(clean_VD.shape[1])
+    else:
         clean_VD, noised_UD = F.normalize(clean_VD, dim=1) / temperature, F.normalize(noised_UD, dim=1)
     scores_VU = (clean_VD @ noised_UD.T).masked_fill(~counted_U, torch.finfo(clean_VD.dtype).min)
     return F.cross_entropy(scores_VU, own_V, reduction="none")
