@@ -67,10 +67,8 @@ def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict
             os.dup2(stream.fileno(), descriptor)
     module, words = "ptmrec_dist", arguments
     if ranks > 1:
-        module, words = (
-            "torch.distributed.run",
-            ["--standalone", f"--nproc_per_node={ranks}", "-m", module, *arguments],
-        )
+        words = ["--standalone", f"--nproc_per_node={ranks}", "-m", module, *words]
+        module = "torch.distributed.run"
     sys.argv = [module, *words]
     runpy.run_module(module, run_name="__main__")
 
