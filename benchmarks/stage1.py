@@ -6,6 +6,7 @@
 One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
 texts), whose values do not affect the time. Every recommender is measured in turn with the same one of MMRec, where a checkout
 of it is named: the same batches, neighbours and layers, feature tables frozen on both sides, and again trained on both sides.
+MMRec's MMGCN and SLMRec are evaluated with the vectors of their last training batch, ours with those of the trained weights.
 PyG's LightGCN module is measured in the same run, and `implicit`'s ALS, complete training, if it is installed. An epoch is its
 first step and the median of `--steps` others, an evaluation is the fastest of three; only ratios of one run mean something, for
 seconds depend on what else the machine does.
@@ -31,6 +32,8 @@ YARDSTICKS = ("pyg_lightgcn", "implicit_als")
 # Sequence models need the order of a user's interactions, which such files lack.
 MODELS = tuple(name for name, entry in RECOMMENDERS.items() if ".sequential." not in entry.path)
 WIDTHS = {"image": 4096, "text": 384}
+# MMRec trains neither IDs nor preferences of MMGCN.
+EQUAL_WORK = {"mmgcn": {"frozen_ids": True}}
 # LightGCN as chosen on validation Recall@20 (benchmarks/baby.py).
 FAST = {"lr": 5e-3, "batch_size": 1024, "model": {"reg_weight": 0.03, "layers": 2}}
 
@@ -120,7 +123,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _stage1(name: str, folder: Path, steps: int, train_features: bool) -> dict[str, Any]:
     from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
 
-    with _trainer(name, folder, train_features=train_features) as (trainer, dataset):
+    with _trainer(name, folder, train_features=train_features, model=EQUAL_WORK.get(name, {})) as (trainer, dataset):
         evaluate = _evaluator(dataset, "validation")
         epoch = timed_steps(_steps(trainer), steps, trainer.batches.steps(0))
         return {"epoch": epoch, "evaluation": timed_calls(lambda: evaluate(trainer))}

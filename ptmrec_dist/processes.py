@@ -2,16 +2,21 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 
 
-def end_with_parent() -> None:
-    """End this process as soon as the one that started it through `multiprocessing` has ended, even by SIGKILL."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """End this process as soon as the one that started it through `multiprocessing` has ended, even by SIGKILL.
+
+    Args:
+        by: Signal that this process gets; SIGTERM where it has to end processes of its own.
+    """
+    threading.Thread(target=_wait_for_parent, args=(by,), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _wait_for_parent(by: signal.Signals) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        os.kill(os.getpid(), by)

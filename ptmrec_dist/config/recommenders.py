@@ -26,8 +26,8 @@ class BPRConfig(RecommenderConfig):
 
     dim: int = bounded(64, 1)
     """Width of the embeddings."""
-    reg_weight: float = bounded(0.1, 0)
-    """Weight of the squared norms; the default suits sparse data, dense data needs about 0.01."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,8 @@ class VBPRConfig(RecommenderConfig):
 
     dim: int = bounded(64, 1)
     """Width of each half: IDs and projected features."""
-    reg_weight: float = bounded(1e-2, 0)
-    """Weight of the squared norms."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
 
 
 @dataclass(frozen=True, kw_only=True)

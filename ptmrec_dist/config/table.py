@@ -46,7 +46,7 @@ class Hyperparameters:
             if get_origin(kinds[item.name]) is Literal:
                 choices = get_args(kinds[item.name])
                 require(value in choices, f"{self.group}.{item.name}", value, f"one of {', '.join(choices)}")
-            if not given:
+            if not given or (value is None and item.default is None):
                 continue
             low, high, below = given["low"], given["high"], given["below"]
             inside = low <= value and (high is None or value <= high) and (below is None or value < below)

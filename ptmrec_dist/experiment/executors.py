@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import runpy
-import subprocess
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,29 +49,28 @@ def run_locally(arguments: list[str], ranks: int, log: Path) -> int | None:
     Returns:
         Its exit code.
     """
-    if ranks > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "ptmrec_dist"]
-        with log.open("w") as stream:
-            command = [sys.executable, *launcher, *arguments]
-            done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), check=False)
-        return done.returncode
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ptmrec_dist.experiment.preload"])
-    process = context.Process(target=_command_line, args=(arguments, log, _environment()))
+    process = context.Process(target=_command_line, args=(arguments, ranks, log, _environment()))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _command_line(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Run `ptmrec` with these arguments in this process, which exits with its exit code."""
-    end_with_parent()  # or the same command, run again, would find the step's output in use
+def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict[str, str]) -> None:
+    """Run `ptmrec` with these arguments in this process, or its launcher, and exit with the exit code."""
+    # An experiment's step ends with it, or the same command, run again, would find its output in use.
+    end_with_parent(signal.SIGTERM if ranks > 1 else signal.SIGKILL)  # the launcher first ends the ranks
     os.environ |= environment  # the fork server may have another
     with log.open("w") as stream:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
-    sys.argv = ["ptmrec", *arguments]
-    runpy.run_module("ptmrec_dist", run_name="__main__")
+    module, words = "ptmrec_dist", arguments
+    if ranks > 1:
+        words = ["--standalone", f"--nproc_per_node={ranks}", "-m", module, *words]
+        module = "torch.distributed.run"
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__")
 
 
 def _environment() -> dict[str, str]:

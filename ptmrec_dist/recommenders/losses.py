@@ -5,10 +5,13 @@ Shape suffixes: B batch rows, Q queries, K keys, D width of the vectors.
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ptmrec_dist.data.dataset import Interactions
 
 _BLOCK_LOGITS = 2**25  # 128 MiB
 
@@ -36,6 +39,25 @@ def l2_term(*tables_BD: Tensor) -> Tensor:
         The penalty of each row, float32 [B].
     """
     return 0.5 * torch.stack([table.square().sum(dim=1) for table in tables_BD]).sum(dim=0)
+
+
+def penalty_weight(given: float | None, train: Interactions) -> float:
+    """Choose the weight of `l2_term` in a loss that is averaged over interactions.
+
+    An embedding is penalised once for each of its interactions. Of a prior that is the same for all data, whose weight does not
+    grow with them, each interaction carries a part: 1 / the number of interactions of a user, here their mean.
+
+    Args:
+        given: The weight, if it is given.
+        train: Training interactions.
+
+    Returns:
+        The weight.
+    """
+    if given is not None:
+        return given
+    users = len(np.unique(train.users))
+    return users / len(train.users) if users else 1.0
 
 
 def info_nce(

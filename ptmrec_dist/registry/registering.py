@@ -110,6 +110,7 @@ def _lineage(run: FinishedRun) -> dict[str, str]:
         "package": installed_version("ptmrec-dist"),
         **({} if commit is None else {"git_commit": commit}),
         **fingerprints,
+        **{f"data.{source.name}": source.fingerprint for source in run.dataset.manifest.sources},
         **{metric_name(name): str(value) for name, value in metrics.items()},
         **{LIST_TAG + name: str(lists[name]) for name in (*LIST_PROPERTIES, *GROUP_RECALLS) if name in lists},
     }

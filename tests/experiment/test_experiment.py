@@ -3,8 +3,11 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -350,3 +353,20 @@ def test_runs_that_tune_an_encoder_take_several_ranks(tiny_project: Project, tmp
     assert not any(
         path.name.startswith("significance") and _table(path) for path in (tmp_path / "out").glob("tables/*.csv")
     )
+
+
+_RUN = "import sys; from pathlib import Path; from ptmrec_dist.experiment.executors import run_locally as run; "
+_RUN += "run(sys.argv[2:], 2, Path(sys.argv[1]))"
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_ranks_of_a_killed_experiment_end_with_it(tiny_project: Project, tmp_path: Path) -> None:
+    os.mkfifo(log := tmp_path / "log")
+    words = ["stage2", "--stage1", f"{tiny_project.stage1}", "--out", f"{tmp_path}/out", "--tracking.enabled", "false"]
+    words += ["--epochs", "1000", "--patience", "1000", "--batch_size", "24", "--device", "cpu"]
+    with subprocess.Popen([sys.executable, "-c", _RUN, str(log), *words]) as experiment, log.open() as lines:
+        assert any("epoch 2/" in line for line in lines)
+        experiment.kill()
+        rest = lines.read()  # until the last process that may write to it has ended
+    assert "epoch 1000/" not in rest

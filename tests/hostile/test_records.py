@@ -167,3 +167,13 @@ def test_a_shard_is_the_name_of_a_file_and_never_a_command(
     Path("manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is not the name of a file in it"):
         Dataset(Path("."))
+
+
+def test_what_a_manifest_says_stays_on_the_line_of_the_message(tiny_project: Project, tmp_path: Path) -> None:
+    shutil.copytree(tiny_project.shards, tmp_path / "shards")
+    path = tmp_path / "shards/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["interactions/train.parquet"] = "a\rb\n\x1b[2J\u2028"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"but the manifest lists a b  \[2J : it was changed"):
+        Dataset(tmp_path / "shards").interactions("train")

@@ -1,6 +1,8 @@
 import math
+from collections import Counter
 
 import pytest
+import torch
 
 from ptmrec_dist.errors import UserError
 from tests.recommenders.conftest import Toy
@@ -16,6 +18,15 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
         squares = sum(users[u][d] ** 2 + items[p][d] ** 2 + items[n][d] ** 2 for d in range(3))
         assert terms["bpr"][row].item() == pytest.approx(-math.log(1 / (1 + math.exp(-margin))), rel=1e-5)
         assert terms["l2"][row].item() == pytest.approx(0.2 * squares / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bpr", "vbpr"])
+def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str) -> None:
+    of_user = Counter(toy.train.users.tolist())
+    expected = 1 / (sum(of_user.values()) / len(of_user))
+    assert len(of_user) < toy.num_users
+    given, chosen = toy.loss(toy.build(name, reg_weight=expected)), toy.loss(toy.build(name))
+    torch.testing.assert_close(chosen["l2"], given["l2"])
 
 
 def test_id_only_recommenders_refuse_what_needs_features(toy: Toy) -> None:

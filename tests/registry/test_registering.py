@@ -20,10 +20,15 @@ from safetensors.torch import load_file, save_file
 
 from ptmrec_dist.config import (
     EncoderConfig,
+    MergeConfig,
     RegisterConfig,
+    Stage1Config,
     TrackingConfig,
 )
+from ptmrec_dist.config.recommenders import BPRConfig
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.merge import merge
+from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model
@@ -32,7 +37,9 @@ from ptmrec_dist.serving import ServedModel
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import RECOMMENDER_FILE, read_record, write_record
-from tests.conftest import REPOSITORY
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.conftest import REPOSITORY, UNTRACKED
+from tests.data.small_catalogue import write_catalogue
 from tests.registry.films import (
     in_base64,
 )
@@ -93,6 +100,23 @@ def test_version_carries_its_lineage(catalogue, registry):
     assert tags["recommender"] == "vbpr"
     assert tags["test/recall_at_20"] == "0.125"
     assert tags["validation/recall_at_20"] == "0.25"
+
+
+def test_version_of_a_merged_data_set_names_its_sources(catalogue, registered, tmp_path):
+    other = replace(write_catalogue(tmp_path / "other"), split="cold_items", core=0)
+    pack(other)
+    merge(MergeConfig(sources=(catalogue.shards, other.out), names=("films", "others"), out=tmp_path / "pool"))
+    train_stage1(
+        Stage1Config(
+            shards=tmp_path / "pool", out=tmp_path / "run", recommender="bpr", model=BPRConfig(dim=8), epochs=0,
+            device="cpu", tracking=UNTRACKED,
+        )
+    )  # fmt: skip
+    register(RegisterConfig(run=tmp_path / "run", name="pooled"))
+    tags = registered.get_model_version_by_alias("pooled", "candidate").tags
+    assert tags["data"] == Dataset(tmp_path / "pool").fingerprint
+    assert tags["data.films"] == Dataset(catalogue.shards).fingerprint
+    assert tags["data.others"] == Dataset(other.out).fingerprint
 
 
 def _head() -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ptmrec_dist.config.recommenders import BPRConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up
 from ptmrec_dist.recommenders.tables import TableRecommender
 
@@ -29,10 +29,11 @@ class BPR(TableRecommender):
     Users [U, dim] and items [I, dim]; the loss is averaged over the rows (u, p, n) of a batch.
 
     Common implementations add the norms of the batch's tables without squaring them, so that their values of lambda are
-    not comparable. Here the norms are squared, as in the paper. Neither has biases.
+    not comparable. Here the norms are squared, as in the paper. Neither has biases. By default lambda depends on the data
+    (`penalty_weight`).
 
     Args:
-        inputs: Numbers of users and items.
+        inputs: Numbers of users and items, and the training interactions.
         config: Hyper-parameters, see `BPRConfig`.
     """
 
@@ -40,7 +41,7 @@ class BPR(TableRecommender):
 
     def __init__(self, inputs: Inputs, config: BPRConfig) -> None:
         super().__init__(inputs)
-        self.reg_weight = config.reg_weight
+        self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
 

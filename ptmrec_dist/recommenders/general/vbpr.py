@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
 from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
 
@@ -45,7 +45,7 @@ class VBPR(Recommender):
     regularised, which is all that the loss depends on. With W free, users shrink, W grows, and the second half overfits.
 
     Args:
-        inputs: Numbers of users and items, and features whose widths set those of the maps.
+        inputs: Numbers of users and items, the training interactions, and features whose widths set those of the maps.
         config: Hyper-parameters, see `VBPRConfig`.
     """
 
@@ -55,7 +55,7 @@ class VBPR(Recommender):
     def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
         super().__init__(inputs)
         self.dim = config.dim
-        self.reg_weight = config.reg_weight
+        self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
         self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.maps = modal_maps(inputs.features, config.dim)
