@@ -77,7 +77,8 @@ def run(
     """
     world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
     with tempfile.TemporaryDirectory(prefix="kill-") as temporary:  # a short name, for Ray's sockets
-        return _run(words, folder, ranks, setup, moment, environment | world | {"TMPDIR": temporary})
+        own = {"TMPDIR": temporary, "RAY_worker_niceness": "0"}  # at 15, Ray's workers starve on a busy machine
+        return _run(words, folder, ranks, setup, moment, environment | world | own)
 
 
 def _run(

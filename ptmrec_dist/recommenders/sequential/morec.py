@@ -6,20 +6,20 @@ The paper has one modality; both are PMMRec's comparison "MoRec++" (arXiv 2312.0
 known. With `ptmrec joint` the encoder learns along, as in the paper; stage 1 leaves it frozen. The loss is in-batch
 cross-entropy instead of binary cross-entropy against one negative, which the authors recommend since. Departures: the map is
 linear, without the GELU of the authors' code, so that each modality's part is the map of eq. 12 of PTMRec, and new items are
-scored exactly as the others; x_i are standardised features.
+scored exactly as the others.
 
-Shape suffixes: C chosen items, D width, M width of a modality's features.
+Shape suffixes: C chosen items, D width.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.config.content_sequences import MoRecConfig
 from ptmrec_dist.recommenders.base import Inputs, LinearMap
-from ptmrec_dist.recommenders.layers import Standardisation, modal_maps
+from ptmrec_dist.recommenders.layers import modal_maps
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
@@ -34,17 +34,10 @@ class MoRec(SequenceRecommender):
     """
 
     multimodal: ClassVar[bool] = True
-    parts: ClassVar[Mapping[str, str]] = {
-        "standard.text.": "text",
-        "maps.text.": "text",
-        "standard.image.": "image",
-        "maps.image.": "image",
-        "transformer.": "user",
-    }
+    parts: ClassVar[Mapping[str, str]] = {"maps.text.": "text", "maps.image.": "image", "transformer.": "user"}
 
     def __init__(self, inputs: Inputs, config: MoRecConfig) -> None:
         super().__init__(inputs, config)
-        self.standard = nn.ModuleDict({modality: Standardisation(inputs, modality) for modality in self.modalities})
         self.maps = modal_maps(inputs.features, config.dim, bias=True)
         self.transformer = CausalTransformer(config.dim, config.length, config.layers, config.heads, config.dropout)
 
@@ -62,10 +55,8 @@ class MoRec(SequenceRecommender):
         return states_BLD
 
     def cold_map(self) -> dict[str, LinearMap]:
-        """Return the part of W and b of each modality, times the number of modalities, with the standardisation in them."""
-        found: dict[str, LinearMap] = {}
-        for modality, linear in self.maps.items():
-            standard = self.standard[modality]
-            weight_DM = linear.get_parameter("weight") / standard.get_buffer("spread")
-            found[modality] = (weight_DM, linear.get_parameter("bias") - weight_DM @ standard.get_buffer("centre_M"))
-        return found
+        """Return the part of W and b of each modality, times the number of modalities."""
+        return {
+            modality: (linear.get_parameter("weight"), linear.get_parameter("bias"))
+            for modality, linear in self.maps.items()
+        }
