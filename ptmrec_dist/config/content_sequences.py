@@ -36,7 +36,7 @@ class PMMRecConfig(SASRecConfig):
     rcl: Literal["dot", "cosine", "none"] = "dot"
     """Contrast of noised histories: dot products divided by the square root of the width, or cosines by `rcl_temperature`."""
     rcl_weight: float = bounded(0.02, 0)
-    """Weight of that contrast. It is 1 in the paper, by which states that tell users apart were all that small data taught."""
+    """Weight of that contrast. It is 1 in the paper; small data then taught next to nothing about the next item."""
     rcl_temperature: float = bounded(0.07, 0.01)
     """Temperature of the contrast of noised histories where it compares cosines."""
     shuffled: float = bounded(0.15, 0, 1)
