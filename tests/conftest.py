@@ -133,7 +133,8 @@ def make_project(folder: Path, clip: Path) -> Project:
             out=project.stage1,
             epochs=3,
             batch_size=64,
-            model=recommender_config("vbpr", dim=8),
+            lr=1e-3,
+            model=recommender_config("vbpr", dim=8, reg_weight=0.01),
             tracking=UNTRACKED,
         )
     )
