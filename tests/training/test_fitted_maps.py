@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptmrec_dist.config import Stage1Config, Stage2Config, ZeroConfig, recommender_config
+from ptmrec_dist.config import Stage1Config, Stage2Config, TuningConfig, ZeroConfig, recommender_config
 from ptmrec_dist.recommenders import ridge
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
@@ -37,6 +37,7 @@ def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str,
     config = Stage2Config(
         stage1=folder / "stage1",
         out=folder / "stage2",
+        tuning=TuningConfig(method="prompt"),  # they change features at once, also those that no loss reads
         epochs=1,
         batch_size=12,
         keep="last",

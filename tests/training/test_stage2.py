@@ -236,7 +236,7 @@ def test_a_terminated_command_exits_with_0_says_how_to_resume_and_ends_like_an_u
     command = [
         *(sys.executable, "launchers/stage2.py", "--stage1", str(tiny_project.stage1), "--out", str(broken)),
         *("--epochs", "3", "--refresh_every", "1", "--batch_size", "12", "--checkpoint_every", "2"),
-        *("--device", "cpu", "--tracking.enabled", "false"),
+        *("--tuning.method", "prompt", "--device", "cpu", "--tracking.enabled", "false"),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -263,6 +263,7 @@ def test_deepspeed_launcher_gives_what_two_ranks_give(tiny_project: Project, tmp
         *(str(bin_folder / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "launchers/stage2.py"),
         *("--stage1", str(tiny_project.stage1), "--out", str(tmp_path / "launched"), "--epochs", "1"),
         *("--batch_size", "12", "--checkpoint_every", "2", "--device", "cpu", "--tracking.enabled", "false"),
+        *("--tuning.method", "prompt"),
     ]
     environment = os.environ | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
