@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,13 @@ from tests.stores import Store, postgresql_server
 
 REPOSITORY = Path(__file__).parents[1]
 UNTRACKED = TrackingConfig(enabled=False)
+STAGE1: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "model": recommender_config("vbpr", dim=8, reg_weight=0.01),
+}
+"""Settings of the tiny project's run of stage 1."""
 
 
 @pytest.fixture(scope="session")
@@ -131,11 +139,8 @@ def make_project(folder: Path, clip: Path) -> Project:
             shards=project.shards,
             features=project.features,
             out=project.stage1,
-            epochs=3,
-            batch_size=64,
-            lr=1e-3,
-            model=recommender_config("vbpr", dim=8, reg_weight=0.01),
             tracking=UNTRACKED,
+            **STAGE1,
         )
     )
     return project

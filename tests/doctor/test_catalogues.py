@@ -277,7 +277,7 @@ def test_tables_of_any_name_are_found_by_their_columns_if_there_is_one_each(tmp_
 @pytest.mark.slow
 def test_a_log_takes_less_than_200_bytes_of_memory_a_row(tmp_path: Path) -> None:
     rows, rng = 2_000_000, np.random.default_rng(0)
-    users, items = (pl.Series(rng.integers(0, number, rows)).cast(pl.String) for number in (80_000, 20_000))
+    users, items = (pl.Series(rng.integers(0, number, rows)).cast(pl.String) for number in (160_000, 40_000))
     times = pl.int_range(1_500_000_000, 1_500_000_000 + rows, eager=True)
     log = pl.DataFrame({"user_id": users + "-user", "item_id": "item-" + items, "timestamp": times})
     _replace_log(tmp_path, log)

@@ -22,7 +22,7 @@ from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import read_record
 from ptmrec_dist.training.stage1 import train_stage1
-from tests.conftest import UNTRACKED, Project
+from tests.conftest import STAGE1, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks
 from tests.training.steps import kill_before_step
 
@@ -252,9 +252,8 @@ def test_a_damaged_record_of_a_run_is_refused_by_its_path(
 def test_a_folder_that_does_not_say_what_it_was_made_from_is_not_resumed(tiny_project: Project, tmp_path: Path) -> None:
     shutil.copytree(tiny_project.stage1, tmp_path / "run")
     (tmp_path / "run" / "inputs.json").unlink()
-    config = _stage1(
-        tiny_project.shards, tmp_path / "run", recommender="vbpr", features=tiny_project.features, device="auto"
-    )
+    project = {"recommender": "vbpr", "features": tiny_project.features, "device": "auto"}
+    config = _stage1(tiny_project.shards, tmp_path / "run", **project, **STAGE1)
     with pytest.raises(
         UserError, match=r"does not record what it was made from \(no inputs\.json\); choose another --out"
     ):

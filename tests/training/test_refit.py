@@ -18,7 +18,6 @@ from ptmrec_dist.config import (
     Stage1Config,
     Stage2Config,
     TuningConfig,
-    recommender_config,
 )
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.report import report
@@ -27,7 +26,7 @@ from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.refit import refit
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
-from tests.conftest import UNTRACKED, Project
+from tests.conftest import STAGE1, UNTRACKED, Project
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
 from tests.training.steps import kill_before_step
 
@@ -62,7 +61,6 @@ def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_th
 ) -> None:
     refit(_refit(tuned, tmp_path / "refit"))
     printed = capsys.readouterr().out
-    reference: dict[str, Any] = {"epochs": 3, "batch_size": 64, "model": recommender_config("vbpr", dim=8)}
     train_stage1(
         Stage1Config(
             shards=tiny_project.shards,
@@ -70,7 +68,7 @@ def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_th
             out=tmp_path / "reference",
             device="cpu",
             tracking=UNTRACKED,
-            **reference,
+            **STAGE1,
         )
     )
     weights = [(tmp_path / name / "recommender.safetensors").read_bytes() for name in ("refit", "reference")]
