@@ -180,5 +180,6 @@ def used_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The others.
     """
-    method = plain.get("tuning", {}).get("method")
+    tuning = plain.get("tuning")
+    method = tuning.get("method") if isinstance(tuning, Mapping) else None  # the parser refuses anything else
     return {key: value for key, value in plain.items() if method is None or key not in METHODS or key == method}

@@ -14,7 +14,6 @@ from optuna.distributions import (
 from ptmrec_dist.config import (
     Stage2Config,
     SweepConfig,
-    TuningConfig,
     from_plain,
     merged,
     nested,
@@ -110,10 +109,9 @@ def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
     for key in config.stage2:
         if key in _FIXED - {"epochs", "select_on", "keep"}:
             raise UserError(f"stage2.{key}: the sweep itself decides on it; leave it out")
-    fixed = config.stage2.get("tuning", {}).get("method", TuningConfig().method)
-    methods = space.get("tuning.method", CategoricalDistribution([fixed]))
-    require_used((key.split(".")[0] for key in (*space, *config.stage2)), set(_candidates(methods)))
-    return list(_checked(config, space))
+    points = list(_checked(config, space))
+    require_used((key.split(".")[0] for key in (*space, *config.stage2)), {point.tuning.method for point in points})
+    return points
 
 
 def _checked(config: SweepConfig, space: Space) -> Iterator[Stage2Config]:

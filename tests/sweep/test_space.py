@@ -45,6 +45,8 @@ def _config(**changes: Any) -> SweepConfig:
         ({"search": "grid"}, "space.optim.encoder_lr: got {'loguniform': [0.0001, 0.01]}, but a grid takes"),
         ({"search": "grid", "trials": 3}, "trials: got 3, expected nothing with --search grid"),
         ({"stage2": {"epoch": 3}}, "epoch"),
+        ({"stage2": {"tuning": "prompt"}}, "tuning"),
+        ({"stage2": {"tuning": {"method": "lora"}}}, "prompt: got settings of a tuning method that is not used"),
         ({"stage2": {"out": "elsewhere"}}, "stage2.out: the sweep itself decides on it"),
         ({"ranks": 3, "stage2": {"batch_size": 8}}, "batch_size: got 8, expected a multiple of the 3 ranks of a trial"),
         ({"resume": True}, "holds no sweep to resume"),
