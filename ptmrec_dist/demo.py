@@ -186,7 +186,7 @@ def _train(out: Path, seed: int, steps: _Steps) -> None:
         )
         name = "stage 2 (frozen)" if method == "none" else "stage 2"
         steps.once(name, folder / "metrics.json", lambda second=second: train_stage2(second))  # type: ignore[misc]
-    third = RefitConfig(run=tuned, out=refit, lr=1e-3, device="cpu")
+    third = RefitConfig(run=tuned, out=refit, device="cpu")
     steps.once("refit", refit / "metrics.json", lambda: train_again(third))
 
 

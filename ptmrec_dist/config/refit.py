@@ -25,7 +25,7 @@ class RefitConfig:
     model: dict[str, Any] = field(default_factory=dict)
     """Hyper-parameters of the recommender that differ from the run's (`--model.dim 32`)."""
     lr: float | None = None
-    """Adam's learning rate."""
+    """Adam's learning rate; by default stage 1's, and a third of it where the recommender starts from the run's weights."""
     batch_size: int | None = None
     """Interactions per step, over all ranks."""
     epochs: int | None = None

@@ -21,7 +21,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import check_metric
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
-from ptmrec_dist.files import read_json, read_yaml
+from ptmrec_dist.files import read_json, read_yaml, sha256
 from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, read_inputs
 from ptmrec_dist.training.run_folder import PATHS
 
@@ -36,8 +36,8 @@ _SETTINGS: dict[str, type] = {
 }
 _INPUTS = {"features": "features", "stage1": "stage1", "stage2": "run", "joint": "run"}
 """Command to what its output is called among the inputs of the steps after it."""
-
-
+_FILES = {"pack": ("items", "interactions"), "features": ("image_npy", "text_npy")}
+"""Settings of the experiment's commands that name a file, other than an encoder, that its runs are made from."""
 _READ_CONTENT = _SETTINGS.keys() - {"pack", "stage1"}
 """Commands that read images and texts."""
 
@@ -92,7 +92,7 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
             both = {"both": ("image", "text"), "none": ()}
             read = [both.get(cell.modalities, (cell.modalities,)) for cell in plan.cells if cell.split == split]
             require_content(dataset, *sorted(set().union(*read)))
-    inputs = {} if config.shards is None else {"shards": datasets[""].fingerprint}
+    inputs = _file_digests(config) | ({} if config.shards is None else {"shards": datasets[""].fingerprint})
     if any(step.command in ("features", "contrastive") for step in plan.steps.values()) and not config.arrays:
         inputs |= _encoder_fingerprints(config)
     if config.source is not None:
@@ -126,6 +126,12 @@ def _check_methods(config: ExperimentConfig, parsed: dict[tuple[str, str], Any])
         assert given is not None  # nothing is tuned without one
         backbone = load_backbone(given)
         Encoder(backbone, backbone.modalities).tune(tuning.method, tuning.settings, torch.Generator())
+
+
+def _file_digests(config: ExperimentConfig) -> dict[str, str]:
+    """Digests of the tables and arrays that are given as files; one that is gone is missed by the steps that need it."""
+    named = {f"{part}.{name}": getattr(config, part).get(name) for part, names in _FILES.items() for name in names}
+    return {name: sha256(Path(path)) for name, path in named.items() if path is not None and Path(path).is_file()}
 
 
 def _encoder_fingerprints(config: ExperimentConfig) -> dict[str, str]:
@@ -182,6 +188,6 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _without_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without paths and device: inputs are compared by fingerprints instead."""
-    incidental = PATHS | {"out", "tracking", "device", "reuse"}
+    """Settings without device and paths of what is compared by its content instead."""
+    incidental = PATHS.union({"out", "tracking", "device", "reuse"}, *_FILES.values())
     return {name: value for name, value in settings.items() if name not in incidental}

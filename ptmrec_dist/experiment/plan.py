@@ -258,8 +258,10 @@ class _Steps:
         return name, self._step("contrastive", name, settings)
 
     def _refit(self) -> tuple[str, Step]:
-        """Where there was no stage 1, its settings are those that it would have had."""
+        """Where there was no stage 1, its settings are those that it would have had; a start from the run has its own rate."""
         tuned, own = self.cell.tuned, {item.name for item in fields(RefitConfig)}
+        if self.config.refit.get("start", RefitConfig.start) == "run":
+            own.remove("lr")
         learnt = {name: value for name, value in merged(self.config.stage1, self._model()).items() if name in own}
         settings = {"run": str(self._path(f"runs/{tuned.name}")), **self._common(), **merged(learnt, self.config.refit)}
         return self.cell.name, self._run("refit", self.cell, settings, tuned.name)

@@ -40,6 +40,8 @@ from ptmrec_dist.training.stage1 import batch_size_of, train_recommender
 
 REFIT_FOLDER = "refit"
 """In the folder of a run that was asked for its refit: the run folder of the latter."""
+_SLOWER = 3
+"""A recommender that has been trained already takes a learning rate so many times smaller than stage 1's."""
 _SHARED = {item.name for item in fields(RefitConfig)} & {item.name for item in fields(Stage1Config)}
 
 
@@ -63,7 +65,8 @@ def refit(config: RefitConfig) -> None:
     dataset = open_data_of(config.run, begun)
     dataset.require("validation")
     store = open_features_of(config.run, begun, dataset)
-    settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=settings.learning_rate)
+    slower = _SLOWER if config.start == "run" and config.lr is None else 1
+    settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=settings.learning_rate / slower)
     reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
     stage1 = None if first is None or begun.stage1 is None else begun.stage1 | {"path": str(first.resolve())}
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)

@@ -14,6 +14,7 @@ from scipy import stats
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig
 from ptmrec_dist.data.manifest import Manifest
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.plan import lay_out
 from ptmrec_dist.experiment.run import run_experiment
 from tests.conftest import UNTRACKED, Project
@@ -269,3 +270,27 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_packed(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
+
+
+def test_tables_that_changed_since_are_refused(
+    tiny_project: Project, finished: ExperimentConfig, tmp_path: Path
+) -> None:
+    for name in ("items", "interactions"):
+        changed = tmp_path / f"{name}.csv"
+        changed.write_text((tiny_project.source / f"{name}.csv").read_text() + "\n")
+        other = replace(finished, pack=finished.pack | {name: str(changed)})
+        with pytest.raises(
+            UserError, match=rf"pack\.{name}: got [0-9a-f]{{12}}, but .* was started with [0-9a-f]{{12}}"
+        ):
+            run_experiment(other)
+
+
+def test_arrays_that_changed_since_are_refused(tiny_project: Project, tmp_path: Path) -> None:
+    array = tmp_path / "image.npy"
+    np.save(array, np.load(tiny_project.features / "image.npy"))
+    own = {"encoder": None, "features": {"image_npy": str(array)}, "paradigms": ("frozen",), "splits": (0,)}
+    config = _config(tiny_project, tmp_path / "out", **own, stage1={"epochs": 1, "batch_size": 64})
+    run_experiment(config)
+    np.save(array, 1 - np.load(array))
+    with pytest.raises(UserError, match=r"features\.image_npy: got [0-9a-f]{12}, but .* was started with"):
+        run_experiment(config)

@@ -127,9 +127,13 @@ def test_flags_replace_the_settings_of_stage_1(tuned: Path, tmp_path: Path) -> N
         refit(_refit(tuned, out, model={"dim": 4}, epochs=2, seed=5))
 
 
-def test_it_starts_from_the_weights_that_the_run_left(tuned: Path, tmp_path: Path) -> None:
+def test_it_starts_from_the_weights_that_the_run_left_and_takes_smaller_steps(
+    tiny_project: Project, tuned: Path, tmp_path: Path
+) -> None:
     words = ["--run", str(tuned), "--out", str(tmp_path / "refit"), "--epochs", "1", "--device", "cpu"]
     assert cli.run("refit", [*words, "--tracking.enabled", "false"]) == 0
+    stage1, own = (read_yaml(folder / "config.yaml", "out") for folder in (tiny_project.stage1, tmp_path / "refit"))
+    assert own["lr"] == pytest.approx(stage1["lr"] / 3)
     first = json.loads((tmp_path / "refit" / "history.jsonl").read_text().splitlines()[0])
     assert first["epoch"] == 0
     for name, value in _json(tuned / "metrics.json")["validation"].items():
