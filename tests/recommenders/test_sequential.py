@@ -143,11 +143,18 @@ def test_it_learns_which_item_follows_which(name: str) -> None:
         assert found == [(i + 2) % ITEMS for i in range(ITEMS)]
 
 
-@pytest.mark.parametrize("name", ["pmmrec", "unisrec"])
+@pytest.mark.parametrize("name", ["morec", "pmmrec", "unisrec"])
 def test_neither_the_scale_of_features_nor_what_they_have_in_common_changes_what_is_learned_from(name: str) -> None:
     others = {modality: 3 * table + 5 for modality, table in FEATURES.items()}
     here, there = _build(name).eval(), _build(name, others).eval()
     torch.testing.assert_close(there.item_vectors(others), here.item_vectors(FEATURES), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["morec", "pmmrec"])
+def test_vectors_of_features_that_dot_products_score_start_with_length_one(name: str) -> None:
+    lengths = _build(name).eval().item_vectors(FEATURES).norm(dim=1)
+    assert lengths.gt(0.3).all()  # MoRec's mean of two vectors is shorter
+    assert lengths.lt(1.01).all()
 
 
 def test_no_position_attends_to_nothing() -> None:

@@ -127,8 +127,8 @@ def _written_out(objective: NextItemTransfer, data: Path, users: list[int]) -> T
             )
             wanted = (teacher.item_vectors({}, torch.tensor(compared)) @ teachers / TEMPERATURE).softmax(dim=0).detach()
             chosen = teachers.detach() if objective.teachers_states else state
-            for modality, linear in model.cold_map().items():
-                scores = torch.nn.functional.linear(features[modality], *linear) @ chosen / TEMPERATURE
+            for modality, projection in model.projections.items():
+                scores = projection(features[modality]) @ chosen / TEMPERATURE
                 found.append((wanted * (wanted.log() - scores.log_softmax(dim=0))).sum())
     return WEIGHT * torch.stack(found).sum() / (len(found) / 2)
 
@@ -145,7 +145,7 @@ def test_the_loss_and_its_gradients_are_those_written_out(tiny_project: Project,
     gradients = [torch.autograd.grad(value, parameters, **options) for value in (loss, expected)]
     for name, found, wanted in zip(names, *gradients, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10, msg=name)
-        moves = "maps" in name or not teachers_states
+        moves = "projections" in name or not teachers_states
         assert bool(found.any()) == moves or "in_proj_bias" in name, name
 
 
