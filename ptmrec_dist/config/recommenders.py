@@ -38,8 +38,8 @@ class LightGCNConfig(RecommenderConfig):
     """Width of the embeddings."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-2, 0)
-    """Weight of the squared norms; 0.0001 in the paper."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,8 @@ class LATTICEConfig(RecommenderConfig):
     """Width of the embeddings and of the projected features."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-3, 0)
-    """Weight of the squared norms."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
     knn: int = bounded(10, 2)
     """Nearest items of an item in the item graph of each modality, the item itself included."""
     initial_weight: float = bounded(0.9, 0, 1)

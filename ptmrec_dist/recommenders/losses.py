@@ -44,8 +44,9 @@ def l2_term(*tables_BD: Tensor) -> Tensor:
 def penalty_weight(given: float | None, train: Interactions) -> float:
     """Choose the weight of `l2_term` in a loss that is averaged over interactions.
 
-    An embedding is penalised once for each of its interactions. Of a prior that is the same for all data, whose weight does not
-    grow with them, each interaction carries a part: 1 / the number of interactions of a user, here their mean.
+    A vector is penalised once for each of its interactions. Of a prior that is the same for all data, whose weight does not
+    grow with them, each interaction carries a part: 1 / the number of interactions of a user, here their mean. It suits vectors
+    that are scored; those that are still to be propagated are longer.
 
     Args:
         given: The weight, if it is given.

@@ -20,7 +20,7 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
         assert terms["l2"][row].item() == pytest.approx(0.2 * squares / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bpr", "vbpr"])
+@pytest.mark.parametrize("name", ["bpr", "vbpr", "lightgcn", "lattice"])
 def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str) -> None:
     of_user = Counter(toy.train.users.tolist())
     expected = 1 / (sum(of_user.values()) / len(of_user))
