@@ -134,6 +134,21 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_inc
     return tally.drop(catalogue, ~pl.col("item_id").is_first_distinct(), "duplicate item id", show=_SHOW)
 
 
+def where_instead(missing: pl.DataFrame) -> str:
+    """Suggest another image folder, where paths already start with the name of the one that was given.
+
+    Args:
+        missing: Rows whose image file is missing, with `image` and `path`.
+
+    Returns:
+        Words to add to a message; none where no folder above has the first image.
+    """
+    image, path = missing.row(0, named=True)["image"], missing.row(0, named=True)["path"]
+    images = Path(path.removesuffix(os.path.normpath(image)))
+    found = next((folder for folder in images.parents[:2] if (folder / image).is_file()), None)
+    return "" if found is None else f"; with --images {found}, the first one would be found"
+
+
 def with_paths(catalogue: pl.DataFrame, tally: Tally, images: Path) -> pl.DataFrame:
     """Find the path of each row's image, and drop rows whose path is none inside the image folder.
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
-from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
+from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue, where_instead
 from ptmrec_dist.data.decoding import MISSING
 from ptmrec_dist.data.ids import index_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
@@ -163,8 +163,9 @@ def _read_images(
     stays = pl.lit(keeps) & (pl.col("text") != "")
     for problem in sorted(set(items["problem"]) - {""}):
         bad = (pl.col("problem") == problem) & ~stays
-        looked = items.filter(bad)["path"].head(2).to_list()
-        hint = f"looked for {' and '.join(looked)}" if problem == MISSING else ""
+        missing = items.filter(bad)
+        looked = f"looked for {' and '.join(missing['path'].head(2))}"
+        hint = looked + where_instead(missing) if problem == MISSING and missing.height else ""
         items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
     _check_report(report, config)
     return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)

@@ -87,8 +87,9 @@ def check_sizes(
     report.facts.append(
         (str(folder), "disk needed", f"{_bytes(disk)} of {_bytes(free)} free (images twice while packing)")
     )
-    needed = f"{_bytes(memory)} a rank, {config.ranks} ranks on {_bytes(has)}"
-    report.facts.append((str(folder), "memory to train", f"{needed} (dim {config.dim}, features {_bytes(features)})"))
+    needed = f"{_bytes(memory * config.ranks)} of {_bytes(has)}"
+    assumed = f"ranks {config.ranks}, dim {config.dim}, features {_bytes(features)}"
+    report.facts.append((str(folder), "memory to train", f"{needed} ({assumed})"))
     if encoder is not None:
         seconds = sizes.items * encoder.seconds_an_item / config.ranks
         report.facts.append((str(folder), "features on CPU", f"{seconds / 60:.1f} minutes on {config.ranks} ranks"))

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from ptmrec_dist.data.catalogue import where_instead
 from ptmrec_dist.data.decoding import MISSING, BadImageError, decoded, to_rgb
 from ptmrec_dist.data.images import Limits, start_worker
 from ptmrec_dist.data.workers import open_workers
@@ -81,7 +82,7 @@ def check_images(items: pl.DataFrame, pixels: int, where: str) -> Iterator[Findi
     """Check the images of a catalogue.
 
     Args:
-        items: `item_id`, `path`, and the columns of `Look`.
+        items: `item_id`, `image`, `path`, and the columns of `Look`.
         pixels: Pixels that the encoder takes; 0 where none was given.
         where: What is examined.
 
@@ -98,7 +99,9 @@ def check_images(items: pl.DataFrame, pixels: int, where: str) -> Iterator[Findi
             reasons = ", ".join(
                 f"{count:,} {reason}" for reason, count in rows["problem"].value_counts(sort=True).rows()
             )
-            yield Finding(kind, where, f"{rows.height:,} of {items.height:,} images: {reasons}", _paths(rows), severity)
+            instead = where_instead(rows) if kind == "missing-images" else ""
+            found = f"{rows.height:,} of {items.height:,} images: {reasons}{instead}"
+            yield Finding(kind, where, found, _paths(rows), severity)
     good = items.filter(pl.col("problem") == "")
     yield from _duplicates(good, where)
     small = good.filter(pl.col("side") < pixels)

@@ -57,14 +57,7 @@ def fine_tune(config: ContrastiveConfig) -> None:
     if report_complete(run, config.tracking):
         return
     check_image_size(dataset, encoder, config.strict)
-    encoder.tune(
-        config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed), config.objectives
-    )
-    if not encoder.num_tuned:
-        raise UserError(
-            f"tuning.method: got {config.tuning.method!r}, expected a method that trains something; none is for separate "
-            "encoders, whose new projections are trained in any case"
-        )
+    _tune(config, encoder)
     world = join_world(config.device, config.timeout)
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
@@ -109,6 +102,16 @@ def _start(config: ContrastiveConfig) -> tuple[str, Encoder]:
             "from the encoder that it was made of"
         )
     return source.fingerprint, encoder
+
+
+def _tune(config: ContrastiveConfig, encoder: Encoder) -> None:
+    generator = torch.Generator().manual_seed(config.seed)
+    encoder.tune(config.tuning.method, config.tuning.settings, generator, config.objectives)
+    if not encoder.num_tuned:
+        raise UserError(
+            f"tuning.method: got {config.tuning.method!r}, expected a method that trains something; none is for separate "
+            "encoders, whose new projections are trained in any case"
+        )
 
 
 def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Objective:

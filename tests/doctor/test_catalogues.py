@@ -1,8 +1,10 @@
 """`ptmrec doctor` on catalogues: nothing in a healthy one, and in each broken one exactly its fault."""
 
 import json
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from PIL import Image
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import DoctorConfig, EncoderConfig
+from ptmrec_dist.data.pack import pack
 from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.doctor.findings import Finding
 from ptmrec_dist.doctor.images import first_near_duplicates
+from ptmrec_dist.errors import UserError
 from tests.data.small_catalogue import append, write_catalogue
 from tests.resident_memory import memory_below
 
@@ -253,6 +257,16 @@ def test_the_exit_code_follows_the_worst_finding_and_json_names_all(
     assert sorted(kinds) == ["images-outside", "missing-images", "not-recognised", "repeated-interactions"]
     assert found["exit_code"] == 2
     assert found["findings"][-1]["severity"] == "note"
+
+
+def test_an_image_folder_that_paths_already_start_with_is_told(tmp_path: Path) -> None:
+    config = write_catalogue(tmp_path / "c")
+    wrong = DoctorConfig(items=config.items, interactions=config.interactions, images=config.items.parent / "images")
+    (finding,) = (found for found in examine(wrong).findings if found.kind == "missing-images")
+    expected = f"with --images {config.items.parent}, the first one would be found"
+    assert expected in finding.found
+    with pytest.raises(UserError, match=re.escape(expected)):
+        pack(replace(config, images=wrong.images))
 
 
 def test_nothing_is_written_to_what_is_examined(tmp_path: Path) -> None:
