@@ -125,6 +125,8 @@ class SMOREConfig(MultiViewConfig):
 
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph; 3 or 4 in the paper."""
+    reg_weight: float = bounded(1e-4, 0)
+    """Weight of the squared norms; the default is the paper's, sparse data may need up to 0.1."""
     image_knn: int = bounded(10, 1)
     """Neighbours of an item in the image graph; 10 to 40 in the paper."""
     text_knn: int = bounded(10, 1)

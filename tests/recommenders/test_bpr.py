@@ -22,7 +22,7 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("bpr", 1), ("vbpr", 1), ("lightgcn", 1), ("lattice", 1), ("mgcn", 1), ("smore", 1), ("slmrec", 10)],
+    [("bpr", 1), ("vbpr", 1), ("lightgcn", 1), ("lattice", 1), ("mgcn", 1), ("slmrec", 10)],
 )
 def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str, factor: int) -> None:
     of_user = Counter(toy.train.users.tolist())
