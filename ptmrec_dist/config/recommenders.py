@@ -103,8 +103,8 @@ class MultiViewConfig(PrincipalConfig):
     """Width of the embeddings and of every view."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-4, 0)
-    """Weight of the squared norms; the default is the papers', sparse data may need up to 0.1."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, 0.0001 in the papers."""
     cl_weight: float = bounded(0.01, 0)
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
@@ -125,6 +125,8 @@ class SMOREConfig(MultiViewConfig):
 
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph; 3 or 4 in the paper."""
+    reg_weight: float = bounded(1e-4, 0)
+    """Weight of the squared norms; the default is the paper's, sparse data may need up to 0.1."""
     image_knn: int = bounded(10, 1)
     """Neighbours of an item in the image graph; 10 to 40 in the paper."""
     text_knn: int = bounded(10, 1)
@@ -176,26 +178,24 @@ class MultiPassConfig(PrincipalConfig):
     """Width of the embeddings and of every pass."""
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-3, 0)
-    """Weight of the squared norms of the embeddings; stands for the weight decay of the published settings."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms of the embeddings; by default 10 / the mean number of training interactions of a user. It
+    stands for the published weight decay, which shrinks an embedding in every step, not only in those whose batch has it."""
     cl_weight: float = bounded(0.1, 0)
     """Weight of the self-supervised terms."""
     cl_temperature: float = bounded(0.2, 0.025)
     """Temperature of the self-supervised terms."""
+    debias: bool = True
+    """Divide the weight of each item that a batch's users are contrasted with by its number of training interactions: batches
+    have popular items more often. Raises recall where popular items are most of the test set; not in the papers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SLMRecConfig(MultiPassConfig):
     """Hyper-parameters of SLMRec."""
 
-    reg_weight: float = bounded(1.0, 0)
-    """Weight of the squared norms of the embeddings; stands for the published weight decay, which shrinks an embedding in every
-    step, not only in those whose batch has it."""
     temperature: float = bounded(0.3, 0.025)
     """Temperature of the main term: the higher, the closer together scores stay, which sparse data need; 0.2 in the paper."""
-    debias: bool = True
-    """Divide the weight of each negative by its number of training interactions: batches have popular items more often.
-    Raises recall where popular items are most of the test set; not in the paper."""
     ssl: Literal["fac", "fd", "fm"] = "fac"
     """Self-supervised task: fac: items' IDs and modalities aligned in fine and coarse spaces; fd: two views that drop
     values; fm: two views that each lack one pass's items."""
@@ -209,8 +209,12 @@ class SLMRecConfig(MultiPassConfig):
 class MMGCLConfig(MultiPassConfig):
     """Hyper-parameters of MMGCL."""
 
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the squared norms of the embeddings; stands for the weight decay of the published settings."""
     cl_weight: float = bounded(0.4, 0)
     """Weight of the self-supervised terms."""
+    debias: bool = False
+    """As for SLMRec; raises recall on sparse data, has not been tried on dense ones."""
     ssl: Literal["intended", "code"] = "intended"
     """intended: both views and challenging negatives, as in the paper; code: twice the first view, as in the authors' code."""
     edge_dropout: float = bounded(0.05, 0, below=1)
@@ -235,10 +239,10 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "buir": RecommenderEntry(BUIRConfig, f"{_PACKAGE}.buir:BUIR"),
     "vbpr": RecommenderEntry(VBPRConfig, f"{_PACKAGE}.vbpr:VBPR", learning_rate=3e-3),
     "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
-    "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
+    "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN", learning_rate=3e-3),
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
     "mmgcn": RecommenderEntry(MMGCNConfig, f"{_PACKAGE}.mmgcn:MMGCN"),
-    "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE"),
+    "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE", learning_rate=3e-3),
     "slmrec": RecommenderEntry(SLMRecConfig, f"{_PACKAGE}.slmrec:SLMRec", learning_rate=1e-2),
     "mmgcl": RecommenderEntry(MMGCLConfig, f"{_PACKAGE}.mmgcl:MMGCL"),
     "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),

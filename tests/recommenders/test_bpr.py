@@ -20,10 +20,13 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
         assert terms["l2"][row].item() == pytest.approx(0.2 * squares / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bpr", "vbpr", "lightgcn", "lattice"])
-def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("bpr", 1), ("vbpr", 1), ("lightgcn", 1), ("lattice", 1), ("mgcn", 1), ("slmrec", 10)],
+)
+def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str, factor: int) -> None:
     of_user = Counter(toy.train.users.tolist())
-    expected = 1 / (sum(of_user.values()) / len(of_user))
+    expected = factor / (sum(of_user.values()) / len(of_user))
     assert len(of_user) < toy.num_users
     given, chosen = toy.loss(toy.build(name, reg_weight=expected)), toy.loss(toy.build(name))
     torch.testing.assert_close(chosen["l2"], given["l2"])
