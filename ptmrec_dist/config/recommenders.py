@@ -27,7 +27,7 @@ class BPRConfig(RecommenderConfig):
     dim: int = bounded(64, 1)
     """Width of the embeddings."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class LightGCNConfig(RecommenderConfig):
     """Width of the embeddings."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    reg_weight: float = bounded(1e-2, 0)
+    """Weight of the squared norms; 0.0001 in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class VBPRConfig(RecommenderConfig):
     dim: int = bounded(64, 1)
     """Width of each half: IDs and projected features."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,8 @@ class MultiViewConfig(PrincipalConfig):
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, 0.0001 in the papers."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most
+    0.1; 0.0001 in the papers."""
     cl_weight: float = bounded(0.01, 0)
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
@@ -160,7 +161,7 @@ class LATTICEConfig(RecommenderConfig):
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
     knn: int = bounded(10, 2)
     """Nearest items of an item in the item graph of each modality, the item itself included."""
     initial_weight: float = bounded(0.9, 0, 1)
@@ -179,8 +180,8 @@ class MultiPassConfig(PrincipalConfig):
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms of the embeddings; by default 10 / the mean number of training interactions of a user. It
-    stands for the published weight decay, which shrinks an embedding in every step, not only in those whose batch has it."""
+    """Weight of the squared norms of the embeddings; by default 10 / the mean number of training interactions of a user, at
+    most 1. It stands for the published weight decay, which shrinks an embedding in every step, not only in steps of its own."""
     cl_weight: float = bounded(0.1, 0)
     """Weight of the self-supervised terms."""
     cl_temperature: float = bounded(0.2, 0.025)
