@@ -215,7 +215,7 @@ class MMGCLConfig(MultiPassConfig):
     cl_weight: float = bounded(0.4, 0)
     """Weight of the self-supervised terms."""
     debias: bool = False
-    """As for SLMRec; raises recall on sparse data, has not been tried on dense ones."""
+    """As for SLMRec; raises recall on sparse data."""
     ssl: Literal["intended", "code"] = "intended"
     """intended: both views and challenging negatives, as in the paper; code: twice the first view, as in the authors' code."""
     edge_dropout: float = bounded(0.05, 0, below=1)
