@@ -45,6 +45,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.outcomes import PARTS
 from ptmrec_dist.files import staged, write_atomically
+from ptmrec_dist.lineage import is_foreign
 from ptmrec_dist.lock import exclusive_out
 
 NUM_ITEMS, NUM_USERS, NUM_PAIRS = 900, 1500, 3000
@@ -107,7 +108,7 @@ def _claim(out: Path, seed: int) -> None:
         if before != seed:
             raise UserError(f"out: {out} holds the demo of seed {before}, got seed {seed}; choose another --out")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out):
         raise UserError(f"out: {out} exists and holds no demo; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"seed": seed}))

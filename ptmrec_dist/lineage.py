@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import parse_json, write_atomically
+from ptmrec_dist.files import UNFINISHED, parse_json, write_atomically
 
 INPUTS_FILE = "inputs.json"
 """In every output that can be resumed: name of each input (`shards`, `features`, `encoder`, `stage1`) to its fingerprint."""
@@ -40,6 +40,20 @@ def read_inputs(folder: Path) -> dict[str, str] | None:
         return None
     known = isinstance(inputs, dict) and all(isinstance(fingerprint, str) for fingerprint in inputs.values())
     return inputs if known else None
+
+
+def is_foreign(out: Path) -> bool:
+    """Look whether an output without a record of its settings was written by something else.
+
+    Args:
+        out: Output folder.
+
+    Returns:
+        Whether there is more than a command leaves that is killed at its start: its inputs, and files that were not finished.
+    """
+    if not out.is_dir():
+        return out.exists()
+    return any(path.name != INPUTS_FILE and not path.name.endswith(UNFINISHED) for path in out.iterdir())
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:

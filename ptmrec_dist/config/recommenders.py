@@ -27,7 +27,7 @@ class BPRConfig(RecommenderConfig):
     dim: int = bounded(64, 1)
     """Width of the embeddings."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class LightGCNConfig(RecommenderConfig):
     """Width of the embeddings."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    reg_weight: float = bounded(1e-2, 0)
+    """Weight of the squared norms; 0.0001 in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class VBPRConfig(RecommenderConfig):
     dim: int = bounded(64, 1)
     """Width of each half: IDs and projected features."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,9 @@ class MultiViewConfig(PrincipalConfig):
     """Width of the embeddings and of every view."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-4, 0)
-    """Weight of the squared norms; the default is the papers', sparse data may need up to 0.1."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most
+    0.1; 0.0001 in the papers."""
     cl_weight: float = bounded(0.01, 0)
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
@@ -125,6 +126,8 @@ class SMOREConfig(MultiViewConfig):
 
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph; 3 or 4 in the paper."""
+    reg_weight: float = bounded(1e-4, 0)
+    """Weight of the squared norms; the default is the paper's, sparse data may need up to 0.1."""
     image_knn: int = bounded(10, 1)
     """Neighbours of an item in the image graph; 10 to 40 in the paper."""
     text_knn: int = bounded(10, 1)
@@ -158,7 +161,7 @@ class LATTICEConfig(RecommenderConfig):
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
     reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user."""
+    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
     knn: int = bounded(10, 2)
     """Nearest items of an item in the item graph of each modality, the item itself included."""
     initial_weight: float = bounded(0.9, 0, 1)
@@ -176,26 +179,24 @@ class MultiPassConfig(PrincipalConfig):
     """Width of the embeddings and of every pass."""
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float = bounded(1e-3, 0)
-    """Weight of the squared norms of the embeddings; stands for the weight decay of the published settings."""
+    reg_weight: float | None = bounded(None, 0)
+    """Weight of the squared norms of the embeddings; by default 10 / the mean number of training interactions of a user, at
+    most 1. It stands for the published weight decay, which shrinks an embedding in every step, not only in steps of its own."""
     cl_weight: float = bounded(0.1, 0)
     """Weight of the self-supervised terms."""
     cl_temperature: float = bounded(0.2, 0.025)
     """Temperature of the self-supervised terms."""
+    debias: bool = True
+    """Divide the weight of each item that a batch's users are contrasted with by its number of training interactions: batches
+    have popular items more often. Raises recall where popular items are most of the test set; not in the papers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SLMRecConfig(MultiPassConfig):
     """Hyper-parameters of SLMRec."""
 
-    reg_weight: float = bounded(1.0, 0)
-    """Weight of the squared norms of the embeddings; stands for the published weight decay, which shrinks an embedding in every
-    step, not only in those whose batch has it."""
     temperature: float = bounded(0.3, 0.025)
     """Temperature of the main term: the higher, the closer together scores stay, which sparse data need; 0.2 in the paper."""
-    debias: bool = True
-    """Divide the weight of each negative by its number of training interactions: batches have popular items more often.
-    Raises recall where popular items are most of the test set; not in the paper."""
     ssl: Literal["fac", "fd", "fm"] = "fac"
     """Self-supervised task: fac: items' IDs and modalities aligned in fine and coarse spaces; fd: two views that drop
     values; fm: two views that each lack one pass's items."""
@@ -209,8 +210,12 @@ class SLMRecConfig(MultiPassConfig):
 class MMGCLConfig(MultiPassConfig):
     """Hyper-parameters of MMGCL."""
 
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the squared norms of the embeddings; stands for the weight decay of the published settings."""
     cl_weight: float = bounded(0.4, 0)
     """Weight of the self-supervised terms."""
+    debias: bool = False
+    """As for SLMRec; raises recall on sparse data."""
     ssl: Literal["intended", "code"] = "intended"
     """intended: both views and challenging negatives, as in the paper; code: twice the first view, as in the authors' code."""
     edge_dropout: float = bounded(0.05, 0, below=1)
@@ -235,10 +240,10 @@ RECOMMENDERS: dict[str, RecommenderEntry] = {
     "buir": RecommenderEntry(BUIRConfig, f"{_PACKAGE}.buir:BUIR"),
     "vbpr": RecommenderEntry(VBPRConfig, f"{_PACKAGE}.vbpr:VBPR", learning_rate=3e-3),
     "freedom": RecommenderEntry(FREEDOMConfig, f"{_PACKAGE}.freedom:FREEDOM"),
-    "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN"),
+    "mgcn": RecommenderEntry(MGCNConfig, f"{_PACKAGE}.mgcn:MGCN", learning_rate=3e-3),
     "smore": RecommenderEntry(SMOREConfig, f"{_PACKAGE}.smore:SMORE"),
     "mmgcn": RecommenderEntry(MMGCNConfig, f"{_PACKAGE}.mmgcn:MMGCN"),
-    "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE"),
+    "lattice": RecommenderEntry(LATTICEConfig, f"{_PACKAGE}.lattice:LATTICE", learning_rate=3e-3),
     "slmrec": RecommenderEntry(SLMRecConfig, f"{_PACKAGE}.slmrec:SLMRec", learning_rate=1e-2),
     "mmgcl": RecommenderEntry(MMGCLConfig, f"{_PACKAGE}.mmgcl:MMGCL"),
     "sasrec": RecommenderEntry(SASRecConfig, f"{_SEQUENTIAL}.sasrec:SASRec"),

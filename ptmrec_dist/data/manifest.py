@@ -146,6 +146,8 @@ class Manifest:
             outside = [name for name in names if not _NAME.fullmatch(name)]
             if outside:
                 raise ValueError(f"{outside[0]!r} is not the name of a file in it")
+            if "train" not in manifest.interactions:
+                raise ValueError("no interactions to train on")
             if manifest.sources:
                 manifest._check_sources()
             return manifest

@@ -22,7 +22,7 @@ from ptmrec_dist.evaluation.metrics import check_metric
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
 from ptmrec_dist.files import read_json, read_yaml, sha256
-from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, read_inputs
+from ptmrec_dist.lineage import check_inputs, is_foreign, read_inputs
 from ptmrec_dist.training.run_folder import PATHS
 
 _SETTINGS: dict[str, type] = {
@@ -54,7 +54,7 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
             encoder that cannot be loaded, lacks a modality or cannot take a method.
     """
     begun = (config.out / "settings").is_dir()
-    if config.out.exists() and not begun and {path.name for path in config.out.iterdir()} - {INPUTS_FILE}:
+    if not begun and is_foreign(config.out):
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
     for metric in config.metrics:
         check_metric(metric)

@@ -41,16 +41,20 @@ def l2_term(*tables_BD: Tensor) -> Tensor:
     return 0.5 * torch.stack([table.square().sum(dim=1) for table in tables_BD]).sum(dim=0)
 
 
-def penalty_weight(given: float | None, train: Interactions) -> float:
+_HEAVIEST = 0.1
+"""Weight of the penalty of the shortest histories: with more, little but popularity is learnt of them."""
+
+
+def penalty_weight(given: float | None, train: Interactions, factor: float = 1.0) -> float:
     """Choose the weight of `l2_term` in a loss that is averaged over interactions.
 
     A vector is penalised once for each of its interactions. Of a prior that is the same for all data, whose weight does not
-    grow with them, each interaction carries a part: 1 / the number of interactions of a user, here their mean. It suits vectors
-    that are scored; those that are still to be propagated are longer.
+    grow with them, each interaction carries a part: 1 / the number of interactions of a user, here their mean, and at most 0.1.
 
     Args:
         given: The weight, if it is given.
         train: Training interactions.
+        factor: What the choice is multiplied by, where something else is penalised than the vectors that are scored.
 
     Returns:
         The weight.
@@ -58,7 +62,7 @@ def penalty_weight(given: float | None, train: Interactions) -> float:
     if given is not None:
         return given
     users = len(np.unique(train.users))
-    return users / len(train.users) if users else 1.0
+    return factor * min(_HEAVIEST, users / max(len(train.users), 1))
 
 
 def info_nce(

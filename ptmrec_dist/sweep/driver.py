@@ -21,7 +21,7 @@ from ptmrec_dist.distributed.cluster import connected, remove_group, resources_o
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.files import write_atomically
-from ptmrec_dist.lineage import check_inputs, write_inputs
+from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
@@ -257,7 +257,7 @@ def _check(config: SweepConfig, space: Space, start: FinishedRun) -> Stage2Confi
         check_inputs(config.out, start.record.inputs)
     elif config.resume:
         raise UserError(f"resume: {config.out} holds no sweep to resume; leave --resume out to start one")
-    elif config.out.exists() and any(config.out.iterdir()):
+    elif is_foreign(config.out):
         raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
     found = {str((one.tuning, one.select_on)): one for one in check_space(config, space)}
     for settings in found.values():

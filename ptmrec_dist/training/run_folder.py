@@ -20,7 +20,7 @@ from ptmrec_dist.config import plain_settings as plain_settings
 from ptmrec_dist.config import used_settings
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import UNFINISHED, read_json_lines, read_yaml, write_atomically
-from ptmrec_dist.lineage import INPUTS_FILE, check_inputs, write_inputs
+from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.records import RunRecord, write_record
 
@@ -78,7 +78,7 @@ class RunFolder:
         if config.is_file():
             self._check_same(read_yaml(config, "out"))
             check_inputs(folder, inputs)
-        elif folder.exists() and (not folder.is_dir() or any(map(_is_foreign, folder.iterdir()))):
+        elif is_foreign(folder):
             raise UserError(f"out: {folder} exists and is not a run folder; choose another --out")
 
     @property
@@ -180,8 +180,3 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file in a folder without settings was not left there by a run that was killed while it began."""
-    return path.name != INPUTS_FILE and not path.name.endswith(UNFINISHED)

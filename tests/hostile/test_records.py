@@ -177,3 +177,13 @@ def test_what_a_manifest_says_stays_on_the_line_of_the_message(tiny_project: Pro
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"but the manifest lists a b  \[2J : it was changed"):
         Dataset(tmp_path / "shards").interactions("train")
+
+
+def test_a_manifest_without_interactions_to_train_on_is_refused(tiny_project: Project, tmp_path: Path) -> None:
+    shutil.copytree(tiny_project.shards, tmp_path / "shards")
+    path = tmp_path / "shards/manifest.json"
+    manifest = json.loads(path.read_text())
+    for parts in ({}, {"validation": 40}):
+        path.write_text(json.dumps(manifest | {"interactions": parts}))
+        with pytest.raises(UserError, match=r"not written by `ptmrec pack` \(.*no interactions to train on"):
+            Dataset(tmp_path / "shards")

@@ -1,7 +1,7 @@
 """Dense, slow references for what MGCN and SMORE have in common."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -54,13 +54,25 @@ def preference(model: MultiViewRecommender, view: str, collaborative: Tensor) ->
     return 1 / (1 + torch.exp(-(collaborative @ layer.weight.T + layer.bias)))
 
 
-def looped_contrast(queries: Tensor, keys: Tensor, temperature: float, others: Iterable[Tensor] = ()) -> Tensor:
-    """-log softmax of each query's cosine with its own key among those with all keys of the batch, and with others."""
+def looped_contrast(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    others: Sequence[Tensor] = (),
+    times: Sequence[int] | None = None,
+) -> Tensor:
+    """-log softmax of each query's cosine with its own key among those with all keys of the batch, and with others.
+
+    The key of a row, and the other of a row, count once in `times`.
+    """
     terms = []
     for row, query in enumerate(queries):
         cosines = torch.stack([torch.dot(query, key) / query.norm() / key.norm() for key in (*keys, *others)])
         weights = torch.exp(cosines / temperature)
-        terms.append(-torch.log(weights[row] / weights.sum()))
+        own = weights[row]
+        if times is not None:
+            weights = weights / torch.tensor([*times, *(times if len(others) else ())])
+        terms.append(-torch.log(own / weights.sum()))
     return torch.stack(terms)
 
 

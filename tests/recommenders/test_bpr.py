@@ -1,10 +1,12 @@
 import math
-from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
+from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.recommenders.losses import penalty_weight
 from tests.recommenders.conftest import Toy
 
 
@@ -20,13 +22,21 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
         assert terms["l2"][row].item() == pytest.approx(0.2 * squares / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bpr", "vbpr", "lightgcn", "lattice"])
-def test_users_with_more_interactions_are_penalised_less_in_each_by_default(toy: Toy, name: str) -> None:
-    of_user = Counter(toy.train.users.tolist())
-    expected = 1 / (sum(of_user.values()) / len(of_user))
-    assert len(of_user) < toy.num_users
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("bpr", 1), ("vbpr", 1), ("lattice", 1), ("mgcn", 1), ("slmrec", 10)],
+)
+def test_the_penalty_of_each_interaction_is_chosen_by_the_data_by_default(toy: Toy, name: str, factor: int) -> None:
+    expected = factor * penalty_weight(None, toy.train)
     given, chosen = toy.loss(toy.build(name, reg_weight=expected)), toy.loss(toy.build(name))
     torch.testing.assert_close(chosen["l2"], given["l2"])
+
+
+@pytest.mark.parametrize(("users", "weight"), [([0] * 30 + [2] * 10, 1 / 20), ([0, 0, 0, 2], 0.1), ([], 0.0)])
+def test_users_with_more_interactions_are_penalised_less_in_each(users: list[int], weight: float) -> None:
+    train = Interactions(np.array(users, dtype=np.int64), np.zeros(len(users), dtype=np.int64))
+    assert penalty_weight(None, train) == pytest.approx(weight)
+    assert penalty_weight(0.3, train) == 0.3
 
 
 def test_id_only_recommenders_refuse_what_needs_features(toy: Toy) -> None:

@@ -16,7 +16,7 @@ def test_vectors_are_read_out_from_all_passes_or_from_that_of_ids(toy: Toy) -> N
             torch.testing.assert_close(got, want)
 
 
-def _build(toy: Toy, ssl: str, modalities: tuple[str, ...]) -> MMGCL:
+def _build(toy: Toy, ssl: str, modalities: tuple[str, ...], debias: bool = False) -> MMGCL:
     model = toy.build(
         "mmgcl",
         modalities,
@@ -25,6 +25,7 @@ def _build(toy: Toy, ssl: str, modalities: tuple[str, ...]) -> MMGCL:
         cl_temperature=0.5,
         cl_weight=0.7,
         reg_weight=0.2,
+        debias=debias,
         ssl=ssl,
         edge_dropout=0.3,
     )
@@ -59,9 +60,11 @@ def _swapped(model: MMGCL, toy: Toy, passes: list[Tensor], first: int) -> Tensor
 
 
 @pytest.mark.parametrize("modalities", [("image", "text"), ("image",)])
-def test_intended_terms_equal_the_dense_ones(toy: Toy, modalities: tuple[str, ...]) -> None:
-    model, generator = _build(toy, "intended", modalities), Generator().manual_seed(3)
+@pytest.mark.parametrize("debias", [False, True])
+def test_intended_terms_equal_the_dense_ones(toy: Toy, modalities: tuple[str, ...], debias: bool) -> None:
+    model, generator = _build(toy, "intended", modalities, debias), Generator().manual_seed(3)
     u, p, starts = toy.users, toy.positives, layer_0(model, toy)
+    times = [toy.train.items.tolist().count(item) if debias else 1 for item in p.tolist()]
     fewer_edges = _dense(toy, model.graph.without_edges(0.3, generator))
     fewer_nodes = _dense(toy, model.graph.without_nodes(0.3, generator))
     masked = int(torch.randint(1, len(starts), (1,), generator=generator))
@@ -76,7 +79,7 @@ def test_intended_terms_equal_the_dense_ones(toy: Toy, modalities: tuple[str, ..
     for view, first in (("edges", len(modalities)), ("nodes", 1)):
         users, items = read_out(model, toy, views[view])
         challenging = _swapped(model, toy, views[view], first)
-        expected[f"contrast_{view}"] = 0.7 * looped_contrast(users[u], items[p], 0.5, challenging)
+        expected[f"contrast_{view}"] = 0.7 * looped_contrast(users[u], items[p], 0.5, challenging, times)
     check_terms(model, toy.loss(model), expected)
 
 

@@ -13,8 +13,8 @@ from ptmrec_dist.config.recommenders import LightGCNConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.layers import embedding_table
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps
 from ptmrec_dist.recommenders.tables import TableRecommender
 
 
@@ -28,15 +28,14 @@ class LightGCN(TableRecommender):
         E^{(l+1)} = D^{-1/2} A D^{-1/2} E^{(l)}, \quad E = \frac{1}{L+1} \sum_{l=0}^{L} E^{(l)}, \quad
         \hat y_{ui} = e_u \cdot e_i
 
-        L = -\ln \sigma(\hat y_{up} - \hat y_{un}) + \frac{\lambda}{2} (|e_u|^2 + |e_p|^2 + |e_n|^2)
+        L = -\ln \sigma(\hat y_{up} - \hat y_{un}) +
+        \frac{\lambda}{2} (|e_u^{(0)}|^2 + |e_p^{(0)}|^2 + |e_n^{(0)}|^2)
 
     Users [U, dim] and items [I, dim]. A has no self-loops and contains each training pair once; nodes without
     training interactions keep 1 / (L + 1) of an untrained embedding.
 
-    The paper penalises layer 0. Propagation shortens vectors, by how much depends on the graph, so that a weight that is right
-    for one data set is too large for another; here the penalty is on what is scored, as in BPR, and lambda is BPR's by default
-    (`penalty_weight`). Common implementations add the norms of the batch's tables without squaring them (see BPR) and 1e-7 to
-    degrees against division by zero. Here the norms are squared, as in the paper, and nodes without edges get zeros.
+    Common implementations add the norms of the batch's tables without squaring them (see BPR) and 1e-7 to degrees against
+    division by zero. Here the norms are squared, as in the paper, and nodes without edges get zeros.
 
     Args:
         inputs: Numbers of users and items, and the training interactions.
@@ -48,7 +47,7 @@ class LightGCN(TableRecommender):
     def __init__(self, inputs: Inputs, config: LightGCNConfig) -> None:
         super().__init__(inputs)
         self.layers = config.layers
-        self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
+        self.reg_weight = config.reg_weight
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.graph = InteractionGraph(
@@ -68,10 +67,9 @@ class LightGCN(TableRecommender):
         self.item_embeddings.weight.copy_(items_ID)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        """Compute the terms `bpr` and `l2`, [B] each, both on propagated embeddings."""
+        """Compute the terms `bpr` (on propagated embeddings) and `l2` (on embeddings of layer 0), [B] each."""
         users_BD = F.embedding(batch.users, tables["users"])
-        positives_BD, negatives_BD = look_up(tables["items"], batch.positives, batch.negatives)
-        return {
-            "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
-            "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
-        }
+        gaps_BD = row_gaps(tables["items"], batch.positives, batch.negatives)
+        items_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
+        penalty_B = l2_term(self.user_embeddings(batch.users), *items_BD)
+        return {"bpr": bpr_term(users_BD, gaps_BD), "l2": self.reg_weight * penalty_B}

@@ -34,7 +34,7 @@ class MMGCL(MultiPassRecommender):
     chooses one modality, in whose pass the fraction rho of the users and of the items have no edges; its other passes are
     those of the whole graph. p' runs over the positive items of the batches of all ranks, repetitions included, and c over
     their challenging negatives: the positive item of a row with the last modality (edges view) or all modalities (nodes view)
-    of the row's negative item.
+    of the row's negative item. With `debias` c has the weight of that positive item.
 
     - `ssl` intended, what the paper describes: NCE of both views, L_ssl = NCE_1 + NCE_2.
     - `ssl` code, what the authors' code computes: 2 NCE_1 without challenging negatives. There, the second term repeats
@@ -98,20 +98,26 @@ class MMGCL(MultiPassRecommender):
             for view, first in swapped.items()
         }
 
-    def _challenging(self, pairs: tuple[Tensor, Tensor], items_IP: Tensor, first: int) -> Tensor:
-        """Positive items with the columns of their negative ones from the `first` on, [G, P]."""
+    def _challenging(self, pairs: tuple[Tensor, Tensor], items_IP: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Positive items with the columns of their negative ones from the `first` on, [G, P], and their weights, [G]."""
         positives_GP, negatives_GP = look_up(items_IP, *pairs)
-        return torch.cat([positives_GP[:, :first], negatives_GP[:, first:]], dim=1)
+        return torch.cat([positives_GP[:, :first], negatives_GP[:, first:]], dim=1), self.weights_I[pairs[0]]
 
     def _contrast(
-        self, batch: Batch, items: BatchNodes, tables: Tables, view: str, challenging_GP: Tensor | None = None
+        self,
+        batch: Batch,
+        items: BatchNodes,
+        tables: Tables,
+        view: str,
+        challenging: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """NCE of the batch's rows in a view, [B]."""
         users_Q, rows_B = batch.users.unique(return_inverse=True)
         users_QD = self.read_users(F.embedding(users_Q, tables[f"users_{view}"]))
-        rows_CP, counts_C = F.embedding(items.nodes_K, tables[f"items_{view}"]), items.counts_K
-        if challenging_GP is not None:
-            rows_CP = torch.cat([rows_CP, challenging_GP])
-            counts_C = torch.cat([counts_C, counts_C.new_ones(len(challenging_GP))])
+        rows_CP = F.embedding(items.nodes_K, tables[f"items_{view}"])
+        counts_C = items.counts_K * self.weights_I[items.nodes_K]
+        if challenging is not None:
+            rows_GP, weights_G = challenging
+            rows_CP, counts_C = torch.cat([rows_CP, rows_GP]), torch.cat([counts_C, weights_G])
         keys_CD = self.read_items(rows_CP)
         return info_nce(users_QD, F.embedding(items.rows_B, keys_CD), keys_CD, counts_C, self.cl_temperature, rows_B)

@@ -16,6 +16,7 @@ from ptmrec_dist.recommenders.base import Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.layers import embedding_table, linear_map
+from ptmrec_dist.recommenders.losses import penalty_weight
 from ptmrec_dist.recommenders.principal import principal_maps
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.tables import TableRecommender
@@ -36,6 +37,11 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
     Users [U, dim] and items [I, dim]. All passes start from the same users E_U. They are one propagation of tables side
     by side, because sparse products of wide tables are cheaper than several of narrow ones.
 
+    Users are contrasted with the positive items p' of a batch, which are sampled by popularity, so that the score that fits
+    best is not ln P(i | u) but ln P(i | u) / P(i): what a user likes beyond what all like. With `debias` each p' has the
+    weight 1 / d_p', its number of training interactions, as in Yi et al., Sampling-Bias-Corrected Neural Modeling for Large
+    Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u).
+
     In the ID-only vectors (eq. 11 of PTMRec), the columns of the modalities are zero.
 
     Args:
@@ -47,7 +53,8 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
 
     def __init__(self, inputs: Inputs, config: MultiPassConfig) -> None:
         super().__init__(inputs, config.dim)
-        self.dim, self.layers, self.reg_weight = config.dim, config.layers, config.reg_weight
+        self.dim, self.layers = config.dim, config.layers
+        self.reg_weight = penalty_weight(config.reg_weight, inputs.train, factor=10)
         self.cl_weight, self.cl_temperature = config.cl_weight, config.cl_temperature
         self.passes = 1 + len(self.modalities)
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
@@ -57,6 +64,10 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
         self.item_readout = linear_map(self.passes * config.dim, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
+        popularity_I = torch.bincount(items_E, minlength=inputs.num_items)
+        self.weights_I: Tensor
+        weights_I = 1 / popularity_I.clamp(min=1) if config.debias else torch.ones(inputs.num_items)
+        self.register_buffer("weights_I", weights_I, persistent=False)
         self.generator: Generator | None = None
 
     def start_epoch(self, generator: Generator) -> None:

@@ -30,11 +30,8 @@ class SLMRec(MultiPassRecommender):
         L = -\ln \frac{\exp(\cos(f_u, f_p) / t)}{\sum_{p'} \exp(\cos(f_u, f_{p'}) / t)} + \alpha L_{ssl} +
         \frac{\lambda}{2} (|e_u|^2 + |e_p|^2), \quad \hat y_{ui} = \cos(f_u, f_i) / t
 
-    p' runs over the positive items of the batches of all ranks, repetitions included. They are sampled by popularity, so that
-    the score that fits best is not ln P(i | u) but ln P(i | u) / P(i): what a user likes beyond what all like. With `debias`
-    each p' has the weight 1 / d_p', its number of training interactions, as in Yi et al., Sampling-Bias-Corrected Neural
-    Modeling for Large Corpus Item Recommendations, RecSys 2019, and the score fits ln P(i | u). Cosines do not depend on
-    lengths: t limits how far apart scores may be, and is what keeps them from overfitting sparse data.
+    p' runs over the positive items of the batches of all ranks, repetitions included. Cosines do not depend on lengths: t
+    limits how far apart scores may be, and is what keeps them from overfitting sparse data.
 
     The self-supervised term is one of three. CE(a, b) is the cross-entropy of a . b / t' of each node of the batches with
     itself as the answer among all of them:
@@ -64,10 +61,6 @@ class SLMRec(MultiPassRecommender):
         super().__init__(inputs, config)
         self.temperature, self.rank_by = config.temperature, config.rank_by
         self.ssl, self.dropout = config.ssl, config.dropout
-        popularity_I = torch.bincount(torch.tensor(inputs.train.items), minlength=inputs.num_items)
-        self.weights_I: Tensor
-        weights_I = 1 / popularity_I.clamp(min=1) if config.debias else torch.ones(inputs.num_items)
-        self.register_buffer("weights_I", weights_I, persistent=False)
         widths = [config.dim, (config.dim + 1) // 2]
         fac = list(zip(self.modalities, [config.dim, *widths], widths, strict=False)) if config.ssl == "fac" else []
         self.anchors = nn.ModuleDict({modality: linear_map(before, width) for modality, before, width in fac})

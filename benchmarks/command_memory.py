@@ -1,0 +1,107 @@
+"""Memory that each command needs for another item, user and interaction: three slopes and what it takes for next to nothing.
+
+    python -m benchmarks.command_memory --out DIR
+    python -m benchmarks.command_memory --out DIR --base 20000,5000,200000 --more 60000,15000,600000    # a minute a command
+
+Generated logs with features of width 64, ID embeddings of the default width. Every command runs in a process of its own over
+four data sets: one, and that with more users, more items, or more interactions alone. A slope is the difference of the peaks of
+resident memory divided by what was added; pages of files that were read and need not be kept count, too.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+WIDTH = 64
+"""Width of the generated features."""
+_PLAIN = ("--device", "cpu", "--tracking.enabled", "false")
+
+
+_AXES = ("users", "items", "interactions")
+
+
+def main() -> None:
+    """Run every command over four data sets and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", default="50000,20000,500000", help="USERS,ITEMS,INTERACTIONS")
+    parser.add_argument("--more", default="100000,80000,1000000", help="what is added to one of them at a time")
+    options = parser.parse_args()
+    base, more = (np.array([int(number) for number in text.split(",")]) for text in (options.base, options.more))
+    sizes = {"base": base} | {name: base + more * (np.arange(3) == axis) for axis, name in enumerate(_AXES)}
+    peaks = {name: dict(_peaks(options.out / name, *map(int, size))) for name, size in sizes.items()}
+    print("| command | MB in all | bytes an interaction | a user | an item |\n| --- | --- | --- | --- | --- |")
+    for command, peak in peaks["base"].items():
+        user, item, interaction = (
+            (peaks[name][command] - peak) / count for name, count in zip(_AXES, more, strict=True)
+        )
+        print(f"| `{command}` | {peak / 1e6:,.0f} | {interaction:,.0f} | {user:,.0f} | {item:,.0f} |", flush=True)
+
+
+def _peaks(folder: Path, users: int, items: int, interactions: int) -> Iterator[tuple[str, float]]:
+    """Name and peak memory in bytes of each command over a data set."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True)
+    _generate(folder, users, items, interactions)
+    for name, words in _commands(folder).items():
+        yield name, _peak(words, folder)
+
+
+def _generate(folder: Path, users: int, items: int, interactions: int) -> None:
+    """A log in which all items have interactions, the rest by a Zipf law of exponent 0.8, and features of all items."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, items + 1) ** 0.8
+    drawn = np.searchsorted(weights.cumsum() / weights.sum(), rng.random(interactions - items)).clip(max=items - 1)
+    chosen = np.concatenate([np.arange(items), drawn])
+    log = {"user_id": rng.permutation(np.arange(interactions) % users), "item_id": chosen}
+    pl.DataFrame(log).write_csv(folder / "interactions.csv")
+    np.save(folder / "text.npy", rng.standard_normal((items, WIDTH), dtype=np.float32))
+
+
+def _commands(folder: Path) -> dict[str, list[str]]:
+    """Name to command line, in the order in which they read what those before them wrote."""
+    shards, features = ("--shards", f"{folder}/shards"), ("--features", f"{folder}/features")
+    pack = ["pack", "--interactions", f"{folder}/interactions.csv", "--core", "0", "--out", f"{folder}/shards"]
+    train = {
+        f"stage1 --recommender {name}": [
+            *("stage1", *shards, *features, "--recommender", name, "--epochs", "1", "--out", f"{folder}/{name}"),
+            *_PLAIN,
+        ]
+        for name in ("bpr", "lightgcn", "vbpr")
+    }
+    return {
+        "doctor": ["doctor", "--interactions", f"{folder}/interactions.csv"],
+        "pack": pack,
+        "features": ["features", *shards, "--text_npy", f"{folder}/text.npy", "--out", f"{folder}/features"],
+        **train,
+        "evaluate": ["evaluate", "--run", f"{folder}/vbpr", "--device", "cpu"],
+        "register": ["register", "--run", f"{folder}/bpr", "--name", "model"],
+        "recommend --all": [
+            *("recommend", "--model", "models:/model@candidate", "--all", "true", "--out", f"{folder}/lists.parquet"),
+        ],
+    }
+
+
+def _peak(words: list[str], folder: Path) -> float:
+    """Peak of resident memory of a command, in bytes; its output goes to `log`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ptmrec_dist", *words], stdout=log, stderr=log, env=environment, cwd=folder
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1):
+        raise SystemExit(f"ptmrec {' '.join(words)} ended with exit code {code}; see {folder / 'log'}")
+    return used.ru_maxrss * 1024.0
+
+
+if __name__ == "__main__":
+    main()
