@@ -44,8 +44,10 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
             "train it by `ptmrec stage1`, or choose another"
         )
     sequences = TrainingSequences(start.dataset, start.recommender.history_length, config.sequences == "latest")
-    start = replace(start, record=with_source(config, start.record))
-    encoder = check_start(config, start)
+    record = with_source(config, start.record)
+    stale = record.inputs.get("encoder") != start.record.inputs.get("encoder")
+    start = replace(start, record=record)
+    encoder = check_start(config, start, stale)
     world = join_world(config.device, config.timeout)
     start = _with_tokens(config, start, encoder)
     taken = _take_over(config, _recommender_of(start), encoder)

@@ -99,12 +99,13 @@ def train_both(
             evaluation.finish(trainer.state.stopping.kept_epoch)
 
 
-def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
+def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> Encoder | None:
     """Check that stage 2 can start from a run, and load the encoder that its features came from.
 
     Args:
         config: Settings.
         start: A run of stage 1, or an untrained recommender.
+        stale: The stored features came from another encoder than the one that is trained, which another run tuned.
 
     Returns:
         The encoder, ready to be tuned, with the towers that are tuned, or all of them where the stored features are not what
@@ -139,8 +140,7 @@ def check_start(config: TrainsBoth, start: FinishedRun) -> Encoder | None:
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
     on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
     reads_tokens = on_sequences and start.recommender.reads_tokens
-    # The stored features are not those of tokens, nor of an encoder that another run tuned.
-    whole = reads_tokens or record.source is not None
+    whole = reads_tokens or stale
     if config.tuning.method == "none" and not whole:
         return None
     require_encoder(record, start.folder)

@@ -13,6 +13,7 @@ from ptmrec_dist.config import JointConfig, LastNConfig, PromptConfig, Stage2Con
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.training import tune
 from ptmrec_dist.training.joint import train_joint
 from ptmrec_dist.training.parts import PARTS
 from ptmrec_dist.training.records import read_record
@@ -121,6 +122,24 @@ def _assert_towers_are_of(expected: Path, run: Path, modalities: list[str]) -> N
     for name, value in tuned.items():
         assert torch.equal(value, wanted[name]), name
         assert torch.equal(here[name], value), name
+
+
+@pytest.mark.slow
+def test_stored_features_are_read_where_neither_run_tunes_the_encoder(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: dict[str, Any] = {
+        "recommender": "morec",
+        "model": recommender_config("morec", dim=8, length=5),
+        "pretraining": "auto",
+        "tuning": TuningConfig(method="none"),
+    }
+    train_joint(_config(tiny_project, tmp_path / "there", **frozen))
+    monkeypatch.setattr(tune, "load_backbone_of", lambda made: pytest.fail("the encoder was loaded"))
+    for transfer in ("full", "user", "text"):
+        run = tmp_path / transfer
+        train_joint(_config(tiny_project, run, **frozen, transfer=transfer, transfer_from=tmp_path / "there"))
+        assert (run / "metrics.json").is_file()
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ class FeatureProjection(nn.Module):
 
     LN(W_2 GELU(W_1 x + b_1) + b_2), x: standardised features
 
-    Frozen features have few directions in which items differ much, too few for a linear map to learn from what follows what.
-    Without the normalisation scores would start far apart: states have length sqrt(D), and vectors start with length 1.
+    One linear map of frozen features learned next to nothing of which item follows which (docs/results.md). Without the
+    normalisation scores would start far apart: states have length sqrt(D), while these vectors start with length 1.
 
     Args:
         inputs: What the recommender is built from.
