@@ -103,9 +103,8 @@ class MultiViewConfig(PrincipalConfig):
     """Width of the embeddings and of every view."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most
-    0.1; 0.0001 in the papers."""
+    reg_weight: float = bounded(1e-4, 0)
+    """Weight of the squared norms; the default is the papers', sparse data may need up to 0.1."""
     cl_weight: float = bounded(0.01, 0)
     """Weight of the contrastive terms."""
     temperature: float = bounded(0.2, 0.025)
@@ -126,8 +125,6 @@ class SMOREConfig(MultiViewConfig):
 
     layers: int = bounded(3, 0)
     """Propagation layers over the user-item graph; 3 or 4 in the paper."""
-    reg_weight: float = bounded(1e-4, 0)
-    """Weight of the squared norms; the default is the paper's, sparse data may need up to 0.1."""
     image_knn: int = bounded(10, 1)
     """Neighbours of an item in the image graph; 10 to 40 in the paper."""
     text_knn: int = bounded(10, 1)
@@ -160,8 +157,8 @@ class LATTICEConfig(RecommenderConfig):
     """Width of the embeddings and of the projected features."""
     layers: int = bounded(2, 0)
     """Propagation layers over the user-item graph."""
-    reg_weight: float | None = bounded(None, 0)
-    """Weight of the squared norms; by default 1 / the mean number of training interactions of a user, at most 0.1."""
+    reg_weight: float = bounded(1e-3, 0)
+    """Weight of the squared norms."""
     knn: int = bounded(10, 2)
     """Nearest items of an item in the item graph of each modality, the item itself included."""
     initial_weight: float = bounded(0.9, 0, 1)

@@ -24,7 +24,7 @@ def test_loss_terms_equal_the_formula_row_by_row(toy: Toy) -> None:
 
 @pytest.mark.parametrize(
     ("name", "factor"),
-    [("bpr", 1), ("vbpr", 1), ("lattice", 1), ("mgcn", 1), ("slmrec", 10)],
+    [("bpr", 1), ("vbpr", 1), ("slmrec", 10)],
 )
 def test_the_penalty_of_each_interaction_is_chosen_by_the_data_by_default(toy: Toy, name: str, factor: int) -> None:
     expected = factor * penalty_weight(None, toy.train)

@@ -17,7 +17,7 @@ from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import neighbour_means
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
-from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
+from ptmrec_dist.recommenders.losses import bpr_term, l2_term
 from ptmrec_dist.recommenders.neighbours import cosines_with, nearest_neighbours
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up
 from ptmrec_dist.recommenders.tables import TableRecommender
@@ -67,7 +67,7 @@ class LATTICE(FittedRecommender, TableRecommender):
 
     def __init__(self, inputs: Inputs, config: LATTICEConfig) -> None:
         super().__init__(inputs, config.dim)
-        self.layers, self.reg_weight = config.layers, penalty_weight(config.reg_weight, inputs.train)
+        self.layers, self.reg_weight = config.layers, config.reg_weight
         self.initial_weight, self.every_step = config.initial_weight, config.graph_gradient == "every"
         self.user_embeddings = embedding_table(inputs.num_users, config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)

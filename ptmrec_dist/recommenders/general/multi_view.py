@@ -20,7 +20,7 @@ from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
 from ptmrec_dist.recommenders.layers import embedding_table
-from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term, penalty_weight
+from ptmrec_dist.recommenders.losses import bpr_term, info_nce, l2_term
 from ptmrec_dist.recommenders.principal import principal_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
 
@@ -73,7 +73,7 @@ class MultiViewRecommender(FittedRecommender):
                 "choose --modalities both or another recommender"
             )
         super().__init__(inputs, config.dim)
-        self.layers, self.reg_weight, dim = config.layers, penalty_weight(config.reg_weight, inputs.train), config.dim
+        self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
         self.user_embeddings = embedding_table(inputs.num_users, dim)
         self.item_embeddings = embedding_table(inputs.num_items, dim)
