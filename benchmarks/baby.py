@@ -21,7 +21,18 @@ PUBLISHED = {"bpr": 0.0575, "lightgcn": 0.0754, "buir": 0.0788}
 # LightGCN and BPR are still improving slowly when they are stopped; BUIR has converged.
 CHOSEN = {
     "bpr": ["--model.reg_weight", "0.1", "--lr", "1e-3", "--epochs", "100", "--eval_every", "5"],
-    "lightgcn": ["--lr", "5e-3", "--batch_size", "1024", "--epochs", "30", "--eval_every", "3"],
+    "lightgcn": [
+        "--model.reg_weight",
+        "0.03",
+        "--lr",
+        "5e-3",
+        "--batch_size",
+        "1024",
+        "--epochs",
+        "30",
+        "--eval_every",
+        "3",
+    ],
     "buir": ["--epochs", "120", "--eval_every", "10"],
 }
 

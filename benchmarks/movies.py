@@ -3,7 +3,7 @@
 python benchmarks/movies.py --data ../shared/data --out FOLDER
 
 Each run is one `ptmrec stage1` with one thread. Hyper-parameters on movies-sparse were chosen on validation Recall@20 (seed 0),
-except FREEDOM's and LightGCN's; those on movies-small, except BPR's, are defaults. Complete runs in FOLDER are not repeated.
+except FREEDOM's; those on movies-small, except BPR's, are untuned defaults. Complete runs in FOLDER are not repeated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ TRAINING = {"lr": 0.002, "eval_every": 3, "patience": 8, "epochs": 400}
 CHOSEN: dict[str, dict[str, dict[str, float]]] = {
     "movies-sparse": {
         "bpr": {"reg_weight": 0.1},
-        "lightgcn": {},
+        "lightgcn": {"layers": 3, "reg_weight": 0.01},
         "vbpr": {"reg_weight": 0.1},
         "freedom": {},
         "mgcn": {"reg_weight": 0.1},
