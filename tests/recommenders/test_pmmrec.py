@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.recommenders import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Inputs
+from ptmrec_dist.recommenders.layers import linear_map
 from ptmrec_dist.recommenders.sequences import ITEMS
 from ptmrec_dist.recommenders.sequential.fusion import FUSED, MergeAttention, Tokens
 from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
@@ -20,9 +21,13 @@ from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
 WIDTHS, DIM, HEADS = {"image": 5, "text": 3}, 8, 2
 
 
+def _projections(widths: dict[str, int], dim: int) -> dict[str, nn.Linear]:
+    return {name: linear_map(width, dim) for name, width in widths.items()}
+
+
 def _fusion(first: bool = False, widths: dict[str, int] = WIDTHS) -> MergeAttention:
     torch.manual_seed(0)
-    fusion = MergeAttention(widths, DIM, HEADS, 0.1, first).eval().double()
+    fusion = MergeAttention(_projections(widths, DIM), DIM, HEADS, 0.1, first).eval().double()
     with torch.no_grad():
         for parameter in fusion.parameters():
             parameter.normal_(std=0.7)
@@ -107,10 +112,7 @@ def test_frozen_features_are_one_token_each_and_what_was_fused_before_is_not_fus
     features = {name: torch.randn(4, width) for name, width in WIDTHS.items()}
     model = _model(features)
     ones = torch.ones(4, 1, dtype=torch.bool)
-    standard = {
-        name: (table - table.mean(0)) / table.var(0, unbiased=False).mean().sqrt() for name, table in features.items()
-    }
-    fused = model.fuse({name: (table[:, None], ones) for name, table in standard.items()})
+    fused = model.fuse({name: (table[:, None], ones) for name, table in features.items()})
     views = model.views(features)
     assert views.keys() == {ITEMS, "image", "text"}
     for stored in (features, fused):
@@ -141,7 +143,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
 
 def test_fused_items_start_with_length_1_and_apart() -> None:
     torch.manual_seed(0)
-    fusion = MergeAttention({"image": 24, "text": 32}, dim=64, heads=4, dropout=0.0, first=False)
+    fusion = MergeAttention(_projections({"image": 24, "text": 32}, 64), dim=64, heads=4, dropout=0.0, first=False)
     rows = {name: F.normalize(torch.randn(50, width), dim=1) for name, width in (("image", 24), ("text", 32))}
     tokens = {name: (table[:, None], torch.ones(50, 1, dtype=torch.bool)) for name, table in rows.items()}
     with torch.no_grad():

@@ -29,24 +29,21 @@ class MergeAttention(nn.Module):
     length 1: those of length sqrt(D), as published, would let scores start far apart.
 
     Args:
-        widths: Modality to the width of its tokens W.
+        projections: Modality to what maps its tokens from width W to D.
         dim: Width D.
         heads: Attention heads, a divisor of D.
         dropout: Fraction of the values that training drops.
         first: Represent a modality by its first token instead of the mean of its tokens.
     """
 
-    def __init__(self, widths: Mapping[str, int], dim: int, heads: int, dropout: float, first: bool) -> None:
+    def __init__(self, projections: Mapping[str, nn.Module], dim: int, heads: int, dropout: float, first: bool) -> None:
         super().__init__()
         self.first = first
-        self.widths = dict.fromkeys((*widths, FUSED), dim)
+        self.widths = dict.fromkeys((*projections, FUSED), dim)
         """Width of each kind of vectors that `forward` returns."""
-        self.projections = nn.ModuleDict({modality: nn.Linear(width, dim) for modality, width in widths.items()})
-        for projection in self.projections.values():
-            nn.init.xavier_normal_(projection.get_parameter("weight"))
-            nn.init.zeros_(projection.get_parameter("bias"))
+        self.projections = nn.ModuleDict(projections)
         self.block: nn.TransformerEncoderLayer | None = None
-        if len(widths) > 1:
+        if len(projections) > 1:
             self.class_D = nn.Parameter(torch.empty(dim))
             self.block = nn.TransformerEncoderLayer(
                 dim, heads, 4 * dim, dropout, "gelu", layer_norm_eps=_NORM_EPS, batch_first=True

@@ -4,9 +4,9 @@
     h_1 .. h_L = Transformer(e_1 + p_1, .., e_L + p_L)   (eq. 4),   score(u, i) = h_L . e_i
 
 With `ptmrec joint` it reads the encoder's tokens, and the encoder learns along, as in the paper; in stage 1, where features
-are frozen, an image or a text is one token, its standardised features. Stage 1 and `joint` add the losses of eq. 6 to 11 to
-that of the next item (`training/objectives/pretraining.py`), which the hyper-parameters choose. With one modality its vector is
-what is read and scored, without a fusion, as in the paper's transfer of one modality.
+are frozen, an image or a text is one token, projected by a network as MoRec's are (`projection.py`). Stage 1 and `joint` add
+the losses of eq. 6 to 11 to that of the next item (`training/objectives/pretraining.py`), which the hyper-parameters choose.
+With one modality its vector is what is read and scored, without a fusion, as in the paper's transfer of one modality.
 
 Departures: a modality is represented by the mean of its tokens by default, for not every encoder has a class token; the user
 encoder is that of SASRec here (`transformer.py`); fused vectors start with length 1 (`fusion.py`).
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.recommenders.base import Inputs
-from ptmrec_dist.recommenders.layers import Standardisation
+from ptmrec_dist.recommenders.layers import linear_map
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import ITEMS
 from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED, MergeAttention, Tokens
+from ptmrec_dist.recommenders.sequential.projection import FeatureProjection
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 
 _NOISES = 3  # none, shuffled, replaced
@@ -42,9 +43,7 @@ class PMMRec(FusedRecommender):
     """
 
     parts: ClassVar[Mapping[str, str]] = {
-        "standard.text.": "text",
         "fusion.projections.text.": "text",
-        "standard.image.": "image",
         "fusion.projections.image.": "image",
         "fusion.class_D": "fusion",
         "fusion.block.": "fusion",
@@ -57,10 +56,15 @@ class PMMRec(FusedRecommender):
         given = {"image": config.image_width, "text": config.text_width}
         self.fuses_tokens = any(given.values())
         self.modalities = tuple(modality for modality in self.modalities if modality != FUSED)
-        widths = {modality: given[modality] or inputs.features[modality].shape[1] for modality in self.modalities}
-        standardised = () if self.fuses_tokens else self.modalities
-        self.standard = nn.ModuleDict({modality: Standardisation(inputs, modality) for modality in standardised})
-        self.fusion = MergeAttention(widths, config.dim, config.fusion_heads, config.dropout, config.pooling == "first")
+        projections = {
+            modality: linear_map(given[modality] or inputs.features[modality].shape[1], config.dim)
+            if self.fuses_tokens
+            else FeatureProjection(inputs, modality, config.dim)
+            for modality in self.modalities
+        }
+        self.fusion = MergeAttention(
+            projections, config.dim, config.fusion_heads, config.dropout, config.pooling == "first"
+        )
         self.transformer = CausalTransformer(config.dim, config.length, config.layers, config.heads, config.dropout)
         self.noise_classifier = nn.Linear(config.dim, _NOISES) if config.nid != "none" else None
 
@@ -87,7 +91,7 @@ class PMMRec(FusedRecommender):
             `ITEMS` and each modality to [C, D].
         """
         if FUSED not in features:
-            features = self.fuse({name: self._one_token(name, features[name]) for name in self.modalities})
+            features = self.fuse({name: _one_token(features[name]) for name in self.modalities})
         return {ITEMS: features[FUSED]} | {name: features[name] for name in self.modalities}
 
     def item_vectors(self, features: Features, chosen: Tensor | None = None) -> Tensor:
@@ -113,7 +117,6 @@ class PMMRec(FusedRecommender):
         outputs: Tensor = self.noise_classifier(states)
         return outputs
 
-    def _one_token(self, modality: str, rows_CX: Tensor) -> tuple[Tensor, Tensor]:
-        if modality in self.standard:
-            rows_CX = self.standard[modality](rows_CX)
-        return rows_CX[:, None], torch.ones(len(rows_CX), 1, dtype=torch.bool, device=rows_CX.device)
+
+def _one_token(rows_CX: Tensor) -> tuple[Tensor, Tensor]:
+    return rows_CX[:, None], torch.ones(len(rows_CX), 1, dtype=torch.bool, device=rows_CX.device)
