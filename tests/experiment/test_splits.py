@@ -215,10 +215,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
-def test_a_model_trains_its_recommender_with_settings_of_its_own(tiny_project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["run", "scratch"])
+def test_a_model_trains_its_recommender_with_settings_of_its_own(
+    tiny_project: Project, tmp_path: Path, start: str
+) -> None:
     models = {"wide": {"recommender": "vbpr", "lr": 0.5, "model": {"dim": 7}}}
     paradigms = ("frozen", "two_stage", "joint", "two_stage_refit")
-    plain = _config(tiny_project, tmp_path / "out", seeds=(0,), splits=(0,), paradigms=paradigms)
+    plain = _config(
+        tiny_project, tmp_path / "out", seeds=(0,), splits=(0,), paradigms=paradigms, refit={"start": start}
+    )
     steps = lay_out(replace(plain, recommenders=("vbpr", "wide"), models=models, stage1={"lr": 0.1, "epochs": 3})).steps
     own = {name: step for name, step in steps.items() if "-wide-" in f"-{name}-"}
     assert {step.command for step in own.values()} == {"stage1", "stage2", "joint", "refit"}
@@ -227,7 +232,8 @@ def test_a_model_trains_its_recommender_with_settings_of_its_own(tiny_project: P
         expected = {"recommender": "vbpr", "lr": 0.5, "model": {"dim": 7}, "epochs": 3}
         chosen = {
             "stage1": set(expected),
-            "refit": {"lr", "model", "epochs"},
+            "refit": {"model", "epochs"}
+            | ({"lr"} if start == "scratch" else set()),  # from the run: a third of stage 1's
             "joint": {"recommender", "model"},
             "stage2": set(),
         }
