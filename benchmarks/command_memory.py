@@ -76,7 +76,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
         for name in ("bpr", "lightgcn", "vbpr")
     }
     return {
-        "doctor": ["doctor", "--interactions", f"{folder}/interactions.csv"],
+        "doctor": ["doctor", "--interactions", f"{folder}/interactions.csv", "--core", "0"],
         "pack": pack,
         "features": ["features", *shards, "--text_npy", f"{folder}/text.npy", "--out", f"{folder}/features"],
         **train,
