@@ -1,7 +1,7 @@
 """Memory that each command needs for another item, user and interaction: three slopes and what it takes for next to nothing.
 
     python -m benchmarks.command_memory --out DIR
-    python -m benchmarks.command_memory --out DIR --base 20000,5000,200000 --more 60000,15000,600000    # a minute a command
+    python -m benchmarks.command_memory --out DIR --base 200000,100000,4000000 --more 400000,400000,10000000    # hours
 
 Generated logs with features of width 64, ID embeddings of the default width. Every command runs in a process of its own over
 four data sets: one, and that with more users, more items, or more interactions alone. A slope is the difference of the peaks of
@@ -30,8 +30,8 @@ def main() -> None:
     """Run every command over four data sets and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", default="50000,20000,500000", help="USERS,ITEMS,INTERACTIONS")
-    parser.add_argument("--more", default="100000,80000,1000000", help="what is added to one of them at a time")
+    parser.add_argument("--base", default="20000,10000,400000", help="USERS,ITEMS,INTERACTIONS")
+    parser.add_argument("--more", default="40000,40000,1000000", help="what is added to one of them at a time")
     options = parser.parse_args()
     base, more = (np.array([int(number) for number in text.split(",")]) for text in (options.base, options.more))
     sizes = {"base": base} | {name: base + more * (np.arange(3) == axis) for axis, name in enumerate(_AXES)}
