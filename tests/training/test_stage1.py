@@ -124,7 +124,7 @@ def test_every_recommender_learns_who_likes_what(tiny_project: Project, tmp_path
     dropout = {"dropout": 0.1} if is_sequential(recommender) else {}
     model = recommender_config(recommender, **({"dim": 8} | weight | dropout | for_few_items(recommender)))
     # A network of several layers learns at lower rates than tables do.
-    lr = {"pmmrec": 0.005, "carca": 0.01}.get(recommender, 0.02)
+    lr = 0.01 if recommender in ("pmmrec", "carca") else 0.02
     train_stage1(_config(tiny_project, run, recommender=recommender, epochs=25, model=model, lr=lr))
     metrics = _metrics(run)
     cold = {"cold_validation", "cold_test"} if recommender_class(recommender).multimodal else set()
