@@ -1,17 +1,18 @@
 """Memory that each command needs for another item, user and interaction: three slopes and what it takes for next to nothing.
 
     python -m benchmarks.command_memory --out DIR
-    python -m benchmarks.command_memory --out DIR --base 200000,100000,4000000 --more 400000,400000,10000000    # hours
+    python -m benchmarks.command_memory --out DIR --base 200000,100000,10000000 --more 800000,800000,20000000    # hours
 
 Generated logs with features of width 64, ID embeddings of the default width. Every command runs in a process of its own over
 four data sets: one, and that with more users, more items, or more interactions alone. A slope is the difference of the peaks of
-resident memory divided by what was added; pages of files that were read and need not be kept count, too.
+anonymous memory, without pages of files, which the system may drop, divided by what was added. Linux only.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import polars as pl
 
 WIDTH = 64
 """Width of the generated features."""
+_EVERY = 0.02
+"""Seconds between looks at a process."""
 _PLAIN = ("--device", "cpu", "--tracking.enabled", "false")
 
 
@@ -30,8 +33,8 @@ def main() -> None:
     """Run every command over four data sets and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", default="20000,10000,400000", help="USERS,ITEMS,INTERACTIONS")
-    parser.add_argument("--more", default="40000,40000,1000000", help="what is added to one of them at a time")
+    parser.add_argument("--base", default="20000,10000,1000000", help="USERS,ITEMS,INTERACTIONS")
+    parser.add_argument("--more", default="100000,100000,2000000", help="what is added to one of them at a time")
     options = parser.parse_args()
     base, more = (np.array([int(number) for number in text.split(",")]) for text in (options.base, options.more))
     sizes = {"base": base} | {name: base + more * (np.arange(3) == axis) for axis, name in enumerate(_AXES)}
@@ -89,18 +92,29 @@ def _commands(folder: Path) -> dict[str, list[str]]:
 
 
 def _peak(words: list[str], folder: Path) -> float:
-    """Peak of resident memory of a command, in bytes; its output goes to `log`."""
+    """Peak of anonymous memory of a command, in bytes; its output goes to `log`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    peak = 0.0
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ptmrec_dist", *words], stdout=log, stderr=log, env=environment, cwd=folder
         )
-        _, status, used = os.wait4(process.pid, 0)
-    code = process.returncode = os.waitstatus_to_exitcode(status)
-    if code not in (0, 1):
-        raise SystemExit(f"ptmrec {' '.join(words)} ended with exit code {code}; see {folder / 'log'}")
-    return used.ru_maxrss * 1024.0
+        while process.poll() is None:
+            peak = max(peak, _anonymous(process.pid))
+            time.sleep(_EVERY)
+    if process.returncode not in (0, 1):
+        raise SystemExit(f"ptmrec {' '.join(words)} ended with exit code {process.returncode}; see {folder / 'log'}")
+    return peak
+
+
+def _anonymous(pid: int) -> float:
+    """Bytes of a process that are no pages of files; 0 where it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 if __name__ == "__main__":
