@@ -3,13 +3,14 @@
     python -m benchmarks.sequences.yardstick --interactions interactions.csv --libraries VENV/bin/python
 
 All have the same width, layers, heads, length, dropout, learning rate and targets of a step, and rank all items but the user's
-earlier ones. The epoch that is best on validation is measured on test. One process and one thread each; seconds of CPU are
+earlier ones. Users are cut to as many latest interactions as a model reads, and three: RecTools trains on no others, and so all
+train on the same targets. The epoch that is best on validation is measured on test. One process and one thread each; seconds of CPU are
 those of training, without evaluation. RecBole and RecTools run in the environment that is named, without it ours alone:
 
     uv venv VENV && uv pip install --python VENV/bin/python recbole 'rectools[torch]'
 
-What differs: RecBole repeats a history for each of its targets, and its networks have a GELU; RecTools trains on the latest
-sequence of each user, normalises as the first paper does, and its networks have the width of the items.
+What differs: RecBole repeats a history for each of its targets, and its networks have a GELU; RecTools normalises as the first
+paper does, and its networks have the width of the items.
 
 For the binary cross-entropies the table has the mean probability that a test item, other items, and the first item of a list
 are the next one: the last is overconfident as far as it exceeds the share of lists whose first item is right (gSASRec, arXiv
@@ -31,21 +32,20 @@ from benchmarks.sequences.libraries import TOP, best_epoch, hits
 
 OURS: dict[str, dict[str, Any]] = {
     "ours, all items": {"loss": "full"},
-    "ours, all items, latest sequences": {"loss": "full", "sequences": "latest"},
     "ours, in-batch": {},
     "ours, BCE, 1 negative": {"loss": "bce"},
     "ours, BCE, 256 negatives": {"loss": "bce", "num_negatives": 256},
     "ours, gBCE, 256 negatives": {"loss": "gbce", "num_negatives": 256},
 }
 """Name of a row to settings of stage 1."""
-LIBRARIES = {"RecBole, all items": "recbole", "RecTools, all items, latest sequences": "rectools"}
+LIBRARIES = {"RecBole, all items": "recbole", "RecTools, all items": "rectools"}
 COLUMNS = ("validation", "hr", "ndcg", "epoch", "seconds", "memory", "positive", "other", "first", "right")
 
 
 def main() -> None:
     """Measure every row in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--interactions", type=Path, required=True, help="table with times")
+    parser.add_argument("--interactions", type=Path, required=True, help="CSV with user_id, item_id and timestamp")
     parser.add_argument("--libraries", type=Path, help="Python that has recbole and rectools")
     parser.add_argument("--rows", nargs="+", choices=(*OURS, *LIBRARIES))
     parser.add_argument("--epochs", type=int, default=10)
@@ -89,12 +89,17 @@ def _in_a_process(row: str, options: argparse.Namespace, folder: Path) -> dict[s
 
 
 def _prepare(options: argparse.Namespace, folder: Path) -> None:
-    """Pack the interactions, and write the sequences for the libraries."""
+    """Cut and pack the interactions, and write the sequences for the libraries."""
+    import polars as pl
+
     from ptmrec_dist.config import PackConfig
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.data.pack import pack
 
-    pack(PackConfig(interactions=options.interactions, out=folder / "shards", split="leave_one_out"))
+    rows = pl.read_csv(options.interactions, infer_schema=False)
+    latest = rows.sort(pl.col("timestamp").cast(pl.Float64, strict=False), maintain_order=True)
+    latest.group_by("user_id").tail(options.length + 3).write_csv(folder / "latest.csv")
+    pack(PackConfig(interactions=folder / "latest.csv", out=folder / "shards", split="leave_one_out"))
     dataset = Dataset(folder / "shards")
     split: dict[str, Any] = {"train": [[] for _ in range(dataset.num_users)]}
     train = dataset.sequences("train")
@@ -105,9 +110,6 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
         split[phase] = pairs.items[pairs.users.argsort()].tolist()
     settings = {name: getattr(options, name) for name in ("epochs", "length", "lr", "seed")}
     settings |= {"dim": 64, "layers": 2, "heads": 2, "dropout": 0.1, "batch_size": 512}
-    targets = [len(items) - 1 for items in split["train"]]
-    # Epochs of the latest sequences that have as many targets as one of all sequences.
-    settings["latest_epochs"] = round(sum(targets) / sum(min(number, options.length) for number in targets))
     (folder / "split.json").write_text(json.dumps({**split, "settings": settings}))
 
 
@@ -128,9 +130,8 @@ def _ours(chosen: dict[str, Any], folder: Path) -> dict[str, float]:
         trainer = make_trainer(config, session, objective, dataset)
 
         def train() -> None:
-            for _ in range(settings["latest_epochs"] if config.sequences == "latest" else 1):
-                trainer.train_epoch()
-                trainer.state.epoch, trainer.state.step = trainer.state.epoch + 1, 0
+            trainer.train_epoch()
+            trainer.state.epoch, trainer.state.step = trainer.state.epoch + 1, 0
 
         return best_epoch(
             settings["epochs"],
