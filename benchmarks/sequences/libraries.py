@@ -65,10 +65,11 @@ class Split:
     """What the yardstick wrote: settings and sequences.
 
     Args:
-        folder: Where.
+        folder: Where; RecBole's files go there, too.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         given = json.loads((folder / "split.json").read_text())
         self.settings: dict[str, Any] = given["settings"]
         self.train: list[list[int]] = given["train"]
@@ -88,12 +89,11 @@ class Split:
         return [[*items, last] for items, last in zip(self.train, self.targets["validation"].tolist(), strict=True)]
 
 
-def recbole(split: Split, folder: Path) -> dict[str, float]:
+def recbole(split: Split) -> dict[str, float]:
     """Train RecBole's SASRec with cross-entropy over all items.
 
     Args:
         split: The split.
-        folder: Where its files go.
 
     Returns:
         As `best_epoch`.
@@ -102,8 +102,8 @@ def recbole(split: Split, folder: Path) -> dict[str, float]:
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_seed
 
-    _write_recbole(split, folder / "ratings")
-    config = Config("SASRec", "ratings", config_dict=_recbole_settings(split.settings, folder))
+    _write_recbole(split)
+    config = Config("SASRec", "ratings", config_dict=_recbole_settings(split))
     init_seed(config["seed"], True)
     dataset = create_dataset(config)
     loaders = dict(zip(("train", "validation", "test"), data_preparation(config, dataset), strict=True))
@@ -128,10 +128,11 @@ def recbole(split: Split, folder: Path) -> dict[str, float]:
     return best_epoch(split.settings["epochs"], lambda: trainer._train_epoch(loaders["train"], 0), measure)
 
 
-def _recbole_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _recbole_settings(split: Split) -> dict[str, Any]:
+    settings = split.settings
     return {
-        "data_path": str(folder),
-        "checkpoint_dir": str(folder),
+        "data_path": str(split.folder),
+        "checkpoint_dir": str(split.folder),
         "benchmark_filename": ["train", "validation", "test"],
         "load_col": {"inter": ["user_id", "item_id_list", "item_id"]},
         "alias_of_item_id": ["item_id_list"],
@@ -152,10 +153,10 @@ def _recbole_settings(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_recbole(split: Split, folder: Path) -> None:
+def _write_recbole(split: Split) -> None:
     """Write its files of sequences, each with its next item: in training, one for every item but a user's first."""
+    folder, length = split.folder / "ratings", split.settings["length"]
     folder.mkdir(exist_ok=True)
-    length = split.settings["length"]
     rows = {
         phase: ((user, items[-length:], split.targets[phase][user]) for user, items in enumerate(split.known(phase)))
         for phase in ("validation", "test")
@@ -172,12 +173,11 @@ def _prefixes(sequences: list[list[int]], length: int) -> Iterator[tuple[int, li
             yield user, items[max(0, end - length) : end], items[end]
 
 
-def rectools(split: Split, folder: Path) -> dict[str, float]:
+def rectools(split: Split) -> dict[str, float]:
     """Train RecTools' SASRec with cross-entropy over all items.
 
     Args:
         split: The split.
-        folder: Not used.
 
     Returns:
         As `best_epoch`.
@@ -186,16 +186,16 @@ def rectools(split: Split, folder: Path) -> dict[str, float]:
     from rectools.models import SASRecModel
 
     settings = split.settings
-    length = settings["length"]
+    targets_per_user = sum(len(items) - 1 for items in split.train) / len(split.train)
     pytorch_lightning.seed_everything(settings["seed"])
     model = SASRecModel(
         n_blocks=settings["layers"],
         n_heads=settings["heads"],
         n_factors=settings["dim"],
         dropout_rate=settings["dropout"],
-        session_max_len=length,
+        session_max_len=settings["length"],
         lr=settings["lr"],
-        batch_size=max(1, settings["batch_size"] // length),
+        batch_size=round(settings["batch_size"] / targets_per_user),
     )
     data = {phase: _interactions(split.known(phase)) for phase in ("validation", "test")}
     users = np.arange(len(split.train))
@@ -221,5 +221,5 @@ def _interactions(sequences: list[list[int]]) -> Any:
 
 
 if __name__ == "__main__":
-    library, where = {"recbole": recbole, "rectools": rectools}[sys.argv[1]], Path(sys.argv[2])
-    print(json.dumps(library(Split(where), where)))
+    library = {"recbole": recbole, "rectools": rectools}[sys.argv[1]]
+    print(json.dumps(library(Split(Path(sys.argv[2])))))

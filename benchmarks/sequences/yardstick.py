@@ -3,9 +3,9 @@
     python -m benchmarks.sequences.yardstick --interactions interactions.csv --libraries VENV/bin/python
 
 All have the same width, layers, heads, length, dropout, learning rate and targets of a step, and rank all items but the user's
-earlier ones. Users are cut to as many latest interactions as a model reads, and three: RecTools trains on no others, and so all
-train on the same targets. The epoch that is best on validation is measured on test. One process and one thread each; seconds of CPU are
-those of training, without evaluation. RecBole and RecTools run in the environment that is named, without it ours alone:
+earlier ones. Of each user the latest interactions are kept, three more than a model reads: RecTools trains on no others, so
+that all train on the same targets. The epoch that is best on validation is measured on test. One process and one thread each;
+seconds of CPU are those of training alone. RecBole and RecTools run in the environment that is named, without it ours alone:
 
     uv venv VENV && uv pip install --python VENV/bin/python recbole 'rectools[torch]'
 
