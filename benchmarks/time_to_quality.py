@@ -76,7 +76,7 @@ def _best_epochs(name: str, init: str | None, folder: Path, seconds: float, sett
         work: list[Callable[[], None]] = (
             [] if init is None else [lambda: start_from_als(dataset, _DIM, 0, trainer.objective, trainer.world)]
         )
-        spent, best, epoch = 0.0, 0.0, len(work) - 1
+        spent, best, epoch = 0.0, 0.0, -len(work)
         while spent < seconds:
             epoch += 1
             started = time.process_time()
