@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from ptmrec_dist.recommenders.sparse import SparseMatrix
+from ptmrec_dist.recommenders.sparse import SparseMatrix, multiply
 
 _RICHARDSON_ITERATIONS, _RELAXATION = 8, 1.6
 
@@ -193,7 +193,8 @@ class InteractionGraph(nn.Module):
         return graph
 
     def _sums(self, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
-        return self.items_to_users.matrix @ items_ID, self.items_to_users.transpose @ users_UD
+        to_users, to_items = self.items_to_users.matrix, self.items_to_users.transpose
+        return multiply(to_users, items_ID), multiply(to_items, users_UD)
 
     def _mean_of_layers(self, layers: int, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
         # E + A (E + A (E + ...)) needs no table beside the running one.

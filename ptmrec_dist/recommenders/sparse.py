@@ -120,11 +120,24 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transpose: Tensor, table_ND: Tensor) -> Tensor:
         ctx.transpose = transpose
-        return matrix @ table_ND
+        return multiply(matrix, table_ND)
 
     @staticmethod
     def backward(ctx: Any, product_ND: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.transpose @ product_ND
+        return None, None, multiply(ctx.transpose, product_ND)
+
+
+def multiply(matrix: Tensor, table_ND: Tensor) -> Tensor:
+    """Multiply into new zeros: `matrix @ table_ND` fills a table with zeros as well, and then copies it.
+
+    Args:
+        matrix: Matrix in compressed rows, float32 [rows, columns].
+        table_ND: Table, float32 [columns, D].
+
+    Returns:
+        The product, float32 [rows, D].
+    """
+    return table_ND.new_zeros(matrix.shape[0], table_ND.shape[1]).addmm_(matrix, table_ND)
 
 
 def _compressed(starts: Tensor, positions_E: Tensor, values_E: Tensor, shape: tuple[int, ...]) -> Tensor:

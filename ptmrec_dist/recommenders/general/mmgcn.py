@@ -141,13 +141,18 @@ class _Convolution(nn.Module):
             table_NX.unflatten(1, (len(self.own_weights), -1)).transpose(0, 1)
             for table_NX in (vectors_NX, means(vectors_NX))
         )
-        neighbours_MNP = F.leaky_relu(torch.bmm(mean_MNP, self.neighbour_weights), _SLOPE)
-        own_MND = F.leaky_relu(torch.baddbmm(self.own_bias, own_MNP, self.own_weights), _SLOPE) + ids_ND
+        neighbours_MNP = _rectified(torch.bmm(mean_MNP, self.neighbour_weights))
+        own_MND = _rectified(torch.baddbmm(self.own_bias, own_MNP, self.own_weights)) + ids_ND
         # [H ; X] G without concatenating H and X.
         from_neighbours, from_own = self.fusion_weights.split([own_MNP.shape[2], own_MND.shape[2]], dim=1)
         fused_MND = torch.baddbmm(self.fusion_bias, neighbours_MNP, from_neighbours)
-        fused_MND = F.leaky_relu(torch.baddbmm(fused_MND, own_MND, from_own), _SLOPE)
+        fused_MND = _rectified(torch.baddbmm(fused_MND, own_MND, from_own))
         return fused_MND.transpose(0, 1).flatten(1)
+
+
+def _rectified(sums: Tensor) -> Tensor:
+    """Apply the leaky rectifier in place: its gradient follows from its values, so that no second table is written."""
+    return F.leaky_relu(sums, _SLOPE, inplace=True)
 
 
 def _stacked(modalities: int, inputs: int, outputs: int) -> nn.Parameter:
