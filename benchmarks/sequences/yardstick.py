@@ -76,14 +76,16 @@ def _cell(name: str, found: dict[str, float]) -> str:
 
 def _in_a_process(row: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     if row in LIBRARIES:
-        script = Path(__file__).with_name("libraries.py")
-        command = [str(options.libraries), "-W", "ignore", str(script), LIBRARIES[row], str(folder)]
+        script = Path(__file__).resolve().with_name("libraries.py")
+        command = [str(options.libraries.absolute()), "-W", "ignore", str(script), LIBRARIES[row], str(folder)]
+        here = folder  # RecBole writes logs where it runs
     else:
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.sequences.yardstick", *sys.argv[1:]]
         command += ["--one", row, "--folder", str(folder)]
+        here = Path.cwd()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, cwd=here, text=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
 

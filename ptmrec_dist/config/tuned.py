@@ -215,6 +215,9 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     pretraining: Literal["auto", "on", "off"] = "auto"
     """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer` of its parts, as in
     the paper, else on."""
+    tokens: bool = True
+    """PMMRec reads the encoder's tokens, as in the paper; false: an image or a text is one vector, as in stage 1, so that an
+    encoder that stays frozen (`tuning.method none`) is not run."""
 
     def __post_init__(self) -> None:
         ChoosesRecommender.__post_init__(self)
@@ -251,6 +254,7 @@ class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
     def _choose_losses(self) -> None:
         """Turn the losses of pre-training off where they are not wanted."""
         if not isinstance(self.model, PMMRecConfig):
+            require(self.tokens, "tokens", self.tokens, f"true with {self.recommender}, which reads none")
             expected = f"auto with {self.recommender}, which has no losses of pre-training"
             require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
         elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer not in ("none", "prompts")):

@@ -22,7 +22,7 @@ from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.sequence_batches import SequenceBatches
 from ptmrec_dist.training.session import report_complete
-from ptmrec_dist.training.tune import check_start, train_both
+from ptmrec_dist.training.tune import check_start, reads_tokens, train_both
 
 
 def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
@@ -77,7 +77,7 @@ def _take_over(config: JointConfig, recommender: SequenceRecommender, encoder: E
 
 def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | None) -> FinishedRun:
     """Rebuild a recommender that reads tokens for their widths, without the stored features, which have others."""
-    if not _recommender_of(start).reads_tokens or encoder is None:
+    if encoder is None or not reads_tokens(config, start.recommender):
         return start
     refit = "false: what this recommender reads is made by its own fusion, which a refit would not train"
     require(not config.refit, "refit", config.refit, refit)

@@ -14,6 +14,7 @@ from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_c
 from ptmrec_dist.encoders.sources.loading import load_backbone_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import recent_items
+from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, StreamedBatches, item_stream, rows_per_rank
 from ptmrec_dist.training.early_stopping import EarlyStopping
@@ -138,9 +139,7 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
     start.dataset.require("validation")
     if config.select_on not in ("auto", *start.dataset.parts):
         raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    on_sequences = isinstance(config, JointConfig) and isinstance(start.recommender, SequenceRecommender)
-    reads_tokens = on_sequences and start.recommender.reads_tokens
-    whole = reads_tokens or stale
+    whole = stale or (isinstance(config, JointConfig) and reads_tokens(config, start.recommender))
     if config.tuning.method == "none" and not whole:
         return None
     require_encoder(record, start.folder)
@@ -152,6 +151,19 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
     encoder.sort_by_length = config.zero.stage < 3
     check_image_size(start.dataset, encoder, config.strict)
     return encoder
+
+
+def reads_tokens(config: JointConfig, recommender: Recommender) -> bool:
+    """Tell whether a recommender that learns with its encoder reads the encoder's tokens, and not its features.
+
+    Args:
+        config: Settings.
+        recommender: The recommender.
+
+    Returns:
+        Whether it does.
+    """
+    return config.tokens and isinstance(recommender, SequenceRecommender) and recommender.reads_tokens
 
 
 def make_trainer(

@@ -80,6 +80,8 @@ def test_a_transfer_turns_the_losses_of_pre_training_off_unless_they_are_asked_f
     assert losses(**transfer) == losses(pretraining="off") == {"none"}
     with pytest.raises(UserError, match="pretraining: got 'off', expected auto with morec"):
         losses(recommender="morec", pretraining="off")
+    with pytest.raises(UserError, match="tokens: got False, expected true with morec"):
+        losses(recommender="morec", tokens=False)
 
 
 @pytest.mark.slow
@@ -128,18 +130,16 @@ def _assert_towers_are_of(expected: Path, run: Path, modalities: list[str]) -> N
 def test_stored_features_are_read_where_neither_run_tunes_the_encoder(
     tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frozen: dict[str, Any] = {
-        "recommender": "morec",
-        "model": recommender_config("morec", dim=8, length=5),
-        "pretraining": "auto",
-        "tuning": TuningConfig(method="none"),
-    }
-    train_joint(_config(tiny_project, tmp_path / "there", **frozen))
+    morec = {"recommender": "morec", "model": recommender_config("morec", dim=8, length=5), "pretraining": "auto"}
     monkeypatch.setattr(tune, "load_backbone_of", lambda made: pytest.fail("the encoder was loaded"))
-    for transfer in ("full", "user", "text"):
-        run = tmp_path / transfer
-        train_joint(_config(tiny_project, run, **frozen, transfer=transfer, transfer_from=tmp_path / "there"))
-        assert (run / "metrics.json").is_file()
+    for name, settings in (("morec", morec), ("pmmrec", {"tokens": False})):
+        frozen: dict[str, Any] = {**settings, "tuning": TuningConfig(method="none")}
+        there = tmp_path / name
+        train_joint(_config(tiny_project, there, **frozen))
+        for transfer in ("full", "user", "text"):
+            run = tmp_path / f"{name}-{transfer}"
+            train_joint(_config(tiny_project, run, **frozen, transfer=transfer, transfer_from=there))
+            assert (run / "metrics.json").is_file()
 
 
 @pytest.mark.slow
