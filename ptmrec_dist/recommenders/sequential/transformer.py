@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 _NORM_EPS = 1e-6
+_POSITION_STD = 0.02
 
 
 class CausalBlocks(nn.Module):
@@ -67,7 +68,9 @@ class CausalTransformer(CausalBlocks):
         self.positions_LD = nn.Parameter(torch.empty(length, dim))
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        nn.init.xavier_normal_(self.positions_LD)
+        # As in BERT. Xavier's, as published, makes them several times longer than the items of a table: a state would start as a
+        # function of the position alone.
+        nn.init.normal_(self.positions_LD, std=_POSITION_STD)
 
     def positioned(self, items_BLD: Tensor) -> Tensor:
         """Add positions to items, and normalise.
