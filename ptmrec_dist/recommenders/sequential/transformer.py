@@ -68,8 +68,8 @@ class CausalTransformer(CausalBlocks):
         self.positions_LD = nn.Parameter(torch.empty(length, dim))
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        # As in BERT. Xavier's, as published, makes them several times longer than the items of a table: a state would start as a
-        # function of the position alone.
+        # As in BERT. Xavier's, as published, makes them several times longer than the items of a table: a state would start as
+        # a function of the position alone.
         nn.init.normal_(self.positions_LD, std=_POSITION_STD)
 
     def positioned(self, items_BLD: Tensor) -> Tensor:
