@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 _NORM_EPS = 1e-6
-_POSITION_STD = 0.02
 
 
 class CausalBlocks(nn.Module):
@@ -68,9 +67,7 @@ class CausalTransformer(CausalBlocks):
         self.positions_LD = nn.Parameter(torch.empty(length, dim))
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        # As in BERT. Xavier's, as published, makes them several times longer than the items of a table: a state would start as
-        # a function of the position alone.
-        nn.init.normal_(self.positions_LD, std=_POSITION_STD)
+        nn.init.xavier_normal_(self.positions_LD)
 
     def positioned(self, items_BLD: Tensor) -> Tensor:
         """Add positions to items, and normalise.
