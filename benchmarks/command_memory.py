@@ -1,6 +1,7 @@
 """Memory that each command needs for another item, user and interaction: three slopes and what it takes for next to nothing.
 
     python -m benchmarks.command_memory --out DIR
+    python -m benchmarks.command_memory --out DIR --commands pack --base 500000,50000,5000000 --more 1500000,500000,15000000
     python -m benchmarks.command_memory --out DIR --base 200000,100000,10000000 --more 800000,800000,20000000    # hours
 
 Generated logs with features of width 64, ID embeddings of the default width. Every command runs in a process of its own over
@@ -35,10 +36,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", default="20000,10000,1000000", help="USERS,ITEMS,INTERACTIONS")
     parser.add_argument("--more", default="100000,100000,2000000", help="what is added to one of them at a time")
+    parser.add_argument(
+        "--commands", nargs="+", help="names of the rows to measure; each needs what those that it reads wrote"
+    )
     options = parser.parse_args()
     base, more = (np.array([int(number) for number in text.split(",")]) for text in (options.base, options.more))
     sizes = {"base": base} | {name: base + more * (np.arange(3) == axis) for axis, name in enumerate(_AXES)}
-    peaks = {name: dict(_peaks(options.out / name, *map(int, size))) for name, size in sizes.items()}
+    peaks = {name: dict(_peaks(options.out / name, options.commands, *map(int, size))) for name, size in sizes.items()}
     print("| command | MB in all | bytes an interaction | a user | an item |\n| --- | --- | --- | --- | --- |")
     for command, peak in peaks["base"].items():
         user, item, interaction = (
@@ -47,13 +51,16 @@ def main() -> None:
         print(f"| `{command}` | {peak / 1e6:,.0f} | {interaction:,.0f} | {user:,.0f} | {item:,.0f} |", flush=True)
 
 
-def _peaks(folder: Path, users: int, items: int, interactions: int) -> Iterator[tuple[str, float]]:
-    """Name and peak memory in bytes of each command over a data set."""
+def _peaks(
+    folder: Path, wanted: list[str] | None, users: int, items: int, interactions: int
+) -> Iterator[tuple[str, float]]:
+    """Name and peak memory in bytes of each command that is wanted over a data set."""
     folder = folder.resolve()
     folder.mkdir(parents=True)
     _generate(folder, users, items, interactions)
     for name, words in _commands(folder).items():
-        yield name, _peak(words, folder)
+        if wanted is None or name in wanted:
+            yield name, _peak(words, folder)
 
 
 def _generate(folder: Path, users: int, items: int, interactions: int) -> None:

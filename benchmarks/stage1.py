@@ -1,7 +1,6 @@
-"""Cost of stage 1 beside MMRec: CPU seconds per epoch and per evaluation, peak memory, and time to an accuracy.
+"""Cost of stage 1 beside MMRec: CPU seconds per epoch and per evaluation, and peak memory.
 
     python -m benchmarks.stage1 --interactions baby.inter --mmrec CHECKOUT
-    python -m benchmarks.stage1 --interactions baby.inter --to_accuracy 0.0754
 
 One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
 texts), whose values do not affect the time. Every recommender is measured in turn with the same one of MMRec, where a checkout
@@ -19,7 +18,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +32,6 @@ MODELS = tuple(name for name, entry in RECOMMENDERS.items() if ".sequential." no
 WIDTHS = {"image": 4096, "text": 384}
 # MMRec trains neither IDs nor preferences of MMGCN.
 EQUAL_WORK = {"mmgcn": {"frozen_ids": True}}
-# LightGCN as chosen on validation Recall@20 (benchmarks/baby.py).
-FAST = {"lr": 5e-3, "batch_size": 1024, "model": {"reg_weight": 0.03, "layers": 2}}
 
 
 def main() -> None:
@@ -46,7 +42,6 @@ def main() -> None:
     parser.add_argument("--mmrec", type=Path, help="checkout of MMRec to measure beside")
     parser.add_argument("--steps", type=int, default=12, help="steps of an epoch that are measured")
     parser.add_argument("--tables", nargs="+", choices=("frozen", "trained"), default=["frozen", "trained"])
-    parser.add_argument("--to_accuracy", type=float, help="time LightGCN until it reaches this test Recall@20")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--side", default="ours", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -55,10 +50,7 @@ def main() -> None:
         print(json.dumps(_measure(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        _prepare(options.interactions, Path(folder))
-        if options.to_accuracy:
-            print(json.dumps(_in_a_process("lightgcn", "ours", "frozen", Path(folder)), indent=1))
-            return
+        prepare(options.interactions, Path(folder))
         print("| model | tables | epoch, theirs / ours | evaluation, theirs / ours | GiB, theirs / ours |")
         print("| --- | --- | --- | --- | --- |")
         for name in options.models:
@@ -88,7 +80,13 @@ def _in_a_process(name: str, side: str, tables: str, folder: Path) -> dict[str, 
     return result
 
 
-def _prepare(interactions: Path, folder: Path) -> None:
+def prepare(interactions: Path, folder: Path) -> None:
+    """Pack interactions split by their `x_label`, and write random features of all items.
+
+    Args:
+        interactions: An .inter file.
+        folder: Folder for both.
+    """
     import numpy as np
 
     from ptmrec_dist.config import PackConfig
@@ -110,8 +108,6 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         result = pyg_lightgcn(options.folder, options.steps)
     elif options.one == "implicit_als":
         result = implicit_als(options.folder)
-    elif options.to_accuracy:
-        result = _time_to(options.to_accuracy, options.folder)
     elif options.side == "mmrec":
         features = options.folder / "features"
         result = mmrec(options.mmrec, options.one, options.interactions, features, options.steps, train_tables)
@@ -123,8 +119,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _stage1(name: str, folder: Path, steps: int, train_features: bool) -> dict[str, Any]:
     from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
 
-    with _trainer(name, folder, train_features=train_features, model=EQUAL_WORK.get(name, {})) as (trainer, dataset):
-        evaluate = _evaluator(dataset, "validation")
+    with trainer_of(name, folder, train_features=train_features, model=EQUAL_WORK.get(name, {})) as (trainer, dataset):
+        evaluate = evaluator(dataset, "validation")
         epoch = timed_steps(_steps(trainer), steps, trainer.batches.steps(0))
         return {"epoch": epoch, "evaluation": timed_calls(lambda: evaluate(trainer))}
 
@@ -147,8 +143,17 @@ def _steps(trainer: Any) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _trainer(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, Any]]:
-    """A trainer of stage 1 and its data set."""
+def trainer_of(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, Any]]:
+    """Make a trainer of stage 1, on a CPU.
+
+    Args:
+        name: Recommender.
+        folder: Folder that `prepare` filled.
+        **settings: Settings of stage 1; `model` are those of the recommender.
+
+    Yields:
+        The trainer and its data set.
+    """
     from ptmrec_dist.allocator import keep_freed_memory
     from ptmrec_dist.config import Stage1Config, TrackingConfig, recommender_config
     from ptmrec_dist.data.dataset import Dataset
@@ -177,37 +182,20 @@ def _trainer(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, An
         yield make_trainer(config, session, objective, dataset), dataset
 
 
-def _train_epoch(trainer: Any) -> None:
-    trainer.train_epoch()
-    trainer.state.epoch, trainer.state.step = trainer.state.epoch + 1, 0
+def evaluator(dataset: Any, phase: str) -> Callable[[Any], dict[str, dict[str, float]]]:
+    """Make a function that evaluates a trainer's recommender.
 
+    Args:
+        dataset: Packed data set.
+        phase: `validation` or `test`.
 
-def _evaluator(dataset: Any, phase: str) -> Callable[[Any], dict[str, dict[str, float]]]:
+    Returns:
+        Function of a trainer; metrics by part.
+    """
     from ptmrec_dist.training.evaluate import Evaluator
 
-    evaluator = Evaluator(dataset, phase)
-    return lambda trainer: evaluator(trainer.objective.recommender, trainer.objective.features, trainer.world)
-
-
-def _time_to(target: float, folder: Path) -> dict[str, Any]:
-    """Seconds until the best epoch on validation has the target test Recall@20; test evaluations are not timed."""
-    from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
-
-    started, aside, best = time.process_time(), 0.0, 0.0
-    with _trainer("lightgcn", folder, **FAST) as (trainer, dataset):
-        validation, test = (_evaluator(dataset, phase) for phase in ("validation", "test"))
-        for epoch in range(200):
-            _train_epoch(trainer)
-            found = validation(trainer)["validation"]["recall@20"]
-            if found <= best:
-                continue
-            best, paused = found, time.process_time()
-            reached = test(trainer)["test"]["recall@20"]
-            aside += time.process_time() - paused
-            if reached >= target:
-                seconds = time.process_time() - started - aside
-                return {"settings": FAST, "epochs": epoch + 1, "validation": best, "test": reached, "seconds": seconds}
-    raise SystemExit(f"200 epochs did not reach {target}")
+    part = Evaluator(dataset, phase)
+    return lambda trainer: part(trainer.objective.recommender, trainer.objective.features, trainer.world)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ python -m benchmarks.stage2                                                 # Vi
 python -m benchmarks.stage2 --models FOLDER --batch 8 --depth 2 --steps 2   # a small model, also on a CPU
 
 FLOPs are counted by torch over a complete step, forward and backward as computed (a frozen backbone has no weight gradients);
-their rate divided by that of the matrix product is the utilization of the device.
+their rate divided by that of the matrix product is the utilization of the device. Seconds are those of the CPU where it is the
+device, on which other processes have little influence.
 """
 
 import argparse
@@ -83,11 +84,9 @@ def matmul_rate(precision: str, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(8):
-        _wait(device)
-        start = time.perf_counter()
+        start = _seconds(device)
         left @ right
-        _wait(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, 2 * size**3 / (_seconds(device) - start))
     return best
 
 
@@ -117,12 +116,10 @@ def measure(trainer: Trainer, options: argparse.Namespace) -> tuple[float, float
     trainer.train_step([batches[0]])
     with FlopCounterMode(display=False) as counter:
         trainer.train_step([batches[1]])
-    _wait(trainer.world.device)
-    start = time.perf_counter()
+    start = _seconds(trainer.world.device)
     for step in range(options.steps):
         trainer.train_step([batches[step % 4]])
-    _wait(trainer.world.device)
-    return (time.perf_counter() - start) / options.steps, float(counter.get_total_flops())
+    return (_seconds(trainer.world.device) - start) / options.steps, float(counter.get_total_flops())
 
 
 def peak_memory(world: World) -> float:
@@ -155,9 +152,12 @@ def _backbone(model: str) -> OpenClip:
     return OpenClip(clip, "random", OpenClipTexts(open_clip.get_tokenizer(model)), image_config, {})
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def _seconds(device: torch.device) -> float:
+    """Time when all work is done: of the CPU on a CPU, else of the clock."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 if __name__ == "__main__":

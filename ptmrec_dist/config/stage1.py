@@ -63,7 +63,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     train_features: bool = False
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float | None = None
-    """Adam's learning rate; by default that of the recommender."""
+    """Adam's learning rate; by default that of the recommender, times the square root of the batch size over 2,048 where
+    that is chosen by the size of the data."""
     batch_size: int | None = None
     """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
     average. By default 2,048, or as many more as make 200 steps an epoch: a step costs as much as a pass over all interactions

@@ -119,14 +119,16 @@ def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
 def _split_lines(path: Path, form: Format) -> pl.LazyFrame:
     """Read columns that are separated by several bytes, which polars' own reader does not support."""
     line = pl.col("line").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
-    lines = pl.scan_lines(path, glob=False).select(line).filter(pl.col("line") != "").collect()
-    separators = lines["line"].str.count_matches(form.separator, literal=True)
-    if (separators > separators[0]).any():
+    lines = pl.scan_lines(path, glob=False).select(line).filter(pl.col("line") != "")
+    separators = pl.col("line").str.count_matches(form.separator, literal=True)
+    found = lines.select(first=pl.col("line").first(), most=separators.max()).collect(engine="streaming")
+    if found["first"][0] is None:
+        raise pl.exceptions.NoDataError("no lines")
+    first = found["first"][0].split(form.separator)
+    if found["most"][0] >= len(first):
         raise pl.exceptions.ComputeError("a line with more columns than the first")
-    fields = pl.col("line").str.split_exact(form.separator, separators[0])
-    table = lines.select(fields).unnest("line").lazy()
+    table = lines.select(pl.col("line").str.split_exact(form.separator, len(first) - 1)).unnest("line")
     if form.header:
-        first = lines["line"][0].split(form.separator)
         table = table.slice(1).rename(dict(zip(table.collect_schema().names(), first, strict=True)))
     return _named(table, form)
 

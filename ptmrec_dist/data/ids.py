@@ -1,4 +1,12 @@
-"""Ids of users and items: how they are written, ordered, numbered, and found in another table."""
+"""Ids of users and items: how they are written, ordered, numbered, and found in another table.
+
+A log repeats each id many times, so its columns of ids are held as categories: a number of 4 bytes a row.
+
+Shape suffixes: E interactions.
+"""
+
+from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -39,28 +47,75 @@ def sort_ids(ids: pl.Series) -> pl.Series:
     """Sort ids independently of their order in the file: numerically if all are numbers, else alphabetically.
 
     Args:
-        ids: Ids, as text, with repetitions.
+        ids: Ids, as text or categories, with repetitions.
 
     Returns:
         The distinct ids in order.
     """
-    distinct = pl.DataFrame({"id": ids.unique()}).with_columns(number=pl.col("id").cast(pl.Int64, strict=False))
+    distinct = pl.DataFrame({"id": ids.unique().cast(pl.String)}).with_columns(
+        number=pl.col("id").cast(pl.Int64, strict=False)
+    )
     order = ["id"] if distinct["number"].has_nulls() else ["number", "id"]
     return distinct.sort(order)["id"]
 
 
-def index_of(ids: pl.Series, known: pl.Series) -> pl.Series:
-    """Number ids by their position in a list.
+def respelled(ids: pl.Series, spell: Callable[[pl.Series], pl.Series]) -> pl.Series:
+    """Change how ids that are held as categories are written.
 
     Args:
-        ids: Ids, all of them in `known`.
+        ids: Categories, with repetitions.
+        spell: Gets the distinct ids as text and returns how each is to be written.
+
+    Returns:
+        The ids in that spelling.
+    """
+    distinct = ids.unique().cast(pl.String)
+    spelled = spell(distinct)
+    changed = distinct != spelled
+    return ids.replace(distinct.filter(changed), spelled.filter(changed)) if changed.any() else ids
+
+
+def as_enum(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """Number ids that are held as categories by their position in a list.
+
+    Args:
+        ids: Categories, with repetitions, all of them in `known`.
         known: Distinct ids.
 
     Returns:
-        Position of each id, int64, as long as `ids`.
+        The same ids, of an `Enum` type whose categories are `known`.
     """
-    positions = pl.DataFrame({"id": known, "index": pl.Series(np.arange(len(known), dtype=np.int64))})
-    return ids.to_frame("id").join(positions, on="id", how="left", maintain_order="left")["index"]
+    distinct = ids.unique()
+    positions = pl.DataFrame({"id": known}).with_row_index("position")
+    found = distinct.cast(pl.String).to_frame("id").join(positions, on="id", how="left", maintain_order="left")
+    codes = distinct.to_physical().to_numpy()
+    position_of = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.uint32)
+    position_of[codes] = found["position"]
+    return pl.Series(ids.name, position_of[ids.to_physical().to_numpy()]).cat.to(pl.Enum(known))
+
+
+def known_to(ids: pl.Series) -> pl.Series:
+    """List the categories of ids.
+
+    Args:
+        ids: Ids, of an `Enum` type.
+
+    Returns:
+        All ids that they could have, in order, as text.
+    """
+    return cast(pl.Enum, ids.dtype).categories
+
+
+def numbers_of(ids: pl.Series) -> np.ndarray:
+    """Number ids by their position among the categories.
+
+    Args:
+        ids: Ids, of an `Enum` type.
+
+    Returns:
+        Position of each id, unsigned integers of 1 to 4 bytes, [E].
+    """
+    return ids.to_physical().to_numpy()
 
 
 def _by_number(ids: pl.Series) -> pl.DataFrame:

@@ -1,18 +1,22 @@
 """User-item interactions: read, validated, and filtered to the k-core.
 
-Shape suffixes: E interactions.
+Tables may have more rows than fit into memory as text: they are read in batches, and ids are kept as categories.
+
+Shape suffixes: E interactions, R those of a block, U users, I items.
 """
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
 
 from ptmrec_dist.config import PackConfig
-from ptmrec_dist.data.ids import spelled_as, without_fraction
+from ptmrec_dist.data.blocks import blocks_of_users, counts_of, slices_of
+from ptmrec_dist.data.ids import known_to, numbers_of, respelled, spelled_as, without_fraction
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.tables import Table
-from ptmrec_dist.data.times import seconds_of
+from ptmrec_dist.data.times import Times
 from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,8 +32,8 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
         config: Settings: file, columns, split and minimum rating.
 
     Returns:
-        `row` (counted from 1), `user_id`, `item_id`, and where the file has them `rating` (float64), `timestamp` (seconds
-        since 1970, float64) and `label` (int8); with the counts of the rows.
+        `row` (counted from 1), `user_id` and `item_id` (categories), and where the file has them `rating` (float64),
+        `timestamp` (seconds since 1970, float64) and `label` (int8); with the counts of the rows.
 
     Raises:
         UserError: The file cannot be read, has no rows, lacks a column that the settings need, or mixes units of time.
@@ -46,11 +50,13 @@ def read_interactions(config: PackConfig) -> tuple[pl.DataFrame, Tally]:
         "label": config.split == "given",
     }
     required = [user, item, *(name for extra, name in extras.items() if needed[extra])]
-    texts = table.read(required, optional=extras.values())
-    ids = {"user_id": without_fraction(texts[user]), "item_id": without_fraction(texts[item])}
-    extras = {extra: name for extra, name in extras.items() if name in texts.columns}
-    rows = texts.select("row", **ids, **{f"{extra}_text": pl.col(name) for extra, name in extras.items()})
-    rows = rows.with_columns(_parsed(table, texts[name], extra) for extra, name in extras.items())
+    extras = {extra: name for extra, name in extras.items() if name in table.columns}
+    names, times = {"user_id": user, "item_id": item} | extras, Times()
+    batches = (_parsed(texts, names, times, config, table) for texts in table.batches(required, extras.values()))
+    rows = pl.concat(list(batches))
+    rows = rows.with_columns(respelled(rows[name], without_fraction) for name in ("user_id", "item_id"))
+    if "timestamp" in extras:
+        rows = _in_seconds(rows, times, table, extras["timestamp"])
     tally = Tally("interactions", rows.height)
     rows = _drop_bad_rows(rows, tally, config)
     _warn_of_unread(rows)
@@ -67,7 +73,7 @@ def match_items(rows: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
     Returns:
         The interactions, with item ids of the catalogue where the match is unambiguous.
     """
-    spelled = spelled_as(rows["item_id"], item_ids)
+    spelled = respelled(rows["item_id"], lambda ids: spelled_as(ids, item_ids))
     changed = rows.select("item_id", spelled=spelled).filter(pl.col("item_id") != spelled).unique(maintain_order=True)
     if changed.height:
         theirs, ours = changed.row(0)
@@ -104,66 +110,94 @@ def drop_repeats(rows: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     """Drop repeated pairs: the earliest row stays; without times, or at the same time, the first of the file.
 
     Args:
-        rows: Interactions with `user_index` and `item_index`.
+        rows: Interactions, with ids of `Enum` types.
         tally: Counts of the interactions.
 
     Returns:
         The interactions, each pair once.
     """
-    return tally.drop(rows, ~_earliest(rows), "repeated user and item", show=_SHOW, fault=False)
+    users_E = numbers_of(rows["user_id"])
+    repeated_E = np.ones(rows.height, dtype=bool)
+    for rows_R in blocks_of_users(users_E, counts_of(users_E, len(known_to(rows["user_id"])))):
+        repeated_E[rows_R[_earliest(rows, rows_R)]] = False
+    return tally.drop(rows, pl.Series(repeated_E), "repeated user and item", show=_SHOW, fault=False)
 
 
 def keep_core(rows: pl.DataFrame, tally: Tally, core: int) -> pl.DataFrame:
     """Drop users and items with too few interactions, repeatedly, until none is left.
 
     Args:
-        rows: Interactions with `user_index` and `item_index`.
+        rows: Interactions, with ids of `Enum` types.
         tally: Counts of the interactions.
         core: Fewest interactions of a user and of an item; 0 keeps all.
 
     Returns:
         The interactions of the k-core.
     """
-    users_E, items_E = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
-    kept_E = np.ones(rows.height, dtype=bool)
+    users_E, items_E = numbers_of(rows["user_id"]), numbers_of(rows["item_id"])
+    stay_U, stay_I = (np.ones(len(known_to(rows[name])), dtype=bool) for name in ("user_id", "item_id"))
     while True:
-        frequent_users = np.bincount(users_E[kept_E], minlength=users_E.max(initial=-1) + 1) >= core
-        frequent_items = np.bincount(items_E[kept_E], minlength=items_E.max(initial=-1) + 1) >= core
-        stable_E = kept_E & frequent_users[users_E] & frequent_items[items_E]
-        if np.array_equal(stable_E, kept_E):
+        counts_U, counts_I = np.zeros(len(stay_U), dtype=np.int64), np.zeros(len(stay_I), dtype=np.int64)
+        for block in slices_of(rows.height, len(stay_U) + len(stay_I)):
+            users_R, items_R = users_E[block], items_E[block]
+            kept_R = stay_U[users_R] & stay_I[items_R]
+            counts_U += np.bincount(users_R[kept_R], minlength=len(stay_U))
+            counts_I += np.bincount(items_R[kept_R], minlength=len(stay_I))
+        frequent_U, frequent_I = counts_U >= core, counts_I >= core
+        if np.array_equal(frequent_U, stay_U) and np.array_equal(frequent_I, stay_I):
             break
-        kept_E = stable_E
+        stay_U, stay_I = frequent_U, frequent_I
     reason = f"user or item with fewer than {core} interactions"
-    return tally.drop(rows, pl.Series(~kept_E), reason, show=_SHOW, fault=False)
+    return tally.drop(rows, pl.Series(~(stay_U[users_E] & stay_I[items_E])), reason, show=_SHOW, fault=False)
 
 
-def _earliest(rows: pl.DataFrame) -> pl.Series:
-    """Which rows are the earliest of their user and item."""
-    pairs = rows.select("user_index", "item_index", *rows.select(pl.col("^timestamp$")).columns).with_row_index(
-        "position"
-    )
+def _earliest(rows: pl.DataFrame, rows_R: np.ndarray) -> np.ndarray:
+    """Which of some rows are the earliest of their user and item, as positions among them."""
+    pairs = rows.select("user_id", "item_id", "^timestamp$")[rows_R].with_row_index("position")
     if "timestamp" in pairs.columns:
         pairs = pairs.sort("timestamp", nulls_last=True, maintain_order=True)
-    first = pairs.unique(["user_index", "item_index"], keep="first")["position"]
-    return pl.Series(np.bincount(first, minlength=rows.height) > 0)
+    return pairs.unique(["user_id", "item_id"], keep="first")["position"].to_numpy()
 
 
 def _present(table: Table, name: str, other: str) -> str:
     return other if name not in table.columns and other in table.columns else name
 
 
-def _parsed(table: Table, texts: pl.Series, extra: str) -> pl.Series:
-    if extra == "timestamp":
-        try:
-            return seconds_of(texts).rename(extra)
-        except ValueError as error:
-            raise UserError(f"interactions: {table.path}: column {texts.name!r} {error}") from error
-    if table.format.separator == ";":  # spreadsheets write it where the comma is the decimal separator
+def _parsed(
+    texts: pl.DataFrame, names: Mapping[str, str], times: Times, config: PackConfig, table: Table
+) -> pl.DataFrame:
+    """Read the values of a batch, and keep the text of those that may be shown to the user."""
+    rows = texts.select("row", **{name: pl.col(names[name]).cast(pl.Categorical) for name in ("user_id", "item_id")})
+    lowest = -np.inf if config.min_rating is None else config.min_rating
+    for extra in ("rating", "timestamp", "label"):
+        if extra not in names:
+            continue
+        column = texts[names[extra]]
+        if extra == "timestamp":
+            values = times.read(column).rename({"time": extra})
+        else:
+            values = _numbers(column, extra, table.format.separator).to_frame(extra)
+        odd = values[extra].is_null() | (values[extra] < lowest if extra == "rating" else False)
+        shown = pl.select(pl.when(odd).then(column)).to_series().cast(pl.Categorical)
+        rows = rows.hstack(values.with_columns(shown.alias(f"{extra}_text")))
+    return rows
+
+
+def _numbers(texts: pl.Series, extra: str, separator: str) -> pl.Series:
+    if separator == ";":  # spreadsheets write it where the comma is the decimal separator
         texts = texts.str.replace(r"^([+-]?\d+),(\d+)$", "$1.$2")
     numbers = texts.cast(pl.Float64, strict=False)
     readable = numbers.is_in([0.0, 1.0, 2.0]) if extra == "label" else numbers.is_finite()
-    numbers = pl.select(pl.when(readable).then(numbers)).to_series().rename(extra)
+    numbers = pl.select(pl.when(readable).then(numbers)).to_series()
     return numbers.cast(pl.Int8) if extra == "label" else numbers
+
+
+def _in_seconds(rows: pl.DataFrame, times: Times, table: Table, column: str) -> pl.DataFrame:
+    try:
+        seconds = times.seconds(rows.select("dated", time="timestamp"))
+    except ValueError as error:
+        raise UserError(f"interactions: {table.path}: column {column!r} {error}") from error
+    return rows.drop("dated").with_columns(seconds.alias("timestamp"))
 
 
 def _drop_bad_rows(rows: pl.DataFrame, tally: Tally, config: PackConfig) -> pl.DataFrame:

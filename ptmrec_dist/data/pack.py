@@ -6,6 +6,7 @@ Shape suffixes: I items.
 """
 
 import shutil
+from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
+from ptmrec_dist.data.blocks import counts_of
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue, where_instead
 from ptmrec_dist.data.decoding import MISSING
-from ptmrec_dist.data.ids import index_of, sort_ids
+from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import drop_repeats, drop_unknown_items, keep_core, match_items, read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
@@ -33,6 +35,17 @@ _SHOW_ITEM = "row {row}: item {item_id!r}"
 _LIST_LENGTH = 20
 """Length of the lists on which models are compared."""
 _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
+
+
+@dataclass
+class Tables:
+    """What is left of a catalogue and its interactions; each step replaces what it changes, so that nothing is held twice."""
+
+    items: pl.DataFrame
+    rows: pl.DataFrame
+    """The interactions."""
+    report: Report
+    """Counts of what was read and dropped."""
 
 
 @exclusive_out
@@ -59,22 +72,24 @@ def pack(config: PackConfig) -> None:
 def _pack(config: PackConfig, pool: Pool) -> None:
     out = config.out.resolve()
     check_replaceable(out)
-    items, rows, report = read_tables(config)
+    tables = Tables(*read_tables(config))
+    report = tables.report
     _check_report(report, config)
     with staged(out) as fresh:
         spool = fresh / "spool"
         spool.mkdir()
         if config.items is not None:
-            items, rows = _read_images(items, rows, report, pool, spool, config)
-        items, rows = _keep_core(items, rows, report, config)
-        items, rows, user_ids = _split(items, rows, report, config)
+            _read_images(tables, pool, spool, config)
+        _keep_core(tables, config)
+        _split(tables, config)
+        items, rows = tables.items, tables.rows
         modalities: tuple[str, ...] = ()
         if config.items is not None:
             items, modalities = _mark_absent(items, report)
         items, shards = _write_shards(items, pool, fresh, spool, config)
         shutil.rmtree(spool)
-        parts = _divide_by_part(rows)
-        fingerprint, files = write_tables(items, user_ids, parts, fresh)
+        user_ids = known_to(rows["user_id"])
+        fingerprint, files = write_tables(items, user_ids, _parts(rows, config), fresh)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             fingerprint=fingerprint,
@@ -85,7 +100,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
             num_items=items.height,
             modalities=modalities,
             image_size=config.image_size if "image" in modalities else None,
-            interactions={part: table.height for part, table in parts.items()},
+            interactions=_counts(rows),
             shards=tuple(shards),
             files=files,
             report=report.to_dict(),
@@ -151,9 +166,8 @@ def _check_report(report: Report, config: PackConfig) -> None:
     report.stop_if_nothing_left()
 
 
-def _read_images(
-    items: pl.DataFrame, rows: pl.DataFrame, report: Report, pool: Pool, spool: Path, config: PackConfig
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _read_images(tables: Tables, pool: Pool, spool: Path, config: PackConfig) -> None:
+    items, report = tables.items, tables.report
     limits = Limits(config.image_size, config.max_image_pixels, config.max_aspect_ratio)
     prepared = iter(prepare_images(pool, [path for path in items["path"] if path], spool, limits))
     rows_I = [next(prepared) if path else NO_IMAGE for path in items["path"]]
@@ -168,7 +182,10 @@ def _read_images(
         hint = looked + where_instead(missing) if problem == MISSING and missing.height else ""
         items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
     _check_report(report, config)
-    return items, drop_unknown_items(rows, report.interactions, items["item_id"], "item was left out", fault=False)
+    tables.items = items
+    tables.rows = drop_unknown_items(
+        tables.rows, report.interactions, items["item_id"], "item was left out", fault=False
+    )
 
 
 def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -185,51 +202,53 @@ def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tup
     return items, modalities
 
 
-def _keep_core(
-    items: pl.DataFrame, rows: pl.DataFrame, report: Report, config: PackConfig
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    user_index = index_of(rows["user_id"], sort_ids(rows["user_id"]))
-    item_index = index_of(rows["item_id"], items["item_id"])
-    rows = rows.with_columns(user_index=user_index, item_index=item_index)
+def _keep_core(tables: Tables, config: PackConfig) -> None:
+    items, report = tables.items, tables.report
+    _number(tables, sort_ids(tables.rows["user_id"]), items["item_id"])
     if config.repeats == "drop":
-        rows = drop_repeats(rows, report.interactions)
-    rows = keep_core(rows, report.interactions, config.core)
-    rare_I = np.bincount(rows["item_index"], minlength=items.height) < config.core
+        tables.rows = drop_repeats(tables.rows, report.interactions)
+    tables.rows = keep_core(tables.rows, report.interactions, config.core)
+    rare_I = counts_of(numbers_of(tables.rows["item_id"]), items.height) < config.core
     show, reason = "item {item_id!r}", f"fewer than {config.core} interactions"
-    items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
+    tables.items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
     report.stop_if_nothing_left()
-    index_I = np.cumsum(~rare_I) - 1
-    return items, rows.with_columns(item_index=pl.Series(index_I[rows["item_index"]]))
 
 
-def _split(
-    items: pl.DataFrame, rows: pl.DataFrame, report: Report, config: PackConfig
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.Series]:
+def _split(tables: Tables, config: PackConfig) -> None:
+    items, report = tables.items, tables.report
     cold = config.split == "cold_items"
     if cold and items.height < 3:
         raise UserError(
             f"split: got cold_items for {items.height} items, expected 3 or more; pack more items or use another split"
         )
-    if config.split == "leave_one_out":
-        rows = rows.sort("timestamp", "item_index")
+    _number(tables, known_to(tables.rows["user_id"]), items["item_id"])
     labels_I = splits.sample_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
-    users, item_index = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
-    if config.split == "given":
-        labels = rows["label"].to_numpy()
-    elif config.split == "leave_one_out":
-        labels = splits.split_leave_one_out(users, rows["timestamp"].to_numpy())
-    else:
-        labels = splits.split_cold_items(users, item_index, labels_I, config.seed)
-    names = pl.Series(splits.PARTS)
-    rows = rows.with_columns(part=names.gather(labels))
-    untrained = pl.Series(splits.without_training(users, labels))
+    tables.items = items.with_columns(part=pl.Series(splits.PARTS).gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
+    labels_E = _labels(tables.rows, labels_I, config)
+    tables.rows = tables.rows.with_columns(part=pl.Series(labels_E).cast(pl.UInt8).cat.to(pl.Enum(splits.PARTS)))
+    users_E, known = numbers_of(tables.rows["user_id"]), known_to(tables.rows["user_id"])
+    untrained = pl.Series(splits.without_training(users_E, labels_E))
     show = "row {row}: user {user_id!r}, item {item_id!r}"
-    rows = report.interactions.drop(rows, untrained, "user without training rows", show=show, fault=False)
+    tables.rows = report.interactions.drop(tables.rows, untrained, "user without training rows", show=show, fault=False)
     report.stop_if_nothing_left()
-    users_left = rows.unique("user_index").sort("user_index")
-    rows = rows.with_columns(user_index=index_of(rows["user_index"], users_left["user_index"]))
-    items = items.with_columns(part=names.gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
-    return items, rows, users_left["user_id"]
+    left_U = counts_of(numbers_of(tables.rows["user_id"]), len(known)) > 0
+    _number(tables, known.filter(pl.Series(left_U)), tables.items["item_id"])
+
+
+def _number(tables: Tables, users: pl.Series, items: pl.Series) -> None:
+    """Number the ids of all interactions by their positions in these lists."""
+    for name, known in (("user_id", users), ("item_id", items)):
+        tables.rows = tables.rows.with_columns(as_enum(tables.rows[name], known))
+
+
+def _labels(rows: pl.DataFrame, labels_I: np.ndarray, config: PackConfig) -> np.ndarray:
+    """The part of each interaction, as an index into `splits.PARTS`."""
+    users_E, items_E = numbers_of(rows["user_id"]), numbers_of(rows["item_id"])
+    if config.split == "given":
+        return rows["label"].to_numpy()
+    if config.split == "leave_one_out":
+        return splits.split_leave_one_out(users_E, items_E, rows["timestamp"].to_numpy())
+    return splits.split_cold_items(users_E, items_E, labels_I, config.seed)
 
 
 def _write_shards(
@@ -253,13 +272,20 @@ def _write_shards(
     return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
 
 
-def _divide_by_part(rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
+def _counts(rows: pl.DataFrame) -> dict[str, int]:
+    counts = dict(rows["part"].value_counts().iter_rows())
+    return {part: counts[part] for part in splits.PARTS if part in counts}
+
+
+def _parts(rows: pl.DataFrame, config: PackConfig) -> dict[str, pl.LazyFrame]:
     """The rows of each part that has any, in time order where there are times."""
-    columns = [name for name in ("user_index", "item_index", "rating", "timestamp") if name in rows.columns]
-    if "timestamp" in columns:
-        rows = rows.sort("timestamp", maintain_order=True)
-    tables = {part: rows.filter(pl.col("part") == part).select(columns) for part in splits.PARTS}
-    return {part: table for part, table in tables.items() if table.height}
+    numbers = (pl.col(f"{name}_id").to_physical().cast(pl.Int64).alias(f"{name}_index") for name in ("user", "item"))
+    table = rows.lazy()
+    if "timestamp" in rows.columns:
+        order = ["timestamp", "item_id"] if config.split == "leave_one_out" else ["timestamp"]
+        table = table.sort(order, maintain_order=True)
+    table = table.select("part", *numbers, "^rating$", "^timestamp$")
+    return {part: table.filter(pl.col("part") == part).drop("part") for part in _counts(rows)}
 
 
 def _named(modalities: tuple[str, ...]) -> str:

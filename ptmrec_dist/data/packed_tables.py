@@ -9,9 +9,12 @@ import polars as pl
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.files import sha256
 
+_ROWS = 2**18
+"""Rows of a table that are text at a time."""
+
 
 def write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: Mapping[str, pl.DataFrame], folder: Path
+    items: pl.DataFrame, user_ids: pl.Series, parts: Mapping[str, pl.LazyFrame], folder: Path
 ) -> tuple[str, dict[str, str]]:
     """Write the tables.
 
@@ -19,7 +22,7 @@ def write_tables(
         items: `item_id`, `title`, `text`, `part`, `sha256`, `shard`, where items lack a modality `has_image` or `has_text`, and
             attributes, in the order of the items.
         user_ids: Ids in the order of the users.
-        parts: Part to its interactions.
+        parts: Part to its interactions, which are in memory for one part at a time.
         folder: Folder of the data set.
 
     Returns:
@@ -29,16 +32,18 @@ def write_tables(
     columns = ["item_id", "title", "text", "part", "sha256", "shard"]
     absent = [name for name in ("has_image", "has_text") if name in items.columns]
     attributes = [name for name in items.columns if name.startswith(ATTRIBUTE)]
-    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index")
-    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
+    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index").lazy()
+    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index").lazy()
     digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
-    for name, table in tables.items():
-        path = folder / f"{name}.parquet"
+    for name, lazy in tables.items():
+        path, table = folder / f"{name}.parquet", lazy.collect().rechunk()
         table.write_parquet(path)
         files[f"{name}.parquet"] = sha256(path)
         # Content rather than bytes, which change with the library that writes them; the shard of an item is left out.
-        digest.update(f"{name}\n{table.drop('shard', strict=False).write_csv()}".encode())
+        digest.update(f"{name}\n".encode())
+        for start, rows in enumerate(table.drop("shard", strict=False).iter_slices(_ROWS)):
+            digest.update(rows.write_csv(include_header=start == 0).encode())
     return digest.hexdigest(), files
 
 

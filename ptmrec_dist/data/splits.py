@@ -1,9 +1,11 @@
 """Splits: which interactions are for training, validation and test. Pure functions of numbers, no files.
 
-Shape suffixes: E interactions, U users, I items.
+Shape suffixes: E interactions, R those of a block, U users, I items.
 """
 
 import numpy as np
+
+from ptmrec_dist.data.blocks import blocks_of_users, counts_of
 
 PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
 """Names of the parts; a label is an index into them."""
@@ -20,31 +22,38 @@ def split_random(users_E: np.ndarray, seed: int) -> np.ndarray:
     of less than 10 one for each; of less than 3 none.
 
     Args:
-        users_E: User of each interaction, int64.
+        users_E: User of each interaction, integers.
         seed: Seed of the split.
 
     Returns:
         Label of each interaction, int8 [E].
     """
-    counts_U = np.bincount(users_E)
+    counts_U = _counts(users_E)
     held_out_U = np.where(counts_U >= 10, counts_U // 5, np.where(counts_U >= 3, 2, 0))
-    shuffled_E = np.random.default_rng((seed, _ROW_STREAM)).permutation(len(users_E))
-    order_E = shuffled_E[np.argsort(users_E[shuffled_E], kind="stable")]
-    return _label_last(users_E, order_E, held_out_U // 2, held_out_U - held_out_U // 2)
+    positions_E = np.arange(len(users_E), dtype=np.min_scalar_type(len(users_E)))
+    shuffled_E = positions_E.copy()
+    np.random.default_rng((seed, _ROW_STREAM)).shuffle(shuffled_E)
+    places_E = np.empty_like(shuffled_E)
+    places_E[shuffled_E] = positions_E
+    del positions_E, shuffled_E
+    return _label_last(users_E, (places_E,), counts_U, held_out_U // 2, held_out_U - held_out_U // 2)
 
 
-def split_leave_one_out(users_E: np.ndarray, times_E: np.ndarray) -> np.ndarray:
+def split_leave_one_out(users_E: np.ndarray, items_E: np.ndarray, times_E: np.ndarray) -> np.ndarray:
     """Test on each user's last interaction and validate on the one before it.
 
     Args:
-        users_E: User of each interaction, int64.
-        times_E: Time of each interaction; of two at the same time, the one that comes later in the array is later.
+        users_E: User of each interaction, integers.
+        items_E: Item of each interaction: of two at the same time, the one with the larger item is later, and of two with
+            the same item the one that comes later in the array.
+        times_E: Time of each interaction.
 
     Returns:
         Label of each interaction, int8 [E]; users with less than 3 interactions only train.
     """
-    one_U = (np.bincount(users_E) >= 3).astype(np.int64)
-    return _label_last(users_E, np.lexsort((times_E, users_E)), one_U, one_U)
+    counts_U = _counts(users_E)
+    one_U = (counts_U >= 3).astype(np.int64)
+    return _label_last(users_E, (items_E, times_E), counts_U, one_U, one_U)
 
 
 def sample_cold_items(num_items: int, seed: int) -> np.ndarray:
@@ -70,8 +79,8 @@ def split_cold_items(users_E: np.ndarray, items_E: np.ndarray, labels_I: np.ndar
     """Give the interactions of cold items their item's label, and divide the others at random.
 
     Args:
-        users_E: User of each interaction, int64.
-        items_E: Item of each interaction, int64.
+        users_E: User of each interaction, integers.
+        items_E: Item of each interaction, integers.
         labels_I: Label of each item, from `sample_cold_items`.
         seed: Seed of the split.
 
@@ -88,25 +97,41 @@ def without_training(users_E: np.ndarray, labels_E: np.ndarray) -> np.ndarray:
     """Find the interactions of users who have none to train on.
 
     Args:
-        users_E: User of each interaction, int64.
+        users_E: User of each interaction, integers.
         labels_E: Label of each interaction.
 
     Returns:
         True for each such interaction, bool [E].
     """
-    trained_U = np.bincount(users_E[labels_E == TRAIN], minlength=users_E.max(initial=-1) + 1) > 0
+    trained_U = counts_of(users_E[labels_E == TRAIN], _size(users_E)) > 0
     untrained_E: np.ndarray = ~trained_U[users_E]
     return untrained_E
 
 
 def _label_last(
-    users_E: np.ndarray, order_E: np.ndarray, num_validation_U: np.ndarray, num_test_U: np.ndarray
+    users_E: np.ndarray,
+    keys_E: tuple[np.ndarray, ...],
+    counts_U: np.ndarray,
+    num_validation_U: np.ndarray,
+    num_test_U: np.ndarray,
 ) -> np.ndarray:
-    sorted_E = users_E[order_E]
-    # Interactions that the user still has after this one; order_E keeps each user's together.
-    later_E = np.cumsum(np.bincount(users_E))[sorted_E] - 1 - np.arange(len(users_E))
-    tests_E = later_E < num_test_U[sorted_E]
-    validates_E = ~tests_E & (later_E < (num_test_U + num_validation_U)[sorted_E])
+    """Label the last interactions of each user in the order of `keys_E`, of which the last one counts first."""
     labels_E = np.empty(len(users_E), dtype=np.int8)
-    labels_E[order_E] = np.select([tests_E, validates_E], [TEST, VALIDATION], default=TRAIN)
+    for rows_R in blocks_of_users(users_E, counts_U):
+        order_R = np.lexsort((*(key_E[rows_R] for key_E in keys_E), users_E[rows_R]))
+        users_R = users_E[rows_R[order_R]]
+        first, last = int(users_R[0]), int(users_R[-1]) + 1
+        # Interactions that the user still has after this one; users_R keeps each user's together.
+        later_R = np.cumsum(counts_U[first:last])[users_R - first] - 1 - np.arange(len(users_R))
+        tests_R = later_R < num_test_U[users_R]
+        validates_R = ~tests_R & (later_R < (num_test_U + num_validation_U)[users_R])
+        labels_E[rows_R[order_R]] = np.select([tests_R, validates_R], [TEST, VALIDATION], default=TRAIN)
     return labels_E
+
+
+def _counts(users_E: np.ndarray) -> np.ndarray:
+    return counts_of(users_E, _size(users_E))
+
+
+def _size(users_E: np.ndarray) -> int:
+    return int(users_E.max(initial=0)) + 1

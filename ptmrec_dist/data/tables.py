@@ -1,6 +1,6 @@
 """Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,8 @@ from ptmrec_dist.errors import UserError
 T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
 _MOST_NAMES = 30
+_BATCH = 2**19
+"""Rows of a batch."""
 
 
 class Table:
@@ -73,7 +75,34 @@ class Table:
         Raises:
             UserError: A required column is missing or of a type that is not text, there are no rows, or a row cannot be read.
         """
-        required, lists = list(dict.fromkeys(required)), set(lists)
+        lists = set(lists)
+        table = self._texts(self._collect(self._names(required, optional), lists), lists)
+        if table.is_empty():
+            raise self._no_rows()
+        return table.with_row_index("row", offset=1)
+
+    def batches(self, required: Iterable[str], optional: Iterable[str] = ()) -> Iterator[pl.DataFrame]:
+        """Read some columns of a table that may be larger than memory.
+
+        Args:
+            required: Names of columns that must exist.
+            optional: Names of columns that are read where they exist.
+
+        Yields:
+            What `read` returns, some rows at a time.
+
+        Raises:
+            UserError: As `read`, if need be after some batches.
+        """
+        rows = 0
+        for columns in self._streamed(self._names(required, optional)):
+            yield self._texts(columns).with_row_index("row", offset=rows + 1)
+            rows += columns.height
+        if not rows:
+            raise self._no_rows()
+
+    def _names(self, required: Iterable[str], optional: Iterable[str]) -> list[str]:
+        required = list(dict.fromkeys(required))
         missing = [name for name in required if name not in self.columns]
         if missing:
             raise self._without(missing)
@@ -82,16 +111,14 @@ class Table:
             raise UserError(
                 f"{self._setting}: {self.path} has several columns {twice[0]!r}; expected one: rename the others"
             )
-        names = required + [name for name in optional if name in self.columns and name not in required]
-        columns = self._collect(names, lists)
+        return required + [name for name in optional if name in self.columns and name not in required]
+
+    def _texts(self, columns: pl.DataFrame, lists: Container[str] = ()) -> pl.DataFrame:
+        decode = self.format.kind == "json"
         try:
-            decode = self.format.kind == "json"
-            table = pl.DataFrame([as_text(column, lists=column.name in lists, decode=decode) for column in columns])
+            return pl.DataFrame([as_text(column, lists=column.name in lists, decode=decode) for column in columns])
         except ValueError as error:
             raise UserError(f"{self._setting}: {self.path}: {error}") from error
-        if table.is_empty():
-            raise UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
-        return table.with_row_index("row", offset=1)
 
     def _collect(self, names: list[str], lists: set[str]) -> pl.DataFrame:
         if self._frame is None:
@@ -101,6 +128,21 @@ class Table:
                 return self._frame.select(names).collect()
         except (PolarsError, OSError, EOFError) as error:
             return self._by_rows(error, lambda: read_json_columns(self.path, names, lists))
+
+    def _streamed(self, names: list[str]) -> Iterator[pl.DataFrame]:
+        rows = 0
+        if self._frame is not None:
+            try:
+                with panics_as_errors():
+                    for batch in self._frame.select(names).collect_batches(chunk_size=_BATCH, maintain_order=True):
+                        yield batch
+                        rows += batch.height
+                return
+            except (PolarsError, OSError, EOFError) as error:
+                left = self._by_rows(error, lambda: read_json_columns(self.path, names, set()))
+        else:
+            left = read_json_columns(self.path, names, set())
+        yield from left.slice(rows).iter_slices(_BATCH)
 
     def _by_rows(self, error: Exception, read: Callable[[], T]) -> T:
         """Read JSON once more where polars refused it, as it does if a column holds values of several types."""
@@ -120,6 +162,9 @@ class Table:
         if guess is not None:
             raise UserError(f"{found}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}")
         raise UserError(f"{found}, without a {self.format.separator!r}; give another {self._flags}separator")
+
+    def _no_rows(self) -> UserError:
+        return UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
 
     def _without(self, missing: list[str]) -> UserError:
         if any("\ufffd" in name for name in self.columns):

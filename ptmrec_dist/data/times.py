@@ -1,5 +1,7 @@
 """Times of interactions: numbers or dates as text, in seconds since 1970."""
 
+from typing import NamedTuple
+
 import polars as pl
 
 _UNITS = {"seconds": (1e8, 1.0), "milliseconds": (1e11, 1e3), "microseconds": (1e14, 1e6), "nanoseconds": (1e17, 1e9)}
@@ -22,51 +24,87 @@ _FORMAT = "%Y-%m-%d %H:%M:%S%.f%z"
 _CTIME = "%a %b %d %H:%M:%S %z %Y"  # "Wed Mar 22 11:37:04 -0700 2017", as in Goodreads and Twitter
 
 
-def seconds_of(texts: pl.Series) -> pl.Series:
-    """Read times.
+class _Example(NamedTuple):
+    text: str
+    row: int
+
+
+class Times:
+    """A column of times that is read in batches: what its numbers mean depends on all of them.
 
     Numbers are taken as seconds, milliseconds, microseconds or nanoseconds by their size. Dates are written year first
     (`2017-07-14`, `2017/07/14`), alone or with a time of day (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`).
-
-    Args:
-        texts: One time per row.
-
-    Returns:
-        Seconds since 1970, float64; null where a text is neither number nor date.
-
-    Raises:
-        ValueError: Numbers of two units in one column, or dates and numbers of none.
     """
-    numbers = texts.cast(pl.Float64, strict=False)
-    numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+
+    def __init__(self) -> None:
+        self._found: dict[str, _Example] = {}
+        self._rows = 0
+
+    def read(self, texts: pl.Series) -> pl.DataFrame:
+        """Read the next batch.
+
+        Args:
+            texts: One time per row.
+
+        Returns:
+            `time`, float64, null where a text is neither number nor date, and `dated`, whether it is a date.
+        """
+        numbers = texts.cast(pl.Float64, strict=False)
+        numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+        dates = _dates(pl.select(pl.when(numbers.is_null()).then(texts)).to_series())
+        low, _ = _UNITS["seconds"]
+        self._note("dates", texts, dates.is_not_null())
+        self._note("others", texts, numbers.abs() < low)
+        for unit, (low, _) in _UNITS.items():
+            self._note(unit, texts, numbers.abs().is_between(low, low * _BAND))
+        self._rows += len(texts)
+        return pl.select(time=pl.coalesce(numbers, dates), dated=dates.is_not_null())
+
+    def seconds(self, times: pl.DataFrame) -> pl.Series:
+        """Convert what was read, when all batches have been.
+
+        Args:
+            times: Rows that `read` returned, of any batches.
+
+        Returns:
+            Seconds since 1970, float64.
+
+        Raises:
+            ValueError: Numbers of two units in one column, or dates and numbers of none.
+        """
+        self._refuse_other_numbers()
+        units = [unit for unit in _UNITS if unit in self._found]
+        if len(units) > 1:
+            values = " and ".join(f"{unit} ({self._shown(unit)})" for unit in units)
+            raise ValueError(f"holds {values}; expected one unit: convert the others")
+        a_second = _UNITS[units[0]][1] if units else 1.0
+        if a_second == 1:
+            return times["time"]
+        return times.select(pl.when("dated").then("time").otherwise(pl.col("time") / a_second)).to_series()
+
+    def _note(self, kind: str, texts: pl.Series, found: pl.Series) -> None:
+        """Remember the first text of a kind."""
+        if kind not in self._found and found.any():
+            row = int(found.arg_true()[0])
+            self._found[kind] = _Example(texts[row], self._rows + row + 1)
+
+    def _refuse_other_numbers(self) -> None:
+        """Refuse positions and years among dates: beside those they would all lie in 1970."""
+        if {"dates", "others"} <= self._found.keys():
+            raise ValueError(
+                f"holds dates ({self._shown('dates')}) and numbers that are no times ({self._shown('others')}); "
+                "expected one kind: convert the others, or leave them empty"
+            )
+
+    def _shown(self, kind: str) -> str:
+        return "{0.text} in row {0.row}".format(self._found[kind])
+
+
+def _dates(texts: pl.Series) -> pl.Series:
+    """Seconds since 1970, float64; null where a text is no date."""
     dates = texts
     for pattern, replacement in _CANONICAL:
         dates = dates.str.replace(pattern, replacement)
     parsed = [dates.str.to_datetime(_FORMAT, time_unit="us", strict=False)]
     parsed.append(texts.str.to_datetime(_CTIME, time_unit="us", strict=False))
-    from_dates = pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()
-    _refuse_other_numbers(texts, numbers, from_dates)
-    return pl.select(pl.coalesce(numbers / _units_a_second(texts, numbers), from_dates)).to_series().rename(texts.name)
-
-
-def _refuse_other_numbers(texts: pl.Series, numbers: pl.Series, from_dates: pl.Series) -> None:
-    """Refuse positions and years among dates: beside those they would all lie in 1970."""
-    low, _ = _UNITS["seconds"]
-    dates, others = from_dates.is_not_null().arg_true(), (numbers.abs() < low).arg_true()
-    if len(dates) and len(others):
-        raise ValueError(
-            f"holds dates ({texts[dates[0]]} in row {dates[0] + 1}) and numbers that are no times ({texts[others[0]]} in row "
-            f"{others[0] + 1}); expected one kind: convert the others, or leave them empty"
-        )
-
-
-def _units_a_second(texts: pl.Series, numbers: pl.Series) -> float:
-    size, found = numbers.abs(), {}
-    for unit, (low, _) in _UNITS.items():
-        rows = size.is_between(low, low * _BAND).arg_true()
-        if len(rows):
-            found[unit] = rows[0]
-    if len(found) > 1:
-        values = " and ".join(f"{unit} ({texts[row]} in row {row + 1})" for unit, row in found.items())
-        raise ValueError(f"holds {values}; expected one unit: convert the others")
-    return next((_UNITS[unit][1] for unit in found), 1.0)
+    return pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()

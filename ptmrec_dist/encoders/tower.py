@@ -31,6 +31,8 @@ class Layout:
     """Number of tokens that stand before the prompts; None puts prompts behind all tokens."""
     causal: bool = False
     """Whether a token sees only itself and the tokens before it."""
+    closing_norm: str | None = None
+    """Path of the norm whose output a block returns; None where blocks normalise what they read instead (pre-norm)."""
 
 
 class TokenStates(NamedTuple):

@@ -4,6 +4,12 @@ Losses stay on the device until they are read, every few steps, by one collectiv
 asked to stop. A term or a gradient that is not finite ends the run before the update of the step that reads it, before any
 evaluation and before any checkpoint: between two reads it can spoil weights in memory, but nothing that is kept. Under
 ZeRO 1 to 3 DeepSpeed checks every gradient itself, and such an update is never made.
+
+They stay in one table that exists from the first step on. A tensor for each step would survive among the large ones that every
+step allocates and frees on a CPU, and the holes between such survivors are too small for the next step's: memory would grow by
+the size of a gradient in every step.
+
+Legend: S steps between reads, T terms.
 """
 
 import math
@@ -30,8 +36,7 @@ class LossMonitor:
         self.stop_requested = False
         self._names: list[str] = []
         self._steps: list[int] = []
-        self._losses: list[Tensor] = []
-        self._broken: list[Tensor] = []
+        self._rows_ST = torch.zeros(0, 0)  # of each step its terms, then whether its gradient was not finite
 
     def add(self, step: int, terms: Mapping[str, Tensor], fraction: float) -> None:
         """Add the terms of a micro-batch to those of its step.
@@ -41,13 +46,14 @@ class LossMonitor:
             terms: Scalars on this rank; their mean over ranks is that of the global batch.
             fraction: Fraction of the micro-batch in the step.
         """
-        self._names = list(terms)
-        values = torch.stack([term.detach() for term in terms.values()]) * fraction
-        if self._steps and self._steps[-1] == step:
-            self._losses[-1] = self._losses[-1] + values
-        else:
+        if self._names != list(terms):
+            self._names = list(terms)
+            self._rows_ST = next(iter(terms.values())).new_zeros(self.every, len(terms) + 1)
+        if not self._steps or self._steps[-1] != step:
             self._steps.append(step)
-            self._losses.append(values)
+            self._rows_ST[len(self._steps) - 1] = 0
+        values_T = torch.stack([term.detach() for term in terms.values()])
+        self._rows_ST[len(self._steps) - 1, :-1] += fraction * values_T
 
     def add_gradient(self, norm: Tensor) -> None:
         """Add the norm of the gradient of the last step.
@@ -55,7 +61,7 @@ class LossMonitor:
         Args:
             norm: Scalar on this rank.
         """
-        self._broken.append((~norm.isfinite()).to(self._losses[-1]).reshape(1))
+        self._rows_ST[len(self._steps) - 1, -1] = ~norm.isfinite()
 
     @property
     def is_due(self) -> bool:
@@ -78,17 +84,17 @@ class LossMonitor:
         """
         if not self._steps:
             return []
-        asked = torch.full_like(self._losses[0][:1], float(stop))
-        *values, requests = sum_over_ranks(torch.cat([*self._losses, *self._broken, asked])).tolist()
+        asked_1 = self._rows_ST.new_full((1,), float(stop))
+        rows_ST = self._rows_ST[: len(self._steps)]
+        *values, requests = sum_over_ranks(torch.cat([rows_ST.flatten(), asked_1])).tolist()
         self.stop_requested = requests > 0
-        steps, count = self._steps, len(self._names)
-        broken = values[len(steps) * count :]
-        self._steps, self._losses, self._broken = [], [], []
+        steps, self._steps = self._steps, []
         found = []
         for index, step in enumerate(steps):
-            terms = dict(zip(self._names, values[index * count : (index + 1) * count], strict=True))
+            *read, broken = values[index * rows_ST.shape[1] : (index + 1) * rows_ST.shape[1]]
+            terms = dict(zip(self._names, read, strict=True))
             bad = [name for name, value in terms.items() if not math.isfinite(value)]
-            if bad or broken[index]:
+            if bad or broken:
                 raise self.not_finite(", ".join(bad) or "the gradient", step)
             found.append({name: value / self.world.size for name, value in terms.items()})
         return found

@@ -36,7 +36,7 @@ from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.printing import print_comparison, stages_of
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
 from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
-from ptmrec_dist.training.stage1 import batch_size_of, train_recommender
+from ptmrec_dist.training.stage1 import batch_size_of, learning_rate_of, train_recommender
 
 REFIT_FOLDER = "refit"
 """In the folder of a run that was asked for its refit: the run folder of the latter."""
@@ -66,7 +66,8 @@ def refit(config: RefitConfig) -> None:
     dataset.require("validation")
     store = open_features_of(config.run, begun, dataset)
     slower = _SLOWER if config.start == "run" and config.lr is None else 1
-    settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=settings.learning_rate / slower)
+    learning_rate = learning_rate_of(settings, dataset) / slower
+    settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=learning_rate)
     reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
     stage1 = None if first is None or begun.stage1 is None else begun.stage1 | {"path": str(first.resolve())}
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)

@@ -8,6 +8,7 @@ Over ranks every rank holds the whole graph and samples the whole global batch, 
 part of the rows: N ranks train as one process would on the same batches.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -67,7 +68,7 @@ def train_stage1(config: Stage1Config) -> None:
     dataset.require("validation")
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
-    config = replace(config, batch_size=batch_size_of(config, dataset), lr=config.learning_rate)
+    config = replace(config, batch_size=batch_size_of(config, dataset), lr=learning_rate_of(config, dataset))
     take_over: TakeOver | None = None
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
@@ -110,6 +111,24 @@ def default_batch_size(interactions: int) -> int:
         Interactions per step.
     """
     return max(_BATCH_SIZE, interactions // _STEPS)
+
+
+def learning_rate_of(config: Stage1Config, dataset: Dataset) -> float:
+    """Return Adam's learning rate: what was set, or what suits a batch that was chosen by the size of the data.
+
+    Adam's rate grows with the square root of the batch (Malladi et al., 2022, "On the SDEs and scaling rules for adaptive
+    gradient algorithms").
+
+    Args:
+        config: Settings.
+        dataset: Packed data set.
+
+    Returns:
+        Learning rate.
+    """
+    if config.lr is not None or config.batch_size is not None:
+        return config.learning_rate
+    return config.learning_rate * math.sqrt(batch_size_of(config, dataset) / _BATCH_SIZE)
 
 
 def train_recommender(

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from ptmrec_dist.data.ids import index_of, sort_ids, spelled_as, without_fraction
+from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, respelled, sort_ids, spelled_as, without_fraction
 
 
 def test_ids_are_ordered_by_number_only_if_all_are_numbers() -> None:
@@ -11,8 +11,18 @@ def test_ids_are_ordered_by_number_only_if_all_are_numbers() -> None:
     assert sort_ids(pl.Series(["10", "9", "b"])).to_list() == ["10", "9", "b"]
 
 
-def test_index_is_the_position_in_the_list() -> None:
-    assert index_of(pl.Series(["c", "a", "c"]), pl.Series(["a", "b", "c"])).to_list() == [2, 0, 2]
+def test_numbers_are_positions_in_the_list() -> None:
+    ids = as_enum(pl.Series("id", ["x", "c", "a", "c"], dtype=pl.Categorical)[1:], pl.Series(["a", "b", "c"]))
+    assert numbers_of(ids).tolist() == [2, 0, 2]
+    left = as_enum(ids, pl.Series(["c", "a"]))
+    assert numbers_of(left).tolist() == [0, 1, 0]
+    assert (left.name, left.to_list(), known_to(left).to_list()) == ("id", ["c", "a", "c"], ["c", "a"])
+
+
+def test_categories_are_written_as_the_distinct_ids_would_be() -> None:
+    ids = pl.Series(["1.0", "", "2.0", "1.0"], dtype=pl.Categorical)
+    assert respelled(ids, without_fraction).to_list() == ["1", "", "2", "1"]
+    assert respelled(ids.head(1), lambda texts: texts).to_list() == ["1.0"]
 
 
 @pytest.mark.parametrize(

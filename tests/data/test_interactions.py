@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
+from ptmrec_dist.data import tables
 from ptmrec_dist.data.interactions import drop_repeats, keep_core, read_interactions
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
@@ -148,18 +149,19 @@ def test_core_equals_removing_rare_users_and_items_until_none_is_left(core: int)
         if smaller == expected:
             break
         expected = smaller
-    rows = pl.DataFrame(pairs, schema={"user_index": pl.Int64, "item_index": pl.Int64}, orient="row")
-    rows = rows.with_columns(user_id=pl.col("user_index"), item_id=pl.col("item_index")).with_row_index("row")
+    ids = pl.Enum(list(map(str, range(40))))
+    rows = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row").with_row_index("row")
+    rows = rows.with_columns(pl.col("user_id", "item_id").cast(pl.String).cast(ids))
     tally = Tally("interactions", rows.height)
     kept = keep_core(rows, tally, core)
-    assert kept.select("user_index", "item_index").rows() == expected
+    assert kept.select(pl.col("user_id", "item_id").to_physical()).rows() == expected
     assert tally.kept == len(expected)
 
 
 def test_of_a_repeated_pair_the_earliest_stays_whatever_the_order_of_rows() -> None:
     times = [30.0, None, 10.0, 20.0, 10.0]
     rows = pl.DataFrame({"row": range(5), "timestamp": times}).with_columns(
-        user_id=pl.lit("u"), item_id=pl.lit("i"), user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64)
+        user_id=pl.lit("u").cast(pl.Enum(["u"])), item_id=pl.lit("i").cast(pl.Enum(["i"]))
     )
     for order, kept in [([0, 1, 2, 3, 4], 2), ([4, 3, 2, 1, 0], 4), ([1, 0, 3, 2], 2), ([1, 3], 3)]:
         assert drop_repeats(rows[order], Tally("interactions", len(order)))["row"].to_list() == [kept]
@@ -170,8 +172,8 @@ def test_of_a_repeated_pair_the_first_row_that_is_rated_well_stays(tmp_path: Pat
     rows, tally = read_interactions(
         PackConfig(interactions=tmp_path / "a.csv", out=tmp_path / "out", min_rating=3, core=0)
     )
-    indexed = rows.with_columns(user_index=pl.lit(0, pl.Int64), item_index=pl.lit(0, pl.Int64))
-    assert drop_repeats(indexed, tally)["rating"].to_list() == [5.0]
+    rows = rows.with_columns(pl.col("user_id", "item_id").cast(pl.Enum(["1"])))
+    assert drop_repeats(rows, tally)["rating"].to_list() == [5.0]
     assert tally.kept == 1
 
 
@@ -180,3 +182,34 @@ def test_one_column_cannot_be_user_and_item(tmp_path: Path) -> None:
     columns = ColumnsConfig(user="item_id")
     with pytest.raises(UserError, match=r"columns.user: got 'item_id', which is columns.item too"):
         read_interactions(PackConfig(interactions=tmp_path / "i.csv", out=tmp_path / "o", columns=columns))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "dat"])
+def test_rows_are_the_same_in_batches_whatever_comes_late_in_the_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(f"{user}.0", f"i{user % 3}", str(rating)) for user, rating in zip(range(40), [5, 1] * 20, strict=True)]
+    log = pl.DataFrame(pairs, schema=["user_id", "item_id", "rating"], orient="row")
+    path = tmp_path / f"log.{kind}"
+    if kind == "parquet":
+        log.write_parquet(path, row_group_size=7)
+    elif kind == "jsonl":
+        lines = [f'{{"user_id": {user}, "item_id": "{item}", "rating": {rating}}}' for user, item, rating in pairs]
+        path.write_text("\n".join([*lines[:-1], lines[-1].replace(": 1}", ': "1"}')]))
+    else:
+        path.write_text(log.write_csv().replace(",", "::" if kind == "dat" else ","))
+    settings = {"min_rating": 2, "separator": "::" if kind == "dat" else None}
+    whole = _read(path, **settings)
+    monkeypatch.setattr(tables, "_BATCH", 8)
+    assert len(list(tables.Table(path, "interactions", settings["separator"]).batches(["user_id"]))) > 1
+    assert _read(path, **settings) == whole
+    assert whole[0] == [(str(user), f"i{user % 3}", 5.0) for user in range(0, 40, 2)]
+    assert whole[1]["dropped"]["rating below 2"]["examples"][0] == "row 2: user '1', item 'i1', rating '1'"
+
+
+def test_a_malformed_row_is_refused_however_late_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_BATCH", 8)
+    lines = ["user_id,item_id", *(f"u{row},i" for row in range(60)), "u,i,x"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"a\.csv: row 61 has 3 columns, the first line 2"):
+        _read(tmp_path / "a.csv")

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ptmrec_dist.data import splits
+from ptmrec_dist.data import blocks, splits
 from ptmrec_dist.data.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
 
 
@@ -54,15 +54,29 @@ def test_random_split_holds_out_every_position_equally_often() -> None:
         assert np.abs((labels == label).mean(axis=0) - 0.1).max() < 0.025
 
 
-def test_leave_one_out_holds_out_the_last_two_and_ties_follow_file_order() -> None:
+def test_leave_one_out_holds_out_the_last_two_and_ties_follow_items_then_file_order() -> None:
     rng = np.random.default_rng(0)
-    users, times = rng.integers(0, 40, 200), rng.integers(0, 4, 200).astype(float)
+    users, items, times = rng.integers(0, 40, 200), rng.integers(0, 3, 200), rng.integers(0, 4, 200).astype(float)
     expected = np.full(200, TRAIN)
     for user in set(users.tolist()):
-        rows = sorted(np.flatnonzero(users == user).tolist(), key=lambda row: (times[row], row))
+        rows = sorted(np.flatnonzero(users == user).tolist(), key=lambda row: (times[row], items[row], row))
         if len(rows) >= 3:
             expected[rows[-1]], expected[rows[-2]] = TEST, VALIDATION
-    assert np.array_equal(splits.split_leave_one_out(users, times), expected)
+    assert np.array_equal(splits.split_leave_one_out(users, items, times), expected)
+
+
+def test_large_logs_are_split_in_blocks_as_small_ones_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    users, items, times = rng.integers(0, 300, 3000, dtype=np.uint16), rng.integers(0, 9, 3000), rng.random(3000)
+    whole = [splits.split_random(users, 1), splits.split_leave_one_out(users, items, times)]
+    monkeypatch.setattr(blocks, "_ROWS", 100)
+    counts = np.bincount(users, minlength=400)
+    assert np.array_equal(blocks.counts_of(users, 400), counts)
+    found = list(blocks.blocks_of_users(users, counts))
+    assert len(found) > 20
+    assert np.array_equal(np.sort(np.concatenate(found)), np.arange(3000))
+    assert sum(len(set(users[rows].tolist())) for rows in found) == len(set(users.tolist()))
+    assert np.array_equal(whole, [splits.split_random(users, 1), splits.split_leave_one_out(users, items, times)])
 
 
 def test_cold_items_are_held_out_whole_and_the_others_split_as_random() -> None:

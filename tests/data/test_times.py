@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from ptmrec_dist.data.times import seconds_of
+from ptmrec_dist.data.times import Times
 
 _SPELLINGS = {
     "2017-07-14": datetime(2017, 7, 14),
@@ -23,6 +23,16 @@ _SPELLINGS = {
     "2017-07-14 03:59:07+02": datetime(2017, 7, 14, 1, 59, 7),
     "Fri Jul 14 03:59:07 -0700 2017": datetime(2017, 7, 14, 10, 59, 7),
 }
+
+
+def seconds_of(texts: pl.Series) -> pl.Series:
+    """Read a column at once, and each of its rows as a batch of its own, with the same result."""
+    whole, halves = Times(), Times()
+    at_once = whole.read(texts)
+    one_by_one = pl.concat([halves.read(texts[row : row + 1]) for row in range(len(texts))])
+    seconds = whole.seconds(at_once)
+    assert halves.seconds(one_by_one).to_list() == seconds.to_list()
+    return seconds
 
 
 @pytest.mark.parametrize("text", _SPELLINGS)

@@ -122,6 +122,19 @@ def test_prompts_of_a_decoder_are_tokens_at_position_zero_before_the_text(kind: 
     torch.testing.assert_close(tower.encode(ids), expected, rtol=1e-4, atol=1e-5)
 
 
+# The first block of ModernBERT has no norm in front of its attention.
+@pytest.mark.parametrize("kind", [kind for kind in TEXT if kind not in ("deberta-v2", "modernbert")])
+def test_the_length_of_a_prompt_vector_does_not_matter(kind: str) -> None:
+    """Whether blocks normalise what they read or what they return: BERT's must not drown them."""
+    tower, batch = build(kind)
+    method = METHODS["prompt"].load()(method_config("prompt", depth=2, length=3))
+    attached = method.attach({"text": tower}, torch.Generator().manual_seed(0))
+    attached["text"].vectors_PLD.data.mul_(50)
+    before = _rows(tower, batch)
+    attached["text"].vectors_PLD.data.mul_(50)
+    torch.testing.assert_close(_rows(tower, batch), before, rtol=0, atol=1e-3)
+
+
 def test_prompts_that_a_model_cannot_take_after_all_are_refused_and_leave_it_as_it_was() -> None:
     tower, batch = build("bert")
     before = _rows(tower, batch)

@@ -15,7 +15,7 @@ from ptmrec_dist.distributed import World
 from ptmrec_dist.training import ranking_evaluation, stage1
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import load_run
-from ptmrec_dist.training.stage1 import batch_size_of, default_batch_size, train_stage1
+from ptmrec_dist.training.stage1 import batch_size_of, default_batch_size, learning_rate_of, train_stage1
 from tests.conftest import UNTRACKED, Project
 
 
@@ -38,6 +38,10 @@ def test_the_batch_size_is_what_was_set_or_suits_the_data_unless_a_step_reads_a_
     assert batch_size_of(config, dataset) == rows // 5 > 4
     assert batch_size_of(replace(config, batch_size=7), dataset) == 7
     assert batch_size_of(replace(config, recommender="sasrec", model=SASRecConfig()), dataset) == 4
+    scaled = config.learning_rate * (rows // 5 / 4) ** 0.5
+    assert learning_rate_of(config, dataset) == pytest.approx(scaled)
+    assert learning_rate_of(replace(config, batch_size=7), dataset) == config.learning_rate
+    assert learning_rate_of(replace(config, lr=0.5), dataset) == 0.5
 
 
 def test_a_run_says_and_records_the_batch_size_that_was_chosen(

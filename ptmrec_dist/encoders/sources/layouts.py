@@ -48,6 +48,8 @@ _HUGGING_FACE_ENDS = (
     ("layer.0.dropout", "layer.1.dropout"),  # T5 asks its last layer for its weight, so that cannot be wrapped
 )
 """Ends of attention and MLP in the blocks of transformers' families."""
+_HUGGING_FACE_CLOSING_NORMS = ("output.LayerNorm", "output_layer_norm", "post_mlp_layernorm")
+"""Norms that end the blocks of post-norm families: BERT and its relatives, DistilBERT, Nomic."""
 _HUGGING_FACE_ARGUMENTS = {
     *("hidden_states", "attention_mask", "position_bias", "position_embeddings", "position_ids", "past_key_values"),
     *("layer_past", "use_cache", "output_attentions", "encoder_hidden_states", "encoder_attention_mask"),
@@ -110,6 +112,7 @@ def hugging_face_blocks(model: Any) -> Blocks:
         promptable=set(arguments) <= _HUGGING_FACE_ARGUMENTS,
         prompts_at=0,
         causal=any(getattr(module, "is_causal", False) is True for module in blocks[0].modules()),
+        closing_norm=next((norm for norm in _HUGGING_FACE_CLOSING_NORMS if _has(blocks[0], norm)), None),
     )
     return blocks, layout
 

@@ -5,6 +5,10 @@ blocks 1..depth the outputs of the previous block's prompts are replaced by the 
 are processed as ordinary tokens. A depth of 9 is nine blocks with their own prompts, the first included. They are removed
 after the last block, so that the model pools its original tokens.
 
+Blocks of CLIP normalise what they read, so that the scale of a prompt does not matter. Those of BERT read what the norm of the
+block before returned, beside which vectors as small as initial prompts would hardly be seen: there, prompts pass through
+the norm that ends their block, and have the scale of its tokens.
+
 Legend: B batch, N tokens, S tokens and prompts, D width, L prompt vectors of a block, P prompted blocks.
 """
 
@@ -82,7 +86,7 @@ class DeepPrompts(nn.Module):
         tokens_BSD = inputs[0]
         if number < self.depth:
             content_BND = tokens_BSD if number == 0 else self._without(tokens_BSD)
-            tokens_BSD = self._with(content_BND, self.vectors_PLD[number])
+            tokens_BSD = self._with(content_BND, self._normalised(block, self.vectors_PLD[number]))
         content = tokens_BSD.shape[1] - self.length
         names = list(signature(type(block).forward).parameters)[2:]  # after `self` and the tokens
         others = (self._extended(name, value, content) for name, value in zip(names, inputs[1:], strict=False))
@@ -104,6 +108,11 @@ class DeepPrompts(nn.Module):
         if isinstance(output, tuple):
             return (self._without(output[0]), *output[1:])
         return self._without(output)
+
+    def _normalised(self, block: nn.Module, prompts_LD: Tensor) -> Tensor:
+        """Prompts at the scale of the tokens that a block reads."""
+        norm = self.layout.closing_norm
+        return prompts_LD if norm is None else block.get_submodule(norm)(prompts_LD)
 
     def _with(self, content_BND: Tensor, prompts_LD: Tensor) -> Tensor:
         prompts_BLD = prompts_LD.expand(content_BND.shape[0], -1, -1).to(content_BND.dtype)
