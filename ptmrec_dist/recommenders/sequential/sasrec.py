@@ -9,12 +9,14 @@ choice of stage 1 (`--loss`): in-batch cross-entropy as in PMMRec by default, `-
 gbce` for gSASRec (arXiv 2308.07192).
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmrec_dist.config.sequences import SASRecConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.sequences import IDSequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
+
+_POSITION_STD = 0.02
 
 
 class SASRec(IDSequenceRecommender):
@@ -28,6 +30,9 @@ class SASRec(IDSequenceRecommender):
     def __init__(self, inputs: Inputs, config: SASRecConfig) -> None:
         super().__init__(inputs, config)
         self.transformer = CausalTransformer(config.dim, config.length, config.layers, config.heads, config.dropout)
+        # As in BERT. Xavier's, as published, makes them several times longer than the items of the table: a state would start
+        # as a function of the position alone.
+        nn.init.normal_(self.transformer.positions_LD, std=_POSITION_STD)
 
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Attend to items before and to the item itself, [B, L, D]."""
