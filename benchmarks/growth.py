@@ -2,6 +2,7 @@
 
     python -m benchmarks.growth
     python -m benchmarks.growth --sizes 1000000,100000,10000000      # 6 GB, minutes
+    python -m benchmarks.growth --device cuda                        # seconds of the GPU, and its memory
 
 A size is users, items and interactions, generated with the popularity of a Zipf law. Steps of the default batch size are
 measured, and the ranking of some users; an epoch is the number of its steps times the median, an evaluation what all users that
@@ -13,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from statistics import median
 from typing import Any
 
@@ -26,25 +26,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="USERS,ITEMS,INTERACTIONS")
     parser.add_argument("--steps", type=int, default=4, help="steps that are measured")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(_measure(*map(int, options.one.split(",")), options.steps)))
+        print(json.dumps(_measure(*map(int, options.one.split(",")), options.steps, options.device)))
         return
     print("| users | items | interactions | batch | steps | epoch, s | fixed, s | evaluation, s | GiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for size in options.sizes:
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "benchmarks.growth",
-            "--steps",
-            str(options.steps),
-            "--one",
-            size,
-        ]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", "--steps", str(options.steps)]
+        command += ["--device", options.device, "--one", size]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         found = json.loads(
             subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True).stdout
@@ -55,11 +47,10 @@ def main() -> None:
         print("|", " | ".join([*sizes, *cells]), "|", flush=True)
 
 
-def _measure(users: int, items: int, interactions: int, steps: int) -> dict[str, Any]:
-    import resource
-
+def _measure(users: int, items: int, interactions: int, steps: int, device: str) -> dict[str, Any]:
     import torch
 
+    from benchmarks.clock import peak_bytes, seconds
     from ptmrec_dist.allocator import keep_freed_memory
     from ptmrec_dist.config import recommender_config
     from ptmrec_dist.distributed import World
@@ -69,28 +60,28 @@ def _measure(users: int, items: int, interactions: int, steps: int) -> dict[str,
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    train, world = _generate(users, items, interactions), World(0, 1, torch.device("cpu"))
+    train, world = _generate(users, items, interactions), World(0, 1, torch.device(device))
     config = recommender_config("lightgcn")
     model = build_recommender(
         "lightgcn", num_users=users, num_items=items, train=train, features={}, modalities=(), config=config
-    )
+    ).to(world.device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    generator, found = torch.Generator().manual_seed(0), {}
+    generator, found = torch.Generator(world.device).manual_seed(0), {}
     for name, batch_size in {"epoch": default_batch_size(len(train.users)), "fixed": FIXED}.items():
         batches = InteractionBatches(train, users, batch_size, world)
-        seconds = []
+        taken = []
         for (batch,), _ in zip(batches.epoch(0, 0, generator), range(steps), strict=False):
-            started = time.process_time()
+            started = seconds(world.device)
             terms = model.loss(batch.own, model.tables({}), {})
             torch.stack([term.mean() for term in terms.values()]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            seconds.append(time.process_time() - started)
-        found |= {name: median(seconds[1:]) * batches.steps(0)}
+            taken.append(seconds(world.device) - started)
+        found |= {name: median(taken[1:]) * batches.steps(0)}
         if name == "epoch":
             found |= {"batch": batch_size, "steps": batches.steps(0)}
-    found["evaluation"] = _evaluation(model, train, users, items)
-    return found | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    found["evaluation"] = _evaluation(model, train, users, items, world.device)
+    return found | {"memory": peak_bytes(world.device) / 2**30}
 
 
 def _generate(users: int, items: int, interactions: int) -> Any:
@@ -105,10 +96,11 @@ def _generate(users: int, items: int, interactions: int) -> Any:
     return Interactions(rng.integers(0, users, interactions), chosen)
 
 
-def _evaluation(model: Any, train: Any, users: int, items: int, measured: int = 2000) -> float:
+def _evaluation(model: Any, train: Any, users: int, items: int, device: Any, measured: int = 2000) -> float:
     """Seconds for the users that are evaluated between epochs, one positive each, by those of some."""
     import numpy as np
 
+    from benchmarks.clock import seconds
     from ptmrec_dist.data.dataset import Interactions
     from ptmrec_dist.data.histories import Histories
     from ptmrec_dist.evaluation.ranking import rank_positives
@@ -118,11 +110,11 @@ def _evaluation(model: Any, train: Any, users: int, items: int, measured: int = 
     seen = Histories(train, users, items)
     wanted = Histories(Interactions(np.arange(users), np.random.default_rng(1).integers(0, items, users)), users, items)
     model.eval()
-    started = time.process_time()
+    started = seconds(device)
     scorer = scorer_of(model, {}, None)
-    propagated = time.process_time()
+    propagated = seconds(device)
     rank_positives(scorer, wanted, seen, user_range=(0, measured))
-    per_user = (time.process_time() - propagated) / measured
+    per_user = (seconds(device) - propagated) / measured
     return propagated - started + per_user * min(users, MOST_USERS)
 
 

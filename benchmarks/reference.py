@@ -6,7 +6,6 @@ needs and this environment lacks (torch_scatter, lmdb, names that numpy and scip
 
 import os
 import sys
-import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.clock import seconds
 
 MMREC = {
     "bpr": "BPR",
@@ -46,41 +47,46 @@ _OWN_SETTINGS = {
 _ONE_LAYER = ("MGCN", "LATTICE")  # layers over their item graphs
 
 
-def timed_steps(steps: Iterator[Callable[[], Any]], limit: int, of: int) -> float:
+CPU = torch.device("cpu")
+
+
+def timed_steps(steps: Iterator[Callable[[], Any]], limit: int, of: int, device: torch.device = CPU) -> float:
     """Estimate an epoch from its first steps: the first one may compute more, the others are alike.
 
     Args:
         steps: The steps of an epoch.
         limit: Steps that are measured, at least 2.
         of: Steps of an epoch.
+        device: Where they run.
 
     Returns:
-        CPU seconds of the first step and of as many median steps as follow it.
+        Seconds of the first step and of as many median steps as follow it.
     """
-    seconds = []
+    taken = []
     for step, _ in zip(steps, range(limit), strict=False):
-        started = time.process_time()
+        started = seconds(device)
         step()
-        seconds.append(time.process_time() - started)
-    return seconds[0] + median(seconds[1:]) * (of - 1)
+        taken.append(seconds(device) - started)
+    return taken[0] + median(taken[1:]) * (of - 1)
 
 
-def timed_calls(call: Callable[[], Any], count: int = 3) -> float:
+def timed_calls(call: Callable[[], Any], device: torch.device = CPU, count: int = 3) -> float:
     """Measure calls that follow each other.
 
     Args:
         call: What is measured.
+        device: Where it runs.
         count: Number of calls.
 
     Returns:
-        CPU seconds of the fastest: what else the machine does can only add to them.
+        Seconds of the fastest: what else the machine does can only add to them.
     """
-    seconds = []
+    taken = []
     for _ in range(count):
-        started = time.process_time()
+        started = seconds(device)
         call()
-        seconds.append(time.process_time() - started)
-    return min(seconds)
+        taken.append(seconds(device) - started)
+    return min(taken)
 
 
 def mmrec(
@@ -233,8 +239,8 @@ def implicit_als(folder: Path) -> dict[str, Any]:
     train = dataset.interactions("train")
     seen = csr_matrix((np.ones(len(train.users)), (train.users, train.items)), (dataset.num_users, dataset.num_items))
     model = AlternatingLeastSquares(64, num_threads=1)
-    started = time.process_time()
+    started = seconds(CPU)
     model.fit(seen, show_progress=False)
-    trained = time.process_time()
+    trained = seconds(CPU)
     model.recommend(np.arange(dataset.num_users), seen, 20)
-    return {"epoch": trained - started, "evaluation": time.process_time() - trained}
+    return {"epoch": trained - started, "evaluation": seconds(CPU) - trained}

@@ -1,6 +1,7 @@
 """Cost of stage 1 beside MMRec: CPU seconds per epoch and per evaluation, and peak memory.
 
     python -m benchmarks.stage1 --interactions baby.inter --mmrec CHECKOUT
+    python -m benchmarks.stage1 --interactions baby.inter --device cuda        # ours alone: seconds of the GPU, and its memory
 
 One thread, one process per model, random features of the widths of the common Amazon data sets (4,096 for images, 384 for
 texts), whose values do not affect the time. Every recommender is measured in turn with the same one of MMRec, where a checkout
@@ -14,7 +15,6 @@ seconds depend on what else the machine does.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.clock import peak_bytes
 from benchmarks.reference import MMREC, TRAINS_TABLES, implicit_als, mmrec, pyg_lightgcn, timed_calls, timed_steps
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 
@@ -41,11 +44,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*MODELS, *YARDSTICKS])
     parser.add_argument("--mmrec", type=Path, help="checkout of MMRec to measure beside")
     parser.add_argument("--steps", type=int, default=12, help="steps of an epoch that are measured")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tables", nargs="+", choices=("frozen", "trained"), default=["frozen", "trained"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--side", default="ours", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.device == "cuda":
+        if options.mmrec:
+            parser.error("--mmrec: it is measured on a CPU only, leave out --device cuda")
+        options.models = [name for name in options.models if name not in YARDSTICKS]
     if options.one:
         print(json.dumps(_measure(options)))
         return
@@ -112,17 +120,19 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         features = options.folder / "features"
         result = mmrec(options.mmrec, options.one, options.interactions, features, options.steps, train_tables)
     else:
-        result = _stage1(options.one, options.folder, options.steps, train_tables)
-    return result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        result = _stage1(options, train_tables)
+    return result | {"memory": peak_bytes(torch.device(options.device)) / 2**30}
 
 
-def _stage1(name: str, folder: Path, steps: int, train_features: bool) -> dict[str, Any]:
+def _stage1(options: argparse.Namespace, train_features: bool) -> dict[str, Any]:
     from ptmrec_dist.training import stage1  # noqa: F401  imported before anything is timed
 
-    with trainer_of(name, folder, train_features=train_features, model=EQUAL_WORK.get(name, {})) as (trainer, dataset):
+    name, device = options.one, torch.device(options.device)
+    settings = {"train_features": train_features, "model": EQUAL_WORK.get(name, {}), "device": options.device}
+    with trainer_of(name, options.folder, **settings) as (trainer, dataset):
         evaluate = evaluator(dataset, "validation")
-        epoch = timed_steps(_steps(trainer), steps, trainer.batches.steps(0))
-        return {"epoch": epoch, "evaluation": timed_calls(lambda: evaluate(trainer))}
+        epoch = timed_steps(_steps(trainer), options.steps, trainer.batches.steps(0), device)
+        return {"epoch": epoch, "evaluation": timed_calls(lambda: evaluate(trainer), device)}
 
 
 def _steps(trainer: Any) -> Iterator[Callable[[], None]]:
@@ -144,7 +154,7 @@ def _steps(trainer: Any) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def trainer_of(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, Any]]:
-    """Make a trainer of stage 1, on a CPU.
+    """Make a trainer of stage 1, on a CPU unless `device` says otherwise.
 
     Args:
         name: Recommender.
@@ -164,7 +174,7 @@ def trainer_of(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, 
     from ptmrec_dist.training.stage1 import make_objective, make_trainer
 
     keep_freed_memory()
-    model = recommender_config(name, **settings.pop("model", {}))
+    model, device = recommender_config(name, **settings.pop("model", {})), settings.pop("device", "cpu")
     config = Stage1Config(
         shards=folder / "shards",
         features=folder / "features",
@@ -173,10 +183,10 @@ def trainer_of(name: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, 
         tracking=TrackingConfig(enabled=False),
         recommender=name,
         model=model,
-        device="cpu",
+        device=device,
         **settings,
     )
-    dataset, world = Dataset(config.shards), join_world("cpu")
+    dataset, world = Dataset(config.shards), join_world(device)
     objective = make_objective(config, dataset, open_store(config, dataset), world)
     with open_session(config, RunFolder(config.out, config, {}), world, {}) as session:
         yield make_trainer(config, session, objective, dataset), dataset

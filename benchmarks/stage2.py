@@ -9,8 +9,6 @@ device, on which other processes have little influence.
 """
 
 import argparse
-import resource
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.clock import peak_bytes, seconds
 from ptmrec_dist.config import EncoderConfig, OptimConfig, PromptConfig, Stage2Config, TrackingConfig
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pairs import TrainBatch
@@ -68,12 +67,12 @@ def main() -> None:
             )
             with temporary_session(config, world) as session:
                 trainer = make_trainer(config, session, objective, StreamedBatches(NoStream()))
-                seconds, flops = measure(trainer, options)
-            rate = flops / seconds
+                taken, flops = measure(trainer, options)
+            rate = flops / taken
             utilization = rate / rates[precision]
-            items = options.batch / seconds
+            items = options.batch / taken
             name = Path(model).name
-            used = f"{rate / 1e12:>9.3g} {100 * utilization:>8.3g}% {peak_memory(world):>8.2f}"
+            used = f"{rate / 1e12:>9.3g} {100 * utilization:>8.3g}% {peak_bytes(world.device) / 1e9:>8.2f}"
             print(f"{name:<24} {precision:<9} {items:>9.1f} {used}")
 
 
@@ -84,9 +83,9 @@ def matmul_rate(precision: str, device: torch.device) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(8):
-        start = _seconds(device)
+        start = seconds(device)
         left @ right
-        best = max(best, 2 * size**3 / (_seconds(device) - start))
+        best = max(best, 2 * size**3 / (seconds(device) - start))
     return best
 
 
@@ -116,17 +115,10 @@ def measure(trainer: Trainer, options: argparse.Namespace) -> tuple[float, float
     trainer.train_step([batches[0]])
     with FlopCounterMode(display=False) as counter:
         trainer.train_step([batches[1]])
-    start = _seconds(trainer.world.device)
+    start = seconds(trainer.world.device)
     for step in range(options.steps):
         trainer.train_step([batches[step % 4]])
-    return (_seconds(trainer.world.device) - start) / options.steps, float(counter.get_total_flops())
-
-
-def peak_memory(world: World) -> float:
-    """Peak memory in gigabytes: of the device, or on a CPU of the whole process."""
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return (seconds(trainer.world.device) - start) / options.steps, float(counter.get_total_flops())
 
 
 def _batch(trainer: Trainer, size: int, seed: int) -> TrainBatch:
@@ -150,14 +142,6 @@ def _backbone(model: str) -> OpenClip:
     clip.eval().requires_grad_(False)
     image_config = PreprocessCfg(**clip.visual.preprocess_cfg)
     return OpenClip(clip, "random", OpenClipTexts(open_clip.get_tokenizer(model)), image_config, {})
-
-
-def _seconds(device: torch.device) -> float:
-    """Time when all work is done: of the CPU on a CPU, else of the clock."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""What only a GPU can show: no waiting for the device inside a step, attention in fused kernels, the benchmark's figures."""
+"""What only a GPU can show: no waiting inside a step, fused attention, DeepSpeed over NCCL, the benchmark's figures."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.engine import Engine, OneProcess
+from ptmrec_dist.distributed.zero import DeepSpeedEngine
 from tests.conftest import REPOSITORY, Project
 from tests.ranks import run_on_ranks
 from tests.training.tuner_world import Case, make_batch, make_tuner
@@ -42,6 +47,34 @@ def test_the_image_tower_runs_on_flash_attention(tiny_project: Project) -> None:
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, device="cuda")
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
         encoder.encode(images, None)["image"].sum().backward()
+
+
+def _weights_after_steps(make_engine: str, stage: int) -> list[Tensor]:
+    """Weights of a small network after three steps of Adam on the GPU."""
+    device = torch.device("cuda", 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 1)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    engine: Engine = OneProcess(model, optimizer)
+    if make_engine == "deepspeed":
+        dist.init_process_group("nccl")
+        engine = DeepSpeedEngine(model, optimizer, World(0, 1, device), stage, accumulation=2, grad_clip=0.0)
+    rows = torch.randn(3, 2, 4, 7, generator=torch.Generator().manual_seed(1)).to(device)
+    for window in rows:
+        for index, batch in enumerate(window):
+            engine.backward(engine(batch).square().mean() / 2, last=index == 1)
+        assert engine.step()
+    with engine.whole():
+        return [parameter.detach().cpu().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_over_nccl_takes_the_steps_of_one_process(stage: int) -> None:
+    (expected,), (found,) = (run_on_ranks(1, _weights_after_steps, name, stage) for name in ("one", "deepspeed"))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
 @pytest.mark.slow
