@@ -59,7 +59,8 @@ def command_on_rank(command: str, arguments: list[str], logs: Path) -> None:
 
 
 def _start(world_size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    context = multiprocessing.get_context("forkserver")
+    # A process forked from one that has initialised CUDA, as DeepSpeed's import does, cannot use it.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(PRELOAD)
     results, port = context.Queue(), free_port()
     ranks = [

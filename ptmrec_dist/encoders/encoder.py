@@ -20,7 +20,7 @@ from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
 from ptmrec_dist.encoders.lengths import encode_by_length
 from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import load_backbone
-from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
+from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks, compile_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
@@ -33,9 +33,10 @@ class Encoder(nn.Module):
         modalities: Towers to run, among `image` and `text`.
         precision: `bf16` runs the towers under autocast; features are float32 in any case.
         gradient_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
+        compiled: Compile each block at its first call.
 
     Raises:
-        UserError: Gradient checkpointing of a tower whose blocks are not known.
+        UserError: Gradient checkpointing or compilation of a tower whose blocks are not known.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Encoder(nn.Module):
         modalities: tuple[str, ...],
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -53,6 +55,8 @@ class Encoder(nn.Module):
         self.attached = nn.ModuleDict()
         self.sort_by_length = False  # to be set where no parameter is divided among ranks
         self.prefixes: dict[str, FrozenPrefix] = {}  # modality to blocks whose states are stored
+        if compiled:
+            compile_blocks(self.towers)
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
@@ -197,7 +201,10 @@ class Encoder(nn.Module):
             return tower.encode(chosen)
 
         with self._autocast(inputs):
-            if self.sort_by_length and modality == "text":
+            if inputs.is_cuda and torch.is_grad_enabled() and prefix is None:
+                # `tokenize` has cut common padding; to read lengths on the device here would wait for all that it has to do.
+                encoded_BD = tower.encode(inputs)
+            elif self.sort_by_length and modality == "text":
                 encoded_BD = encode_by_length(tower, inputs, encode)
             else:
                 encoded_BD = encode(torch.arange(len(inputs), device=inputs.device))

@@ -90,9 +90,9 @@ class SparseMatrix(nn.Module):
     @property
     def edges(self) -> tuple[Tensor, Tensor]:
         """Row and column of each entry, int64 [E] each, row by row."""
-        counts_N = self.matrix.crow_indices().diff()
-        rows_E = torch.arange(len(counts_N), device=counts_N.device).repeat_interleave(counts_N)
-        return rows_E, self.matrix.col_indices().long()
+        counts_N, columns_E = self.matrix.crow_indices().diff(), self.matrix.col_indices().long()
+        rows_N = torch.arange(len(counts_N), device=counts_N.device)
+        return rows_N.repeat_interleave(counts_N, output_size=len(columns_E)), columns_E
 
     def with_values(self, values_E: Tensor) -> "SparseMatrix":
         """Create a matrix with entries at the same positions.

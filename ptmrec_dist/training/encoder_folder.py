@@ -37,7 +37,8 @@ def untuned_encoder(config: ContrastiveConfig, source: Backbone) -> Encoder:
         The encoder.
     """
     backbone = source.projected(config.projection, torch.Generator().manual_seed(config.seed))
-    encoder = Encoder(backbone, ("image", "text"), config.precision, config.tuning.gradient_checkpointing)
+    checkpointing = config.tuning.gradient_checkpointing
+    encoder = Encoder(backbone, ("image", "text"), config.precision, checkpointing, config.compile)
     encoder.sort_by_length = config.zero.stage < 3
     return encoder
 
