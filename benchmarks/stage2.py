@@ -49,9 +49,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4)
     parser.add_argument("--depth", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the blocks of the encoder, before anything is timed"
-    )
     options = parser.parse_args()
     world = join_world()
     rates = {precision: matmul_rate(precision, world.device) for precision in options.precisions}
@@ -97,7 +94,7 @@ def make_objective(model: str, precision: str, options: argparse.Namespace, worl
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
-    encoder = Encoder(_backbone(model), ("image", "text"), precision, compiled=options.compile)
+    encoder = Encoder(_backbone(model), ("image", "text"), precision)
     prompts = PromptConfig(depth=options.depth, length=options.length)
     encoder.tune("prompt", prompts, torch.Generator().manual_seed(0))
     encoder.to(world.device)

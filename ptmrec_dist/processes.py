@@ -15,6 +15,19 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     threading.Thread(target=_wait_for_parent, args=(by,), daemon=True).start()
 
 
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """Ignore SIGINT and SIGTERM in this process.
+
+    Terminals and schedulers send them to all processes at once; the parent needs its workers to finish the step that it is in,
+    and ends them itself.
+
+    Args:
+        worker: Number of a loader's worker, for `DataLoader(worker_init_fn=...)`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _wait_for_parent(by: signal.Signals) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:

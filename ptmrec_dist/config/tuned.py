@@ -54,8 +54,6 @@ class TunesEncoder:
     """DeepSpeed ZeRO."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Floating-point precision of the encoder; everything else is always fp32."""
-    compile: bool = False
-    """Compile the blocks of the encoder by torch.compile: a minute in each run, then more items a second on a GPU."""
     strict: bool = False
     """Refuse images that were packed at fewer pixels than the encoder takes, instead of warning of them."""
     cache_gib: float = 16.0
@@ -83,12 +81,6 @@ class TunesEncoder:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(
-            not (self.compile and self.zero.stage == 3),
-            "compile",
-            True,
-            "False with --zero.stage 3, which divides parameters",
-        )
         require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "0 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")

@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ptmrec_dist.processes import leave_signals_to_parent
+
 Task = TypeVar("Task")
 Made = TypeVar("Made")
 
@@ -37,6 +39,7 @@ def made_ahead(make: Callable[[Task], Made], tasks: Sequence[Task], workers: int
         return
     # A generator of its own: a loader would otherwise use torch's global one.
     options: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _unchanged}
+    options["worker_init_fn"] = leave_signals_to_parent
     yield from DataLoader(_Tasks(make, tasks), batch_size=None, num_workers=workers, **options)
 
 

@@ -20,7 +20,7 @@ from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
 from ptmrec_dist.encoders.lengths import encode_by_length
 from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import load_backbone
-from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks, compile_blocks
+from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
@@ -33,10 +33,9 @@ class Encoder(nn.Module):
         modalities: Towers to run, among `image` and `text`.
         precision: `bf16` runs the towers under autocast; features are float32 in any case.
         gradient_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
-        compiled: Compile each block at its first call.
 
     Raises:
-        UserError: Gradient checkpointing or compilation of a tower whose blocks are not known.
+        UserError: Gradient checkpointing of a tower whose blocks are not known.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Encoder(nn.Module):
         modalities: tuple[str, ...],
         precision: str = "fp32",
         gradient_checkpointing: bool = False,
-        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -55,8 +53,6 @@ class Encoder(nn.Module):
         self.attached = nn.ModuleDict()
         self.sort_by_length = False  # to be set where no parameter is divided among ranks
         self.prefixes: dict[str, FrozenPrefix] = {}  # modality to blocks whose states are stored
-        if compiled:
-            compile_blocks(self.towers)
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:

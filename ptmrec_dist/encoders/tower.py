@@ -5,10 +5,10 @@ Methods of tuning hook into blocks or wrap modules inside them; inputs still pas
 Legend: B batch, N tokens, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -134,33 +134,14 @@ def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
     Raises:
         UserError: A tower whose blocks are not known.
     """
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-
-    _wrap_blocks(towers, "tuning.gradient_checkpointing", wrap)
-
-
-def compile_blocks(towers: Mapping[str, Tower]) -> None:
-    """Compile the forward and backward pass of every block by torch.compile; blocks of one kind share what is compiled.
-
-    Args:
-        towers: Modality to tower.
-
-    Raises:
-        UserError: A tower whose blocks are not known.
-    """
-    # Beyond this number of variants blocks run as they are: images and texts, tuned and frozen, with a gradient and without.
-    torch._dynamo.config.recompile_limit = 64
-    _wrap_blocks(towers, "compile", partial(torch.compile, dynamic=True))
-
-
-def _wrap_blocks(
-    towers: Mapping[str, Tower], option: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
-    """Replace the forward pass of each block; hooks on it, which insert prompts or gather parameters, stay outside."""
     for modality, tower in towers.items():
         if not len(tower.blocks):
-            raise UserError(f"{option}: the blocks of the {modality} tower ({tower.kind}) are not known; turn it off")
-    for block in {id(block): block for tower in towers.values() for block in tower.blocks}.values():
-        block.forward = wrap(block.forward)  # type: ignore[method-assign]
+            raise UserError(
+                f"tuning.gradient_checkpointing: the blocks of the {modality} tower ({tower.kind}) are not known; turn it off"
+            )
+    for tower in towers.values():
+        for block in tower.blocks:
+            # Hooks on the block itself, which insert prompts or gather parameters, stay outside and run once.
+            block.forward = partial(  # type: ignore[method-assign]
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )

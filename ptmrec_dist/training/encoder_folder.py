@@ -37,8 +37,7 @@ def untuned_encoder(config: ContrastiveConfig, source: Backbone) -> Encoder:
         The encoder.
     """
     backbone = source.projected(config.projection, torch.Generator().manual_seed(config.seed))
-    checkpointing = config.tuning.gradient_checkpointing
-    encoder = Encoder(backbone, ("image", "text"), config.precision, checkpointing, config.compile)
+    encoder = Encoder(backbone, ("image", "text"), config.precision, config.tuning.gradient_checkpointing)
     encoder.sort_by_length = config.zero.stage < 3
     return encoder
 

@@ -144,8 +144,7 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
         return None
     require_encoder(record, start.folder)
     backbone = load_backbone_of(record.encoder)
-    checkpointing = config.tuning.gradient_checkpointing
-    encoder = Encoder(backbone, tuple(record.modalities), config.precision, checkpointing, config.compile)
+    encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
     encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
     if not whole:
         encoder.drop_frozen_towers()
