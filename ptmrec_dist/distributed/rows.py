@@ -22,7 +22,7 @@ from ptmrec_dist.distributed.engine import MOMENTS, OneProcess, TensorReader, mo
 from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 from ptmrec_dist.distributed.world import World
 
-_BLOCK = 2**16  # rows
+_BLOCK = 2**14  # rows
 
 
 class RowTable(nn.Embedding):
@@ -175,7 +175,7 @@ def whole_pieces(tensors: Mapping[str, Tensor], tables: Mapping[str, RowTable]) 
 
 
 def _blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """First row of each block and one past its last: 65,536 rows, up to twice as many in the last one.
+    """First row of each block and one past its last: 16,384 rows, up to twice as many in the last one.
 
     Generators draw numbers in groups of 16: all blocks but the last are a multiple, and the last is no shorter.
     """
