@@ -15,7 +15,7 @@ from ptmrec_dist.config.table import resolved
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1ZeroConfig:
-    """DeepSpeed ZeRO of stage 1: what is divided over the ranks. Embedding tables are replicated: propagation needs them."""
+    """DeepSpeed ZeRO of stage 1: what is divided over ranks that hold whole embedding tables, as propagation needs them."""
 
     stage: Literal[0, 1, 2] = 1
     """0: nothing; 1: optimiser state; 2: gradients too. One process has nothing to divide."""

@@ -26,7 +26,7 @@ _BLOCK = 2**14  # rows
 
 
 class RowTable(nn.Embedding):
-    """An embedding table of which this rank owns some rows: `weight` [R, D] has these alone.
+    """An embedding table of which this rank owns some rows: `weight` [R, D] has these alone, `own` says which they are.
 
     Collective: every rank must call it.
 
@@ -49,14 +49,13 @@ class RowTable(nn.Embedding):
         Args:
             fill: Fills a tensor in place from torch's global generator, in the order of its elements.
         """
+        own_RD, own = self.weight.detach(), self.own
         for first, end in _blocks(self.num_embeddings):
             block_SD = torch.empty(end - first, self.embedding_dim)
             fill(block_SD)
-            start, stop = max(first, self.own.start), min(end, self.own.stop)
+            start, stop = max(first, own.start), min(end, own.stop)
             if start < stop:
-                self.weight.detach()[start - self.own.start : stop - self.own.start] = block_SD[
-                    start - first : stop - first
-                ]
+                own_RD[start - own.start : stop - own.start] = block_SD[start - first : stop - first]
 
     def forward(self, input: Tensor) -> Tensor:
         """Look rows up, those of other ranks included; each distinct one is sent once.
@@ -80,9 +79,8 @@ class RowTable(nn.Embedding):
         Returns:
             The piece. Collective: its blocks are put together on the first rank and empty on others.
         """
-        return Piece(
-            name, (self.num_embeddings, self.embedding_dim), own_RD.dtype, partial(self._gathered, own_RD.detach())
-        )
+        shape = (self.num_embeddings, self.embedding_dim)
+        return Piece(name, shape, own_RD.dtype, partial(self._gathered, own_RD.detach()))
 
     def _gathered(self, own_RD: Tensor) -> Iterator[Tensor]:
         for first, end in _blocks(self.num_embeddings):
