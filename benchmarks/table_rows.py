@@ -1,179 +1,200 @@
-"""A step of BPR whose embedding tables are whole on every rank, cut by ZeRO 1 to 3, or cut by rows: bytes, seconds, memory.
+"""BPR whose embedding tables are whole on every rank, cut by ZeRO 1 to 3, or cut by rows: bytes, seconds, memory.
 
-    python -m benchmarks.table_rows                          # 2 and 4 ranks over gloo
+    python -m benchmarks.table_rows                          # steps on 2 and 4 ranks over gloo
+    python -m benchmarks.table_rows --run --users 200000 --items 200000      # whole runs of `ptmrec stage1`
 
-Cut by rows, rank r of W owns the rows r, r + W, ... of each table and Adam's moments of them. A step fetches the distinct rows
-of its batch by all-to-all, and returns their gradients by another. Each form starts from the same tables, takes the same
-batches, and must end with the tables of one process. Payload is the size of an all-gather's output, a reduce-scatter's input,
-an all-reduce's tensor or an all-to-all's input, on one rank; memory is what a rank holds after a step and held before.
+Steps: each form starts from the same tables, takes the same batches, and must end with the tables of one process. Payload is
+the size of an all-gather's output, a reduce-scatter's input, an all-reduce's tensor or an all-to-all's input, on one rank;
+memory is what a rank holds after a step, beyond what it held before the model was built.
 
-Shape suffixes: B rows of the batch, N distinct ids, R rows that a rank owns, D width.
+Runs: one epoch of ten steps on generated data of two interactions a user, with an evaluation of 1,000 users, a checkpoint
+every four steps and the files of the finished run, under ZeRO 1 where tables are whole; memory is the peak of anonymous memory
+beyond what a rank held before.
 """
 
 import argparse
+import io
 import os
+import tempfile
+import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
+import numpy as np
+import polars as pl
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.communication import Counted
+from ptmrec_dist.config import PackConfig, Stage1Config, TrackingConfig, recommender_config
+from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.pack import pack
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.distributed.zero import DeepSpeedEngine
+from ptmrec_dist.distributed.engine import Engine
+from ptmrec_dist.distributed.engines import make_engine
+from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders.base import Batch
+from ptmrec_dist.training.objectives.ranking import Ranking, RankingBatch
+from ptmrec_dist.training.stage1 import train_stage1
 from tests.ranks import run_on_ranks
 
 _STEPS = 3
+_EVERY = 0.005
+"""Seconds between looks at a process."""
 
-
-class WholeTables(nn.Module):
-    """Tables as every recommender has them."""
-
-    def __init__(self, users: int, items: int, width: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.users = nn.Parameter(torch.randn(users, width, generator=generator) / 10)
-        self.items = nn.Parameter(torch.randn(items, width, generator=generator) / 10)
-
-    def forward(self, batch_3B: Tensor) -> Tensor:
-        """Sum the losses of pairs of a positive and a negative item."""
-        user_BD, positive_BD, negative_BD = (
-            F.embedding(ids, table) for ids, table in zip(batch_3B, (self.users, self.items, self.items), strict=True)
-        )
-        return -F.logsigmoid((user_BD * (positive_BD - negative_BD)).sum(1)).sum()
-
-
-class RowTables(nn.Module):
-    """Tables of which this rank owns some rows. Collective: every rank must call it."""
-
-    def __init__(self, whole: WholeTables, world: World) -> None:
-        super().__init__()
-        self._world = world
-        self.users, self.items = (
-            nn.Parameter(table.detach()[world.rank :: world.size].clone()) for table in (whole.users, whole.items)
-        )
-
-    def forward(self, batch_3B: Tensor) -> Tensor:
-        """Sum the losses of pairs of a positive and a negative item."""
-        users_N, user_B = batch_3B[0].unique(return_inverse=True)
-        items_N, item_2B = batch_3B[1:].unique(return_inverse=True)
-        user_ND = _Rows.apply(self.users, users_N, self._world.size)
-        item_ND = _Rows.apply(self.items, items_N, self._world.size)
-        positive_BD, negative_BD = item_ND[item_2B]
-        return -F.logsigmoid((user_ND[user_B] * (positive_BD - negative_BD)).sum(1)).sum()
-
-
-class _Rows(torch.autograd.Function):
-    """Rows of a table, fetched from their owners; the gradient goes back to them."""
-
-    @staticmethod
-    def forward(context: Any, own_RD: Tensor, ids_N: Tensor, size: int) -> Tensor:
-        order_N = (ids_N % size).argsort(stable=True)
-        asked = torch.bincount(ids_N % size, minlength=size)
-        serves = torch.empty_like(asked)
-        dist.all_to_all_single(serves, asked)
-        context.asked, context.serves = asked.tolist(), serves.tolist()
-        served = ids_N.new_empty(sum(context.serves))
-        dist.all_to_all_single(served, ids_N[order_N] // size, context.serves, context.asked)
-        sorted_ND = own_RD.new_empty(len(ids_N), own_RD.shape[1])
-        dist.all_to_all_single(sorted_ND, own_RD[served], context.asked, context.serves)
-        context.save_for_backward(order_N, served)
-        context.shape = own_RD.shape
-        return torch.empty_like(sorted_ND).index_copy_(0, order_N, sorted_ND)
-
-    @staticmethod
-    def backward(context: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        order_N, served = context.saved_tensors
-        received = gradient_ND.new_empty(len(served), context.shape[1])
-        dist.all_to_all_single(received, gradient_ND[order_N], context.serves, context.asked)
-        return gradient_ND.new_zeros(context.shape).index_add_(0, served, received), None, None
+Sizes = tuple[int, int, int]
+"""Users, items, width."""
 
 
 def main() -> None:
-    """Measure every form on 2 and 4 ranks and print the table."""
+    """Measure every form and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=(2, 4))
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=2048, help="pairs of a rank")
+    parser.add_argument("--batch", type=int, default=2048, help="pairs of a rank in a step")
+    parser.add_argument("--run", action="store_true", help="measure whole runs instead of steps")
     options = parser.parse_args()
     sizes = options.users, options.items, options.width
+    if options.run:
+        with tempfile.TemporaryDirectory() as folder:
+            _print_runs(Path(folder), sizes, options.ranks)
+    else:
+        _print_steps(sizes, options.ranks, options.batch)
+
+
+def _print_steps(sizes: Sizes, ranks: list[int], batch: int) -> None:
     print("| ranks | tables | payload a step, MB | seconds a step | MB a rank | largest difference |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for ranks in options.ranks:
-        expected = _one_process(sizes, ranks * options.batch)
+    for number in ranks:
+        expected = run_on_ranks(1, _measure, "whole", sizes, number * batch)[0][-1]
         for form in ("whole", "zero 1", "zero 2", "zero 3", "rows"):
-            found = run_on_ranks(ranks, _measure, form, sizes, options.batch, expected)
-            payload, seconds, memory, difference = (max(values) for values in zip(*found, strict=True))
-            print(f"| {ranks} | {form} | {payload / 1e6:.2f} | {seconds:.2f} | {memory / 1e6:.0f} | {difference:.1e} |")
+            found = run_on_ranks(number, _measure, form, sizes, batch)
+            payload, seconds, memory = (max(values) for values in list(zip(*found, strict=True))[:3])
+            difference = np.abs(found[0][-1] - expected).max()
+            cells = f"{payload / 1e6:.2f} | {seconds:.2f} | {memory / 1e6:.0f} | {difference:.1e}"
+            print(f"| {number} | {form} | {cells} |", flush=True)
 
 
-def _batches(sizes: tuple[int, int, int], rows: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    users, items, _ = sizes
-    return [
-        torch.stack([torch.randint(size, (rows,), generator=generator) for size in (users, items, items)])
-        for _ in range(_STEPS)
-    ]
-
-
-def _one_process(sizes: tuple[int, int, int], rows: int) -> Tensor:
-    """The rows 0 to 999 of both tables after all steps."""
-    model = WholeTables(*sizes)
-    optimizer = torch.optim.Adam(model.parameters())
-    for batch_3B in _batches(sizes, rows):
-        optimizer.zero_grad()
-        (model(batch_3B) / rows).backward()
-        optimizer.step()
-    return torch.cat([model.users[:1000], model.items[:1000]]).detach()
-
-
-def _measure(
-    form: str, sizes: tuple[int, int, int], rows: int, expected_RD: Tensor
-) -> tuple[float, float, float, float]:
-    """Payload, seconds and memory of the last step of this rank, and the largest difference from one process."""
+def _measure(form: str, sizes: Sizes, rows: int) -> tuple[float, float, float, Tensor]:
+    """Payload, seconds and memory of the last step of this rank, and on the first the first 1,000 rows of both tables."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    world, whole = join_world("cpu"), WholeTables(*sizes)
-    empty = _anonymous() - sum(table.nbytes for table in whole.parameters())
-    model = RowTables(whole, world) if form == "rows" else whole
-    del whole
-    optimizer = torch.optim.Adam(model.parameters())
+    world, empty = join_world("cpu"), _anonymous()
     stage = int(form.removeprefix("zero ")) if form.startswith("zero") else 0
-    engine = None if form == "rows" else DeepSpeedEngine(model, optimizer, world, stage, 1, 0.0)
-    for batch_3B in _batches(sizes, rows * world.size):
+    objective = _objective(sizes, world, world if form == "rows" else None)
+    optimizer = torch.optim.Adam(objective.parameters(), fused=True)
+    engine = make_engine(objective, optimizer, world, zero_stage=stage)
+    for step, batch in enumerate(_batches(sizes, rows, world)):
         started = time.perf_counter()
         with Counted() as counted:
-            own_3B = batch_3B[:, world.rank * rows : (world.rank + 1) * rows]
-            loss = (engine or model)(own_3B) / rows
-            if engine is not None:  # it averages over the ranks
-                engine.backward(loss, last=True)
-                engine.step()
-            else:
-                (loss / world.size).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            engine.backward(torch.stack(list(engine(batch, step).values())).sum(), last=True)
+            engine.step()
         seconds = time.perf_counter() - started
     memory = _anonymous() - empty
-    return sum(counted.bytes.values()), seconds, memory, _difference(model, engine, world, expected_RD)
+    return sum(counted.bytes.values()), seconds, memory, _first_rows(engine, objective)
 
 
-def _difference(model: nn.Module, engine: DeepSpeedEngine | None, world: World, expected_RD: Tensor) -> float:
-    expected = expected_RD.split(1000)
-    if engine is None:
-        pairs = [
-            (table[: len(rows[world.rank :: world.size])], rows[world.rank :: world.size])
-            for table, rows in zip((model.users, model.items), expected, strict=True)
-        ]
-    else:
-        with engine.whole():
-            pairs = [
-                (table.detach()[:1000].clone(), rows)
-                for table, rows in zip((model.users, model.items), expected, strict=True)
-            ]
-    return max(float((found - rows).abs().max()) for found, rows in pairs)
+def _objective(sizes: Sizes, world: World, owners: World | None) -> Ranking:
+    users, items, width = sizes
+    torch.manual_seed(0)
+    recommender = build_recommender(
+        "bpr",
+        num_users=users,
+        num_items=items,
+        train=Interactions(np.empty(0, np.int64), np.empty(0, np.int64)),
+        features={},
+        modalities=(),
+        config=recommender_config("bpr", dim=width, reg_weight=0.1),
+        owners=owners,
+    )
+    return Ranking(recommender, {}, False, world)
+
+
+def _batches(sizes: Sizes, rows: int, world: World) -> Iterator[RankingBatch]:
+    generator, total = torch.Generator().manual_seed(1), rows * world.size
+    users, items, _ = sizes
+    for _ in range(_STEPS):
+        whole = [torch.randint(size, (total,), generator=generator) for size in (users, items, items)]
+        yield RankingBatch(Batch(*(part.tensor_split(world.size)[world.rank] for part in whole)), total)
+
+
+def _first_rows(engine: Engine, objective: Ranking) -> Tensor:
+    """The first rows of both tables as the first rank would write them; every rank helps."""
+    found = []
+    for piece in engine.state(objective.trained())["weights"]:
+        rows = next(blocks := piece.blocks())[:1000].detach().clone()
+        found.append(rows)
+        for _ in blocks:
+            pass
+    return torch.cat(found)
+
+
+def _print_runs(folder: Path, sizes: Sizes, ranks: list[int]) -> None:
+    users, items, width = sizes
+    with redirect_stdout(io.StringIO()):
+        _pack(folder, users, items)
+    print("| ranks | tables | peak, MB a rank | largest difference |\n| --- | --- | --- | --- |")
+    expected: dict[str, Tensor] = {}
+    for number, tables in [(1, "whole"), *((number, tables) for number in ranks for tables in ("whole", "rows"))]:
+        out = folder / f"{number}-{tables}"
+        peaks = run_on_ranks(number, _peak_of_run, folder / "shards", out, width, users // 5, tables)
+        found = load_file(out / "recommender.safetensors")
+        expected = expected or found
+        difference = max(float((found[name] - table).abs().max()) for name, table in expected.items())
+        print(f"| {number} | {tables} | {max(peaks) / 1e6:.0f} | {difference:.1e} |", flush=True)
+
+
+def _pack(folder: Path, users: int, items: int) -> None:
+    """Two interactions a user, which only train; 1,000 users have a third one."""
+    rng = np.random.default_rng(0)
+    user_E = np.concatenate([np.arange(2 * users) % users, np.arange(1000)])
+    item_E = np.concatenate([rng.permutation(np.arange(2 * users) % items), rng.integers(0, items, 1000)])
+    pl.DataFrame({"user_id": user_E, "item_id": item_E}).write_csv(folder / "interactions.csv")
+    pack(PackConfig(interactions=folder / "interactions.csv", out=folder / "shards", core=0, split="random"))
+
+
+def _peak_of_run(shards: Path, out: Path, width: int, batch: int, tables: str) -> float:
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with _peak() as found:
+        train_stage1(
+            Stage1Config(
+                shards=shards,
+                out=out,
+                recommender="bpr",
+                model=recommender_config("bpr", dim=width),
+                tables=tables,
+                batch_size=batch,
+                lr=1e-3,
+                epochs=1,
+                checkpoint_every=4,
+                device="cpu",
+                tracking=TrackingConfig(enabled=False),
+            )
+        )
+    return found[0]
+
+
+@contextmanager
+def _peak() -> Iterator[list[float]]:
+    """Most anonymous memory while the block runs, beyond what there was before."""
+    before, found, ended = _anonymous(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_EVERY):
+            found[0] = max(found[0], _anonymous() - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _anonymous() -> int:

@@ -15,7 +15,7 @@ from ptmrec_dist.config.table import resolved
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1ZeroConfig:
-    """DeepSpeed ZeRO of stage 1: what is divided over the ranks. Embedding tables are replicated: propagation needs them."""
+    """DeepSpeed ZeRO of stage 1: what is divided over ranks that hold whole embedding tables, as propagation needs them."""
 
     stage: Literal[0, 1, 2] = 1
     """0: nothing; 1: optimiser state; 2: gradients too. One process has nothing to divide."""
@@ -85,8 +85,12 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints kept."""
+    tables: Literal["whole", "rows"] = "whole"
+    """Where several ranks train: whole: each holds all embeddings of users and items; rows: each holds some rows of them, of
+    their gradients and of Adam's moments, and fetches the others that its batch reads, instead of ZeRO. bpr alone can. The
+    result is the same, and a run may resume with the other."""
     zero: Stage1ZeroConfig = field(default_factory=Stage1ZeroConfig)
-    """DeepSpeed ZeRO, where several ranks train."""
+    """DeepSpeed ZeRO, where several ranks train and hold whole tables."""
     timeout: float = 600.0
     """Seconds that a rank waits for the others, or for its own next step, before it stops with exit code 3."""
     mask_validation_at_test: bool = False
@@ -109,6 +113,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         alone = self.from_shards is None or self.from_run is not None
         require(alone, "from_shards", self.from_shards, "none without --from")
         require(self.init is None or self.from_run is None, "init", self.init, "none with --from")
+        whole = self.init is None or self.tables == "whole"
+        require(whole, "init", self.init, "none with --tables rows, for every rank would compute factors of all rows")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):

@@ -4,8 +4,8 @@ One rule holds for every loss: a rank computes the rows of its own users against
 is a mean over the rows of all ranks. `gather_rows` and `mean_over_ranks` keep its gradient exact, so that nothing else in the
 project multiplies by the world size.
 
-Legend: B local batch, S rows that each rank contributes to a gather, G gathered batch (W * S), R local rows, W ranks,
-X trailing dimensions.
+Legend: B local batch, S rows that a rank contributes to a gather or sends in an exchange, G gathered batch (W * S), R local
+rows, W ranks, X trailing dimensions.
 """
 
 import torch
@@ -54,7 +54,9 @@ def gather_rows(rows_BD: Tensor, size: int | None = None, filler: int = 0) -> Te
 
 
 def fetch_rows(rows_BX: Tensor, wanted_R: Tensor) -> Tensor:
-    """Fetch rows of any ranks, without gradient; only those that are wanted are sent.
+    """Fetch rows of any ranks, with gradient; only those that are wanted are sent.
+
+    The backward pass sends the gradient of each row back to its rank, which sums them.
 
     Collective: every rank must call this, with the same trailing shape and dtype.
 
@@ -76,8 +78,8 @@ def fetch_rows(rows_BX: Tensor, wanted_R: Tensor) -> Tensor:
     dist.all_to_all_single(served_W, asked_W)
     asked, served = asked_W.tolist(), served_W.tolist()
     first = ends_W[dist.get_rank()] - len(rows_BX)
-    positions = _exchange(wanted_R[order_R], asked, served) - first
-    return _exchange(rows_BX.detach()[positions], served, asked)[order_R.argsort()]
+    positions_S = _exchange(wanted_R[order_R], asked, served) - first
+    return _exchange(rows_BX[positions_S], served, asked)[order_R.argsort()]
 
 
 def mean_over_ranks(rows_R: Tensor, weights_R: Tensor | None = None) -> Tensor:
@@ -151,15 +153,28 @@ def require_same_random_numbers(count: int, world: World) -> None:
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-    """Send consecutive rows to every rank, and receive some from every rank."""
-    fresh = rows.new_empty((sum(received), *rows.shape[1:]))
-    dist.all_to_all_single(fresh, rows.contiguous(), received, sent)
-    return fresh
+    exchanged: Tensor = _ExchangeRows.apply(rows, sent, received)  # type: ignore[no-untyped-call]
+    return exchanged
 
 
 def _gather_equal(rows_SD: Tensor) -> Tensor:
     gathered_GD: Tensor = _GatherRows.apply(rows_SD)  # type: ignore[no-untyped-call]
     return gathered_GD
+
+
+class _ExchangeRows(torch.autograd.Function):
+    """Send consecutive rows to every rank, and receive some from every rank; backward sends gradients back."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.sent, ctx.received = sent, received
+        fresh = rows.new_empty((sum(received), *rows.shape[1:]))
+        dist.all_to_all_single(fresh, rows.contiguous(), received, sent)
+        return fresh
+
+    @staticmethod
+    def backward(ctx, gradients: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def, override]
+        return _exchange(gradients, ctx.received, ctx.sent), None, None
 
 
 class _GatherRows(torch.autograd.Function):

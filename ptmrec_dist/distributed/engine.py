@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ptmrec_dist.distributed.tensor_file import Piece
+from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter besides its number of steps."""
@@ -139,8 +139,7 @@ class OneProcess:
 
     def state(self, trained: Mapping[str, Tensor]) -> dict[str, list[Piece]]:
         """Describe weights and moments."""
-        weights = [piece_of(name, value) for name, value in trained.items()]
-        return {"weights": weights, "optimizer": moments_of(self.optimizer, trained)}
+        return {"weights": pieces_of(trained), "optimizer": pieces_of(moments_of(self.optimizer, trained))}
 
     def load_state(self, trained: Mapping[str, Tensor], weights: TensorReader, optimizer: TensorReader) -> None:
         """Load weights and moments."""
@@ -174,37 +173,22 @@ def trainable(trained: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
     return {name: value for name, value in trained.items() if isinstance(value, nn.Parameter) and value.requires_grad}
 
 
-def piece_of(name: str, value: Tensor) -> Piece:
-    """Describe a tensor that this process has whole.
-
-    Args:
-        name: Its name in the file.
-        value: The tensor.
-
-    Returns:
-        The piece.
-    """
-    return Piece(name, tuple(value.shape), value.dtype, lambda: nullcontext(value))
-
-
-def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> list[Piece]:
-    """Describe the moments of an Adam that keeps those of each parameter whole.
+def moments_of(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the moments of an Adam that keeps those of each parameter together.
 
     Args:
         optimizer: Adam or AdamW.
         trained: Name to parameter or buffer.
 
     Returns:
-        The pieces; none of a parameter that has had no gradient yet.
+        `NAME.step` and the moments, by name; none of a parameter that has had no gradient yet.
     """
     states = {name: optimizer.state.get(parameter) for name, parameter in trainable(trained).items()}
-    return [
-        piece_of(f"{name}.{key}", state[key]) for name, state in states.items() if state for key in ("step", *MOMENTS)
-    ]
+    return {f"{name}.{key}": state[key] for name, state in states.items() if state for key in ("step", *MOMENTS)}
 
 
 def load_moments(optimizer: torch.optim.Optimizer, trained: Mapping[str, Tensor], saved: TensorReader) -> None:
-    """Load the moments of an Adam that keeps those of each parameter whole.
+    """Load the moments of an Adam that keeps those of each parameter together.
 
     Args:
         optimizer: Adam or AdamW.

@@ -1,9 +1,10 @@
-"""The choice of an engine: DeepSpeed is imported only where there are several ranks."""
+"""The choice of an engine: DeepSpeed is imported only where several ranks hold the same parameters."""
 
 import torch
 from torch import nn
 
 from ptmrec_dist.distributed.engine import Engine, OneProcess
+from ptmrec_dist.distributed.rows import RowEngine, row_tables
 from ptmrec_dist.distributed.world import World
 
 
@@ -16,7 +17,7 @@ def make_engine(
     accumulation: int = 1,
     grad_clip: float = 0.0,
 ) -> Engine:
-    """Make the engine of a module: `OneProcess`, or DeepSpeed's where there are several ranks.
+    """Make the engine of a module: `OneProcess`, or where there are several ranks `RowEngine` of row tables, else DeepSpeed's.
 
     Collective: every rank must call this.
 
@@ -33,6 +34,8 @@ def make_engine(
     """
     if world.size == 1:
         return OneProcess(module, optimizer, grad_clip)
+    if row_tables(module):
+        return RowEngine(module, optimizer, world, grad_clip)
     from ptmrec_dist.distributed.zero import DeepSpeedEngine
 
     return DeepSpeedEngine(module, optimizer, world, zero_stage, accumulation, grad_clip)

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that a model need never be whole in memory; the library wants all at once.
+"""Safetensors files written block by block, so that a model need never be whole in memory; the library wants all at once.
 
 Equal contents give equal bytes, on which fingerprints rely; the library writes metadata in a random order.
 
@@ -7,9 +7,10 @@ and offsets of each tensor, and the data without gaps.
 """
 
 import json
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -43,8 +44,8 @@ class Piece:
     """Its shape."""
     dtype: torch.dtype
     """Its dtype."""
-    whole: Callable[[], AbstractContextManager[Tensor]]
-    """Has the tensor, on any device, while its block runs; may be collective."""
+    blocks: Callable[[], Iterator[Tensor]]
+    """Yields the tensor, on any device, as one block or as consecutive blocks of its first dimension; may be collective."""
 
     @property
     def num_bytes(self) -> int:
@@ -78,12 +79,14 @@ def write_pieces(path: Path | None, pieces: Iterable[Piece], metadata: dict[str,
         except OSError as error:
             failure = error
         for piece in ordered:
-            with piece.whole() as tensor:
+            written = 0
+            for block in piece.blocks():
                 try:
                     if file is not None and failure is None:
-                        _append(file, tensor, piece)
+                        written += _append(file, block)
                 except OSError as error:
                     failure = error
+            assert file is None or failure is not None or written == piece.num_bytes, piece.name
     if failure is not None:
         raise failure
 
@@ -96,12 +99,33 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         tensors: Name to tensor, on any device.
         metadata: Strings to store beside them.
     """
-    pieces = [
-        Piece(name, tuple(value.shape), value.dtype, lambda value=value: nullcontext(value))  # type: ignore[misc]
-        for name, value in tensors.items()
-    ]
-    with replacing(path) as fresh:
+    save_pieces(path, pieces_of(tensors), metadata)
+
+
+def save_pieces(path: Path | None, pieces: Iterable[Piece], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors one after the other, atomically.
+
+    Collective where a piece is, as for `write_pieces`.
+
+    Args:
+        path: File to write; None on a rank that only helps.
+        pieces: Tensors.
+        metadata: Strings to store beside them.
+    """
+    with nullcontext() if path is None else replacing(path) as fresh:
         write_pieces(fresh, pieces, metadata)
+
+
+def pieces_of(tensors: Mapping[str, Tensor]) -> list[Piece]:
+    """Describe tensors that this process has whole.
+
+    Args:
+        tensors: Name in the file to tensor.
+
+    Returns:
+        The pieces.
+    """
+    return [Piece(name, tuple(value.shape), value.dtype, partial(iter, (value,))) for name, value in tensors.items()]
 
 
 def _header(ordered: list[Piece], metadata: dict[str, str] | None) -> bytes:
@@ -116,6 +140,5 @@ def _header(ordered: list[Piece], metadata: dict[str, str] | None) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _append(file: BinaryIO, tensor: Tensor, piece: Piece) -> None:
-    assert (tensor.dtype, tensor.numel()) == (piece.dtype, prod(piece.shape)), piece.name
-    file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _append(file: BinaryIO, block: Tensor) -> int:
+    return file.write(block.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

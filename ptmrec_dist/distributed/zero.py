@@ -23,12 +23,11 @@ from ptmrec_dist.distributed.engine import (
     gradient_norm,
     load_moments,
     moments_of,
-    piece_of,
     step_device,
     trainable,
     with_moments,
 )
-from ptmrec_dist.distributed.tensor_file import Piece
+from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 from ptmrec_dist.distributed.world import World
 
 
@@ -113,20 +112,20 @@ class DeepSpeedEngine:
     def state(self, trained: Mapping[str, Tensor]) -> dict[str, list[Piece]]:
         """Describe weights and moments."""
         weights = [
-            Piece(name, _shape_of(value), value.dtype, partial(_whole, value)) for name, value in trained.items()
+            Piece(name, _shape_of(value), value.dtype, partial(_block_of, value)) for name, value in trained.items()
         ]
         if self.zero_stage == 0:
-            return {"weights": weights, "optimizer": moments_of(self.optimizer, trained)}
+            return {"weights": weights, "optimizer": pieces_of(moments_of(self.optimizer, trained))}
         steps = [state["step"] for state in self.optimizer.state.values() if state]
         if not steps:  # before the first step
             return {"weights": weights, "optimizer": []}
         self._link_moments()
         moments: list[Piece] = []
         for name, parameter in trainable(trained).items():
-            moments.append(piece_of(f"{name}.step", steps[0]))
+            moments += pieces_of({f"{name}.step": steps[0]})
             for key in MOMENTS:
-                whole = partial(_whole_moment, parameter, key)
-                moments.append(Piece(f"{name}.{key}", _shape_of(parameter), torch.float32, whole))
+                block = partial(_block_of_moment, parameter, key)
+                moments.append(Piece(f"{name}.{key}", _shape_of(parameter), torch.float32, block))
         return {"weights": weights, "optimizer": moments}
 
     def load_state(self, trained: Mapping[str, Tensor], weights: TensorReader, optimizer: TensorReader) -> None:
@@ -182,8 +181,12 @@ def _whole(value: Tensor, *, changed: bool = False) -> Iterator[Tensor]:
         yield value
 
 
-@contextmanager
-def _whole_moment(parameter: nn.Parameter, key: str) -> Iterator[Tensor]:
+def _block_of(value: Tensor) -> Iterator[Tensor]:
+    with _whole(value) as tensor:
+        yield tensor
+
+
+def _block_of_moment(parameter: nn.Parameter, key: str) -> Iterator[Tensor]:
     deepspeed: Any = import_deepspeed()
     yield deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
 

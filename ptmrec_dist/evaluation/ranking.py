@@ -17,7 +17,7 @@ from torch import Tensor
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import CUTOFFS, METRICS
-from ptmrec_dist.evaluation.scoring import Scorer, choose
+from ptmrec_dist.evaluation.scoring import NO_ITEM, Scorer, choose
 from ptmrec_dist.evaluation.user_ranks import UserRanks
 from ptmrec_dist.topk import group_maxima
 
@@ -32,6 +32,19 @@ class Ranked:
     """Item of each positive, ascending within a user, int64 [P]."""
     ranks: np.ndarray
     """Rank of each positive, from 1, int64 [P]; any rank beyond the largest cut-off is stored as cut-off + 1."""
+
+    def of(self, first: int, end: int) -> "Ranked":
+        """Select the positives of some users.
+
+        Args:
+            first: First user.
+            end: One past the last user.
+
+        Returns:
+            Their positives.
+        """
+        rows = slice(*np.searchsorted(self.users, [first, end]))
+        return Ranked(self.users[rows], self.items[rows], self.ranks[rows])
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,8 @@ def rank_positives(
     user_range: tuple[int, int] | None = None,
 ) -> Ranked:
     """Rank the positives of every user.
+
+    Collective where the scorer's items are cut over ranks: every rank must call this, with the same users.
 
     Args:
         scorer: Users, items, and their score.
@@ -105,40 +120,49 @@ def _ranks(
 ) -> np.ndarray:
     """Rank of every positive, from 1; cut-off + 1 for those beyond the cut-off or left out of the ranking.
 
-    The positives of a user are contiguous in `items_P`, in the order of the users.
+    The positives of a user are contiguous in `items_P`, in the order of the users. Where items are cut over ranks, each rank
+    counts those of its own that are ranked before a positive; the column of an item of another rank is where it would be.
     """
-    chosen, columns = choose(len(scorer.items), candidates)
+    chosen, columns = choose(scorer.num_items, scorer.own(candidates))
     ends_N = np.cumsum(counts_N)
     ranks_P = np.full(len(items_P), cutoff + 1)
     for rows, scores_BC in scorer.blocks(users_N, chosen, columns, seen):
         own = slice(ends_N[rows.start] - counts_N[rows.start], ends_N[rows.stop - 1])
         counts_B = torch.from_numpy(counts_N[rows]).to(scores_BC.device)
         rows_P = torch.arange(len(counts_B), device=scores_BC.device).repeat_interleave(counts_B)
-        columns_P = torch.from_numpy(columns[items_P[own]]).to(scores_BC.device)
-        ranks_P[own] = _ranks_of_block(scores_BC, rows_P, columns_P, cutoff).cpu().numpy()
+        columns_P = torch.from_numpy(np.searchsorted(chosen, items_P[own])).to(scores_BC.device)
+        own_P = scores_BC.new_zeros(len(rows_P))
+        is_here_P = torch.from_numpy(columns[items_P[own]] != NO_ITEM).to(scores_BC.device)
+        own_P[is_here_P] = scores_BC[rows_P[is_here_P], columns_P[is_here_P]]
+        before_P = _before(scores_BC, scorer.total(own_P), rows_P, columns_P, cutoff)
+        ranks_P[own] = scorer.total(before_P).clamp(max=cutoff).cpu().numpy() + 1
     return ranks_P
 
 
-def _ranks_of_block(scores_BC: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
-    """Rank the positives of a block in chunks of eight times its users, so that memory is bounded by the block."""
+def _before(scores_BC: Tensor, own_P: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
+    """Count the items ranked before each positive, in chunks of eight times a block's users, so that it bounds memory."""
+    if not scores_BC.shape[1]:
+        return torch.zeros_like(rows_P)
     maxima_BG, size = group_maxima(scores_BC), 8 * len(scores_BC)
-    chunks = zip(rows_P.split(size), columns_P.split(size), strict=True)
-    return torch.cat([_ranks_of_some(scores_BC, maxima_BG, rows, columns, cutoff) for rows, columns in chunks])
+    chunks = zip(own_P.split(size), rows_P.split(size), columns_P.split(size), strict=True)
+    return torch.cat([_before_some(scores_BC, maxima_BG, *chunk, cutoff) for chunk in chunks])
 
 
-def _ranks_of_some(scores_BC: Tensor, maxima_BG: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int) -> Tensor:
-    """Count the items ranked before a positive, but only if fewer than `cutoff` groups have a larger maximum."""
-    own_P1 = scores_BC[rows_P, columns_P][:, None]
+def _before_some(
+    scores_BC: Tensor, maxima_BG: Tensor, own_P: Tensor, rows_P: Tensor, columns_P: Tensor, cutoff: int
+) -> Tensor:
+    """Count at most `cutoff` items, and one by one only if fewer groups than that have a larger maximum."""
+    own_P1 = own_P[:, None]
     better_P = (maxima_BG[rows_P] > own_P1).sum(dim=1)
-    (near,) = torch.nonzero((better_P < cutoff) & (own_P1[:, 0] > -torch.inf), as_tuple=True)
+    (near,) = torch.nonzero((better_P < cutoff) & (own_P > -torch.inf), as_tuple=True)
     every_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
-    ranks_P = torch.full_like(rows_P, cutoff + 1)
+    before_P = torch.full_like(rows_P, cutoff)
     # A quarter of a block at a time: comparing and counting takes 16 bytes per score on a CPU.
     for some in near.split(-(-len(scores_BC) // 4)):
         scores_SC, own_S1 = scores_BC[rows_P[some]], own_P1[some]
         before_SC = (scores_SC > own_S1) | ((scores_SC == own_S1) & (every_C < columns_P[some][:, None]))
-        ranks_P[some] = before_SC.sum(dim=1).clamp(max=cutoff) + 1
-    return ranks_P
+        before_P[some] = before_SC.sum(dim=1).clamp(max=cutoff)
+    return before_P
 
 
 def _check_candidates(positives: np.ndarray, candidates: np.ndarray) -> None:

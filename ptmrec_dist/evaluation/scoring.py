@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import Histories, RecentItems
+from ptmrec_dist.distributed import sum_over_ranks
+from ptmrec_dist.distributed.rows import RowTable, row_tables
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import Features
@@ -49,9 +51,49 @@ class Scorer:
     users: Callable[[np.ndarray], Tensor]
     """User indices, int64 [B], to their vectors, float32 [B, D]."""
     items: Tensor
-    """Vectors of all items, float32 [I, D]."""
+    """Vectors of all items, float32 [I, D], or where they are cut over ranks those of this rank's."""
     score: Score = dot_product
     """Score of users and items."""
+    cut: RowTable | None = None
+    """Where items are cut over ranks, how: all ranks then score the same users, each for its own items, and `users` is
+    collective. By default this process has all items."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of items I."""
+        return len(self.items) if self.cut is None else self.cut.num_embeddings
+
+    @property
+    def first(self) -> int:
+        """The item of the first row of `items`."""
+        return 0 if self.cut is None else self.cut.own.start
+
+    def own(self, candidates: np.ndarray | None) -> np.ndarray | None:
+        """Restrict candidates to the items of this rank.
+
+        Args:
+            candidates: Item indices, int64; None for all.
+
+        Returns:
+            Item indices, int64; None for all, which are here.
+        """
+        if self.cut is None:
+            return candidates
+        own_R = np.arange(self.first, self.first + len(self.items))
+        return own_R if candidates is None else np.intersect1d(candidates, own_R)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum what each rank found for its own items.
+
+        Collective where items are cut over ranks: every rank must call this.
+
+        Args:
+            values: Any shape, the same on every rank.
+
+        Returns:
+            The sum over all items.
+        """
+        return values if self.cut is None else sum_over_ranks(values)
 
     @torch.no_grad()
     def blocks(
@@ -61,7 +103,7 @@ class Scorer:
 
         Args:
             users_B: User indices, int64 [B].
-            chosen: Item of each column, ascending, int64 [C].
+            chosen: Item of each column, ascending, int64 [C]; where items are cut over ranks, of this rank alone.
             columns: Column of each item among the candidates, `NO_ITEM` if it is not one, int64 [I].
             seen: Items to leave out: their scores are -inf.
 
@@ -71,13 +113,14 @@ class Scorer:
         Raises:
             UserError: A vector or a score is not finite.
         """
-        if not len(chosen):
+        if not len(chosen) and self.cut is None:
             return
         items_CD = self.items
         if len(chosen) < len(items_CD):
-            items_CD = items_CD[torch.from_numpy(chosen).to(items_CD.device)]
+            items_CD = items_CD[torch.from_numpy(chosen - self.first).to(items_CD.device)]
         _check_finite("items' vectors", items_CD)
-        block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // len(items_CD) // _ALIGNED) * _ALIGNED
+        widest = len(items_CD) if self.cut is None else self.cut.most  # ranks read the same blocks of users
+        block = max(1, _BLOCK_SCORES.get(items_CD.device.type, 2**20) // widest // _ALIGNED) * _ALIGNED
         memory_BC = _memory_of_scores(items_CD, min(block, len(users_B))) if self.score is dot_product else None
         for start, vectors_BD in self._vectors(users_B, block):
             for some_BD in vectors_BD.split(block):
@@ -85,7 +128,7 @@ class Scorer:
                     scores_BC = self.score(some_BD, items_CD)
                 else:
                     scores_BC = torch.mm(some_BD, items_CD.T, out=memory_BC[: len(some_BD)])
-                _check_finite("scores", scores_BC.amax(dim=1))
+                _check_finite("scores", scores_BC.amax(dim=1) if len(items_CD) else scores_BC)
                 rows = slice(start, start + len(some_BD))
                 if seen is not None:
                     _hide(scores_BC, seen, users_B[rows], columns)
@@ -130,7 +173,8 @@ def scorer_of(recommender: Recommender, features: Features, recent: RecentItems 
         tables = recommender.tables(features)
         items_ID = recommender.items(features, tables)
     score = recommender.score if recommender.has_own_score else dot_product
-    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, score)
+    cut = row_tables(recommender).get(recommender.item_rows[0]) if recommender.item_rows else None
+    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, score, cut)
 
 
 def user_vectors(

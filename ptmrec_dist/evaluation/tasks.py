@@ -42,6 +42,9 @@ class Task:
     def rank(self, user_range: tuple[int, int] | None = None) -> Ranked:
         """Rank the positives.
 
+        Collective where the scorer's items are cut over ranks: all rank the positives of all users, each among its own items,
+        and return those of their range.
+
         Args:
             user_range: First user and one past the last: those of them that belong to the task; by default all.
 
@@ -51,7 +54,11 @@ class Task:
         first, end = user_range or (self.users.start, self.users.stop)
         first = max(first, self.users.start)
         own = (first, max(first, min(end, self.users.stop)))
-        return rank_positives(self.scorer, self.positives, self.seen, candidates=self.candidates, user_range=own)
+        if self.scorer.cut is None:
+            return rank_positives(self.scorer, self.positives, self.seen, candidates=self.candidates, user_range=own)
+        every = (self.users.start, self.users.stop)
+        found = rank_positives(self.scorer, self.positives, self.seen, candidates=self.candidates, user_range=every)
+        return found.of(*own)
 
     @property
     def is_empty(self) -> bool:

@@ -30,6 +30,7 @@ def build_recommender(
     cache: Path | None = None,
     config: RecommenderConfig | None = None,
     world: World | None = None,
+    owners: World | None = None,
 ) -> Recommender:
     """Build a recommender by name, freshly initialised from torch's global generator.
 
@@ -44,6 +45,8 @@ def build_recommender(
         cache: Folder that caches neighbours of items, under keys of the features' content; by default none.
         config: Its hyper-parameters; by default its own defaults.
         world: Ranks that compute neighbours together and must all call this; by default each process computes all.
+        owners: Ranks that tables of IDs are cut over by rows, for a recommender that `cuts_tables`; by default each process
+            holds them whole.
 
     Returns:
         The recommender, on the CPU.
@@ -56,7 +59,7 @@ def build_recommender(
     config = config or recommender_entry(name).config()
     _check_neighbours(config, num_items)
     used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
-    inputs = Inputs(num_users, num_items, train, used, cache, world)
+    inputs = Inputs(num_users, num_items, train, used, cache, world, owners)
     built: Recommender = recommender(inputs, config)
     return built
 

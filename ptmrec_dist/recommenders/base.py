@@ -50,6 +50,8 @@ class Inputs:
     """Folder that caches costly results computed from features, under keys of their content; by default none."""
     world: World | None = None
     """Ranks that compute these together and must all build the recommender; by default each process computes all."""
+    owners: World | None = None
+    """Ranks that tables of IDs are cut over by rows; by default each process holds them whole."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class Recommender(nn.Module, ABC):
     from them in every step. If not, nothing in a step reads features of items outside the batch."""
     trains_features: ClassVar[bool] = True
     """Whether gradients reach the features that it reads."""
+    cuts_tables: ClassVar[bool] = False
+    """Whether it can be built with `owners`: tables of IDs are its only parameters, `loss` and `users` look their rows up by
+    calling them, and vectors of items are rows of the first of `item_rows`."""
     history_length: int = 0
     """Most recent items of a user that queries and batches must provide L; 0 if a user is an index, and a visitor's vector
     is estimated from those of users with similar histories."""

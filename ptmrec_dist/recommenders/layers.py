@@ -1,11 +1,15 @@
 """Layers that several recommenders have in common, with their initialisation.
 
-Shape suffixes: C items, d_m or M width of a modality's features.
+Shape suffixes: C items, S rows of a block, D width of a table, d_m or M width of a modality's features.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.rows import RowTable
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.rows import Features
 
@@ -37,19 +41,25 @@ class Standardisation(nn.Module):
         return (rows_CM - self.centre_M) / self.spread
 
 
-def embedding_table(rows: int, dim: int) -> nn.Embedding:
+def embedding_table(rows: int, dim: int, owners: World | None = None) -> nn.Embedding:
     """Create an ID table with Xavier's uniform initialisation.
 
     Args:
         rows: Number of users or items.
         dim: Width of a vector.
+        owners: Ranks that the table is cut over by rows; by default this process holds it whole.
 
     Returns:
-        The table, [rows, dim].
+        The table, [rows, dim]; the same numbers however it is cut.
     """
-    table = nn.Embedding(rows, dim)
-    nn.init.xavier_uniform_(table.weight)
-    return table
+    if owners is None:
+        table = nn.Embedding(rows, dim)
+        nn.init.xavier_uniform_(table.weight)
+        return table
+    cut, bound = RowTable(rows, dim, owners), math.sqrt(3) * math.sqrt(2 / (rows + dim))
+    cut.draw(torch.Tensor.normal_)  # which `nn.Embedding` draws before
+    cut.draw(lambda block_SD: block_SD.uniform_(-bound, bound))
+    return cut
 
 
 def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDict:

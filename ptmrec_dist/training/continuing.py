@@ -21,6 +21,7 @@ from torch import Tensor
 from ptmrec_dist.config import ReadsRun, Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.rows import row_tables
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.finished_run import open_data_of
@@ -87,13 +88,14 @@ class PreviousRun:
             UserError: Weights of other shapes.
         """
         weights = objective.weights()
-        there = load_file(self._folder / RECOMMENDER_FILE)
+        there, tables = load_file(self._folder / RECOMMENDER_FILE), row_tables(objective.recommender)
         for name in weights:
             if name in objective.recommender.rebuilt:
                 continue
             matches = self._rows_of(name, objective.recommender)
             self._refuse_misfit(name, weights[name], there.get(name), by_rows=matches is not None)
-            weights[name] = there[name] if matches is None else _with_rows(weights[name], there[name], matches)
+            first = tables[name].own.start if name in tables else 0
+            weights[name] = there[name] if matches is None else _with_rows(weights[name], there[name], matches, first)
         objective.load_weights(weights)
         objective.rebuild(world)
         if world.is_first:
@@ -173,7 +175,9 @@ def _matches(here: Sequence[str], there: Sequence[str]) -> Matches:
     return Matches(**rows, new=len(here) - both.height, gone=len(there) - both.height)
 
 
-def _with_rows(fresh: Tensor, there: Tensor, matches: Matches) -> Tensor:
-    rows = fresh.detach().clone()
-    rows[matches.here.to(rows.device)] = there[matches.there].to(rows)
+def _with_rows(fresh: Tensor, there: Tensor, matches: Matches, first: int) -> Tensor:
+    """Rows of known ids taken over; `first` is the index of the first row where a table is cut over ranks."""
+    rows, here = fresh.detach().clone(), matches.here - first
+    own = (here >= 0) & (here < len(rows))
+    rows[here[own].to(rows.device)] = there[matches.there[own]].to(rows)
     return rows

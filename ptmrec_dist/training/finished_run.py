@@ -127,7 +127,11 @@ def untrained_recommender(record: RunRecord, dataset: Dataset, folder: Path, wor
 
 
 def recommender_on(
-    record: RunRecord, dataset: Dataset, store: FeatureStore | None, world: World | None = None
+    record: RunRecord,
+    dataset: Dataset,
+    store: FeatureStore | None,
+    world: World | None = None,
+    owners: World | None = None,
 ) -> Recommender:
     """Build the recommender that a record describes on features that are already open.
 
@@ -136,6 +140,7 @@ def recommender_on(
         dataset: Its data.
         store: The features that its graphs are made of, or None for an ID-only recommender.
         world: As for `untrained_recommender`.
+        owners: As for `build_recommender`.
 
     Returns:
         The recommender, freshly initialised from torch's global generator, on the CPU.
@@ -152,6 +157,7 @@ def recommender_on(
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
         world=world,
+        owners=owners,
         config=recommender_config(record.recommender, **record.hyperparameters),
     )
 

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
-from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.distributed.rows import OwnRows, row_tables, whole_pieces
+from ptmrec_dist.distributed.tensor_file import save_pieces
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
@@ -52,8 +53,8 @@ class RankingEvaluation:
 
     def keep(self) -> None:
         """Write the weights."""
-        if self.world.is_first:
-            save_tensors(self.path, self.objective.weights())
+        path, tables = self.path if self.world.is_first else None, row_tables(self.objective.recommender)
+        save_pieces(path, whole_pieces(self.objective.weights(), tables))
 
     def finish(self, start: RunRecord, stopping: EarlyStopping) -> None:
         """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.
@@ -69,7 +70,9 @@ class RankingEvaluation:
         if stopping.kept is None:  # no epoch was asked for
             self.keep()
         barrier()
-        self.objective.load_weights(load_file(self.path))
+        with safe_open(self.path, "pt") as file:
+            kept = OwnRows(file, row_tables(self.objective.recommender))
+            self.objective.load_weights({name: kept.get_tensor(name) for name in self.objective.weights()})
         self.objective.recommender.fit_cold_map(self.objective.features)
         barrier()
         self.keep()

@@ -36,6 +36,7 @@ INCIDENTAL = {
     "cache_gib",
     "checkpoint_every",
     "keep_checkpoints",
+    "tables",
     "zero",
     "check_every",
     "timeout",

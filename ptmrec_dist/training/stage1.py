@@ -5,7 +5,7 @@ ptmrec stage1 --shards shards/new --features features/new --from runs/a --out ru
 deepspeed --num_gpus 2 launchers/stage1.py --shards shards/movies --recommender lightgcn --out runs/a   # over ranks
 
 Over ranks every rank holds the whole graph and samples the whole global batch, the same on all (or is refused), and takes its
-part of the rows: N ranks train as one process would on the same batches.
+part of the rows: N ranks train as one process would on the same batches. With `--tables rows` each holds a part of the tables.
 """
 
 import math
@@ -25,6 +25,7 @@ from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, require_same_random_numbers
 from ptmrec_dist.evaluation.scoring import recent_items
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.batches import Batches, InteractionBatches
 from ptmrec_dist.training.continuing import PreviousRun
@@ -64,6 +65,10 @@ def train_stage1(config: Stage1Config) -> None:
             run to continue that does not fit.
         Fault: A rank was lost.
     """
+    whole = config.tables == "whole" or recommender_class(config.recommender).cuts_tables
+    require(
+        whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows of IDs"
+    )
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
@@ -200,7 +205,8 @@ def make_objective(
     """
     torch.manual_seed(config.seed)
     record = untrained_record(config, dataset, store)
-    recommender = recommender_on(record, dataset, store, world).to(world.device)
+    owners = world if config.tables == "rows" and world.size > 1 else None
+    recommender = recommender_on(record, dataset, store, world, owners).to(world.device)
     trainable = recommender.trains_features or not config.train_features
     require(trainable, "train_features", True, f"False with {config.recommender}, which learns from codes of features")
     features = tensors_of(store, record.modalities)

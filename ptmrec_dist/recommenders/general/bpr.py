@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import BPRConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up
+from ptmrec_dist.recommenders.rows import FeatureRows, Features
 from ptmrec_dist.recommenders.tables import TableRecommender
 
 
@@ -38,16 +38,22 @@ class BPR(TableRecommender):
     """
 
     multimodal: ClassVar[bool] = False
+    cuts_tables: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: BPRConfig) -> None:
         super().__init__(inputs)
         self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
-        self.user_embeddings = embedding_table(inputs.num_users, config.dim)
-        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
+        self.user_embeddings = embedding_table(inputs.num_users, config.dim, inputs.owners)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim, inputs.owners)
 
     def tables(self, features: Features) -> Tables:
-        """Return the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
+        """Return the embeddings, `users` [U, dim] and `items` [I, dim], or this rank's rows of them; features are not read."""
         return {"users": self.user_embeddings.weight, "items": self.item_embeddings.weight}
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Look up users, [B, dim]."""
+        users_BD: Tensor = self.user_embeddings(queries.users)
+        return users_BD
 
     @torch.no_grad()
     def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
@@ -58,7 +64,7 @@ class BPR(TableRecommender):
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each; reads neither tables nor features."""
         users_BD = self.user_embeddings(batch.users)
-        positives_BD, negatives_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
+        positives_BD, negatives_BD = self.item_embeddings(torch.stack([batch.positives, batch.negatives]))
         return {
             "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),

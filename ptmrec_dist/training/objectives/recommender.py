@@ -42,7 +42,10 @@ class RecommenderObjective(TrainsRecommender):
         self.recommender.rebuild(self.features, world)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return what the run keeps: the recommender's state, and the feature tables where they are trained."""
+        """Return what the run keeps: the recommender's state, and the feature tables where they are trained.
+
+        Of tables of IDs that are cut over ranks, this rank's rows.
+        """
         tables = {f"features.{modality}": table for modality, table in self.trained_features.items()}
         return self.recommender.state_dict() | tables
 
@@ -64,8 +67,11 @@ class RecommenderObjective(TrainsRecommender):
             `ids` (ID tables), `rest` (maps, gates and all else), `feature_tables` (trained or not), and `trainable`, which is
             what an optimiser moves.
         """
-        ids = sum(module.weight.numel() for module in self.recommender.modules() if isinstance(module, nn.Embedding))
+        embeddings = [module for module in self.recommender.modules() if isinstance(module, nn.Embedding)]
+        ids = sum(table.num_embeddings * table.embedding_dim for table in embeddings)
+        elsewhere = ids - sum(table.weight.numel() for table in embeddings)  # rows that other ranks hold
         own = sum(parameter.numel() for parameter in self.recommender.parameters())
         trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         tables = sum(table.numel() for table in self.features.values())
-        return {"ids": ids, "rest": own - ids, "feature_tables": tables, "trainable": trainable}
+        rest = own + elsewhere - ids
+        return {"ids": ids, "rest": rest, "feature_tables": tables, "trainable": trainable + elsewhere}
