@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -20,6 +21,29 @@ def memory_below(limit: int) -> Iterator[None]:
         pytest.skip("this system does not tell a process its peak memory")
     yield
     grown = _read("VmHWM") - before
+    assert grown < limit, f"memory grew by {grown:,} bytes"
+
+
+@contextmanager
+def anonymous_memory_below(limit: int) -> Iterator[None]:
+    """The same without pages of files, which the system may drop; looks every few milliseconds."""
+    try:
+        before, ended, peaks = _read("RssAnon"), Event(), [0]
+    except OSError:
+        pytest.skip("this system does not tell a process its memory")
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            peaks.append(max(peaks.pop(), _read("RssAnon")))
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    grown = peaks[0] - before
     assert grown < limit, f"memory grew by {grown:,} bytes"
 
 
