@@ -37,7 +37,6 @@ def parts_in_order(rows: pl.DataFrame, by_item: bool, scratch: Scratch) -> dict[
     columns |= {name: floats_of(rows[name], scratch) for name in ("rating", "timestamp") if name in rows.columns}
     bounds = _bounds(columns, rows.height, by_item)
     groups_a_part = 2 * len(bounds) + 1
-
     size = len(splits.PARTS) * groups_a_part
 
     def group_of(block: slice) -> np.ndarray:
