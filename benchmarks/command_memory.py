@@ -64,20 +64,34 @@ def _peaks(
 
 
 def _generate(folder: Path, users: int, items: int, interactions: int) -> None:
-    """A log in which all items have interactions, the rest by a Zipf law of exponent 0.8, and features of all items."""
+    """A log in which all items have interactions, the rest by a Zipf law of exponent 0.8, and features of all items.
+
+    Once more with ratings and times, which are in no order.
+    """
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, items + 1) ** 0.8
     drawn = np.searchsorted(weights.cumsum() / weights.sum(), rng.random(interactions - items)).clip(max=items - 1)
     chosen = np.concatenate([np.arange(items), drawn])
     log = {"user_id": rng.permutation(np.arange(interactions) % users), "item_id": chosen}
     pl.DataFrame(log).write_csv(folder / "interactions.csv")
+    log |= {
+        "rating": rng.integers(1, 11, interactions) / 2,
+        "timestamp": rng.integers(14 * 10**8, 15 * 10**8, interactions),
+    }
+    pl.DataFrame(log).write_csv(folder / "timed.csv")
     np.save(folder / "text.npy", rng.standard_normal((items, WIDTH), dtype=np.float32))
 
 
 def _commands(folder: Path) -> dict[str, list[str]]:
     """Name to command line, in the order in which they read what those before them wrote."""
     shards, features = ("--shards", f"{folder}/shards"), ("--features", f"{folder}/features")
-    pack = ["pack", "--interactions", f"{folder}/interactions.csv", "--core", "0", "--out", f"{folder}/shards"]
+    packs = {
+        "pack": ["pack", "--interactions", f"{folder}/interactions.csv", "--core", "0", "--out", f"{folder}/shards"],
+        "pack --split leave_one_out": [
+            *("pack", "--interactions", f"{folder}/timed.csv", "--core", "0", "--split", "leave_one_out"),
+            *("--out", f"{folder}/timed"),
+        ],
+    }
     train = {
         f"stage1 --recommender {name}": [
             *("stage1", *shards, *features, "--recommender", name, "--epochs", "1", "--out", f"{folder}/{name}"),
@@ -87,7 +101,7 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     }
     return {
         "doctor": ["doctor", "--interactions", f"{folder}/interactions.csv", "--core", "0"],
-        "pack": pack,
+        **packs,
         "features": ["features", *shards, "--text_npy", f"{folder}/text.npy", "--out", f"{folder}/features"],
         **train,
         "evaluate": ["evaluate", "--run", f"{folder}/vbpr", "--device", "cpu"],

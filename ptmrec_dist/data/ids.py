@@ -11,6 +11,9 @@ from typing import cast
 import numpy as np
 import polars as pl
 
+from ptmrec_dist.data.blocks import computed, slices_of
+from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
+
 _WHOLE_FLOAT = r"^-?\d+\.0+$"
 
 
@@ -47,51 +50,68 @@ def sort_ids(ids: pl.Series) -> pl.Series:
     """Sort ids independently of their order in the file: numerically if all are numbers, else alphabetically.
 
     Args:
-        ids: Ids, as text or categories, with repetitions.
+        ids: Categories, with repetitions.
 
     Returns:
-        The distinct ids in order.
+        The distinct ids in order, as text.
     """
-    distinct = pl.DataFrame({"id": ids.unique().cast(pl.String)}).with_columns(
-        number=pl.col("id").cast(pl.Int64, strict=False)
-    )
+    distinct = _distinct(ids).select("id", number=pl.col("id").cast(pl.Int64, strict=False))
     order = ["id"] if distinct["number"].has_nulls() else ["number", "id"]
     return distinct.sort(order)["id"]
 
 
-def respelled(ids: pl.Series, spell: Callable[[pl.Series], pl.Series]) -> pl.Series:
+def respelled(ids: pl.Series, spell: Callable[[pl.Series], pl.Series], scratch: Scratch = IN_MEMORY) -> pl.Series:
     """Change how ids that are held as categories are written.
 
     Args:
         ids: Categories, with repetitions.
         spell: Gets the distinct ids as text and returns how each is to be written.
+        scratch: Where columns are stored.
 
     Returns:
-        The ids in that spelling.
+        The ids in that spelling; the same column if none changes.
     """
-    distinct = ids.unique().cast(pl.String)
-    spelled = spell(distinct)
-    changed = distinct != spelled
-    return ids.replace(distinct.filter(changed), spelled.filter(changed)) if changed.any() else ids
+    distinct = _distinct(ids)
+    spelled = spell(distinct["id"])
+    if (distinct["id"] == spelled).all():
+        return ids
+    codes = spelled.cast(ids.dtype).to_physical()
+    return _as(ids.dtype, _taken(ids, distinct["code"], codes, scratch), ids.name)
 
 
-def as_enum(ids: pl.Series, known: pl.Series) -> pl.Series:
+def as_enum(ids: pl.Series, known: pl.Series, scratch: Scratch = IN_MEMORY) -> pl.Series:
     """Number ids that are held as categories by their position in a list.
 
     Args:
         ids: Categories, with repetitions, all of them in `known`.
         known: Distinct ids.
+        scratch: Where columns are stored.
 
     Returns:
         The same ids, of an `Enum` type whose categories are `known`.
     """
-    distinct = ids.unique()
+    dtype = pl.Enum(known)
+    if ids.dtype == dtype:
+        return ids
     positions = pl.DataFrame({"id": known}).with_row_index("position")
-    found = distinct.cast(pl.String).to_frame("id").join(positions, on="id", how="left", maintain_order="left")
-    codes = distinct.to_physical().to_numpy()
-    position_of = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.uint32)
-    position_of[codes] = found["position"]
-    return pl.Series(ids.name, position_of[ids.to_physical().to_numpy()]).cat.to(pl.Enum(known))
+    found = _distinct(ids).join(positions, on="id", how="left", maintain_order="left")
+    numbers = found["position"].cast(pl.Series(dtype=dtype).to_physical().dtype)
+    return _as(dtype, _taken(ids, found["code"], numbers, scratch), ids.name)
+
+
+def not_among(ids: pl.Series, known: pl.Series, scratch: Scratch = IN_MEMORY) -> np.ndarray:
+    """Find ids that are held as categories and are not in a list.
+
+    Args:
+        ids: Categories, with repetitions.
+        known: Ids, as text.
+        scratch: Where arrays are made.
+
+    Returns:
+        True for each such id, bool [E].
+    """
+    distinct = _distinct(ids)
+    return _taken(ids, distinct["code"], ~distinct["id"].is_in(known.implode()), scratch)
 
 
 def known_to(ids: pl.Series) -> pl.Series:
@@ -110,12 +130,34 @@ def numbers_of(ids: pl.Series) -> np.ndarray:
     """Number ids by their position among the categories.
 
     Args:
-        ids: Ids, of an `Enum` type.
+        ids: Categories, or ids of an `Enum` type.
 
     Returns:
         Position of each id, unsigned integers of 1 to 4 bytes, [E].
     """
     return ids.to_physical().to_numpy()
+
+
+def _distinct(ids: pl.Series) -> pl.DataFrame:
+    """The categories that occur: `code`, their number, increasing, and `id`, text."""
+    codes_E = numbers_of(ids)
+    occurs = np.zeros(int(codes_E.max(initial=0)) + 1, dtype=bool)
+    for block in slices_of(len(codes_E)):
+        occurs[codes_E[block]] = True
+    codes = pl.Series(np.flatnonzero(occurs)).cast(ids.to_physical().dtype)
+    return pl.DataFrame({"code": codes, "id": codes.cat.to(ids.dtype).cast(pl.String)})
+
+
+def _taken(ids: pl.Series, codes: pl.Series, values: pl.Series, scratch: Scratch) -> np.ndarray:
+    """The value of each id, given those of the distinct codes, [E]."""
+    codes_E = numbers_of(ids)
+    value_of = np.zeros(int(codes.to_numpy().max(initial=0)) + 1, dtype=values.to_numpy().dtype)
+    value_of[codes.to_numpy()] = values.to_numpy()
+    return computed(lambda block: value_of[codes_E[block]], len(codes_E), value_of.dtype, scratch)
+
+
+def _as(dtype: pl.DataType, codes_E: np.ndarray, name: str) -> pl.Series:
+    return pl.Series(name, codes_E).cat.to(dtype)
 
 
 def _by_number(ids: pl.Series) -> pl.DataFrame:

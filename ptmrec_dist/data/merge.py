@@ -62,7 +62,7 @@ def _write(datasets: Sources, folder: Path) -> Manifest:
     """Write tars, tables and manifest."""
     shards = tuple(_copy_shards(datasets, folder))
     items, user_ids, parts = _items(datasets), _user_ids(datasets), _parts(datasets)
-    fingerprint, files = write_tables(items, user_ids, {part: table.lazy() for part, table in parts.items()}, folder)
+    fingerprint, files = write_tables(items, user_ids, parts, folder)
     sources = tuple(_described(name, dataset.manifest) for name, dataset in datasets.items())
     alike = next(iter(datasets.values())).manifest
     manifest = Manifest(

@@ -18,16 +18,19 @@ from ptmrec_dist.data import splits
 from ptmrec_dist.data.blocks import counts_of
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue, where_instead
 from ptmrec_dist.data.decoding import MISSING
+from ptmrec_dist.data.filters import drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
 from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import drop_repeats, drop_unknown_items, keep_core, match_items, read_interactions
+from ptmrec_dist.data.interactions import read_interactions
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.packed_tables import write_tables
 from ptmrec_dist.data.report import Report, Tally
+from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
 from ptmrec_dist.data.staging import check_replaceable
+from ptmrec_dist.data.time_order import parts_in_order
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
@@ -39,13 +42,15 @@ _SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 @dataclass
 class Tables:
-    """What is left of a catalogue and its interactions; each step replaces what it changes, so that nothing is held twice."""
+    """What is left of a catalogue and its interactions; each step replaces what it changes, so that nothing is stored twice."""
 
     items: pl.DataFrame
     rows: pl.DataFrame
     """The interactions."""
     report: Report
     """Counts of what was read and dropped."""
+    scratch: Scratch
+    """Where the interactions are stored."""
 
 
 @exclusive_out
@@ -60,7 +65,7 @@ def pack(config: PackConfig) -> None:
     Raises:
         UserError: Input that cannot be used, bad rows with `on_error="fail"`, nothing left, or an `out` that holds
             something else.
-        Fault: A rank was lost, or could not write.
+        Fault: A rank was lost, or the disk does not take the files.
     """
     with open_workers(config.workers, config.timeout, start_worker, config.max_image_pixels) as pool:
         if isinstance(pool, RankPool) and pool.serves:
@@ -72,41 +77,52 @@ def pack(config: PackConfig) -> None:
 def _pack(config: PackConfig, pool: Pool) -> None:
     out = config.out.resolve()
     check_replaceable(out)
-    tables = Tables(*read_tables(config))
+    try:
+        with staged(out) as fresh:
+            manifest, items, report = _write(config, pool, fresh)
+    except OSError as error:
+        raise Fault(
+            f"out: cannot write {out} ({error.strerror or error}); free space, or choose another --out"
+        ) from error
+    _print_result(out, manifest, items, report)
+
+
+def _write(config: PackConfig, pool: Pool, folder: Path) -> tuple[Manifest, pl.DataFrame, Report]:
+    """Write tars, tables and manifest."""
+    spool, scratch = folder / "spool", Scratch(folder)
+    spool.mkdir()
+    tables = Tables(*read_tables(config, scratch), scratch)
     report = tables.report
     _check_report(report, config)
-    with staged(out) as fresh:
-        spool = fresh / "spool"
-        spool.mkdir()
-        if config.items is not None:
-            _read_images(tables, pool, spool, config)
-        _keep_core(tables, config)
-        _split(tables, config)
-        items, rows = tables.items, tables.rows
-        modalities: tuple[str, ...] = ()
-        if config.items is not None:
-            items, modalities = _mark_absent(items, report)
-        items, shards = _write_shards(items, pool, fresh, spool, config)
-        shutil.rmtree(spool)
-        user_ids = known_to(rows["user_id"])
-        fingerprint, files = write_tables(items, user_ids, _parts(rows, config), fresh)
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            fingerprint=fingerprint,
-            split=config.split,
-            seed=config.seed,
-            core=config.core,
-            num_users=len(user_ids),
-            num_items=items.height,
-            modalities=modalities,
-            image_size=config.image_size if "image" in modalities else None,
-            interactions=_counts(rows),
-            shards=tuple(shards),
-            files=files,
-            report=report.to_dict(),
-        )
-        manifest.write(fresh)
-    _print_result(out, manifest, items, report)
+    modalities: tuple[str, ...] = ()
+    if config.items is not None:
+        _read_images(tables, pool, spool, config)
+    _keep_core(tables, config)
+    _split(tables, config)
+    if config.items is not None:
+        tables.items, modalities = _mark_absent(tables.items, report)
+    tables.items, shards = _write_shards(tables.items, pool, folder, spool, config)
+    shutil.rmtree(spool)
+    user_ids = known_to(tables.rows["user_id"])
+    parts = parts_in_order(tables.rows, config.split == "leave_one_out", scratch)
+    fingerprint, files = write_tables(tables.items, user_ids, parts, folder)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=fingerprint,
+        split=config.split,
+        seed=config.seed,
+        core=config.core,
+        num_users=len(user_ids),
+        num_items=tables.items.height,
+        modalities=modalities,
+        image_size=config.image_size if "image" in modalities else None,
+        interactions={part: table.height for part, table in parts.items()},
+        shards=tuple(shards),
+        files=files,
+        report=report.to_dict(),
+    )
+    manifest.write(folder)
+    return manifest, tables.items, report
 
 
 def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Report) -> None:
@@ -124,11 +140,12 @@ def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Re
             print(f"{part} has {count} items, {whole}")
 
 
-def read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
+def read_tables(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple[pl.DataFrame, pl.DataFrame, Report]:
     """Read a catalogue and its interactions, and leave out the rows that are invalid in themselves.
 
     Args:
         config: Settings.
+        scratch: Where the interactions are stored.
 
     Returns:
         The items with the paths of their images, their interactions, and the counts of both tables.
@@ -136,7 +153,7 @@ def read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]
     Raises:
         UserError: A file or a folder that cannot be read.
     """
-    rows, row_tally = read_interactions(config)
+    rows, row_tally = read_interactions(config, scratch)
     if config.items is None:
         if config.split == "cold_items":
             raise UserError(
@@ -154,8 +171,8 @@ def read_tables(config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame, Report]
         header = config.header if config.items_header is None else config.items_header
         catalogue = read_catalogue(config.items, config.columns, separator, header)
         report = Report(Tally("items", catalogue.height), row_tally)
-        rows = match_items(rows, catalogue["item_id"])
-        rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True)
+        rows = match_items(rows, catalogue["item_id"], scratch)
+        rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True, scratch=scratch)
         items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")
     return items, rows, report
 
@@ -183,9 +200,8 @@ def _read_images(tables: Tables, pool: Pool, spool: Path, config: PackConfig) ->
         items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
     _check_report(report, config)
     tables.items = items
-    tables.rows = drop_unknown_items(
-        tables.rows, report.interactions, items["item_id"], "item was left out", fault=False
-    )
+    tally, reason = report.interactions, "item was left out"
+    tables.rows = drop_unknown_items(tables.rows, tally, items["item_id"], reason, fault=False, scratch=tables.scratch)
 
 
 def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -203,11 +219,11 @@ def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tup
 
 
 def _keep_core(tables: Tables, config: PackConfig) -> None:
-    items, report = tables.items, tables.report
+    items, report, scratch = tables.items, tables.report, tables.scratch
     _number(tables, sort_ids(tables.rows["user_id"]), items["item_id"])
     if config.repeats == "drop":
-        tables.rows = drop_repeats(tables.rows, report.interactions)
-    tables.rows = keep_core(tables.rows, report.interactions, config.core)
+        tables.rows = drop_repeats(tables.rows, report.interactions, scratch)
+    tables.rows = keep_core(tables.rows, report.interactions, config.core, scratch)
     rare_I = counts_of(numbers_of(tables.rows["item_id"]), items.height) < config.core
     show, reason = "item {item_id!r}", f"fewer than {config.core} interactions"
     tables.items = report.items.drop(items, pl.Series(rare_I), reason, show=show, fault=False)
@@ -215,21 +231,22 @@ def _keep_core(tables: Tables, config: PackConfig) -> None:
 
 
 def _split(tables: Tables, config: PackConfig) -> None:
-    items, report = tables.items, tables.report
+    items, report, scratch = tables.items, tables.report, tables.scratch
     cold = config.split == "cold_items"
     if cold and items.height < 3:
         raise UserError(
             f"split: got cold_items for {items.height} items, expected 3 or more; pack more items or use another split"
         )
-    _number(tables, known_to(tables.rows["user_id"]), items["item_id"])
+    known = known_to(tables.rows["user_id"])
+    _number(tables, known, items["item_id"])
     labels_I = splits.sample_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
     tables.items = items.with_columns(part=pl.Series(splits.PARTS).gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
-    labels_E = _labels(tables.rows, labels_I, config)
-    tables.rows = tables.rows.with_columns(part=pl.Series(labels_E).cast(pl.UInt8).cat.to(pl.Enum(splits.PARTS)))
-    users_E, known = numbers_of(tables.rows["user_id"]), known_to(tables.rows["user_id"])
-    untrained = pl.Series(splits.without_training(users_E, labels_E))
-    show = "row {row}: user {user_id!r}, item {item_id!r}"
-    tables.rows = report.interactions.drop(tables.rows, untrained, "user without training rows", show=show, fault=False)
+    labels_E = _labels(tables, labels_I, config)
+    tables.rows = tables.rows.with_columns(part=pl.Series(labels_E.view(np.uint8)).cat.to(pl.Enum(splits.PARTS)))
+    untrained_E = splits.without_training(numbers_of(tables.rows["user_id"]), labels_E, scratch)
+    tables.rows = drop_rows(
+        tables.rows, untrained_E, report.interactions, "user without training rows", fault=False, scratch=scratch
+    )
     report.stop_if_nothing_left()
     left_U = counts_of(numbers_of(tables.rows["user_id"]), len(known)) > 0
     _number(tables, known.filter(pl.Series(left_U)), tables.items["item_id"])
@@ -238,17 +255,18 @@ def _split(tables: Tables, config: PackConfig) -> None:
 def _number(tables: Tables, users: pl.Series, items: pl.Series) -> None:
     """Number the ids of all interactions by their positions in these lists."""
     for name, known in (("user_id", users), ("item_id", items)):
-        tables.rows = tables.rows.with_columns(as_enum(tables.rows[name], known))
+        tables.rows = tables.rows.with_columns(as_enum(tables.rows[name], known, tables.scratch))
 
 
-def _labels(rows: pl.DataFrame, labels_I: np.ndarray, config: PackConfig) -> np.ndarray:
+def _labels(tables: Tables, labels_I: np.ndarray, config: PackConfig) -> np.ndarray:
     """The part of each interaction, as an index into `splits.PARTS`."""
+    rows, scratch = tables.rows, tables.scratch
     users_E, items_E = numbers_of(rows["user_id"]), numbers_of(rows["item_id"])
     if config.split == "given":
         return rows["label"].to_numpy()
     if config.split == "leave_one_out":
-        return splits.split_leave_one_out(users_E, items_E, rows["timestamp"].to_numpy())
-    return splits.split_cold_items(users_E, items_E, labels_I, config.seed)
+        return splits.split_leave_one_out(users_E, items_E, rows["timestamp"].to_numpy(), scratch)
+    return splits.split_cold_items(users_E, items_E, labels_I, config.seed, scratch)
 
 
 def _write_shards(
@@ -270,22 +288,6 @@ def _write_shards(
         shard_I[chosen] = number
     digests = starmap(item_digest, ((image, text.encode()) for image, text in items.select("sha256", "text").rows()))
     return items.with_columns(shard=pl.Series(shard_I), sha256=pl.Series(list(digests))), shards
-
-
-def _counts(rows: pl.DataFrame) -> dict[str, int]:
-    counts = dict(rows["part"].value_counts().iter_rows())
-    return {part: counts[part] for part in splits.PARTS if part in counts}
-
-
-def _parts(rows: pl.DataFrame, config: PackConfig) -> dict[str, pl.LazyFrame]:
-    """The rows of each part that has any, in time order where there are times."""
-    numbers = (pl.col(f"{name}_id").to_physical().cast(pl.Int64).alias(f"{name}_index") for name in ("user", "item"))
-    table = rows.lazy()
-    if "timestamp" in rows.columns:
-        order = ["timestamp", "item_id"] if config.split == "leave_one_out" else ["timestamp"]
-        table = table.sort(order, maintain_order=True)
-    table = table.select("part", *numbers, "^rating$", "^timestamp$")
-    return {part: table.filter(pl.col("part") == part).drop("part") for part in _counts(rows)}
 
 
 def _named(modalities: tuple[str, ...]) -> str:

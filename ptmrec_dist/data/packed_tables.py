@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.files import sha256
@@ -14,7 +15,7 @@ _ROWS = 2**18
 
 
 def write_tables(
-    items: pl.DataFrame, user_ids: pl.Series, parts: Mapping[str, pl.LazyFrame], folder: Path
+    items: pl.DataFrame, user_ids: pl.Series, parts: Mapping[str, pl.DataFrame], folder: Path
 ) -> tuple[str, dict[str, str]]:
     """Write the tables.
 
@@ -22,29 +23,39 @@ def write_tables(
         items: `item_id`, `title`, `text`, `part`, `sha256`, `shard`, where items lack a modality `has_image` or `has_text`, and
             attributes, in the order of the items.
         user_ids: Ids in the order of the users.
-        parts: Part to its interactions, which are in memory for one part at a time.
+        parts: Part to its interactions.
         folder: Folder of the data set.
 
     Returns:
         Fingerprint of all content, images included, and the sha256 of each file.
+
+    Raises:
+        OSError: The disk does not take the files.
     """
     tables = {f"interactions/{part}": table for part, table in parts.items()}
     columns = ["item_id", "title", "text", "part", "sha256", "shard"]
     absent = [name for name in ("has_image", "has_text") if name in items.columns]
     attributes = [name for name in items.columns if name.startswith(ATTRIBUTE)]
-    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index").lazy()
-    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index").lazy()
+    tables["items"] = _numbered(items.select(*columns, *absent, *attributes), "item_index")
+    tables["users"] = _numbered(user_ids.to_frame("user_id"), "user_index")
     digest, files = hashlib.sha256(), {}
     (folder / "interactions").mkdir()
-    for name, lazy in tables.items():
-        path, table = folder / f"{name}.parquet", lazy.collect().rechunk()
-        table.write_parquet(path)
+    for name, table in tables.items():
+        path = folder / f"{name}.parquet"
+        _write(table.rechunk(), path)
         files[f"{name}.parquet"] = sha256(path)
         # Content rather than bytes, which change with the library that writes them; the shard of an item is left out.
         digest.update(f"{name}\n".encode())
         for start, rows in enumerate(table.drop("shard", strict=False).iter_slices(_ROWS)):
             digest.update(rows.write_csv(include_header=start == 0).encode())
     return digest.hexdigest(), files
+
+
+def _write(table: pl.DataFrame, path: Path) -> None:
+    try:
+        table.write_parquet(path)
+    except PolarsError as error:  # also where the disk is full
+        raise OSError(str(error)) from error
 
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -66,7 +66,7 @@ class Tally:
         """Drop rows and record their number, the reason and examples.
 
         Args:
-            table: The rows that are left so far.
+            table: The rows that are left so far, or a block of them.
             bad: True for each row to leave out; no nulls.
             reason: Why, a few words.
             show: Format string of an example, with the table's columns as fields.
@@ -82,8 +82,9 @@ class Tally:
             return table
         rows = table.filter(mask).head(_MOST_EXAMPLES).to_dicts()
         examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in rows]
-        dropped = self._dropped.setdefault(reason, Dropped(reason, 0, fault, examples, hint))
+        dropped = self._dropped.setdefault(reason, Dropped(reason, 0, fault, [], hint))
         dropped.count += count
+        dropped.examples += examples[: _MOST_EXAMPLES - len(dropped.examples)]
         return table.filter(~mask)
 
     def has_dropped(self, *reasons: str) -> bool:

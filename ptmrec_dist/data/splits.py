@@ -3,9 +3,12 @@
 Shape suffixes: E interactions, R those of a block, U users, I items.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from ptmrec_dist.data.blocks import blocks_of_users, counts_of
+from ptmrec_dist.data.blocks import computed, counts_of, for_users, inverse_of, slices_of
+from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 
 PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
 """Names of the parts; a label is an index into them."""
@@ -15,31 +18,33 @@ _ROW_STREAM, _ITEM_STREAM = 0, 1
 _COLD_FRACTIONS = {COLD_VALIDATION: 0.05, COLD_TEST: 0.15}
 
 
-def split_random(users_E: np.ndarray, seed: int) -> np.ndarray:
+def split_random(users_E: np.ndarray, seed: int, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Divide each user's interactions 8:1:1 at random, as is common in the literature.
 
     Of n interactions of a user n // 5 are held out, half of them (rounded down) for validation and the others for test;
-    of less than 10 one for each; of less than 3 none.
+    of less than 10 one for each; of less than 3 none. The permutation that decides is in memory, 4 bytes an interaction (8 from
+    4.3 billion on): NumPy shuffles at random places.
 
     Args:
         users_E: User of each interaction, integers.
         seed: Seed of the split.
+        scratch: Where arrays are made.
 
     Returns:
         Label of each interaction, int8 [E].
     """
     counts_U = _counts(users_E)
     held_out_U = np.where(counts_U >= 10, counts_U // 5, np.where(counts_U >= 3, 2, 0))
-    positions_E = np.arange(len(users_E), dtype=np.min_scalar_type(len(users_E)))
-    shuffled_E = positions_E.copy()
+    shuffled_E = np.arange(len(users_E), dtype=np.min_scalar_type(len(users_E)))
     np.random.default_rng((seed, _ROW_STREAM)).shuffle(shuffled_E)
-    places_E = np.empty_like(shuffled_E)
-    places_E[shuffled_E] = positions_E
-    del positions_E, shuffled_E
-    return _label_last(users_E, (places_E,), counts_U, held_out_U // 2, held_out_U - held_out_U // 2)
+    places_E = inverse_of(shuffled_E, scratch)
+    del shuffled_E
+    return _label_last(users_E, (places_E,), counts_U, held_out_U // 2, held_out_U - held_out_U // 2, scratch)
 
 
-def split_leave_one_out(users_E: np.ndarray, items_E: np.ndarray, times_E: np.ndarray) -> np.ndarray:
+def split_leave_one_out(
+    users_E: np.ndarray, items_E: np.ndarray, times_E: np.ndarray, scratch: Scratch = IN_MEMORY
+) -> np.ndarray:
     """Test on each user's last interaction and validate on the one before it.
 
     Args:
@@ -47,13 +52,14 @@ def split_leave_one_out(users_E: np.ndarray, items_E: np.ndarray, times_E: np.nd
         items_E: Item of each interaction: of two at the same time, the one with the larger item is later, and of two with
             the same item the one that comes later in the array.
         times_E: Time of each interaction.
+        scratch: Where arrays are made.
 
     Returns:
         Label of each interaction, int8 [E]; users with less than 3 interactions only train.
     """
     counts_U = _counts(users_E)
     one_U = (counts_U >= 3).astype(np.int64)
-    return _label_last(users_E, (items_E, times_E), counts_U, one_U, one_U)
+    return _label_last(users_E, (items_E, times_E), counts_U, one_U, one_U, scratch)
 
 
 def sample_cold_items(num_items: int, seed: int) -> np.ndarray:
@@ -75,7 +81,9 @@ def sample_cold_items(num_items: int, seed: int) -> np.ndarray:
     return labels_I
 
 
-def split_cold_items(users_E: np.ndarray, items_E: np.ndarray, labels_I: np.ndarray, seed: int) -> np.ndarray:
+def split_cold_items(
+    users_E: np.ndarray, items_E: np.ndarray, labels_I: np.ndarray, seed: int, scratch: Scratch = IN_MEMORY
+) -> np.ndarray:
     """Give the interactions of cold items their item's label, and divide the others at random.
 
     Args:
@@ -83,29 +91,49 @@ def split_cold_items(users_E: np.ndarray, items_E: np.ndarray, labels_I: np.ndar
         items_E: Item of each interaction, integers.
         labels_I: Label of each item, from `sample_cold_items`.
         seed: Seed of the split.
+        scratch: Where arrays are made.
 
     Returns:
         Label of each interaction, int8 [E].
     """
-    labels_E: np.ndarray = labels_I[items_E]
-    warm_E = labels_E == TRAIN
-    labels_E[warm_E] = split_random(users_E[warm_E], seed)
+    counts_I = counts_of(items_E, len(labels_I))
+    warm_users = scratch.empty(int(counts_I[labels_I == TRAIN].sum()), users_E.dtype)
+    for block, warm_R, places in _warm(items_E, labels_I):
+        warm_users[places] = users_E[block][warm_R]
+    warm_labels = split_random(warm_users, seed, scratch)
+    labels_E = scratch.empty(len(items_E), np.int8)
+    for block, warm_R, places in _warm(items_E, labels_I):
+        labels_R = labels_I[items_E[block]]
+        labels_R[warm_R] = warm_labels[places]
+        labels_E[block] = labels_R
     return labels_E
 
 
-def without_training(users_E: np.ndarray, labels_E: np.ndarray) -> np.ndarray:
+def without_training(users_E: np.ndarray, labels_E: np.ndarray, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Find the interactions of users who have none to train on.
 
     Args:
         users_E: User of each interaction, integers.
         labels_E: Label of each interaction.
+        scratch: Where arrays are made.
 
     Returns:
         True for each such interaction, bool [E].
     """
-    trained_U = counts_of(users_E[labels_E == TRAIN], _size(users_E)) > 0
-    untrained_E: np.ndarray = ~trained_U[users_E]
-    return untrained_E
+    trained_U = np.zeros(_size(users_E), dtype=bool)
+    for block in slices_of(len(users_E)):
+        trained_U[users_E[block][labels_E[block] == TRAIN]] = True
+    return computed(lambda block: ~trained_U[users_E[block]], len(users_E), bool, scratch)
+
+
+def _warm(items_E: np.ndarray, labels_I: np.ndarray) -> Iterator[tuple[slice, np.ndarray, slice]]:
+    """For each block, which of its interactions are with items that are not cold, and their places among all such."""
+    start = 0
+    for block in slices_of(len(items_E)):
+        warm_R = labels_I[items_E[block]] == TRAIN
+        end = start + int(warm_R.sum())
+        yield block, warm_R, slice(start, end)
+        start = end
 
 
 def _label_last(
@@ -114,19 +142,23 @@ def _label_last(
     counts_U: np.ndarray,
     num_validation_U: np.ndarray,
     num_test_U: np.ndarray,
+    scratch: Scratch,
 ) -> np.ndarray:
     """Label the last interactions of each user in the order of `keys_E`, of which the last one counts first."""
-    labels_E = np.empty(len(users_E), dtype=np.int8)
-    for rows_R in blocks_of_users(users_E, counts_U):
-        order_R = np.lexsort((*(key_E[rows_R] for key_E in keys_E), users_E[rows_R]))
-        users_R = users_E[rows_R[order_R]]
+
+    def labels(users_R: np.ndarray, *keys_R: np.ndarray) -> np.ndarray:
+        order_R = np.lexsort((*keys_R, users_R))
+        users_R = users_R[order_R]
         first, last = int(users_R[0]), int(users_R[-1]) + 1
         # Interactions that the user still has after this one; users_R keeps each user's together.
         later_R = np.cumsum(counts_U[first:last])[users_R - first] - 1 - np.arange(len(users_R))
         tests_R = later_R < num_test_U[users_R]
         validates_R = ~tests_R & (later_R < (num_test_U + num_validation_U)[users_R])
-        labels_E[rows_R[order_R]] = np.select([tests_R, validates_R], [TEST, VALIDATION], default=TRAIN)
-    return labels_E
+        labels_R = np.empty(len(users_R), dtype=np.int8)
+        labels_R[order_R] = np.select([tests_R, validates_R], [TEST, VALIDATION], default=TRAIN)
+        return labels_R
+
+    return for_users(labels, users_E, keys_E, counts_U, np.int8, scratch)
 
 
 def _counts(users_E: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ _STATE = 16
 """Bytes per trained value: weight, gradient, and two moments of Adam, 4 bytes each."""
 _PAIR = 16
 """Bytes per interaction: two indices of 8 bytes."""
+_SCRATCH = 80
+"""Bytes of disk per interaction while packing, with a rating and a time."""
 _USUAL_WIDTH = 512
 """Width of features where no encoder was given."""
 
@@ -81,11 +83,16 @@ def check_sizes(
     """
     widths = sum(sizes.widths.values()) if encoder is not None else 2 * _USUAL_WIDTH
     features = sizes.items * widths * _FLOAT
-    disk = 2 * sizes.shard_bytes + features  # while packing, images are in the spool and in the shards
+    # While packing, images are in the spool and in the shards, and interactions in scratch space.
+    disk = 2 * sizes.shard_bytes + features + sizes.interactions * _SCRATCH
     memory = (sizes.users + sizes.items) * config.dim * _STATE + features + sizes.interactions * _PAIR
     free, has = shutil.disk_usage(folder).free, memory_bytes()
     report.facts.append(
-        (str(folder), "disk needed", f"{_bytes(disk)} of {_bytes(free)} free (images twice while packing)")
+        (
+            str(folder),
+            "disk needed",
+            f"{_bytes(disk)} of {_bytes(free)} free (images twice and interactions while packing)",
+        )
     )
     needed = f"{_bytes(memory * config.ranks)} of {_bytes(has)}"
     assumed = f"ranks {config.ranks}, dim {config.dim}, features {_bytes(features)}"

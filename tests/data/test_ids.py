@@ -7,8 +7,8 @@ from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, respelled, sort_
 
 
 def test_ids_are_ordered_by_number_only_if_all_are_numbers() -> None:
-    assert sort_ids(pl.Series(["10", "9", "10", "-1"])).to_list() == ["-1", "9", "10"]
-    assert sort_ids(pl.Series(["10", "9", "b"])).to_list() == ["10", "9", "b"]
+    assert sort_ids(pl.Series(["10", "9", "10", "-1"], dtype=pl.Categorical)).to_list() == ["-1", "9", "10"]
+    assert sort_ids(pl.Series(["10", "9", "b"], dtype=pl.Categorical)).to_list() == ["10", "9", "b"]
 
 
 def test_numbers_are_positions_in_the_list() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
 from ptmrec_dist.data import tables
-from ptmrec_dist.data.interactions import drop_repeats, keep_core, read_interactions
+from ptmrec_dist.data.filters import drop_repeats, keep_core
+from ptmrec_dist.data.interactions import read_interactions
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -14,7 +13,6 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
 from tests.data.small_catalogue import read_report, write_catalogue
-from tests.resident_memory import memory_below
 
 
 def _rewrite(config: PackConfig, items: dict[str, pl.Expr], interactions: dict[str, pl.Expr]) -> None:
@@ -128,13 +126,3 @@ def test_a_named_column_that_is_absent_is_refused_though_it_is_not_needed(tmp_pa
     config = write_catalogue(tmp_path / "catalogue", num_items=6)
     with pytest.raises(UserError, match=r"interactions: .* has no column 'when'; it has 'user_id', 'item_id'"):
         pack(PackConfig(interactions=config.interactions, out=config.out, columns=ColumnsConfig(time="when")))
-
-
-@pytest.mark.slow
-def test_packing_takes_less_than_150_bytes_of_memory_an_interaction(tmp_path: Path) -> None:
-    rows, rng = 3_000_000, np.random.default_rng(0)
-    users, items = rng.integers(10**7, 10**7 + rows // 10, rows), rng.integers(10**6, 10**6 + rows // 100, rows)
-    pl.DataFrame({"user_id": users, "item_id": items}).write_csv(tmp_path / "log.csv")
-    del users, items
-    with memory_below(150 * rows):
-        pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "out"))

@@ -1,12 +1,14 @@
 """Splits against slow, obvious references."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ptmrec_dist.data import blocks, splits
+from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 from ptmrec_dist.data.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
 
 
@@ -65,18 +67,26 @@ def test_leave_one_out_holds_out_the_last_two_and_ties_follow_items_then_file_or
     assert np.array_equal(splits.split_leave_one_out(users, items, times), expected)
 
 
-def test_large_logs_are_split_in_blocks_as_small_ones_are_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_large_logs_are_split_in_blocks_as_small_ones_are_at_once(
+    on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     users, items, times = rng.integers(0, 300, 3000, dtype=np.uint16), rng.integers(0, 9, 3000), rng.random(3000)
-    whole = [splits.split_random(users, 1), splits.split_leave_one_out(users, items, times)]
+    item_labels = splits.sample_cold_items(9, seed=1)
+
+    def all_splits(scratch: Scratch) -> list[np.ndarray]:
+        labels = splits.split_cold_items(users, items, item_labels, 1, scratch)
+        return [
+            splits.split_random(users, 1, scratch),
+            splits.split_leave_one_out(users, items, times, scratch),
+            labels,
+            splits.without_training(users, labels, scratch),
+        ]
+
+    whole = all_splits(IN_MEMORY)
     monkeypatch.setattr(blocks, "_ROWS", 100)
-    counts = np.bincount(users, minlength=400)
-    assert np.array_equal(blocks.counts_of(users, 400), counts)
-    found = list(blocks.blocks_of_users(users, counts))
-    assert len(found) > 20
-    assert np.array_equal(np.sort(np.concatenate(found)), np.arange(3000))
-    assert sum(len(set(users[rows].tolist())) for rows in found) == len(set(users.tolist()))
-    assert np.array_equal(whole, [splits.split_random(users, 1), splits.split_leave_one_out(users, items, times)])
+    assert np.array_equal(whole, all_splits(Scratch(tmp_path) if on_disk else IN_MEMORY))
 
 
 def test_cold_items_are_held_out_whole_and_the_others_split_as_random() -> None:
