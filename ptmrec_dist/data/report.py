@@ -124,8 +124,8 @@ class Tally:
         Returns:
             Rows read, left out for each reason, with examples, and kept.
         """
-        dropped = [f"{dropped.count} {dropped}" for dropped in self.dropped]
-        return ", ".join([f"{self.read} {self.name} read", *dropped, f"{self.kept} kept"])
+        dropped = [f"{dropped.count:,} left out: {dropped}" for dropped in self.dropped]
+        return ", ".join([f"{self.read:,} {self.name} read", *dropped, f"{self.kept:,} kept"])
 
     def counts(self) -> str:
         """Format the counts as one line without examples.

@@ -40,8 +40,8 @@ def test_added_items_are_recommended_with_the_score_of_new_ones_and_the_rest_sta
     named = ("--columns.image", "{item_id}.png")
     assert main(["add-items", "--model", "models:/growing@champion", "--items", str(table), *named]) == 0
     printed = capsys.readouterr().out
-    assert "6 items read, 1 empty text" in printed
-    assert "1 already in the model" in printed
+    assert "6 items read, 1 left out: empty text" in printed
+    assert "1 left out: already in the model" in printed
     assert printed.count("item 'n4'") == printed.count("item 'n5'") == 1
     assert "2 kept" in printed
     after = load_model("models:/growing@champion")
