@@ -1,7 +1,8 @@
 """Random access to single items of the shards, by the offsets of their files in the tars.
 
-Interaction-major training needs items in an order that no stream provides. Reading them by offset keeps one copy of
-the data; on object storage prefer item-major batches.
+Interaction-major training needs items in an order that no stream provides, and each of them many times. Reading them by
+offset keeps one copy of the data, and as many decoded items as fit into some memory are decoded once; on object storage prefer
+item-major batches.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.errors import Fault
 
 _log = logging.getLogger(__name__)
+KEPT_BYTES = 2**30
+"""Decoded images and texts that the processes of a rank keep in memory together."""
 Lost = Mapping[int, str]
 """Items that could not be read, and why."""
 
@@ -39,12 +43,15 @@ class ItemFiles:
         dataset: The packed data set; its tar headers are read once.
         reader: How to decode.
         max_damaged: Largest fraction of the items that may be unreadable; they are left out.
+        workers: Processes that decode with copies of this and keep what they have decoded; 0: this one does.
     """
 
-    def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0) -> None:
+    def __init__(self, dataset: Dataset, reader: Reader, max_damaged: float = 0.0, workers: int = 0) -> None:
         self.reader, self._digests = reader, dataset.item_digests
         self._budget = DamageBudget(max_damaged, dataset.num_items)
         self._lost: set[int] = set()
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._room = KEPT_BYTES // max(workers, 1)
         self._members: dict[int, dict[str, _Member]] = defaultdict(dict)
         for shard, path in enumerate(dataset.shard_paths()):
             items = set(np.flatnonzero(dataset.item_shards == shard).tolist())
@@ -81,12 +88,21 @@ class ItemFiles:
         rows, lost = [], {}
         for item in items.tolist():
             try:
-                files = {ending: _bytes(member) for ending, member in self._members.get(item, {}).items()}
-                rows.append(decode_item(f"{item}", files, self.reader, self._digests))
+                rows.append(self._kept.get(item) or self._decoded(item))
             except (Fault, OSError) as error:
                 lost[item] = str(error)
         pixels, tokens = self.reader.collate([row["image"] for row in rows], [row["text"] for row in rows])
         return ItemBatch(torch.tensor([row["item"] for row in rows], dtype=torch.int64), pixels, tokens), lost
+
+    def _decoded(self, item: int) -> dict[str, Any]:
+        """Read and decode an item, and keep it if there is room."""
+        files = {ending: _bytes(member) for ending, member in self._members.get(item, {}).items()}
+        row = decode_item(f"{item}", files, self.reader, self._digests)
+        size = len(row["text"]) + (0 if row["image"] is None else row["image"].nbytes)
+        if size <= self._room:
+            self._room -= size
+            self._kept[item] = row
+        return row
 
     def count(self, lost: Lost) -> None:
         """Count items that could not be read, each once, in the process that trains.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.data.stream import moved
 from ptmrec_dist.encoders.lengths import groups_of_similar_length
 from ptmrec_dist.encoders.stored_states import StoredStates
 from ptmrec_dist.encoders.tower import TokenStates, Tower
@@ -119,7 +120,7 @@ class FrozenPrefix:
         states = torch.zeros(len(items), length, *self.stored.shape, dtype=self.stored.dtype)
         there = (lengths >= 0).nonzero()[0]
         self.stored.copy(items[there], (states[row] for row in there))
-        states = states.to(inputs.device, non_blocking=True)
+        states = moved(states, inputs.device)
         if computed is not None:
             states[missing_M, : computed.shape[1]] = computed.to(states.dtype)
         return states

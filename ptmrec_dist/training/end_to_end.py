@@ -57,7 +57,9 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     if taken and world.is_first:
         print(taken)
     objective = LiveNextItem(*live_arguments(start, encoder, sequences, config, config.seed, world))
-    files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
+    files = None
+    if encoder is not None:
+        files = ItemFiles(start.dataset, reader_of(encoder), config.max_damaged, config.workers)
     batches = SequenceBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
 

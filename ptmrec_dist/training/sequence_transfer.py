@@ -62,7 +62,9 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         temperature=config.temperature,
         teachers_states=config.user_states == "teacher",
     )
-    files = None if encoder is None else ItemFiles(start.dataset, reader_of(encoder), config.max_damaged)
+    files = None
+    if encoder is not None:
+        files = ItemFiles(start.dataset, reader_of(encoder), config.max_damaged, config.workers)
     batches = SequenceBatches(sequences, config.batch_size, world, files=files, workers=config.workers)
     train_both(config, run, start, objective, batches, report)
 

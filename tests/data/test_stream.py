@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ptmrec_dist.data import random_access
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pairs import InteractionMajor, ItemMajor
 from ptmrec_dist.data.random_access import ItemFiles
@@ -244,3 +245,25 @@ def test_interaction_major_visits_every_pair_once_over_all_ranks(tiny_project: P
             assert len(batch.content.items.unique()) == len(batch.content.items)
     assert len(steps) == 1
     assert sorted(pairs) == sorted(zip(train.users.tolist(), train.items.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("room", [0, 10**6])
+def test_an_item_is_read_once_if_there_is_room_for_what_was_decoded(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(random_access, "KEPT_BYTES", room)
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_project.shards, shards)
+    files, items = ItemFiles(Dataset(shards), READER), np.array([5, 3, 40])
+    first = files.read(items)
+    for tar in shards.glob("*.tar"):
+        tar.unlink()
+    if not room:
+        with pytest.raises(Fault):
+            files.read(items)
+        return
+    again = files.read(items[::-1].copy())
+    for before, after in ((first.items, again.items), (first.images, again.images), (first.texts, again.texts)):
+        assert before is not None
+        assert after is not None
+        assert before.equal(after.flip(0))
