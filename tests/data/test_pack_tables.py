@@ -95,12 +95,12 @@ _NUMBER_FLOAT = pl.col("item_id") + ".0"
         (
             {"image": "http://example.org/" + pl.col("image")},
             {},
-            r"6 image is a URL \(row 1: .*; row 2: .*; images are read from files",
+            r"6 left out: image is a URL \(row 1: .*; row 2: .*; images are read from files",
         ),
         (
             {"image": "other/" + pl.col("image")},
             {},
-            r"6 image file is missing \(row 1: .*; row 2: .*looked for \S+/catalogue/other/images/0\.jpg and \S+/1\.jpg\)",
+            r"6 left out: image file is missing \(row 1: .*; row 2: .*looked for \S+/catalogue/other/images/0\.jpg and \S+/1\.jpg\)",
         ),
         (
             {},
