@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from ptmrec_dist.config import JointConfig
+from ptmrec_dist.config import JointConfig, TunesEncoder
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
+from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
@@ -57,9 +58,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     if taken and world.is_first:
         print(taken)
     objective = LiveNextItem(*live_arguments(start, encoder, sequences, config, config.seed, world))
-    files = None
-    if encoder is not None:
-        files = ItemFiles(start.dataset, reader_of(encoder), config.max_damaged, config.workers)
+    files = files_read_by(encoder, start.dataset, config)
     batches = SequenceBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
 
@@ -122,6 +121,22 @@ def live_arguments(
         config,
         seed,
     )
+
+
+def files_read_by(encoder: Encoder | None, dataset: Dataset, config: TunesEncoder) -> ItemFiles | None:
+    """Open the images and texts that an encoder reads.
+
+    Args:
+        encoder: The encoder; None where all features stay frozen.
+        dataset: The packed data set.
+        config: Settings.
+
+    Returns:
+        The files; None without an encoder.
+    """
+    if encoder is None:
+        return None
+    return ItemFiles(dataset, reader_of(encoder), config.max_damaged, config.workers)
 
 
 def _recommender_of(start: FinishedRun) -> SequenceRecommender:

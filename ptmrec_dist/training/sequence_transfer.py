@@ -13,12 +13,10 @@ import torch
 from ptmrec_dist.config import Stage2Config
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
-from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
-from ptmrec_dist.training.end_to_end import live_arguments
+from ptmrec_dist.training.end_to_end import files_read_by, live_arguments
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
@@ -62,9 +60,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         temperature=config.temperature,
         teachers_states=config.user_states == "teacher",
     )
-    files = None
-    if encoder is not None:
-        files = ItemFiles(start.dataset, reader_of(encoder), config.max_damaged, config.workers)
+    files = files_read_by(encoder, start.dataset, config)
     batches = SequenceBatches(sequences, config.batch_size, world, files=files, workers=config.workers)
     train_both(config, run, start, objective, batches, report)
 
