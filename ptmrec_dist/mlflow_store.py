@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_moved import files_beside, follow_move
+from ptmrec_dist.progress import Progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +50,7 @@ def connect(must_exist: bool = False) -> "MlflowClient":
             f"MLflow: there is no {database.name} in {database.parent}; change to the folder where it is, or set "
             "MLFLOW_TRACKING_URI"
         )
-    with tqdm(total=1, desc="connecting to MLflow", bar_format="{desc}", leave=False):
+    with Progress(total=1, desc="connecting to MLflow", bar_format="{desc}", delay=0, leave=False):
         from mlflow import MlflowClient
 
         for noisy in ("mlflow", "alembic"):

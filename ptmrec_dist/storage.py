@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tqdm import tqdm
-
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.files import UNFINISHED, link_or_copy, replacing, staged
 from ptmrec_dist.lock import one_at_a_time
+from ptmrec_dist.progress import Progress
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -155,7 +154,7 @@ def _fetch(file_system: "AbstractFileSystem", wanted: Mapping[Path, _File], labe
     """Fetch the files that are not in the cache, each atomically: after an interruption the others are fetched."""
     missing = [(path, file) for path, file in wanted.items() if not path.exists()]
     total = sum(file.size or 0 for _, file in missing)
-    with tqdm(total=total, desc=label, unit="B", unit_scale=True) as bar:
+    with Progress(total=total, desc=label, unit="B", unit_scale=True) as bar:
         for start in range(0, len(missing), _TOGETHER):
             for size in _fetch_together(file_system, missing[start : start + _TOGETHER], label):
                 bar.update(size)

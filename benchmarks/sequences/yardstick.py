@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--interactions", type=Path, required=True, help="CSV with user_id, item_id and timestamp")
     parser.add_argument("--libraries", type=Path, help="Python that has recbole and rectools")
     parser.add_argument("--rows", nargs="+", choices=(*OURS, *LIBRARIES))
+    parser.add_argument("--whole", action="store_true", help="keep all interactions of each user; our rows alone")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--length", type=int, default=20)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -58,7 +59,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(_ours(OURS[options.one], options.folder)))
         return
-    rows = options.rows or [*OURS, *(LIBRARIES if options.libraries else ())]
+    rows = options.rows or [*OURS, *(LIBRARIES if options.libraries and not options.whole else ())]
+    if options.whole and set(rows) & set(LIBRARIES):
+        parser.error(f"--whole: got --rows {' '.join(rows)}, expected our rows alone: {', '.join(OURS)}")
     with tempfile.TemporaryDirectory() as folder:
         _prepare(options, Path(folder))
         print("| SASRec |", " | ".join(COLUMNS), "|")
@@ -99,9 +102,10 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
     from ptmrec_dist.data.pack import pack
 
     rows = pl.read_csv(options.interactions, infer_schema=False)
-    latest = rows.sort(pl.col("timestamp").cast(pl.Float64, strict=False), maintain_order=True)
-    latest.group_by("user_id").tail(options.length + 3).write_csv(folder / "latest.csv")
-    pack(PackConfig(interactions=folder / "latest.csv", out=folder / "shards", split="leave_one_out"))
+    rows = rows.sort(pl.col("timestamp").cast(pl.Float64, strict=False), maintain_order=True)
+    kept = rows if options.whole else rows.group_by("user_id").tail(options.length + 3)
+    kept.write_csv(folder / "kept.csv")
+    pack(PackConfig(interactions=folder / "kept.csv", out=folder / "shards", split="leave_one_out"))
     dataset = Dataset(folder / "shards")
     split: dict[str, Any] = {"train": [[] for _ in range(dataset.num_users)]}
     train = dataset.sequences("train")

@@ -43,10 +43,11 @@ class ExperimentConfig:
     results: Path | None = None
     """Folder of `tables` and `report.html`; by default `out`. With another one the same runs are compared in a second way."""
     shards: Path | None = None
-    """Packed data set: one split. For several splits give `pack` instead."""
+    """Packed data set: one split. For several splits give `pack.interactions` instead."""
     pack: dict[str, Any] = field(default_factory=dict)
-    """Settings of `ptmrec pack` (`{items: items.csv, interactions: interactions.csv, split: cold_items}`), instead of `shards`:
-    the experiment packs the same catalogue once per split."""
+    """Settings of `ptmrec pack` (`{items: items.csv, interactions: interactions.csv, split: cold_items}`): the experiment packs
+    the same catalogue once per split. With `shards` nothing is packed, and `split`, `core` and `image_size` are those that the
+    data set must have been packed with."""
     splits: tuple[int, ...] = (0,)
     """Seeds of the splits that `pack` makes (`0,1,2,3,4`). With several, differences are tested over splits."""
     encoder: EncoderConfig | None = None
@@ -142,8 +143,11 @@ class ExperimentConfig:
         self._check_names()
 
     def _check_data(self) -> None:
-        require(bool(self.pack) != bool(self.shards), "shards", self.shards, "either --shards or settings of --pack")
-        require(bool(self.pack) or self.splits == (0,), "splits", list(self.splits), "none with --shards, which is one")
+        packs = "interactions" in self.pack
+        require(packs != bool(self.shards), "shards", self.shards, "either --shards or --pack.interactions")
+        require(packs or self.splits == (0,), "splits", list(self.splits), "none with --shards, which is one")
+        for name in () if packs else self.pack.keys() - {"split", "core", "image_size"}:
+            require(False, f"pack.{name}", self.pack[name], "none with --shards: nothing is packed")
         transfers = any(name.startswith(TRANSFER) for name in self.paradigms)
         expected = f"{'a' if transfers else 'no'} packed data set: --paradigms {TRANSFER}... read it, and nothing else"
         require(transfers == (self.source is not None), "source", self.source, expected)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.progress import Progress
 
 _CHUNK = 64
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -82,7 +82,7 @@ def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, limits: Limits
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     spools = [spool / f"{number:06d}" for number in range(len(chunks))]
     results: list[Prepared] = []
-    with tqdm(total=len(paths), desc="images", unit="image") as bar:
+    with Progress(total=len(paths), desc="images", unit="image") as bar:
         for prepared in pool.map(partial(_prepare_chunk, limits=limits), chunks, spools):
             results += prepared
             bar.update(len(prepared))

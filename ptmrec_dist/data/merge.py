@@ -10,7 +10,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
-from tqdm import tqdm
 
 from ptmrec_dist.config import MergeConfig
 from ptmrec_dist.data import splits
@@ -24,6 +23,7 @@ from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.progress import Progress
 
 Sources = Mapping[str, Dataset]
 """Name to packed data set, in order."""
@@ -105,7 +105,7 @@ def _copy_shards(datasets: Sources, folder: Path) -> Iterator[Shard]:
         for (name, dataset), first_item in zip(datasets.items(), firsts)
         for shard, path in zip(dataset.manifest.shards, dataset.shard_paths(), strict=True)
     ]
-    for number, (samples, source, first_item, name) in enumerate(tqdm(copies, desc="shards", unit="shard")):
+    for number, (samples, source, first_item, name) in enumerate(Progress(copies, desc="shards", unit="shard")):
         path = folder / f"shard-{number:06d}.tar"
         copy_renumbered(source, path, first_item, _prefix(name))
         yield Shard(path.name, samples, path.stat().st_size, sha256(path))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ptmrec_dist.data.manifest import Shard
 from ptmrec_dist.data.workers import Pool
 from ptmrec_dist.files import sha256
+from ptmrec_dist.progress import Progress
 
 _BLOCK = 512
 _DEFAULT_SHARDS = 32
@@ -112,7 +112,7 @@ def write_shards(pool: Pool, folder: Path, spool: Path, shards: Sequence[Sequenc
     """
     paths = [folder / f"shard-{number:06d}.tar" for number in range(len(shards))]
     written = pool.map(_write_shard, paths, [spool] * len(shards), shards)
-    return list(tqdm(written, total=len(shards), desc="shards", unit="shard"))
+    return list(Progress(written, total=len(shards), desc="shards", unit="shard"))
 
 
 def copy_renumbered(source: Path, path: Path, first_item: int, prefix: str) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from ptmrec_dist.data.drawing import PATTERNS, draw_product
 from ptmrec_dist.data.products import COLOURS, KINDS, SCENES, Look
+from ptmrec_dist.progress import Progress
 
 ITEMS_FILE = "items.csv"
 INTERACTIONS_FILE = "interactions.csv"
@@ -48,7 +48,7 @@ def generate_catalogue(folder: Path, *, num_items: int, num_users: int, seed: in
     looks = _sample_looks(num_items, rng)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, look in enumerate(tqdm(looks, desc="generate the catalogue", unit="item"), start=1):
+    for number, look in enumerate(Progress(looks, desc="generate the catalogue", unit="item"), start=1):
         name = f"images/{number:04d}.jpg"
         draw_product(look, _PICTURE_SIZE, rng).save(folder / name, quality=92)
         title = f"{look.colour} {look.kind}".capitalize()
@@ -71,7 +71,7 @@ def generate_pairs(count: int, *, size: int, seed: int) -> tuple[np.ndarray, lis
     rng = np.random.default_rng(seed)
     pictures = np.empty((count, 3, size, size), np.uint8)
     captions = []
-    for row, look in enumerate(tqdm(_sample_looks(count, rng), desc="generate pairs", unit="pair")):
+    for row, look in enumerate(Progress(_sample_looks(count, rng), desc="generate pairs", unit="pair")):
         pictures[row] = np.asarray(draw_product(look, size, rng)).transpose(2, 0, 1)
         captions.append(_caption(look, rng))
     return pictures, captions

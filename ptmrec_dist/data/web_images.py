@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from ptmrec_dist.data.decoding import BadImageError, decoded
 from ptmrec_dist.errors import Fault
 from ptmrec_dist.fetching import RedirectError, StatusError, fetch, is_allowed, open_session, reason
 from ptmrec_dist.files import replacing
+from ptmrec_dist.progress import Progress
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -67,7 +66,7 @@ class _Images:
     async def fetch_all(self, urls: Sequence["URL"], paths: Sequence[Path]) -> list[tuple[str, str]]:
         problems = [("", "")] * len(urls)
         waiting = iter(enumerate(zip(urls, paths, strict=True)))
-        with self._one_at_a_time, tqdm(total=len(urls), desc="images", unit="image") as bar:
+        with self._one_at_a_time, Progress(total=len(urls), desc="images", unit="image") as bar:
             async with open_session(self._limits.seconds) as session:
                 work = [self._work(session, waiting, problems, bar) for _ in range(self._limits.connections)]
                 await asyncio.gather(*work)
@@ -78,7 +77,7 @@ class _Images:
         session: "ClientSession",
         waiting: Iterator[tuple[int, tuple["URL", Path]]],
         problems: list[tuple[str, str]],
-        bar: "tqdm[Any]",
+        bar: Progress,
     ) -> None:
         for number, (url, path) in waiting:
             try:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader
@@ -20,6 +19,7 @@ from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def encode_all(
     training = encoder.training
     encoder.train(False)
     total, quiet = int(stream.counts[stream.shards_of(0)[stream.rank]].sum()), label is None or not world.is_first
-    with torch.no_grad(), tqdm(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
+    with torch.no_grad(), Progress(total=total, desc=label, unit="item", disable=quiet, leave=False) as bar:
         for number, batch in enumerate(stream.epoch(0), start=1):
             if watch is not None:
                 watch.at(number)

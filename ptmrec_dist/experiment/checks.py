@@ -83,6 +83,8 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
 
     packed = {split: folder for split, folder in plan.shards.items() if config.shards or folder.exists()}
     datasets = {split: Dataset(folder) for split, folder in packed.items()}
+    if config.shards is not None:
+        _check_packed(config, datasets[""])
     for split, dataset in datasets.items():
         dataset.require("validation", config.phase)
         if (
@@ -104,6 +106,17 @@ def check_data(config: ExperimentConfig, plan: Plan) -> dict[str, str]:
         check_inputs(config.out, before | {name: inputs[name] for name in before.keys() & inputs.keys()})
     _check_finished(plan, inputs | {_shards_of(split): found.fingerprint for split, found in datasets.items()})
     return before | inputs
+
+
+def _check_packed(config: ExperimentConfig, dataset: Dataset) -> None:
+    """Refuse a data set that was packed with other settings than the experiment's."""
+    for name, expected in config.pack.items():
+        found = getattr(dataset.manifest, name)
+        if found != expected:
+            raise UserError(
+                f"pack.{name}: got {expected}, but {config.shards} was packed with {found}; give the data set that is "
+                f"meant, or --pack.{name} {found}"
+            )
 
 
 def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:

@@ -94,7 +94,7 @@ def splits_of(config: ExperimentConfig) -> list[str]:
     Returns:
         Names in order; that of given `shards` is empty.
     """
-    return [f"split{seed}" for seed in config.splits] if config.pack else [""]
+    return [f"split{seed}" for seed in config.splits] if config.shards is None else [""]
 
 
 def encoders_of(config: ExperimentConfig) -> dict[str, EncoderConfig | None]:

@@ -172,7 +172,7 @@ class _Steps:
         return self._path(f"shards/{self.cell.split}")
 
     def all(self) -> Iterator[tuple[str, Step]]:
-        if self.config.pack:
+        if self.config.shards is None:
             yield self._pack()
         yield from self._of(self.cell)
 
@@ -203,7 +203,7 @@ class _Steps:
         needs = [name]
         if cell.transfer:
             before = replace(cell, split=SOURCE, paradigm="joint", modalities=self._all_modalities())
-            yield from _Steps(replace(self.config, shards=self.config.source, pack={}), before)._joint(before)
+            yield from _Steps(replace(self.config, shards=self.config.source), before)._joint(before)
             settings |= {"transfer": cell.transfer, "transfer_from": str(self._path(f"runs/{before.name}"))}
             needs.append(before.name)
         yield cell.name, self._run("joint", cell, settings, *needs)
@@ -270,7 +270,7 @@ class _Steps:
         return self._step(command, f"runs/{cell.name}", settings, *needs)
 
     def _step(self, command: str, folder: str, settings: dict[str, Any], *needs: str) -> Step:
-        packed = (self._pack()[0],) if self.config.pack else ()
+        packed = (self._pack()[0],) if self.config.shards is None else ()
         cell = self.cell
         return Step(command, self._path(folder), settings, (*packed, *needs), cell.split, cell.encoder)
 

@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 
 import yaml
-from tqdm import tqdm
 
 from ptmrec_dist.config import ExperimentConfig, encoder_label
 from ptmrec_dist.errors import UserError
@@ -20,6 +19,7 @@ from ptmrec_dist.experiment.results import write_results
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.tracking import Tracker
 
 
@@ -72,7 +72,7 @@ def _run_all(config: ExperimentConfig, steps: dict[str, Step], parent: str | Non
     with (
         open_executor(config) as execute,
         ThreadPoolExecutor(config.processes) as pool,
-        tqdm(total=len(steps), initial=len(steps) - len(waiting), desc="experiment", unit="step") as bar,
+        Progress(total=len(steps), initial=len(steps) - len(waiting), desc="experiment", unit="step") as bar,
     ):
         try:
             while order.is_active():

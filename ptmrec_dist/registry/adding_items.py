@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import polars as pl
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ptmrec_dist.config import AddItemsConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
@@ -20,6 +19,7 @@ from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import mlflow_errors
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry, pinned, verified_files
 from ptmrec_dist.registry.promoting import GATE_TAG, ROLLBACK_TAG
 from ptmrec_dist.registry.publishing import OWNER_TAG, publish
@@ -102,7 +102,7 @@ def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally) -> tuple[T
     """Vectors of the items whose images can be decoded, [N, D], and these items."""
     assert model.new_items is not None
     vectors, problems = [torch.zeros(0, model.new_items.width)], []
-    with tqdm(total=items.height, desc="items", unit="item") as bar:
+    with Progress(total=items.height, desc="items", unit="item") as bar:
         for batch in items.iter_slices(_BATCH):
             images, found = _decoded(batch, "image" in model.new_items.modalities)
             texts = batch.filter(pl.Series(found, dtype=pl.String) == "")["text"].to_list()

@@ -11,12 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ptmrec_dist.config import RegisterConfig
 from ptmrec_dist.evaluation.beyond import GROUP_RECALLS, LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
 from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
 from ptmrec_dist.registry.promoting import LIST_TAG, PER_USER_TAG
 from ptmrec_dist.registry.publishing import publish
@@ -47,7 +46,10 @@ def register(config: RegisterConfig) -> None:
         UserError: No finished run; data, features or an encoder other than those it was made from; a name or an alias that
             MLflow does not allow; an unreachable MLflow.
     """
-    with TemporaryDirectory() as scratch, tqdm(total=4, desc="register", bar_format="{desc}", leave=False) as bar:
+    with (
+        TemporaryDirectory() as scratch,
+        Progress(total=4, desc="register", bar_format="{desc}", delay=0, leave=False) as bar,
+    ):
         bar.set_description_str("reading the run")
         run = load_run(config.run, config)
         backbone = _backbone_of(run)

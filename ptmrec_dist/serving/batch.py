@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.errors import Fault
 from ptmrec_dist.evaluation.scoring import NO_ITEM
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.serving.model import ServedModel
 from ptmrec_dist.serving.params import Params
 
@@ -76,7 +76,7 @@ def _tables(
     model: ServedModel, user_ids: Sequence[str] | None, own: range, world: World, params: Params
 ) -> Iterator[pa.Table]:
     items = pa.array(model.item_ids.to_list())
-    with tqdm(total=len(own), desc="recommend", unit="user", disable=not world.is_first) as bar:
+    with Progress(total=len(own), desc="recommend", unit="user", disable=not world.is_first) as bar:
         for start in range(own.start, own.stop, _BLOCK):
             rows = range(start, min(start + _BLOCK, own.stop))
             if user_ids is None:

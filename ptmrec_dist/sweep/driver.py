@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
 from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
@@ -24,6 +23,7 @@ from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
@@ -113,7 +113,7 @@ class Sweep:
         """
         from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
 
-        with tqdm(desc="sweep", unit="trial", leave=False) as bar:
+        with Progress(desc="sweep", unit="trial", leave=False) as bar:
 
             def ended(trial: Trial) -> None:
                 value = "" if trial.value is None else f", {self.book.metric} {trial.value:.4f} at epoch {trial.epoch}"

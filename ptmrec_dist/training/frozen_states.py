@@ -12,7 +12,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ptmrec_dist.config import TunesEncoder
 from ptmrec_dist.data.dataset import Dataset
@@ -22,6 +21,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix, frozen_blocks
 from ptmrec_dist.encoders.stored_states import StatesWriter, StoredStates, complete_states
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.session import Session
 
@@ -134,7 +134,7 @@ def _write_part(
     world, writers = session.world, {name: StatesWriter(folder / name, session.world.rank) for name in prefixes}
     own = int(stream.counts[stream.shards_of(0)[world.rank]].sum())
     room *= own / max(int(stream.counts.sum()), 1)
-    with tqdm(total=own, desc="frozen blocks", unit="item", disable=not world.is_first, leave=False) as bar:
+    with Progress(total=own, desc="frozen blocks", unit="item", disable=not world.is_first, leave=False) as bar:
         for number, batch in enumerate(stream.epoch(0), start=1):
             session.heartbeat.at(number)
             moved = batch.to(world.device)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
@@ -11,6 +10,7 @@ from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.evaluation.retrieval import own_pair_recall
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.batches import item_stream, rows_per_rank
 from ptmrec_dist.training.session import Session
 
@@ -57,7 +57,7 @@ def own_pairs_found(encoder: Encoder, pairs: ItemStream, session: Session) -> di
         return {}
     images, texts = [], []
     total, quiet = int(pairs.counts[pairs.shards_of(0)[pairs.rank]].sum()), not session.world.is_first
-    with torch.no_grad(), tqdm(total=total, desc="held-out pairs", unit="item", disable=quiet, leave=False) as bar:
+    with torch.no_grad(), Progress(total=total, desc="held-out pairs", unit="item", disable=quiet, leave=False) as bar:
         for number, batch in enumerate(pairs.epoch(0), start=1):
             session.heartbeat.at(number)
             given = batch.to(session.world.device)

@@ -11,7 +11,6 @@ import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import PreprocessCfg
-from tqdm import tqdm
 
 from ptmrec_dist.data.stream import ItemBatch
 from ptmrec_dist.distributed import World
@@ -20,6 +19,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import save_backbone
 from ptmrec_dist.encoders.sources.open_clip import OpenClip
 from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.objectives.contrastive import ImageTextPairs
 from ptmrec_dist.training.optim import schedule_of
 
@@ -59,7 +59,7 @@ def train_clip(folder: Path, pictures: np.ndarray, captions: Sequence[str], *, s
     alone = World(0, 1, torch.device("cpu"))
     rows = (torch.randint(len(images), (_TINY_BATCH,)) for _ in range(steps))
     engine, schedule = OneProcess(ImageTextPairs(encoder, alone), optimizer), schedule_of(optimizer, "cosine", steps)
-    with tqdm(total=steps, desc="image-text pairs", unit="step") as bar:
+    with Progress(total=steps, desc="image-text pairs", unit="step") as bar:
         for rows_B in rows:
             loss = engine(ItemBatch(rows_B, images[rows_B], tokens[rows_B]), 0)["contrast"]
             engine.backward(loss, last=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.engines import make_engine
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.batches import Batches
 from ptmrec_dist.training.checkpoint import TrainState, load_engine, save_engine
 from ptmrec_dist.training.early_stopping import EarlyStopping
@@ -132,7 +132,7 @@ class Trainer:
         else:
             state.sums = {}
         label, quiet = f"epoch {state.epoch + 1}/{self.plan.epochs}", not self.world.is_first
-        with tqdm(total=steps, initial=state.step, desc=label, unit="step", disable=quiet, leave=False) as bar:
+        with Progress(total=steps, initial=state.step, desc=label, unit="step", disable=quiet, leave=False) as bar:
             for window in windows:
                 self.session.heartbeat.at(state.total_steps + 1)
                 self.train_step(window)
@@ -202,7 +202,7 @@ class Trainer:
             shown = [f"loss {losses['loss']:.4f}"] if losses else []
             shown += [f"{part} {SELECT} {values[SELECT]:.4f}" for part, values in metrics.items()]
             best = "  (best)" if kept and state.stopping.keep == "best" else ""
-            tqdm.write(f"epoch {state.epoch}: {'  '.join(shown)}{best}")
+            Progress.write(f"epoch {state.epoch}: {'  '.join(shown)}{best}")
 
     def save(self) -> None:
         """Write a checkpoint.

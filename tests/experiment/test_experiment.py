@@ -291,6 +291,9 @@ def test_finished_steps_of_other_inputs_are_refused(
         ({"stage1": {"epoch": 3}}, "epoch"),
         ({"methods": ["last_n"], "tuned": {"last_n": {"n": 7}}}, "last_n.n: got 7, but the image tower has 3 layers"),
         ({"shards": "nowhere"}, "nowhere"),
+        ({"shards": None}, "shards: got none, expected either --shards or --pack.interactions"),
+        ({"pack": {"split": "random"}}, "pack.split: got random, but "),
+        ({"pack": {"num_shards": 3}}, "pack.num_shards: got 3, expected none with --shards: nothing is packed"),
     ],
 )
 def test_a_grid_that_some_run_would_refuse_is_refused_before_any_begins(
@@ -325,6 +328,16 @@ def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_pro
     (finished.out.parent / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and holds no experiment"):
         run_experiment(_config(tiny_project, finished.out.parent / "mine"))
+
+
+def test_a_grid_that_names_its_split_runs_on_a_data_set_packed_with_that_split(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"pack": {"split": "cold_items"}, "encoder": {"model": str(tiny_project.clip)}, "seeds": [0]}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    chosen = ["--shards", str(tiny_project.shards), "--out", str(tmp_path / "out"), "--dry_run", "true"]
+    assert cli.run("experiment", ["--config", str(tmp_path / "experiment.yaml"), *chosen]) == 0
+    assert "shards/split0" not in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_with_its_reason(tiny_project: Project, tmp_path: Path) -> None:

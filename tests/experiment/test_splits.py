@@ -245,7 +245,8 @@ def test_a_model_trains_its_recommender_with_settings_of_its_own(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shards": "somewhere"}, "shards: got somewhere, expected either --shards or settings of --pack"),
+        ({"shards": "somewhere"}, "shards: got somewhere, expected either --shards or --pack.interactions"),
+        ({"shards": "somewhere", "pack": {"split": "random"}}, "splits: got [0, 1], expected none with --shards"),
         ({"pack": {"seed": 3, "interactions": "i.csv"}}, "pack.seed: got 3, expected none"),
         ({"pack": {"interactions": "i.csv", "split": "leave_one_out"}}, "splits: got [0, 1], expected one"),
         ({"pack": {"interactions": "i.csv", "spilt": "random"}}, "pack: "),

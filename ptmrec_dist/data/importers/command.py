@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ptmrec_dist.config import ImportConfig
 from ptmrec_dist.data.importers.base import Importer, Interaction, Item
@@ -23,6 +22,7 @@ from ptmrec_dist.data.importers.rows import Unreadable
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import staged, write_atomically
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.progress import Progress
 
 REPORT_FILE = "import.json"
 """In the folder that is written: how many rows were read, written, and left out for which reason."""
@@ -130,7 +130,7 @@ def _write(rows: Iterable[Item | Interaction | Unreadable], kind: type, folder: 
 def _counted(
     rows: Iterable[Item | Interaction | Unreadable], counts: Counts, folder: Path, name: str
 ) -> Iterator[dict[str, Any]]:
-    for row in tqdm(rows, desc=name, unit=" rows", unit_scale=True, disable=None):
+    for row in Progress(rows, desc=name, unit=" rows", unit_scale=True):
         counts.read += 1
         if isinstance(row, Unreadable):
             counts.leave_out(row)
