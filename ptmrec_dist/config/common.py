@@ -159,19 +159,25 @@ def encoder_label(made: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsRun:
+class FindsEncoder:
+    """Paths of an encoder that a run or its features name; by default as recorded, relative to them, else absolute."""
+
+    encoder: Path | None = None
+    """Folder of the encoder, if it was moved; it must have the same fingerprint."""
+    image_encoder: Path | None = None
+    """Folder of the separate image encoder, if it was moved."""
+    text_encoder: Path | None = None
+    """Folder of the separate text encoder, if it was moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRun(FindsEncoder):
     """Paths of the inputs of a finished run; by default as recorded, relative to the run, else absolute."""
 
     shards: Path | None = None
     """Packed data set of the run, if it was moved; it must have the same fingerprint."""
     features: Path | None = None
     """Frozen features of the run, if they were moved; they must have the same fingerprint."""
-    encoder: Path | None = None
-    """Folder of the run's encoder, if it was moved; it must have the same fingerprint."""
-    image_encoder: Path | None = None
-    """Folder of the run's separate image encoder, if it was moved."""
-    text_encoder: Path | None = None
-    """Folder of the run's separate text encoder, if it was moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
