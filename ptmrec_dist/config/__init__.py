@@ -6,9 +6,9 @@ in `__post_init__`; what depends on the data or the encoder (a depth, a width) i
 
 from ptmrec_dist.config.common import (
     EncoderConfig,
+    FindsEncoder,
     Modalities,
     RayConfig,
-    FindsEncoder,
     ReadsRun,
     TrackingConfig,
     encoder_label,
@@ -103,6 +103,7 @@ __all__ = [
     "ExperimentConfig",
     "ExportConfig",
     "FeaturesConfig",
+    "FindsEncoder",
     "FullConfig",
     "GateConfig",
     "ImportConfig",
@@ -120,7 +121,6 @@ __all__ = [
     "PromoteConfig",
     "PromptConfig",
     "RayConfig",
-    "FindsEncoder",
     "ReadsRun",
     "ReadsTables",
     "RecommendConfig",

@@ -158,6 +158,20 @@ def encoder_label(made: Mapping[str, Any]) -> str:
     return " and ".join(Path(name).name for name in names)
 
 
+def encoder_folders(made: Mapping[str, Any]) -> dict[str, str]:
+    """List the folders of an encoder.
+
+    Args:
+        made: Its record.
+
+    Returns:
+        The field of `FindsEncoder` that says where it is now, to its folder as recorded; names are not among them.
+    """
+    fields = {"model": "encoder", "image": "image_encoder", "text": "text_encoder"}
+    paths = {field: split_scheme(made.get(name) or "")[1] for name, field in fields.items()}
+    return {field: path for field, path in paths.items() if Path(path).is_absolute()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FindsEncoder:
     """Paths of an encoder that a run or its features name; by default as recorded, relative to them, else absolute."""

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import FindsEncoder, ReadsRun
+from ptmrec_dist.config.common import encoder_folders
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_json, sha256, typed, write_atomically
 from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
-_ENCODER_OPTIONS = {"model": "encoder", "image": "image_encoder", "text": "text_encoder"}
-"""What the record of an encoder names, and the option that says where it is now."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,8 @@ def require_encoder(record: RunRecord, folder: Path) -> None:
     Raises:
         UserError: There are no files.
     """
-    for name, option in _ENCODER_OPTIONS.items():
-        _, path = split_scheme((record.encoder or {}).get(name) or "")
-        if Path(path).is_absolute():
-            require_files(option, path, folder)
+    for option, path in encoder_folders(record.encoder or {}).items():
+        require_files(option, path, folder)
 
 
 def _fingerprint(folder: Path, record: RunRecord) -> str:
@@ -224,8 +221,6 @@ def relocated_encoder(made: dict[str, Any], now: FindsEncoder) -> dict[str, Any]
     for name, folder in {"image": now.image_encoder, "text": now.text_encoder}.items():
         if folder is not None:
             if made.get(name) is None:
-                raise UserError(
-                    f"{name}_encoder: got {folder}, but there is no separate {name} encoder; leave it out"
-                )
+                raise UserError(f"{name}_encoder: got {folder}, but there is no separate {name} encoder; leave it out")
             made = made | {name: split_scheme(made[name])[0] + str(folder.resolve())}
     return made
