@@ -13,7 +13,7 @@ class DamageBudget:
     """Counts items that could not be read."""
 
     fraction: float | None
-    """Largest fraction of the items that may be lost, in [0, 1), as `--max_damaged` says; None: none, without such an option."""
+    """Largest fraction of the items that may be lost, in [0, 1) (`--max_damaged`); None: none, of a command without that option."""
     total: int
     """Items that were expected."""
     lost: int = 0
@@ -33,6 +33,7 @@ class DamageBudget:
         if self.lost > (self.fraction or 0) * self.total:
             allowed = "" if self.fraction is None else f", more than --max_damaged {self.fraction:g} allows"
             raise Fault(
-                f"shards: {self.lost} of {self.total} items cannot be read ({reason}){allowed}; restore the shards or pack again"
+                f"shards: {self.lost} of {self.total} items cannot be read ({reason}){allowed}; restore the shards or "
+                "pack again"
             )
         _log.warning("shards: skipping %d items (%s); %d of %d are lost so far", items, reason, self.lost, self.total)
