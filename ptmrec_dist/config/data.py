@@ -33,7 +33,8 @@ class ColumnsConfig:
     rating: str = "rating"
     """Rating; needed only with `--min_rating`."""
     time: str = "timestamp"
-    """Time of the interaction; needed only by the split `leave_one_out`."""
+    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`) or a number (seconds, milliseconds, ... since
+    1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
 
     def __post_init__(self) -> None:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")

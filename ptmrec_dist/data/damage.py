@@ -13,7 +13,7 @@ class DamageBudget:
     """Counts items that could not be read."""
 
     fraction: float | None
-    """Largest fraction of the items that may be lost, in [0, 1) (`--max_damaged`); None: none, of a command without that option."""
+    """Largest fraction of the items that may be lost, in [0, 1) (`--max_damaged`); None: none, without such an option."""
     total: int
     """Items that were expected."""
     lost: int = 0
