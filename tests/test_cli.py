@@ -55,6 +55,7 @@ def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
             (*STAGE2, "--tuning.method", "prompt", "--prompt.depth", "deep"),
             "prompt.depth: got 'deep', expected a whole number or all; ",
         ),
+        ((*STAGE2, "--tracking", "off"), "tracking: got 'off', expected settings by name, such as {a: 1}, or a file"),
         ((*STAGE2, "--config", "nowhere.yaml"), "nowhere.yaml, which is not a file; "),
         (("--out", "runs/b"), "stage1: got none, expected --stage1; "),
         ((*STAGE2, "--seed", -1), "seed: got -1, expected 0 or more"),

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: (?P<got>.*)')
 _ABSENT = re.compile(r"""Parser key "(?P<name>[^"]+)": File does not exist: '(?P<path>.*)'""")
+_UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -37,9 +38,11 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
         return f"unknown: {given}" + (f"; the nearest is {nearest[0]}" if nearest else "")
     if absent := _ABSENT.fullmatch(message):
         return f"{absent['name']}: got {absent['path']}, which is not a file"
+    if unreadable := _UNREADABLE.fullmatch(message):
+        return f"{unreadable['name']}: got {unreadable['got']!r}, expected {_KINDS['dict']}, or a file of them"
     if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):
         return f"{wrong['name']}: got {wrong['got']!r}, expected {expected}"
-    return message
+    return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
 
 
 def _expected(why: str) -> str:
