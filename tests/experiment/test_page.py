@@ -38,7 +38,9 @@ def test_runs_that_differ_in_their_seed_are_one_setting(tiny_project: Project, r
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_cold_items_are_spoken_of_where_the_split_has_some(tiny_project: Project, runs: Path, tmp_path: Path) -> None:
+def test_the_page_speaks_of_new_items_where_the_split_has_some(
+    tiny_project: Project, runs: Path, tmp_path: Path
+) -> None:
     page, shards, run = (str(tmp_path / name) for name in ("report.html", "shards", "run"))
     interactions = ["--interactions", str(tiny_project.source / "interactions.csv"), "--core", "2"]
     training = ["--recommender", "bpr", "--epochs", "1", "--tracking.enabled", "false", "--device", "cpu"]
