@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ptmrec_dist import config
+from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.storage import with_local_copies
@@ -95,7 +96,8 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
     try:
         return config.build(settings, parser, parser.parse_args(words))
     except ArgumentError as error:
-        raise UserError(f"{_one_line(error)}; {prog} --help lists the options") from error
+        message = in_our_form(_one_line(error), parser._option_string_actions)
+        raise UserError(f"{message}; {prog} --help lists the options") from error
 
 
 def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
@@ -276,8 +278,7 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
 
 def _one_line(error: Exception) -> str:
     """The parser's message without its headings, on one line."""
-    message = " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
-    return message.replace("Expected a <class 'tuple'>", "Expected a list such as [a, b]")
+    return " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
 
 
 def _function(path: str) -> Callable[[Any], object]:

@@ -56,6 +56,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """VQ-Rec finds its codes by FAISS: its tests, and its rows of others, are skipped without it."""
+    callspec = getattr(item, "callspec", None)
+    if "vqrec" in item.name or (callspec is not None and "vqrec" in repr(callspec.params)):
+        optional("faiss")
+
+
+def optional(package: str) -> Any:
+    """A package that an extra installs; what asks for it is skipped, saying so, where it is not installed."""
+    return pytest.importorskip(package, reason=f"{package} is not installed: uv sync --extra dev", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def faiss() -> Any:
+    return optional("faiss")
+
+
+@pytest.fixture(scope="session")
+def implicit() -> Any:
+    return optional("implicit")
+
+
+@pytest.fixture(scope="session")
+def onnxruntime() -> Any:
+    optional("onnxscript")
+    return optional("onnxruntime")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

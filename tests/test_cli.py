@@ -40,16 +40,24 @@ def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*STAGE2, "--prompt.depht", 9), "--prompt.depht"),
+        ((*STAGE2, "--prompt.depht", 9), "unknown: --prompt.depht 9; the nearest is --prompt.depth"),
         (
             (*STAGE2, "--prompt.depth", 3),
             "prompt: got settings of a tuning method that is not used; expected those of last_n",
         ),
         ((*STAGE2, "--prompt.depth", 0), "prompt.depth: got 0, expected 1 or more, or 'all'"),
-        ((*STAGE2, "--zero.stage", 7), "zero.stage"),
-        ((*STAGE2, "--batch_size", "many"), "batch_size"),
-        ((*STAGE2, "--config", "nowhere.yaml"), "nowhere.yaml"),
-        (("--out", "runs/b"), "stage1"),
+        ((*STAGE2, "--zero.stage", 7), "zero.stage: got '7', expected 0, 1, 2 or 3; "),
+        ((*STAGE2, "--batch_size", "many"), "batch_size: got 'many', expected a whole number; "),
+        ((*STAGE2, "--optim.encoder_lr", "low"), "optim.encoder_lr: got 'low', expected a number; "),
+        ((*STAGE2, "--refit", "maybe"), "refit: got 'maybe', expected true or false; "),
+        ((*STAGE2, "--keep", "first"), "keep: got 'first', expected best or last; "),
+        (
+            (*STAGE2, "--tuning.method", "prompt", "--prompt.depth", "deep"),
+            "prompt.depth: got 'deep', expected a whole number or all; ",
+        ),
+        ((*STAGE2, "--tracking", "off"), "tracking: got 'off', expected settings by name, such as {a: 1}, or a file"),
+        ((*STAGE2, "--config", "nowhere.yaml"), "nowhere.yaml, which is not a file; "),
+        (("--out", "runs/b"), "stage1: got none, expected --stage1; "),
         ((*STAGE2, "--seed", -1), "seed: got -1, expected 0 or more"),
     ],
 )
@@ -58,6 +66,12 @@ def test_a_wrong_setting_is_one_line_that_names_it(arguments: tuple[object, ...]
         _parse("stage2", *arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_features_of_an_encoder_and_of_arrays_at_once_are_refused() -> None:
+    both = ("--shards", "s", "--out", "o", "--text_npy", "a.npy", "--encoder.model", "m")
+    with pytest.raises(UserError, match=r"^text_npy: got a\.npy, expected none beside an encoder"):
+        _parse("features", *both)
 
 
 def test_dashes_and_underscores_in_option_names_mean_the_same() -> None:

@@ -35,7 +35,9 @@ def _options(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def chain(tiny_project: Project, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def chain(
+    tiny_project: Project, empty_sqlite: Path, faiss: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A folder with a registered run of each."""
     folder = tmp_path_factory.mktemp("content")
     shutil.copy(empty_sqlite, folder)

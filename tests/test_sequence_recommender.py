@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chain(shards: Path, empty_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def chain(shards: Path, empty_sqlite: Path, faiss: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a registered run of SASRec."""
     folder = tmp_path_factory.mktemp("sasrec")
     shutil.copy(empty_sqlite, folder)

@@ -6,6 +6,7 @@ in `__post_init__`; what depends on the data or the encoder (a depth, a width) i
 
 from ptmrec_dist.config.common import (
     EncoderConfig,
+    FindsEncoder,
     Modalities,
     RayConfig,
     ReadsRun,
@@ -102,6 +103,7 @@ __all__ = [
     "ExperimentConfig",
     "ExportConfig",
     "FeaturesConfig",
+    "FindsEncoder",
     "FullConfig",
     "GateConfig",
     "ImportConfig",

@@ -158,20 +158,40 @@ def encoder_label(made: Mapping[str, Any]) -> str:
     return " and ".join(Path(name).name for name in names)
 
 
+def encoder_folders(made: Mapping[str, Any]) -> dict[str, str]:
+    """List the folders of an encoder.
+
+    Args:
+        made: Its record.
+
+    Returns:
+        The field of `FindsEncoder` that says where it is now, to its folder as recorded; names are not among them.
+    """
+    fields = {"model": "encoder", "image": "image_encoder", "text": "text_encoder"}
+    paths = {field: split_scheme(made.get(name) or "")[1] for name, field in fields.items()}
+    return {field: path for field, path in paths.items() if Path(path).is_absolute()}
+
+
 @dataclass(frozen=True, kw_only=True)
-class ReadsRun:
+class FindsEncoder:
+    """Paths of an encoder that a run or its features name; by default as recorded, relative to them, else absolute."""
+
+    encoder: Path | None = None
+    """Folder of the encoder, if it was moved; it must have the same fingerprint."""
+    image_encoder: Path | None = None
+    """Folder of the separate image encoder, if it was moved."""
+    text_encoder: Path | None = None
+    """Folder of the separate text encoder, if it was moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRun(FindsEncoder):
     """Paths of the inputs of a finished run; by default as recorded, relative to the run, else absolute."""
 
     shards: Path | None = None
     """Packed data set of the run, if it was moved; it must have the same fingerprint."""
     features: Path | None = None
     """Frozen features of the run, if they were moved; they must have the same fingerprint."""
-    encoder: Path | None = None
-    """Folder of the run's encoder, if it was moved; it must have the same fingerprint."""
-    image_encoder: Path | None = None
-    """Folder of the run's separate image encoder, if it was moved."""
-    text_encoder: Path | None = None
-    """Folder of the run's separate text encoder, if it was moved."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ class ColumnsConfig:
     rating: str = "rating"
     """Rating; needed only with `--min_rating`."""
     time: str = "timestamp"
-    """Time of the interaction; needed only by the split `leave_one_out`."""
+    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`) or a number (seconds, milliseconds, ... since
+    1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
 
     def __post_init__(self) -> None:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
@@ -172,11 +173,13 @@ class FeaturesConfig:
     """Seconds that a rank waits for the others at the end, or for its own next batch, before it stops with exit code 3."""
 
     def __post_init__(self) -> None:
-        given = [self.image_npy or self.text_npy, self.encoder]
+        arrays = self.image_npy or self.text_npy
+        beside = "image_npy" if self.image_npy else "text_npy"
+        require(arrays is None or self.encoder is None, beside, arrays, "none beside an encoder; leave out one of them")
         require(
-            sum(one is not None for one in given) == 1,
+            arrays is not None or self.encoder is not None,
             "encoder",
-            self.encoder,
+            None,
             "--encoder.model or --encoder.image and --encoder.text, or else --image_npy and --text_npy",
         )
         require(self.reuse is None or self.encoder is not None, "reuse", self.reuse, "none with arrays of your own")

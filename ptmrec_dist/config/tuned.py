@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import FindsEncoder, ReadsRun, TrackingConfig, require, require_device
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
@@ -191,7 +191,7 @@ class Stage2Config(ReadsRun, TrainsBoth):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointConfig(ChoosesRecommender, NextItemConfig, TrainsBoth):
+class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
     """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
 
     shards: Path

@@ -23,7 +23,7 @@ _URL = r"^(?i)(?:[a-z][a-z0-9+.-]*:)?//|^data:"
 
 
 def read_catalogue(
-    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True
+    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True, flags: str = "--"
 ) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
@@ -34,6 +34,7 @@ def read_catalogue(
         columns: Names of the columns.
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
+        flags: What the options of both begin with.
 
     Returns:
         `row` (counted from 1), `item_id`, `title`, `text`, `image`, and attributes with `ATTRIBUTE` before their names; empty
@@ -42,9 +43,9 @@ def read_catalogue(
     Raises:
         UserError: The file cannot be read, lacks a column or has no rows.
     """
-    source = Table(path, "items", separator, header)
-    texts, image = _content_columns(source, columns)
     item = columns.items_id or columns.item
+    source = Table(path, "items", separator, header, columns=_options(columns), flags=flags)
+    texts, image = _content_columns(source, columns)
     named = (columns.title,) if columns.names("title") else ()
     required = (item, *texts, *columns_of(image), *named, *columns.attributes)
     table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *columns.attributes))
@@ -60,6 +61,12 @@ def read_catalogue(
         image=filled_in(table.with_columns(without_fraction(table[item])), image),
         **{ATTRIBUTE + name: pl.col(name) for name in columns.attributes},
     )
+
+
+def _options(columns: ColumnsConfig) -> dict[str, object]:
+    """The settings that name the catalogue's columns; that of the id is the one that leaves the interactions' as it is."""
+    named = {name: getattr(columns, name) for name in ("text", "title", "image", "attributes")}
+    return {"items_id": columns.items_id or columns.item} | named
 
 
 def columns_of(value: str) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ _log = logging.getLogger(__name__)
 class DamageBudget:
     """Counts items that could not be read."""
 
-    fraction: float
-    """Largest fraction of the items that may be lost, in [0, 1)."""
+    fraction: float | None
+    """Largest fraction of the items that may be lost, in [0, 1) (`--max_damaged`); None: none, without such an option."""
     total: int
     """Items that were expected."""
     lost: int = 0
@@ -30,9 +30,10 @@ class DamageBudget:
             Fault: More are lost than the budget allows.
         """
         self.lost += items
-        if self.lost > self.fraction * self.total:
+        if self.lost > (self.fraction or 0) * self.total:
+            allowed = "" if self.fraction is None else f", more than --max_damaged {self.fraction:g} allows"
             raise Fault(
-                f"shards: {self.lost} of {self.total} items cannot be read ({reason}), more than --max_damaged "
-                f"{self.fraction:g} allows; restore the shards or pack again"
+                f"shards: {self.lost} of {self.total} items cannot be read ({reason}){allowed}; restore the shards or "
+                "pack again"
             )
         _log.warning("shards: skipping %d items (%s); %d of %d are lost so far", items, reason, self.lost, self.total)

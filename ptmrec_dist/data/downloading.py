@@ -6,6 +6,7 @@ Every row of the catalogue is counted once: as fetched, as already there, or by 
 import os
 import shlex
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def download(config: DownloadConfig) -> None:
 def _read(config: DownloadConfig) -> pl.DataFrame:
     columns = config.columns
     image = columns.item if columns.image is None else columns.image
-    source = Table(config.items, "items", config.separator, config.header)
+    source = Table(config.items, "items", config.separator, config.header, columns=asdict(columns))
     table = source.read((columns.item, columns.image_url, *columns_of(image)))
     table = table.with_columns(without_fraction(table[columns.item]))
     return table.select("row", item_id=columns.item, url=columns.image_url, image=filled_in(table, image))

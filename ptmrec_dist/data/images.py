@@ -82,7 +82,7 @@ def prepare_images(pool: Pool, paths: Sequence[str], spool: Path, limits: Limits
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     spools = [spool / f"{number:06d}" for number in range(len(chunks))]
     results: list[Prepared] = []
-    with Progress(total=len(paths), desc="images", unit="image") as bar:
+    with Progress(total=len(paths), desc="images", unit="image", disable=not paths) as bar:
         for prepared in pool.map(partial(_prepare_chunk, limits=limits), chunks, spools):
             results += prepared
             bar.update(len(prepared))

@@ -8,6 +8,7 @@ Shape suffixes: E interactions, R those of a block, U users, I items.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import polars as pl
@@ -41,8 +42,8 @@ def read_interactions(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple
     Raises:
         UserError: The file cannot be read, has no rows, lacks a column that the settings need, or mixes units of time.
     """
-    table = Table(config.interactions, "interactions", config.separator, config.header)
     columns = config.columns
+    table = Table(config.interactions, "interactions", config.separator, config.header, columns=asdict(columns))
     user, item = _present(table, columns.user, "userID"), _present(table, columns.item, "itemID")
     if user == item:
         raise UserError(f"columns.user: got {user!r}, which is columns.item too; expected two columns")

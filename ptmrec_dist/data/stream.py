@@ -80,7 +80,8 @@ class ItemStream:
         wanted: bool [I], items to stream; by default all.
         seed: Seed of the order; None streams in the order of the shards.
         workers: Loader processes.
-        max_damaged: Largest fraction of the rank's items of an epoch that may be lost to damaged or missing tars.
+        max_damaged: Largest fraction of the rank's items of an epoch that may be lost to damaged or missing tars; None: none,
+            where the command has no such option.
 
     Raises:
         UserError: Fewer shards than ranks times workers.
@@ -97,7 +98,7 @@ class ItemStream:
         wanted: np.ndarray | None = None,
         seed: int | None = None,
         workers: int = 0,
-        max_damaged: float = 0.0,
+        max_damaged: float | None = None,
     ) -> None:
         readers = world_size * max(workers, 1)
         if len(dataset.manifest.shards) < readers:

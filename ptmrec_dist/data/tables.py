@@ -1,6 +1,6 @@
 """Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -30,15 +30,25 @@ class Table:
         setting: Name of the setting that gave the path, for messages.
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
+        columns: The settings `columns.…` of this table to the names that they give, for messages.
+        flags: What the options `separator` and `header` of this table begin with, for messages.
 
     Raises:
         UserError: The file is missing, has an unknown ending, is empty, or cannot be read as the format that its name implies.
     """
 
-    def __init__(self, path: Path, setting: str, separator: str | None = None, header: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        setting: str,
+        separator: str | None = None,
+        header: bool = True,
+        *,
+        columns: Mapping[str, object] = {},
+        flags: str = "--",
+    ) -> None:
         self.path = path
-        self._setting = setting
-        self._flags = "--items_" if setting == "items" else "--"
+        self._setting, self._flags, self._named_by = setting, flags, columns
         if not path.is_file():
             raise UserError(f"{setting}: got {path}, which is not a file; expected one that ends in {ENDINGS}")
         form = format_of(path, separator, header)
@@ -177,7 +187,8 @@ class Table:
             message += f"; the nearest is {', '.join(map(repr, dict.fromkeys(nearest)))}"
         if not self.format.header:
             return UserError(f"{message}; without a header columns are named by number: --columns.item 1")
-        message += "; rename yours, or name it with --columns.…"
+        options = [f"--columns.{setting}" for setting, value in self._named_by.items() if _names_one(value, missing)]
+        message += "; rename yours" + (f", or give its name by {' and '.join(options)}" if options else "")
         if self.format.kind == "text" and any(map(_is_number, self.columns)):
             message += f"; if the first row is not a header, add {self._flags}header false and name columns by number"
         return UserError(message)
@@ -191,6 +202,11 @@ class Table:
         if found is not None:
             return UserError(f"{self._setting}: cannot read {self.path}: {found}")
         return UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+
+
+def _names_one(value: object, missing: list[str]) -> bool:
+    """Whether a setting, which gives the name of one column or of several, gives a missing one."""
+    return any(name in missing for name in (value if isinstance(value, tuple) else (value,)))
 
 
 def _is_number(name: str) -> bool:

@@ -12,7 +12,7 @@ from ptmrec_dist.doctor.features import examine_features
 from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.printing import print_report
 from ptmrec_dist.doctor.shards import examine_shards
-from ptmrec_dist.doctor.tables import find_interactions, find_items
+from ptmrec_dist.doctor.tables import find_interactions, find_items, tables_in
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import parse_json
 
@@ -97,9 +97,10 @@ def _examine_path(
     elif kind == "tables" and (interactions := find_interactions(path, config)) is not None:
         examine_tables(config, config.packing(interactions, find_items(path, config)), encoder, report)
     else:
-        found = "one table of interactions is expected" if path.is_dir() else "it is no folder"
+        tables = ", ".join(table.name for table in tables_in(path)) or "no table"
+        found = f"got a folder with {tables}" if path.is_dir() else "it is no folder"
         named = f"interactions.* and items.*, or tables of any name ({ENDINGS}) with the columns of --columns"
-        report.add([Finding("not-recognised", str(path), f"{found}: {named}")])
+        report.add([Finding("not-recognised", str(path), f"{found}; expected one table of interactions: {named}")])
 
 
 def _is_features(folder: Path) -> bool:

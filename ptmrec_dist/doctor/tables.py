@@ -19,7 +19,7 @@ def find_interactions(folder: Path, config: DoctorConfig) -> Path | None:
         The table, if there is one.
     """
     named = _named(folder, "interactions", ".inter")
-    return named or _only([path for path in _tables(folder) if _has_users(path, config)])
+    return named or _only([path for path in tables_in(folder) if _has_users(path, config)])
 
 
 def find_items(folder: Path, config: DoctorConfig) -> Path | None:
@@ -34,18 +34,26 @@ def find_items(folder: Path, config: DoctorConfig) -> Path | None:
     """
     item = config.columns.items_id or config.columns.item
     content = {config.columns.image, *config.columns.text}
-    having = {path: _columns(path, config) for path in _tables(folder)}
+    having = {path: _columns(path, config) for path in tables_in(folder)}
     described = [path for path, columns in having.items() if item in columns and content & columns]
     named = _named(folder, "items", ".item")
     return named or _only([path for path in described if not _has_users(path, config)])
 
 
 def _named(folder: Path, name: str, atomic: str) -> Path | None:
-    tables = _tables(folder)
+    tables = tables_in(folder)
     return next((path for path in tables if path.name.split(".")[0] == name or path.suffix == atomic), None)
 
 
-def _tables(folder: Path) -> list[Path]:
+def tables_in(folder: Path) -> list[Path]:
+    """List the files of a folder that may be tables.
+
+    Args:
+        folder: Folder.
+
+    Returns:
+        Files in one of the formats that `ptmrec pack` reads, in alphabetical order.
+    """
     return [path for path in sorted(folder.glob("*")) if path.is_file() and format_of(path, None, True) is not None]
 
 

@@ -78,14 +78,16 @@ def _summary(page: Comparison, dataset: Dataset) -> list[str]:
     count = f"{len(page.settings)} setting{'s' * (len(page.settings) > 1)}"
     parts = ", ".join(f"{part} {number:,}" for part, number in dataset.manifest.interactions.items())
     first = "the first split; " if page.splits > 1 else ""
+    ranked = "items are ranked"
+    if dataset.manifest.split == "cold_items":
+        ranked = "warm items are ranked, and separately all cold items, which have no training interactions"
     notes = [
         "Figures of items, users and features are of the first split; accuracy and learning curves are of all splits."
     ]
     return [
         f"{count}, {over}{of_each}, on {dataset.num_items:,} items and {dataset.num_users:,} users "
         f"({dataset.manifest.split} split; interactions: {first}{parts}).",
-        "Full ranking: for every user all warm items are ranked, and separately all cold items, which have no training "
-        "interactions. A setting has the same colour in all figures.",
+        f"Full ranking: for every user all {ranked}. A setting has the same colour in all figures.",
         *(notes if page.splits > 1 else []),
     ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged, used_settings
+from ptmrec_dist.config.common import encoder_folders
 from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
 SOURCE = "source"
@@ -190,6 +191,7 @@ class _Steps:
         else:
             yield from self._stage1(cell.frozen)
             settings = {"stage1": str(self._path(f"runs/{cell.frozen.name}")), **self._tuned("stage2")}
+            settings |= encoder_folders(self._encoder())
             if cell.paradigm == "two_stage_without_kt":
                 settings |= {"kt_weight": 0.0}
             yield cell.name, self._run("stage2", cell, settings, cell.frozen.name)
@@ -200,6 +202,7 @@ class _Steps:
         yield name, features
         model = {name: value for name, value in self._model().items() if name == "model"}
         settings = {**self._chosen(), "features": str(features.folder), **merged(self._tuned("joint"), model)}
+        settings |= encoder_folders(self._encoder())
         needs = [name]
         if cell.transfer:
             before = replace(cell, split=SOURCE, paradigm="joint", modalities=self._all_modalities())

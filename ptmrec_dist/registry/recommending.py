@@ -50,7 +50,9 @@ def recommend(config: RecommendConfig) -> None:
         unknown=config.unknown,
     )
     if config.for_items:
-        _print_users(model.users_for(config.for_items, params))
+        found = model.users_for(config.for_items, params)
+        _print_users(found)
+        _print_empty(len(config.for_items), "items", found)
         return
     if config.out is not None:
         world = join_world("cpu")
@@ -59,7 +61,9 @@ def recommend(config: RecommendConfig) -> None:
         write_lists(model, config.out, world, params, None if config.all else users)
         return
     requesters = model.users.resolve(users, [None] * len(users), config.unknown)
-    _print_table(model.recommend(requesters, params))
+    found = model.recommend(requesters, params)
+    _print_table(found)
+    _print_empty(len(users), "users", found)
 
 
 def _users(config: RecommendConfig) -> tuple[list[str], int]:
@@ -124,6 +128,13 @@ def _print_table(columns: dict[str, list[Any]]) -> None:
         reasons = _reasons(row) if explained else []
         table.add_row(user, str(row["rank"]), row["item_id"], row["title"], f"{row['score']:.4f}", *reasons)
     _print(table)
+
+
+def _print_empty(number: int, asked: str, columns: dict[str, list[Any]]) -> None:
+    """Say how many lists are empty: a table alone does not show them."""
+    empty = number - columns["rank"].count(1)
+    if empty:
+        print(f"{empty} of {number} {asked} have none: nothing is left to recommend")
 
 
 def _reasons(row: dict[str, Any]) -> list[str]:

@@ -130,7 +130,7 @@ class PreviousRun:
         except UserError as error:
             raise UserError(
                 f"from_shards: the ids of users and items are read from the data set that {self._folder} was trained on; give "
-                f"it by --from_shards ({error})"
+                f"it by --from_shards ({str(error).partition(';')[0]})"  # what follows names the option of a run read alone
             ) from error
 
     def _refuse_others(self, record: RunRecord, train_features: bool) -> None:

@@ -23,7 +23,7 @@ class FinishedRun:
     """A finished run, ready to score."""
 
     folder: Path
-    """Run folder."""
+    """Run folder; of a run from scratch, which does not exist yet, that of the features that it starts from."""
     record: RunRecord
     """Its lineage."""
     dataset: Dataset

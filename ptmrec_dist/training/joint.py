@@ -7,6 +7,8 @@ prompts that no recommender has prepared. As stage 2, started from an untrained 
 trained on users and their sequences, as in stage 1, and each distinct item of a step is encoded once (MoRec, PMMRec).
 """
 
+from dataclasses import replace
+
 import torch
 
 from ptmrec_dist.config import JointConfig
@@ -18,6 +20,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.end_to_end import train_on_sequences
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.inputs import open_store, untrained_record
+from ptmrec_dist.training.records import relocated_encoder
 from ptmrec_dist.training.refit import refit_if_asked
 from ptmrec_dist.training.tune import tune
 
@@ -41,10 +44,12 @@ def train_joint(config: JointConfig) -> None:
             f"recommender: {config.recommender} knows items by their IDs only; choose one that reads features"
         )
     record = untrained_record(config, dataset, store)
+    if record.encoder is not None:
+        record = replace(record, encoder=relocated_encoder(record.encoder, config))
     torch.manual_seed(config.seed)
     world = join_world(config.device, config.timeout)
     recommender = untrained_recommender(record, dataset, config.out, world)
-    start = FinishedRun(config.out, record, dataset, tensors_of(store, record.modalities), recommender)
+    start = FinishedRun(store.folder, record, dataset, tensors_of(store, record.modalities), recommender)
     if isinstance(recommender, SequenceRecommender):
         train_on_sequences(config, start)
     else:

@@ -27,7 +27,7 @@ class Plan:
     """Largest norm of the gradient, to which it is clipped; 0 turns clipping off."""
     checkpoint_epochs: bool = True
     """Whether a checkpoint is also written after every epoch."""
-    remedy: str = "lower --optim.encoder_lr or --optim.recommender_lr"
+    remedy: str = "lower the learning rates"
     """What to do about a loss that is not finite, for the message."""
 
 
@@ -41,6 +41,7 @@ def tuning_plan(config: TrainsBoth | ContrastiveConfig, evaluate_every: int = 1)
     Returns:
         The plan.
     """
+    contrastive = isinstance(config, ContrastiveConfig)
     return Plan(
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
@@ -50,4 +51,5 @@ def tuning_plan(config: TrainsBoth | ContrastiveConfig, evaluate_every: int = 1)
         seed=config.seed,
         zero_stage=config.zero.stage,
         grad_clip=config.optim.grad_clip,
+        remedy=f"lower --optim.encoder_lr or --{'projection_lr' if contrastive else 'optim.recommender_lr'}",
     )

@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ptmrec_dist.config import ReadsRun
+from ptmrec_dist.config import FindsEncoder, ReadsRun
+from ptmrec_dist.config.common import encoder_folders
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_json, sha256, typed, write_atomically
 from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
-_ENCODER_OPTIONS = {"model": "encoder", "image": "image_encoder", "text": "text_encoder"}
-"""What the record of an encoder names, and the option that says where it is now."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def require_files(name: str, path: str, folder: Path) -> None:
     Args:
         name: What is there, and the option that says where it is now.
         path: Path.
-        folder: Run folder whose record names it.
+        folder: Folder of a run or of features whose record names it.
 
     Raises:
         UserError: There are no files.
@@ -143,15 +142,13 @@ def require_encoder(record: RunRecord, folder: Path) -> None:
 
     Args:
         record: Lineage of the run.
-        folder: Run folder.
+        folder: Its folder, or that of the features which name the encoder.
 
     Raises:
         UserError: There are no files.
     """
-    for name, option in _ENCODER_OPTIONS.items():
-        _, path = split_scheme((record.encoder or {}).get(name) or "")
-        if Path(path).is_absolute():
-            require_files(option, path, folder)
+    for option, path in encoder_folders(record.encoder or {}).items():
+        require_files(option, path, folder)
 
 
 def _fingerprint(folder: Path, record: RunRecord) -> str:
@@ -200,11 +197,23 @@ def _relocated(record: RunRecord, folder: Path, now: ReadsRun) -> RunRecord:
             if made is not None and not Path(made["path"]).is_relative_to(folder.resolve()):
                 changes[name] = made | {"path": str(now.features.resolve())}
     if record.encoder is not None:
-        changes["encoder"] = _relocated_encoder(record.encoder, now)
+        changes["encoder"] = relocated_encoder(record.encoder, now)
     return replace(record, **changes)
 
 
-def _relocated_encoder(made: dict[str, Any], now: ReadsRun) -> dict[str, Any]:
+def relocated_encoder(made: dict[str, Any], now: FindsEncoder) -> dict[str, Any]:
+    """Put the paths that were given in place of those in the record of an encoder.
+
+    Args:
+        made: Settings and fingerprint of the encoder.
+        now: Where it is now.
+
+    Returns:
+        The record with these paths.
+
+    Raises:
+        UserError: The path of a separate encoder, where the encoder has none.
+    """
     if now.encoder is not None:  # a whole encoder, also one that was separate models: its settings are in its folder
         kept = {name: made[name] for name in ("fingerprint", "raw") if name in made}
         scheme, _ = split_scheme(made.get("model") or "")
@@ -212,8 +221,6 @@ def _relocated_encoder(made: dict[str, Any], now: ReadsRun) -> dict[str, Any]:
     for name, folder in {"image": now.image_encoder, "text": now.text_encoder}.items():
         if folder is not None:
             if made.get(name) is None:
-                raise UserError(
-                    f"{name}_encoder: got {folder}, but this run has no separate {name} encoder; leave it out"
-                )
+                raise UserError(f"{name}_encoder: got {folder}, but there is no separate {name} encoder; leave it out")
             made = made | {name: split_scheme(made[name])[0] + str(folder.resolve())}
     return made

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from ptmrec_dist.config import Stage2Config
+from ptmrec_dist.config import ReadsRun, Stage2Config
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
@@ -87,7 +87,8 @@ def _teacher_of(config: Stage2Config, start: FinishedRun) -> FinishedRun:
     """The run that teaches, if it fits."""
     folder = config.teacher_run
     assert folder is not None
-    teacher, read = load_run(folder), start.recommender.history_length
+    teacher = load_run(folder, ReadsRun(shards=config.shards))
+    read = start.recommender.history_length
     found, expected = teacher.dataset.fingerprint[:12], start.dataset.fingerprint[:12]
     require(found == expected, "teacher_run", f"a run on {found}", f"one on the data set of {start.folder}, {expected}")
     model = teacher.recommender

@@ -128,7 +128,7 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
         start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
         raise UserError(
-            f"stage1: the features of {start.folder} came from arrays, which no encoder gives; extract them by "
+            f"features: those of {start.folder} came from arrays, which no encoder gives; extract them by "
             "`ptmrec features --encoder.model` to tune one"
         )
     if record.train_features:

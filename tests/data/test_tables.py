@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
+from ptmrec_dist import cli
 from ptmrec_dist.data.tables import Table
 from ptmrec_dist.errors import UserError
 
@@ -21,16 +23,16 @@ _BAD_FILES = {
     "nearest.csv": (b"a,bb\n1,2\n", "has no column 'b'; it has 'a', 'bb'; the nearest is 'bb'; rename"),
     "semicolons.csv": (
         b"a;b\n1;2\n",
-        "one column found, 'a;b'; is it separated by ';'\\? then add --items_separator ';'",
+        "one column found, 'a;b'; is it separated by ';'\\? then add --separator ';'",
     ),
     "comma.inter": (b"a:token,b:token\n1,2\n", "one column found, 'a:token,b:token'; is it separated by ','"),
     "data.csv": (
         b"u1,i1,2.0\n",
-        "has no column 'a', 'b'; .*if the first row is not a header, add --items_header false",
+        "has no column 'a', 'b'; .*if the first row is not a header, add --header false",
     ),
     "utf16.csv": ("a,b\n1,2\n".encode("utf-16"), "line 1 has byte 0xff .*iconv -f UTF-16"),
     "header.tsv": ("a\té\n1\t2\n".encode("latin-1"), "line 1 has byte 0xe9 at position 2"),
-    "ratings.dat": (b"a::b\n1::2\n", "expected a file that ends in .*; for other text files give --items_separator"),
+    "ratings.dat": (b"a::b\n1::2\n", "expected a file that ends in .*; for other text files give --separator"),
     "latin.csv": ("a,b\né,2\n".encode("latin-1"), "line 2 has byte 0xe9 at position 0, which is not UTF-8"),
     "broken.csv.gz": (b"\x1f\x8b\x08\x00nonsense", "cannot read"),
     "text.parquet": (b"a,b\n1,2\n", "cannot read"),
@@ -50,6 +52,38 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(name: str, tmp_path: Pa
     assert str(error.value).startswith("items: ")
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "expected"),
+    [
+        (["pack", "--interactions"], "user;item\n1;2\n", {"--separator"}),
+        (["pack", "--interactions"], "customer,sku\n1,2\n", {"--columns.user", "--columns.item"}),
+        (["pack", "--interactions", "good.csv", "--items"], "item;text\n1;2\n", {"--items_separator"}),
+        (["pack", "--interactions", "good.csv", "--items"], "1;2\n3;4\n", {"--items_separator"}),
+        (["pack", "--interactions"], "1,2\n3,4\n", {"--header", "--columns.user", "--columns.item"}),
+        (["pack", "--interactions", "good.csv", "--items"], "sku,text\n1,2\n", {"--columns.items_id"}),
+        (["pack", "--split", "given", "--interactions"], "user_id,item_id\n1,2\n", set()),
+        (["download", "--items"], "item;image_url\n1;2\n", {"--separator"}),
+        (["download", "--items"], "sku,image_url\n1,2\n", {"--columns.item"}),
+    ],
+)
+def test_a_message_names_options_that_its_command_has(
+    command: list[str],
+    text: str,
+    expected: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.csv").write_text("user_id,item_id\n1,2\n")
+    Path("bad.csv").write_text(text)
+    assert cli.main([*command, "bad.csv", "--out", "out"]) == 2
+    assert set(re.findall(r"--[a-z_.]+", capsys.readouterr().err)) == expected
+    with pytest.raises(SystemExit):
+        cli.main([command[0], "--help"])
+    assert expected <= set(re.findall(r"--[a-z_.]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("name", ["nothing.csv", "."])

@@ -284,7 +284,9 @@ def test_tables_of_any_name_are_found_by_their_columns_if_there_is_one_each(tmp_
     (folder / "interactions.csv").rename(folder / "sales.csv")
     assert [finding.kind for finding in _examine(folder)] == ["missing-images"]
     (folder / "more.csv").write_bytes((folder / "sales.csv").read_bytes())
-    assert [finding.kind for finding in _examine(folder)] == ["not-recognised"]
+    (finding,) = _examine(folder)
+    assert finding.kind == "not-recognised"
+    assert "got a folder with more.csv, sales.csv, shoes.csv; expected one table of interactions" in finding.found
     assert [finding.kind for finding in _examine(folder / "sales.csv")] == ["not-recognised"]
 
 

@@ -76,6 +76,21 @@ def test_common_steps_of_cells_run_once(tiny_project: Project, tmp_path: Path) -
     assert {cell.name for cell in plan.cells} <= seen
 
 
+def test_runs_that_tune_an_encoder_are_told_where_it_is_now(tiny_project: Project, tmp_path: Path) -> None:
+    paradigms = ("two_stage_refit", "joint")
+    whole = lay_out(_config(tiny_project, tmp_path, paradigms=paradigms)).steps.values()
+    pair = EncoderConfig(image="timm:efficientnet_lite0", text=f"hf:{tiny_project.clip}")
+    separate = lay_out(_config(tiny_project, tmp_path, paradigms=paradigms, encoder=pair)).steps.values()
+    for steps, expected in ((whole, {"encoder"}), (separate, {"text_encoder"})):
+        for step in steps:
+            given = {name for name in step.settings if name.endswith("encoder")}
+            if step.command in ("stage2", "joint"):
+                assert given == expected
+                assert {step.settings[name] for name in given} == {str(tiny_project.clip)}
+            elif step.command != "features":
+                assert not given
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> ExperimentConfig:
     run_on_ranks(1, int)  # the server that processes are forked from, with all that takes seconds to import

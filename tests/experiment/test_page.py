@@ -38,6 +38,21 @@ def test_runs_that_differ_in_their_seed_are_one_setting(tiny_project: Project, r
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_the_page_speaks_of_new_items_where_the_split_has_some(
+    tiny_project: Project, runs: Path, tmp_path: Path
+) -> None:
+    page, shards, run = (str(tmp_path / name) for name in ("report.html", "shards", "run"))
+    interactions = ["--interactions", str(tiny_project.source / "interactions.csv"), "--core", "2"]
+    training = ["--recommender", "bpr", "--epochs", "1", "--tracking.enabled", "false", "--device", "cpu"]
+    assert cli.main(["report", "--runs", f"{runs}/b", "--out", page]) == 0
+    assert "separately all cold items" in Path(page).read_text()
+    assert cli.main(["pack", *interactions, "--workers", "1", "--out", shards]) == 0
+    assert cli.main(["stage1", "--shards", shards, *training, "--out", run]) == 0
+    assert cli.main(["report", "--runs", run, "--out", page]) == 0
+    assert "for every user all items are ranked." in Path(page).read_text()
+    assert "cold" not in Path(page).read_text()
+
+
 def test_every_figure_has_its_numbers_as_alternative_text(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert cli.run("report", ["--runs", f"{runs}/a-seed0,{runs}/b", "--out", str(page)]) == 0

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import open_clip
 import pytest
 import timm
@@ -131,7 +130,7 @@ def test_a_text_tower_of_transformers_loads_in_open_clip_as_is_said(
 
 @pytest.mark.slow
 def test_an_encoder_with_projections_is_exported_as_graphs_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], onnxruntime: Any
 ) -> None:
     image, text = write_image_encoder(tmp_path / "image", "test_vit"), write_text_encoder(tmp_path / "text")
     pair = load_backbone(EncoderConfig(image=f"timm:{image}", text=f"hf:{text}"))
@@ -157,7 +156,7 @@ def test_an_encoder_with_projections_is_exported_as_graphs_alone(
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "method"), [("clip", "prompt"), ("vlmo:tiny", "adapter")])
 def test_onnx_graphs_hold_every_method_and_take_any_batch(
-    tiny_clip: Path, tmp_path: Path, model: str, method: str
+    tiny_clip: Path, tmp_path: Path, model: str, method: str, onnxruntime: Any
 ) -> None:
     source = EncoderConfig(model=str(tiny_clip) if model == "clip" else model)
     run = _tuned(source, tmp_path / "run", method)

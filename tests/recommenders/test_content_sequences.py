@@ -1,8 +1,8 @@
 """Items of recommenders that read sequences of features: their vectors and scores, against slow forms of the equations."""
 
 from dataclasses import replace
+from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_an_item_of_vqrec_is_the_mean_of_the_vectors_of_its_codes(toy: Toy) -> N
     assert len(seen) > 4
 
 
-def test_codes_are_those_of_faiss_and_fit_what_they_were_made_of() -> None:
+def test_codes_are_those_of_faiss_and_fit_what_they_were_made_of(faiss: Any) -> None:
     rows = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)) @ torch.randn(12, 12)
     quantiser = vqrec.ProductQuantiser(12, 3, 8)
     assert not quantiser.is_fitted
@@ -135,7 +135,7 @@ def test_codes_are_those_of_faiss_and_fit_what_they_were_made_of() -> None:
     assert (restored - rows).square().sum() < 0.5 * (rows - rows.mean(dim=0)).square().sum()
 
 
-def test_fewer_rows_than_columns_are_quantised_without_loss_where_each_has_a_code() -> None:
+def test_fewer_rows_than_columns_are_quantised_without_loss_where_each_has_a_code(faiss: Any) -> None:
     rows = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
     quantiser = vqrec.ProductQuantiser(40, 1, 4)
     quantiser.fit(rows)
@@ -144,7 +144,7 @@ def test_fewer_rows_than_columns_are_quantised_without_loss_where_each_has_a_cod
     torch.testing.assert_close(quantiser.centroids_MKP[0][codes] @ quantiser.rotation, rows, atol=1e-4, rtol=1e-4)
 
 
-def test_codes_are_made_once_of_the_items_in_training(toy: Toy) -> None:
+def test_codes_are_made_once_of_the_items_in_training(toy: Toy, faiss: Any) -> None:
     model = _model(toy, "vqrec")
     assert isinstance(model, vqrec.VQRec)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -157,7 +157,7 @@ def test_codes_are_made_once_of_the_items_in_training(toy: Toy) -> None:
     assert torch.equal(other.quantiser.centroids_MKP, model.quantiser.centroids_MKP)
 
 
-def test_more_codes_than_items_in_training_are_refused(toy: Toy) -> None:
+def test_more_codes_than_items_in_training_are_refused(toy: Toy, faiss: Any) -> None:
     with pytest.raises(UserError, match=r"model\.bits: got 4, expected 3 or less: 11 items have training interactions"):
         toy.build("vqrec", bits=4)
     with pytest.raises(UserError, match=r"model\.bits: got 9, expected a number in \[1, 8\]"):

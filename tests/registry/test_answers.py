@@ -171,6 +171,16 @@ def test_recommend_prints_titles_for_each_user(catalogue, registered, capsys):
         assert all(f"{value:.4f}" in printed for value in answer[name])
 
 
+def test_recommend_says_whose_lists_are_empty(catalogue, registered, capsys):
+    seen = load_run(catalogue.stage2).dataset.item_ids[min(seen_items(load_run(catalogue.stage2), 0))]
+    user = load_run(catalogue.stage2).dataset.user_ids[0]
+    model = ["recommend", "--model", "models:/films@champion"]
+    assert main([*model, "--users", f"{user},nobody", "--items", seen]) == 0
+    assert capsys.readouterr().out.endswith("1 of 2 users have none: nothing is left to recommend\n")
+    assert main([*model, "--users", "nobody"]) == 0
+    assert "nothing is left" not in capsys.readouterr().out
+
+
 def test_recommend_prints_ids_as_they_are_on_one_line_each(registered, capsys):
     odd = ["[bold]a[/bold]", "[/b]", ":smile:", "x" * 200]
     assert main(["recommend", "--model", "models:/films@champion", "--users", ",".join(odd), "--top_k", "1"]) == 0

@@ -1,5 +1,7 @@
 """The FAISS index against the exact search."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,7 @@ USERS, ITEMS, WIDTH, K = 40, 3000, 16, 20
 
 
 @pytest.fixture(scope="module")
-def indices(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExactIndex, FaissIndex, torch.Tensor]:
-    pytest.importorskip("faiss", reason="FAISS is not installed: uv sync --extra dev")
+def indices(faiss: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExactIndex, FaissIndex, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(30, WIDTH, generator=generator)
     kinds = torch.randint(30, (ITEMS,), generator=generator)

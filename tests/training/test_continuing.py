@@ -173,6 +173,7 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_written(
         assert cli.run("stage1", [*given, *case]) == 2
         captured = capsys.readouterr().err
         assert message in captured
+        assert "by --shards" not in captured  # of the new run, where that of the old one is meant
         assert captured.count("\n") == 1
         assert not (tmp_path / "run").exists()
     assert cli.run("stage1", [*words, "--from", str(moved), "--from_shards", str(tiny_project.shards)]) == 0

@@ -2,6 +2,7 @@
 
 import builtins
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED, Project
 
 
-def test_factors_of_a_data_set_score_its_pairs_above_others(tiny_project: Project) -> None:
+def test_factors_of_a_data_set_score_its_pairs_above_others(tiny_project: Project, implicit: Any) -> None:
     dataset = Dataset(tiny_project.shards)
     users, items = als_factors(dataset, 8, seed=0)
     scores, train = users @ items.T, dataset.interactions("train")
@@ -32,7 +33,9 @@ def _config(project: Project, out: Path, recommender: str) -> Stage1Config:
     return Stage1Config(**common, out=out, recommender=recommender, init="als")
 
 
-def test_a_run_evaluates_the_factors_as_epoch_0_and_keeps_them(tiny_project: Project, tmp_path: Path) -> None:
+def test_a_run_evaluates_the_factors_as_epoch_0_and_keeps_them(
+    tiny_project: Project, tmp_path: Path, implicit: Any
+) -> None:
     train_stage1(_config(tiny_project, tmp_path / "run", "bpr"))
     line = yaml.safe_load((tmp_path / "run" / "history.jsonl").read_text().splitlines()[0])
     metrics = yaml.safe_load((tmp_path / "run" / "metrics.json").read_text())

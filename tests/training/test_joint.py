@@ -1,6 +1,8 @@
 """Joint training: the loop of stage 2 from an untrained recommender, with no teacher."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ptmrec_dist.config import (
+    EncoderConfig,
     EvaluateConfig,
+    FeaturesConfig,
     JointConfig,
     LastNConfig,
     LoraConfig,
@@ -18,6 +22,7 @@ from ptmrec_dist.config import (
     ZeroConfig,
     recommender_config,
 )
+from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
@@ -128,6 +133,24 @@ def test_an_interrupted_run_of_any_method_ends_like_an_undisturbed_one(
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
+
+
+def test_an_encoder_that_was_moved_is_found_by_the_option_that_the_message_names(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    features, before, after = (tmp_path / name for name in ("features", "before", "after"))
+    shutil.copytree(tiny_project.clip, before)
+    encoder = EncoderConfig(model=str(before))
+    extract_features(FeaturesConfig(shards=tiny_project.shards, out=features, encoder=encoder, device="cpu"))
+    before.rename(after)
+    message = f"encoder: no files at {before}, where {features} found them; give their folder by --encoder"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        train_joint(_config(tiny_project, tmp_path / "run", features=features))
+    assert not (tmp_path / "run").exists()
+    run_on_ranks(1, train_joint, _config(tiny_project, tmp_path / "run", features=features, encoder=after, epochs=0))
+    record = load_run(tmp_path / "run").record.encoder
+    assert record is not None
+    assert record["model"] == str(after)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A wrong model must be impossible: inputs that have changed are refused by name, and what was moved as a whole still works."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.finished import read_setting
 from ptmrec_dist.training.finished_run import load_run
@@ -327,6 +329,14 @@ def test_each_input_that_is_absent_is_named_with_the_option_that_helps(
     assert cli.run("stage2", [*arguments, *UNTRACKED_FLAGS]) == 0
     assert cli.run("evaluate", ["--run", str(alone), *given, "--device", "cpu"]) == 0
     assert cli.run("report", ["--runs", str(alone), *given, "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_the_encoder_of_a_run_that_is_an_encoder_is_named_where_it_is_absent(moved: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "elsewhere" / "deep" / "b"
+    shutil.copytree(moved / "runs" / "b", alone)
+    message = f"encoder: no files at {tmp_path}/before/tree/clip, where {alone} found them"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}; move or link them there$"):
+        load_backbone(EncoderConfig(model=str(alone)))
 
 
 def test_an_input_that_is_given_must_be_the_recorded_one(tiny_project: Project, moved: Path, tmp_path: Path) -> None:

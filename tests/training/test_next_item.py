@@ -320,7 +320,7 @@ def _on_rank(data: Path, steps: list[tuple[str, str, list[int]]]) -> list[dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: int) -> None:
+def test_ranks_have_the_loss_and_the_gradient_of_one_process(data: Path, ranks: int, faiss: Any) -> None:
     """Uneven parts, a rank without sequences, items that features give and are encoded on one rank for all."""
     every = _all(data)
     steps = [(case, kind, every) for case in CASES for kind in ("sasrec", "modes")]

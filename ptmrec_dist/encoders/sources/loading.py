@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrec_dist.config import EncoderConfig
+from ptmrec_dist.config.common import encoder_folders
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import sha256
@@ -123,7 +124,13 @@ def _load_from_run(folder: Path, pretrained: str | None) -> Backbone:
         made = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["encoder"]
         if made is None:
             raise UserError(f"encoder.model: the run {folder} has no encoder; expected a run on an encoder's features")
-        backbone = load_backbone_of(without_hints(made, folder))
+        made = without_hints(made, folder)
+        for path in encoder_folders(made).values():
+            if not Path(path).exists():
+                raise UserError(
+                    f"encoder: no files at {path}, where {folder} found them; bring them back or link to them there"
+                )
+        backbone = load_backbone_of(made)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise

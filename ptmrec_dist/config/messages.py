@@ -1,0 +1,54 @@
+"""What the parser refuses, in the form of all other messages: what was got, what was expected."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: (?P<got>.*)')
+_ABSENT = re.compile(r"""Parser key "(?P<name>[^"]+)": File does not exist: '(?P<path>.*)'""")
+_UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list such as [a, b]",
+    "dict": "settings by name, such as {a: 1}",
+}
+_REQUIRED = "the following arguments are required: "
+_UNKNOWN = "unrecognized arguments: "
+
+
+def in_our_form(message: str, options: Iterable[str]) -> str:
+    """Word a message of the parser as messages of this package are worded.
+
+    Args:
+        message: The message, on one line.
+        options: Options that the command has, such as `--out`.
+
+    Returns:
+        What was got and what was expected; a message of another form as it is.
+    """
+    if message.startswith(_REQUIRED):
+        missing = message.removeprefix(_REQUIRED).split(", ")
+        return f"{', '.join(missing)}: got none, expected {' and '.join(f'--{name}' for name in missing)}"
+    if message.startswith(_UNKNOWN):
+        given = message.removeprefix(_UNKNOWN)
+        nearest = get_close_matches(given.split()[0].partition("=")[0], options, n=1)
+        return f"unknown: {given}" + (f"; the nearest is {nearest[0]}" if nearest else "")
+    if absent := _ABSENT.fullmatch(message):
+        return f"{absent['name']}: got {absent['path']}, which is not a file"
+    if unreadable := _UNREADABLE.fullmatch(message):
+        return f"{unreadable['name']}: got {unreadable['got']!r}, expected {_KINDS['dict']}, or a file of them"
+    if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):
+        return f"{wrong['name']}: got {wrong['got']!r}, expected {expected}"
+    return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
+
+
+def _expected(why: str) -> str:
+    """The types that a value may have, in words; empty where one of them is not known."""
+    words = []
+    for kind, choices in re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[([^]]*)\])", why):
+        if kind != "NoneType":
+            words += [choice.strip("'") for choice in choices.split(", ")] if choices else [_KINDS.get(kind, "")]
+    return "" if "" in words else ", ".join(words[:-1]) + " or " * (len(words) > 1) + "".join(words[-1:])
