@@ -188,7 +188,8 @@ class Table:
         if not self.format.header:
             return UserError(f"{message}; without a header columns are named by number: --columns.item 1")
         options = [f"--columns.{setting}" for setting, value in self._named_by.items() if _names_one(value, missing)]
-        message += "; rename yours" + (f", or give its name by {' and '.join(options)}" if options else "")
+        them = "them" if len(options) > 1 else "it"
+        message += "; rename yours" + (f", or name {them} by {' and '.join(options)}" if options else "")
         if self.format.kind == "text" and any(map(_is_number, self.columns)):
             message += f"; if the first row is not a header, add {self._flags}header false and name columns by number"
         return UserError(message)

@@ -77,10 +77,10 @@ def test_common_steps_of_cells_run_once(tiny_project: Project, tmp_path: Path) -
 
 
 def test_runs_that_tune_an_encoder_are_told_where_it_is_now(tiny_project: Project, tmp_path: Path) -> None:
-    paradigms = ("two_stage_refit", "joint")
-    whole = lay_out(_config(tiny_project, tmp_path, paradigms=paradigms)).steps.values()
+    axes: dict[str, Any] = {"paradigms": ("frozen", "two_stage_refit", "joint"), "methods": ("lora",)}
+    whole = lay_out(_config(tiny_project, tmp_path, **axes)).steps.values()
     pair = EncoderConfig(image="timm:efficientnet_lite0", text=f"hf:{tiny_project.clip}")
-    separate = lay_out(_config(tiny_project, tmp_path, paradigms=paradigms, encoder=pair)).steps.values()
+    separate = lay_out(_config(tiny_project, tmp_path, **axes, encoder=pair)).steps.values()
     for steps, expected in ((whole, {"encoder"}), (separate, {"text_encoder"})):
         for step in steps:
             given = {name for name in step.settings if name.endswith("encoder")}
