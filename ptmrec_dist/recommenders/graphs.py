@@ -247,25 +247,18 @@ def _survivors(values_N: Tensor, fraction: float, generator: Generator) -> Tenso
     return torch.ones_like(values_N, dtype=torch.bool).index_fill_(0, dropped, False)
 
 
-def neighbour_means(
-    users_E: Tensor, items_E: Tensor, num_users: int, num_items: int, self_loops: bool = False
-) -> SparseMatrix:
-    """Join users and items by interactions, each row the mean over a node's neighbours: D^-1 A, or D^-1 (A + I).
+def neighbour_means(nodes_E: Tensor, neighbours_E: Tensor, shape: tuple[int, int]) -> SparseMatrix:
+    """Create the matrix whose product with a table has the mean over each node's neighbours, D^-1 A.
 
     Args:
-        users_E: User of each edge, int64 [E].
-        items_E: Item of each edge, int64 [E]; duplicate pairs are one edge.
-        num_users: Number of users U.
-        num_items: Number of items I.
-        self_loops: Whether every node is a neighbour of its own.
+        nodes_E: Node of each edge, int64 [E].
+        neighbours_E: Its neighbour, int64 [E]; duplicate pairs are one edge.
+        shape: Number of nodes, and of nodes that may be neighbours.
 
     Returns:
-        The matrix, [U + I, U + I], users before items. Without self-loops a node without edges has an empty row.
+        The matrix, [nodes, neighbours]; a node without edges has an empty row.
     """
-    pairs_E = (users_E * num_items + items_E).unique()
-    users_E, items_E = pairs_E // num_items, pairs_E % num_items + num_users
-    size = num_users + num_items
-    own = torch.arange(size if self_loops else 0)
-    rows_E, columns_E = torch.cat([users_E, items_E, own]), torch.cat([items_E, users_E, own])
-    weights_E = 1 / torch.bincount(rows_E, minlength=size)[rows_E].float()
-    return SparseMatrix(rows_E, columns_E, weights_E, (size, size))
+    pairs_E = (nodes_E * shape[1] + neighbours_E).unique()
+    nodes_E, neighbours_E = pairs_E // shape[1], pairs_E % shape[1]
+    weights_E = 1 / torch.bincount(nodes_E, minlength=shape[0])[nodes_E].float()
+    return SparseMatrix(nodes_E, neighbours_E, weights_E, shape)

@@ -4,6 +4,7 @@ Shape suffixes: B batch rows, Q queries, K keys, D width of the vectors.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,18 +128,37 @@ def softmax_term(
     """
     offsets_K = counts_K.to(queries_QD.dtype).log()
     blocks = queries_QD.split(max(1, _BLOCK_LOGITS // max(1, len(keys_KD))))
-    log_sums = _log_sums
+    log_sums = _LogSums.apply
     if len(blocks) > 1:
-        log_sums = functools.partial(checkpoint, _log_sums, use_reentrant=False, preserve_rng_state=False)
+        log_sums = functools.partial(checkpoint, _LogSums.apply, use_reentrant=False, preserve_rng_state=False)
     totals_Q = torch.cat([log_sums(block_BD, keys_KD, offsets_K, largest) for block_BD in blocks])
     if rows_B is not None:
         totals_Q, queries_QD = totals_Q[rows_B], F.embedding(rows_B, queries_QD)
     return totals_Q - (queries_QD * own_BD).sum(dim=1)
 
 
-def _log_sums(queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor, largest: float | None) -> Tensor:
-    """Log of the sum over the keys of the exponentials of logits and offsets, [B]."""
-    if largest is None:
-        return torch.logsumexp(torch.addmm(offsets_K, queries_BD, keys_KD.T), dim=1)
-    # With the bound subtracted no exponential overflows, without a pass over [Q, K] for the maximum.
-    return torch.addmm(offsets_K - largest, queries_BD, keys_KD.T).exp_().sum(dim=1).log() + largest
+class _LogSums(torch.autograd.Function):
+    """Log of the sum over the keys of the exponentials of logits and offsets, [B].
+
+    Its gradient is that of a softmax, whose denominators divide queries and results: no second table [B, K] is written.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries_BD: Tensor, keys_KD: Tensor, offsets_K: Tensor, largest: float | None) -> Tensor:
+        if largest is None:
+            logits_BK = torch.addmm(offsets_K, queries_BD, keys_KD.T)
+            tops_B = logits_BK.amax(dim=1)
+            exponentials_BK = logits_BK.sub_(tops_B[:, None]).exp_()
+        else:
+            # With the bound subtracted no exponential overflows, without a pass over [B, K] for the maximum.
+            tops_B = queries_BD.new_full((), largest)
+            exponentials_BK = torch.addmm(offsets_K - largest, queries_BD, keys_KD.T).exp_()
+        sums_B = exponentials_BK.sum(dim=1)
+        ctx.save_for_backward(queries_BD, keys_KD, exponentials_BK, sums_B)
+        return sums_B.log() + tops_B
+
+    @staticmethod
+    def backward(ctx: Any, gradients_B: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        queries_BD, keys_KD, exponentials_BK, sums_B = ctx.saved_tensors
+        scales_B1 = (gradients_B / sums_B)[:, None]
+        return scales_B1 * (exponentials_BK @ keys_KD), exponentials_BK.T @ (scales_B1 * queries_BD), None, None

@@ -73,8 +73,11 @@ class LATTICE(FittedRecommender, TableRecommender):
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.maps = modal_maps(inputs.features, config.dim, bias=True)
         self.logits = nn.Parameter(torch.zeros(len(self.modalities)))
-        users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
-        self.graph = neighbour_means(users_E, items_E, inputs.num_users, inputs.num_items, self_loops=True)
+        # Users before items, every node a neighbour of its own: D^-1 (A + I).
+        size, pairs = inputs.num_users + inputs.num_items, inputs.train
+        edges_2E = torch.stack([torch.tensor(pairs.users), torch.tensor(pairs.items) + inputs.num_users])
+        loops_2N = torch.arange(size).expand(2, -1)
+        self.graph = neighbour_means(*torch.cat([edges_2E, edges_2E.flip(0), loops_2N], dim=1), (size, size))
         others = config.knn - 1
         self.feature_graphs = nn.ModuleDict(
             {

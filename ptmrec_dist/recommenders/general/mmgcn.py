@@ -1,11 +1,11 @@
 """MMGCN: a graph convolution over users and items for each modality.
 
-Shape suffixes: B batch rows, C chosen items, N users and items, M modalities, U users, I items, P width of the inputs of a
-layer, D width of its outputs, X the inputs of all modalities side by side.
+Shape suffixes: B batch rows, C chosen items, N nodes of a side, users or items, O those of the other side, M modalities,
+U users, I items, P width of the inputs of a layer, D width of its outputs, X the inputs of all modalities side by side.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,14 @@ from ptmrec_dist.recommenders.graphs import neighbour_means
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term
 from ptmrec_dist.recommenders.principal import principal_maps
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
 from ptmrec_dist.recommenders.sparse import SparseMatrix
-from ptmrec_dist.recommenders.tables import TableRecommender
+from ptmrec_dist.recommenders.unit_rows import unit_rows
 
 _SLOPE = 0.01  # of the leaky rectifier, as published
 
 
-class MMGCN(FittedRecommender, TableRecommender):
+class MMGCN(FittedRecommender):
     r"""MMGCN, for one modality or both.
 
     Wei et al., MMGCN: Multi-modal Graph Convolution Network for Personalized Recommendation of Micro-video, MM 2019,
@@ -76,25 +76,37 @@ class MMGCN(FittedRecommender, TableRecommender):
         self.maps = principal_maps(inputs, config.input_dim, config.rank, bias=True)
         widths = [config.input_dim] + [config.dim] * (config.layers - 1)
         self.convolutions = nn.ModuleList(_Convolution(count, width, config.dim) for width in widths)
-        self.graph = neighbour_means(
-            torch.tensor(inputs.train.users), torch.tensor(inputs.train.items), inputs.num_users, inputs.num_items
-        )
+        users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
+        self.to_users = neighbour_means(users_E, items_E, (inputs.num_users, inputs.num_items))
+        self.to_items = neighbour_means(items_E, users_E, (inputs.num_items, inputs.num_users))
 
     def tables(self, features: Features) -> Tables:
-        """Convolve preferences and features, `users` [U, dim] and `items` [I, dim]."""
+        """Compute what the last layer reads: nodes, `users` and `items`, and means over their neighbours, `near_...`, [N, X].
+
+        The last layer is computed where users or items are asked for: a batch has few of all.
+        """
         return self._convolved({modality: self.maps[modality](features[modality]) for modality in self.modalities})
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Compute the last layer of users, [B, D]."""
+        return self._last_layer("users", queries.users, tables, self.user_embeddings.weight)
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Compute the last layer of items, [C, D]; features enter through the tables alone."""
+        return self._last_layer("items", chosen, tables, self.item_embeddings.weight)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2` (on IDs and preferences), [B] each."""
-        gaps_BD = row_gaps(tables["items"], batch.positives, batch.negatives)
-        users_BD = self.user_embeddings(batch.users)
+        # Each node of the batch once, however often it occurs.
+        users_Q, users_B = batch.users.unique(return_inverse=True)
+        items_Q, items_2B = torch.stack([batch.positives, batch.negatives]).unique(return_inverse=True)
+        users_BD = F.embedding(users_B, self.users(Queries(users_Q), tables))
+        gaps_BD = row_gaps(self.items({}, tables, items_Q), *items_2B)
+        ids_BD = self.user_embeddings(batch.users)
         items_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
-        ids_B = l2_term(users_BD, users_BD, *items_BD) / users_BD.shape[1]
+        ids_B = l2_term(ids_BD, ids_BD, *items_BD) / ids_BD.shape[1]
         penalty_B = ids_B + self.preferences(batch.users).square().mean(dim=1)
-        return {
-            "bpr": bpr_term(F.embedding(batch.users, tables["users"]), gaps_BD),
-            "l2": self.reg_weight * penalty_B,
-        }
+        return {"bpr": bpr_term(users_BD, gaps_BD), "l2": self.reg_weight * penalty_B}
 
     def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return users [B, dim] and items [C, dim] as they would be if all features were zero; convolves all nodes."""
@@ -106,20 +118,27 @@ class MMGCN(FittedRecommender, TableRecommender):
         return self.users(queries, without), self.items({}, without, chosen)
 
     def _convolved(self, projected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convolve users' preferences and items' projected features, [I, P] by modality."""
+        """Compute all layers but the last, of users' preferences and items' projected features, [I, P] by modality."""
         preferences_UMP = self.preferences.weight.unflatten(1, (len(self.modalities), -1))
-        contents_IMP = torch.stack([projected[modality] for modality in self.modalities], dim=1)
-        vectors_NX = F.normalize(torch.cat([preferences_UMP, contents_IMP]), dim=2).flatten(1)
-        ids_ND = torch.cat([self.user_embeddings.weight, self.item_embeddings.weight])
-        for convolution in self.convolutions:
-            vectors_NX = convolution(self.graph, vectors_NX, ids_ND)
-        mean_ND = vectors_NX.unflatten(1, (len(self.modalities), -1)).mean(dim=1)
-        num_users = self.user_embeddings.num_embeddings
-        return {"users": mean_ND[:num_users], "items": mean_ND[num_users:]}
+        users_UX = unit_rows(preferences_UMP).flatten(1)
+        items_IX = torch.cat([unit_rows(projected[modality]) for modality in self.modalities], dim=1)
+        for convolution in self.convolutions[:-1]:
+            users_UX, items_IX = (
+                convolution(self.to_users, items_IX, users_UX, self.user_embeddings.weight),
+                convolution(self.to_items, users_UX, items_IX, self.item_embeddings.weight),
+            )
+        near = {"near_users": self.to_users(items_IX), "near_items": self.to_items(users_UX)}
+        return {"users": users_UX, "items": items_IX, **near}
+
+    def _last_layer(self, side: str, chosen: Tensor | None, tables: Tables, ids_ND: Tensor) -> Tensor:
+        """Compute the last layer of some nodes, and its mean over modalities, [C, D]."""
+        own_CX, means_CX, ids_CD = (rows_of(table, chosen) for table in (tables[side], tables[f"near_{side}"], ids_ND))
+        outputs_CX = cast(_Convolution, self.convolutions[-1]).from_means(own_CX, means_CX, ids_CD)
+        return outputs_CX.unflatten(1, (len(self.modalities), -1)).mean(dim=1)
 
 
 class _Convolution(nn.Module):
-    """A layer of all modalities: one sparse product of their inputs side by side, and batched products with weights.
+    """A layer of all modalities: sparse products of their inputs side by side, and batched products with weights.
 
     Args:
         modalities: Number of modalities M.
@@ -135,19 +154,34 @@ class _Convolution(nn.Module):
         self.fusion_weights = _stacked(modalities, inputs + outputs, outputs)
         self.fusion_bias = nn.Parameter(torch.zeros(modalities, 1, outputs))
 
-    def forward(self, means: SparseMatrix, vectors_NX: Tensor, ids_ND: Tensor) -> Tensor:
-        """Compute the outputs, [N, M D], from the inputs, [N, M P], both with the modalities side by side."""
-        own_MNP, mean_MNP = (
-            table_NX.unflatten(1, (len(self.own_weights), -1)).transpose(0, 1)
-            for table_NX in (vectors_NX, means(vectors_NX))
-        )
-        neighbours_MNP = _rectified(torch.bmm(mean_MNP, self.neighbour_weights))
-        own_MND = _rectified(torch.baddbmm(self.own_bias, own_MNP, self.own_weights)) + ids_ND
+    def forward(self, means: SparseMatrix, others_OX: Tensor, own_NX: Tensor, ids_ND: Tensor) -> Tensor:
+        """Compute the outputs of users or of items, [N, M D], from their inputs and those of the other side."""
+        if len(own_NX) <= len(others_OX):
+            return self.from_means(own_NX, means(others_OX), ids_ND)
+        # A (X K) instead of (A X) K: weights are multiplied with the side that has fewer nodes.
+        weighted_OX = _joined(torch.bmm(self._split(others_OX), self.neighbour_weights))
+        return self._fused(own_NX, self._split(_rectified(means(weighted_OX))), ids_ND)
+
+    def from_means(self, own_NX: Tensor, means_NX: Tensor, ids_ND: Tensor) -> Tensor:
+        """Compute the outputs of some nodes, [N, M D], from their inputs and the means over their neighbours."""
+        neighbours_MNP = _rectified(torch.bmm(self._split(means_NX), self.neighbour_weights))
+        return self._fused(own_NX, neighbours_MNP, ids_ND)
+
+    def _fused(self, own_NX: Tensor, neighbours_MNP: Tensor, ids_ND: Tensor) -> Tensor:
+        own_MND = _rectified(torch.baddbmm(self.own_bias, self._split(own_NX), self.own_weights)) + ids_ND
         # [H ; X] G without concatenating H and X.
-        from_neighbours, from_own = self.fusion_weights.split([own_MNP.shape[2], own_MND.shape[2]], dim=1)
+        from_neighbours, from_own = self.fusion_weights.split([neighbours_MNP.shape[2], own_MND.shape[2]], dim=1)
         fused_MND = torch.baddbmm(self.fusion_bias, neighbours_MNP, from_neighbours)
-        fused_MND = _rectified(torch.baddbmm(fused_MND, own_MND, from_own))
-        return fused_MND.transpose(0, 1).flatten(1)
+        return _joined(_rectified(fused_MND.baddbmm_(own_MND, from_own)))
+
+    def _split(self, table_NX: Tensor) -> Tensor:
+        """Each modality on its own, [M, N, P]."""
+        return table_NX.unflatten(1, (len(self.own_weights), -1)).transpose(0, 1)
+
+
+def _joined(table_MNP: Tensor) -> Tensor:
+    """The modalities side by side, [N, M P]."""
+    return table_MNP.transpose(0, 1).flatten(1)
 
 
 def _rectified(sums: Tensor) -> Tensor:
