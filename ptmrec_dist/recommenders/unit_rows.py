@@ -30,7 +30,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table_ND: Tensor) -> Tensor:
         lengths_N1 = table_ND.norm(dim=-1, keepdim=True).clamp_(min=_SHORTEST)
-        units_ND = table_ND / lengths_N1
+        units_ND: Tensor = table_ND / lengths_N1
         ctx.save_for_backward(units_ND, lengths_N1)
         return units_ND
 

@@ -335,7 +335,7 @@ def test_the_encoder_of_a_run_that_is_an_encoder_is_named_where_it_is_absent(mov
     alone = tmp_path / "elsewhere" / "deep" / "b"
     shutil.copytree(moved / "runs" / "b", alone)
     message = f"encoder: no files at {tmp_path}/before/tree/clip, where {alone} found them"
-    with pytest.raises(UserError, match=f"^{re.escape(message)}; move or link them there$"):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}; bring them back or link to them there$"):
         load_backbone(EncoderConfig(model=str(alone)))
 
 

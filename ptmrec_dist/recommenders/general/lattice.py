@@ -77,7 +77,8 @@ class LATTICE(FittedRecommender, TableRecommender):
         size, pairs = inputs.num_users + inputs.num_items, inputs.train
         edges_2E = torch.stack([torch.tensor(pairs.users), torch.tensor(pairs.items) + inputs.num_users])
         loops_2N = torch.arange(size).expand(2, -1)
-        self.graph = neighbour_means(*torch.cat([edges_2E, edges_2E.flip(0), loops_2N], dim=1), (size, size))
+        nodes_E, neighbours_E = torch.cat([edges_2E, edges_2E.flip(0), loops_2N], dim=1)
+        self.graph = neighbour_means(nodes_E, neighbours_E, (size, size))
         others = config.knn - 1
         self.feature_graphs = nn.ModuleDict(
             {

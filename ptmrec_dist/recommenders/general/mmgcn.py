@@ -134,7 +134,8 @@ class MMGCN(FittedRecommender):
         """Compute the last layer of some nodes, and its mean over modalities, [C, D]."""
         own_CX, means_CX, ids_CD = (rows_of(table, chosen) for table in (tables[side], tables[f"near_{side}"], ids_ND))
         outputs_CX = cast(_Convolution, self.convolutions[-1]).from_means(own_CX, means_CX, ids_CD)
-        return outputs_CX.unflatten(1, (len(self.modalities), -1)).mean(dim=1)
+        mean_CD: Tensor = outputs_CX.unflatten(1, (len(self.modalities), -1)).mean(dim=1)
+        return mean_CD
 
 
 class _Convolution(nn.Module):
@@ -176,7 +177,8 @@ class _Convolution(nn.Module):
 
     def _split(self, table_NX: Tensor) -> Tensor:
         """Each modality on its own, [M, N, P]."""
-        return table_NX.unflatten(1, (len(self.own_weights), -1)).transpose(0, 1)
+        table_MNP: Tensor = table_NX.unflatten(1, (len(self.own_weights), -1)).transpose(0, 1)
+        return table_MNP
 
 
 def _joined(table_MNP: Tensor) -> Tensor:
