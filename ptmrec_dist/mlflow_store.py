@@ -50,7 +50,7 @@ def connect(must_exist: bool = False) -> "MlflowClient":
             f"MLflow: there is no {database.name} in {database.parent}; change to the folder where it is, or set "
             "MLFLOW_TRACKING_URI"
         )
-    with Progress(total=1, desc="connecting to MLflow", bar_format="{desc}", delay=0, leave=False):
+    with Progress(total=1, desc="connecting to MLflow", bar_format="{desc}", every=0, leave=False):
         from mlflow import MlflowClient
 
         for noisy in ("mlflow", "alembic"):

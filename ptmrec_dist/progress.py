@@ -1,12 +1,11 @@
 """Progress of long work: a bar on a terminal, and a line a minute where output goes to a file or a pipe."""
 
 import sys
-from typing import IO, Any
+import time
+from typing import IO, Any, ClassVar
 
 from tqdm import tqdm
 
-_LOG_INTERVAL = 60.0
-"""Seconds before the first line of a log and between two: short work writes none."""
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -15,24 +14,39 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
     Args:
         *args: As of `tqdm`.
-        **settings: As of `tqdm`. `delay=0` writes the first line of a log at once.
+        every: Seconds from the last line of any bar to one of this, in a log; work that is shorter may leave none.
+        **settings: As of `tqdm`.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: Any, every: float = 60.0, **settings: Any) -> None:
         if not sys.stderr.isatty():
-            plain = {"mininterval": _LOG_INTERVAL, "delay": _LOG_INTERVAL, "miniters": 1, "bar_format": _LINE}
-            settings = {**plain, "file": _Lines(sys.stderr), **settings}
+            plain = {"mininterval": min(every, 1.0), "bar_format": _LINE, "file": _Lines(sys.stderr, every)}
+            settings = plain | settings
         super().__init__(*args, **settings)
+
+    @staticmethod
+    def line(text: str) -> None:
+        """Print a line beside all bars, at once, also to a file.
+
+        Args:
+            text: The line.
+        """
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 class _Lines:
-    """Text stream to which `tqdm` writes, with a line where it would overwrite the line before."""
+    """Text stream to which `tqdm` writes, with a line now and then where it would overwrite the line before."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+    last: ClassVar[float] = time.monotonic()
+
+    def __init__(self, stream: IO[str], every: float) -> None:
+        self.stream, self.every = stream, every
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        now = time.monotonic()
+        if (line := text.strip()) and now >= _Lines.last + self.every:
+            _Lines.last = now
             self.stream.write(f"{line}\n")
 
     def flush(self) -> None:

@@ -84,7 +84,7 @@ def _run_all(config: ExperimentConfig, steps: dict[str, Step], parent: str | Non
                     future.result()
                     order.done(name)
                     bar.update()
-                    bar.write(f"{name}: done")
+                    bar.line(f"{name}: done")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # running steps finish; the same command resumes the rest
             raise

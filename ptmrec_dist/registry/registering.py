@@ -48,7 +48,7 @@ def register(config: RegisterConfig) -> None:
     """
     with (
         TemporaryDirectory() as scratch,
-        Progress(total=4, desc="register", bar_format="{desc}", delay=0, leave=False) as bar,
+        Progress(total=4, desc="register", bar_format="{desc}", every=0, leave=False) as bar,
     ):
         bar.set_description_str("reading the run")
         run = load_run(config.run, config)

@@ -119,7 +119,7 @@ class Sweep:
                 value = "" if trial.value is None else f", {self.book.metric} {trial.value:.4f} at epoch {trial.epoch}"
                 why = f" ({trial.reason})" if trial.reason else ""
                 bar.update()
-                bar.write(f"trial {trial.number}: {trial.state}{value}{why}")
+                bar.line(f"trial {trial.number}: {trial.state}{value}{why}")
                 remove_group(self.out / "logs" / f"{trial.name}{GROUP_FILE}")
                 self._close(trial)
 

@@ -202,7 +202,7 @@ class Trainer:
             shown = [f"loss {losses['loss']:.4f}"] if losses else []
             shown += [f"{part} {SELECT} {values[SELECT]:.4f}" for part, values in metrics.items()]
             best = "  (best)" if kept and state.stopping.keep == "best" else ""
-            Progress.write(f"epoch {state.epoch}: {'  '.join(shown)}{best}")
+            Progress.line(f"epoch {state.epoch}: {'  '.join(shown)}{best}")
 
     def save(self) -> None:
         """Write a checkpoint.
