@@ -4,7 +4,6 @@ JSON lines (also the Python literals of Amazon's data of 2014), text with a sepa
 files of Hugging Face `datasets`. All but the last two may be compressed (`.gz`).
 """
 
-import ast
 import csv
 import io
 import json
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ptmrec_dist.data.formats import open_bytes
+from ptmrec_dist.data.importers.python_literals import as_json
 
 Row = dict[str, Any]
 """Column to value."""
@@ -82,7 +82,7 @@ def _json_rows(file: IO[bytes]) -> Iterator[Row | Unreadable]:
             continue
         try:
             row = _object(line.decode("utf-8-sig"))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, RecursionError):
             yield Unreadable("not a JSON object", f"line {number}: {line[:60]!r}")
         else:
             yield row
@@ -92,7 +92,7 @@ def _object(line: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
-        row = ast.literal_eval(line)  # constants and containers only: nothing in the line is run
+        row = json.loads(as_json(line))
     if not isinstance(row, dict):
         raise ValueError("not an object")
     return row
