@@ -52,6 +52,15 @@ def test_all_transfers_of_a_seed_take_parts_of_one_run_on_the_source(tiny_projec
     ]
 
 
+def test_the_source_is_read_as_it_is_where_the_catalogue_is_packed_first(tiny_project: Project, tmp_path: Path) -> None:
+    tables = {"items": "items.csv", "interactions": "interactions.csv", "split": "leave_one_out"}
+    plan = lay_out(_config(tiny_project, tmp_path, shards=None, pack=tables))
+    source, target = (plan.steps[f"{split}-pmmrec-both-joint-none-seed0"] for split in ("source", "split0"))
+    assert source.settings["shards"] == str(tiny_project.shards)
+    assert target.settings["shards"] == str(tmp_path / "shards" / "split0")
+    assert ["shards/split0" in step.needs for step in (source, target)] == [False, True]
+
+
 def test_a_source_is_given_exactly_where_it_is_read(tiny_project: Project, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source: got none, expected a packed data set"):
         _config(tiny_project, tmp_path, source=None)
