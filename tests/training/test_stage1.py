@@ -367,7 +367,7 @@ def test_parameters_are_counted_by_where_they_lie(tiny_project: Project, tmp_pat
 
 
 # They read each distinct node of a batch once: less work, whose amount the host has to know.
-_WAITING = ("mgcn", "smore", "slmrec", "mmgcl")
+_WAITING = ("mgcn", "smore", "slmrec", "mmgcl", "mmgcn")
 
 
 @pytest.mark.gpu

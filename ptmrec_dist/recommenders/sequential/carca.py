@@ -107,7 +107,9 @@ class CARCA(MixedRecommender):
     def _attend(self, users_BS: Tensor, items_BKN: Tensor) -> Tensor:
         queries_BKD, vectors_BKD = items_BKN.split(self.dim, dim=2)
         histories = users_BS.unflatten(1, (self.history_length, 2 * self.dim + 1))
-        keys_BLD, values_BLD, taken_BL1 = histories.split([self.dim, self.dim, 1], dim=2)
+        keys, values, taken_BL1 = histories.split([self.dim, self.dim, 1], dim=2)
+        # Rows of 2D + 1 numbers do not begin where fused attention on a GPU can read them.
+        keys_BLD, values_BLD = keys.contiguous(), values.contiguous()
         bias_B11L = _HIDDEN * (1 - taken_BL1.detach().transpose(1, 2)[:, None])
         read_BKD = attention(queries_BKD, keys_BLD, values_BLD, self.heads, bias_B11L)
         scores_BK: Tensor = self.logit(vectors_BKD * read_BKD)[:, :, 0]
