@@ -1,6 +1,7 @@
 """Speed and memory of a step of stage 2, relative to a matrix product measured in the same run. Needs no data or weights.
 
 python -m benchmarks.stage2                                                 # ViT-B-32 and -16, batch 128, prompts 4 x 9
+python -m benchmarks.stage2 --cuda_graphs                                   # forward and backward passes are replayed
 python -m benchmarks.stage2 --models FOLDER --batch 8 --depth 2 --steps 2   # a small model, also on a CPU
 
 FLOPs are counted by torch over a complete step, forward and backward as computed (a frozen backbone has no weight gradients);
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4)
     parser.add_argument("--depth", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cuda_graphs", action="store_true")
     options = parser.parse_args()
     world = join_world()
     rates = {precision: matmul_rate(precision, world.device) for precision in options.precisions}
@@ -98,6 +100,8 @@ def make_objective(model: str, precision: str, options: argparse.Namespace, worl
     prompts = PromptConfig(depth=options.depth, length=options.length)
     encoder.tune("prompt", prompts, torch.Generator().manual_seed(0))
     encoder.to(world.device)
+    if options.cuda_graphs:
+        encoder.record(world.device)
     rng = np.random.default_rng(0)
     items = np.repeat(np.arange(ITEMS), ROWS_PER_ITEM)
     train = Interactions(users=rng.integers(0, USERS, len(items)), items=items)

@@ -59,6 +59,10 @@ class TunesEncoder:
     cache_gib: float = 16.0
     """Most GiB in the run's folder, until it is complete, for what frozen blocks give before the first tuned one (last_n), so
     that these are run once for each item; at most half of the free disk. Items that do not fit run whole; 0: all do."""
+    cuda_graphs: bool = False
+    """On a GPU, record the passes of each tuned tower as CUDA graphs when a shape of its inputs comes a second time, at most 8
+    shapes, and replay them: for batches so small that the host takes longer to launch kernels than the GPU to run them. Every
+    shape holds its own memory, and frozen blocks are run (no `cache_gib`)."""
     workers: int = 0
     """Loader processes per rank; 0 decodes in the rank's own process."""
     checkpoint_every: int = 100
@@ -82,11 +86,22 @@ class TunesEncoder:
         for name in ("checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "0 or more")
+        self._check_cuda_graphs()
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
         require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a fraction in [0, 1)")
         require_device(self.device)
+
+    def _check_cuda_graphs(self) -> None:
+        """Refuse what no recorded pass can do."""
+        obstacles = {
+            "--zero.stage 3, which moves parameters": self.zero.stage == 3,
+            "--tuning.gradient_checkpointing true, which runs blocks again": self.tuning.gradient_checkpointing,
+            "--tuning.method none, which trains no tower": self.tuning.method == "none",
+        }
+        for obstacle, found in obstacles.items():
+            require(not (self.cuda_graphs and found), "cuda_graphs", self.cuda_graphs, f"false with {obstacle}")
 
     @property
     def encoder_lr(self) -> float:

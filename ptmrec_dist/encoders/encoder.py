@@ -18,6 +18,7 @@ from ptmrec_dist.config import EncoderConfig, MethodConfig, TowersConfig, method
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
 from ptmrec_dist.encoders.lengths import encode_by_length
+from ptmrec_dist.encoders.recorded import RecordedTower
 from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
         self.attached = nn.ModuleDict()
         self.sort_by_length = False  # to be set where no parameter is divided among ranks
         self.prefixes: dict[str, FrozenPrefix] = {}  # modality to blocks whose states are stored
+        self.recorded: dict[str, RecordedTower] = {}  # modality to passes that are replayed
         if gradient_checkpointing:
             checkpoint_blocks(self.towers)
         for tuned in backbone.tuned:
@@ -106,14 +108,36 @@ class Encoder(nn.Module):
 
     def drop_frozen_towers(self) -> None:
         """Run only the towers in which something is tuned, for the features of the others do not change."""
-        for modality, tower in list(self.towers.items()):
-            beside = self.attached[modality].parameters() if modality in self.attached else ()
-            if not any(parameter.requires_grad for parameter in (*tower.parameters(), *beside)):
+        for modality in list(self.towers):
+            if not self._tuned_in(modality):
                 del self.towers[modality]
+
+    def record(self, device: torch.device) -> None:
+        """From now on, where gradients are computed, record the passes of the tuned towers as CUDA graphs, and replay them.
+
+        Args:
+            device: The device of the encoder.
+
+        Raises:
+            UserError: It is no GPU.
+        """
+        if device.type != "cuda":
+            raise UserError(
+                f"cuda_graphs: got true, but the device is {device.type}; expected a GPU, or leave the option out"
+            )
+        for modality, tower in self.towers.items():
+            if tuned := self._tuned_in(modality):
+                self.recorded[modality] = RecordedTower(tower, tuned)
 
     def merge(self) -> None:
         """Merge what the attached method tuned into the towers' own weights, where the method can be merged."""
         self._method.merge(self.towers)
+
+    def _tuned_in(self, modality: str) -> list[nn.Parameter]:
+        """Parameters of a tower, and of what is attached to it, that require gradients."""
+        beside = self.attached[modality].parameters() if modality in self.attached else ()
+        every = (*self.towers[modality].parameters(), *beside)
+        return [parameter for parameter in every if parameter.requires_grad]
 
     def _attach(
         self, method: str, settings: MethodConfig, generator: torch.Generator, objectives: Sequence[str]
@@ -199,7 +223,7 @@ class Encoder(nn.Module):
         with self._autocast(inputs):
             if inputs.is_cuda and torch.is_grad_enabled() and prefix is None:
                 # `tokenize` has cut common padding; to read lengths on the device here would wait for all that it has to do.
-                encoded_BD = tower.encode(inputs)
+                encoded_BD = self.recorded.get(modality, tower).encode(inputs)
             elif self.sort_by_length and modality == "text":
                 encoded_BD = encode_by_length(tower, inputs, encode)
             else:

@@ -59,6 +59,8 @@ def fine_tune(config: ContrastiveConfig) -> None:
     check_image_size(dataset, encoder, config.strict)
     _tune(config, encoder)
     world = join_world(config.device, config.timeout)
+    if config.cuda_graphs:
+        encoder.record(world.device)
     layout = f"{dataset.manifest.layout} on {world.size} ranks"
     batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
     lineage = {

@@ -34,8 +34,8 @@ _TEXTS = ["cup", "a photo of a red cup on a table"]
 def store_frozen_states(config: TunesEncoder, session: Session, dataset: Dataset, encoder: Encoder | None) -> None:
     """Run the frozen blocks at the start of each tower once for all items, and let the encoder start from their states.
 
-    Does nothing where no block is frozen, where `cache_gib` is 0, and under ZeRO-3, whose ranks must run all modules
-    alike. Items that do not fit are encoded by all blocks, as before.
+    Does nothing where no block is frozen, where `cache_gib` is 0, with CUDA graphs, which are of whole towers, and under
+    ZeRO-3, whose ranks must run all modules alike. Items that do not fit are encoded by all blocks, as before.
 
     Collective: every rank must call this.
 
@@ -48,7 +48,7 @@ def store_frozen_states(config: TunesEncoder, session: Session, dataset: Dataset
     Raises:
         Fault: More items could not be read than `max_damaged` allows.
     """
-    if encoder is None or not config.cache_gib or config.zero.stage == 3:
+    if encoder is None or not config.cache_gib or config.cuda_graphs or config.zero.stage == 3:
         return
     found = frozen_prefixes(encoder)
     prefixes = {modality: prefix for modality, prefix in found.items() if prefix is not None}

@@ -34,6 +34,7 @@ INCIDENTAL = {
     "tracking",
     "workers",
     "cache_gib",
+    "cuda_graphs",
     "checkpoint_every",
     "keep_checkpoints",
     "tables",

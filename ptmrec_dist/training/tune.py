@@ -83,6 +83,8 @@ def train_both(
         report: As for `tune`.
     """
     world = join_world(config.device, config.timeout)
+    if config.cuda_graphs and objective.encoder is not None:
+        objective.encoder.record(world.device)
     tags = {"stage": "2", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint or "scratch"}
     with open_session(config, run, world, tags, parent=start.record.mlflow_run, report=report) as session:
         store_frozen_states(config, session, start.dataset, objective.encoder)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: no waiting inside a step, fused attention, DeepSpeed over NCCL, the benchmark's figures."""
+"""What only a GPU can show: no waiting in a step, fused attention, CUDA graphs, DeepSpeed over NCCL, a benchmark's figures."""
 
 import subprocess
 import sys
@@ -9,9 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.engine import Engine, OneProcess
 from ptmrec_dist.distributed.zero import DeepSpeedEngine
+from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.sources.loading import load_backbone
 from tests.conftest import REPOSITORY, Project
 from tests.ranks import run_on_ranks
 from tests.training.tuner_world import Case, make_batch, make_tuner
@@ -47,6 +50,41 @@ def test_the_image_tower_runs_on_flash_attention(tiny_project: Project) -> None:
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, device="cuda")
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
         encoder.encode(images, None)["image"].sum().backward()
+
+
+def _features_and_gradients(encoder: Encoder, batches: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Features of every batch, and the gradients that all of them leave together."""
+    found = []
+    for images, texts in batches:
+        features = torch.cat(list(encoder.encode(images, texts).values()))
+        found.append(features.detach())
+        (features @ torch.linspace(-1, 1, features.shape[1], device="cuda")).sum().backward()
+    tuned = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    found += [parameter.grad.clone() for parameter in tuned if parameter.grad is not None]
+    encoder.zero_grad()
+    return found
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("method", ["prompt", "lora", "adapter", "last_n", "full"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_recorded_passes_give_the_features_and_gradients_of_the_tower(
+    tiny_project: Project, method: str, precision: str, tolerance: float
+) -> None:
+    """Also of shapes that come in turns, that come once, and that several micro-batches of a step have."""
+    encoder = Encoder(load_backbone(EncoderConfig(model=str(tiny_project.clip))), ("image", "text"), precision)
+    encoder.tune(method, None, torch.Generator().manual_seed(0))
+    encoder.to("cuda").train()
+    texts = encoder.tokenize([f"a cup number {number}" for number in range(6)]).cuda()
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, device="cuda")
+    batches = [(images[:4], texts[:4]), (images[2:], texts[2:]), (images[:5], texts[:5]), (images[1:5], texts[1:5])]
+    expected = _features_and_gradients(encoder, batches)
+    encoder.record(torch.device("cuda"))
+    for _ in range(3):  # recorded when a shape comes a second time
+        for ours, theirs in zip(_features_and_gradients(encoder, batches), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance / 10)
+    assert all(len(tower.replays) == 2 for tower in encoder.recorded.values())
 
 
 def _weights_after_steps(make_engine: str, stage: int) -> list[Tensor]:
