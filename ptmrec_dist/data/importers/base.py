@@ -18,9 +18,9 @@ class Item:
     item_id: str
     """Its id."""
     title: str
-    """Its short name."""
+    """Its title."""
     text: str
-    """All that is said about it."""
+    """Title, description and other text, joined."""
     image: str = ""
     """Path of its image, relative to the source; empty without one."""
     image_url: str = ""
@@ -36,13 +36,13 @@ class Interaction:
     """A row of the log. Values are kept as they are written: `ptmrec pack` reads and checks them."""
 
     user_id: str
-    """Who."""
+    """Id of the user."""
     item_id: str
-    """Took what."""
+    """Id of the item."""
     rating: str = ""
-    """And rated it how."""
+    """Rating, where the log has one."""
     timestamp: str = ""
-    """And when."""
+    """Time, where the log has one."""
     x_label: str = ""
     """Part of the split that came with the data."""
 

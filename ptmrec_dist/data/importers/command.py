@@ -4,6 +4,7 @@ The tables are written in batches, so that memory depends neither on the catalog
 written, and those left out by reason.
 """
 
+import csv
 import importlib
 import json
 import shlex
@@ -120,7 +121,7 @@ def _write(rows: Iterable[Item | Interaction | Unreadable], kind: type, folder: 
             counted = _counted(rows, counts, folder, name)
             while batch := list(islice(counted, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"source: cannot read the {name} ({error}); a file is damaged or cut off") from error
     if not counts.written:
         raise UserError(f"source: {counts.summary(name)}; expected at least one row")
@@ -140,7 +141,12 @@ def _counted(
             values["image"] = _stored_image(row, folder, counts.read)
             counts.with_image += bool(values["image"])
         counts.written += 1
-        yield values
+        yield {column: _encodable(value) for column, value in values.items() if isinstance(value, str)}
+
+
+def _encodable(text: str) -> str:
+    """A JSON text cut in the middle of an emoji ends in half of a surrogate pair, which UTF-8 has no bytes for."""
+    return text.encode(errors="replace").decode()
 
 
 def _stored_image(item: Item, folder: Path, number: int) -> str:
