@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 Record = TypeVar("Record")
 
@@ -217,7 +217,7 @@ def _parsed(path: Path, name: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise _damaged(path, name, " ".join(str(error).split())) from error
+        raise _damaged(path, name, on_one_line(error)) from error
 
 
 def _damaged(path: Path, name: str, got: str) -> UserError:

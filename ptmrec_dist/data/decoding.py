@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ptmrec_dist.config import MAX_ASPECT_RATIO
+from ptmrec_dist.errors import on_one_line
 
 MISSING = "image file is missing"
 """Problem of an image path at which there is no file."""
@@ -79,7 +80,7 @@ def decoded(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError("image has too many pixels", f"more than {max_pixels:,}") from error
     except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
-        raise BadImageError("image cannot be decoded", " ".join(str(error).split()) or type(error).__name__) from error
+        raise BadImageError("image cannot be decoded", on_one_line(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

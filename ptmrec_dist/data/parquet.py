@@ -8,6 +8,8 @@ from typing import IO
 import polars as pl
 from polars.exceptions import ComputeError, PanicException
 
+from ptmrec_dist.errors import on_one_line
+
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
@@ -22,7 +24,7 @@ def panics_as_errors() -> Iterator[None]:
     try:
         yield
     except PanicException as error:
-        raise ComputeError(f"the file is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ComputeError(f"the file is damaged: {on_one_line(error)[:200]}") from error
 
 
 @panics_as_errors()
