@@ -1,5 +1,6 @@
 """Importers: each published format becomes tables that `ptmrec pack` reads, and every row is counted."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -319,6 +320,19 @@ def test_a_quote_that_is_never_closed_is_one_line(tmp_path: Path, capsys: pytest
     assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
     (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "cannot read the items (field larger than field limit" in message
+
+
+def test_a_full_disk_is_one_line_in_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _amazon_2018(tmp_path / "source")
+    code = None
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:  # closing it fails, too
+        monkeypatch.setattr("sys.stdout", full)
+        code = cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")])
+    assert code == 3
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message.endswith("No space left on device; make room and run the same command again")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "foreign"])
