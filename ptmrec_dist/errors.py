@@ -5,7 +5,7 @@ FAULT_CODE = 3
 
 
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x2028, 0x2029], " ")
-"""Line ends, and what else a terminal would act on: messages quote files that anybody may have written."""
+"""Line ends, and what else a terminal would act on: messages quote files that are not trusted."""
 
 
 def first_line(error: BaseException) -> str:

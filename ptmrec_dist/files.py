@@ -89,7 +89,7 @@ def link_or_copy(file: Path, name: Path) -> None:
     """Give a file a second name, or where the file system has no hard links copy it.
 
     Args:
-        file: The file; whoever replaces it later leaves the second name with what it has now.
+        file: The file; replacing it later leaves the second name with what it has now.
         name: The second name; nothing is there yet.
     """
     try:
@@ -112,7 +112,7 @@ def sha256(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that anybody may have written.
+    """Parse JSON that is not trusted.
 
     Args:
         text: JSON.

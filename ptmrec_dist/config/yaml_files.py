@@ -1,4 +1,4 @@
-"""Configuration files: YAML that anybody may have written."""
+"""Configuration files: YAML that is not trusted."""
 
 from pathlib import Path
 from typing import Any

@@ -63,7 +63,7 @@ def decoded(
     Raises:
         BadImageError: Not an image, one beyond the limits, or any error while decoding it or in the `with` block.
     """
-    if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would wait for a writer for ever
+    if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would block
         raise BadImageError(MISSING, "no such file")
     try:
         with Image.open(source, formats=formats) as image:

@@ -1,4 +1,4 @@
-"""Arrays in NumPy's format that anybody may have written."""
+"""Arrays in NumPy's format from files that are not trusted."""
 
 from pathlib import Path
 

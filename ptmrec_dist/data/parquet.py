@@ -1,4 +1,4 @@
-"""Parquet tables that anybody may have written: polars panics on some damaged ones, and a panic is no `Exception`."""
+"""Parquet tables from files that are not trusted: polars panics on some damaged ones, and a panic is no `Exception`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -81,7 +81,7 @@ def _device_of_rank(device: str, size: int) -> torch.device:
         raise UserError(f"device: got {device}, expected cuda:0 to cuda:{visible - 1}, all that PyTorch sees here")
     if index >= visible:
         raise Fault(
-            f"device: local rank {index} has no GPU of its own, for PyTorch sees {visible} here; start at most {visible} ranks "
+            f"device: local rank {index} has no GPU of its own: PyTorch sees {visible} here; start at most {visible} ranks "
             "on this machine or use --device cpu"
         )
     return torch.device("cuda", index)

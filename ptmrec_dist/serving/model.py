@@ -65,7 +65,7 @@ class ServedModel:
             self._open(folder, new_items)
         except (UserError, Fault):
             raise
-        except Exception as error:  # of many libraries, whose files anybody may have written
+        except Exception as error:  # of many libraries, on files that are not trusted
             raise UserError(
                 f"model: {folder} is not one that `ptmrec register` wrote ({first_line(error)}); register the run again"
             ) from error

@@ -60,7 +60,7 @@ class Importer(ABC):
     catalogue: ClassVar[tuple[str, ...]]
     """Patterns of the files with items; those of the first pattern that matches are read."""
     log: ClassVar[tuple[str, ...]]
-    """Patterns of the files with interactions, likewise."""
+    """Patterns of the files with interactions, as for `catalogue`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
