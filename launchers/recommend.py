@@ -1,6 +1,6 @@
 """Batch recommendation as a script, for launchers that start one process per rank.
 
-torchrun --nproc_per_node 2 launchers/recommend.py --model models:/movies@champion --all true --out recs.parquet
+torchrun --nproc_per_node 2 launchers/recommend.py --model models:/movies@champion --all --out recs.parquet
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Stage 1 as a script, for schedulers that need a path: `python launchers/stage1.py --shards … --out …`."""
+"""Stage 1 as a script, for launchers that start one process per rank.
+
+torchrun --nproc_per_node 2 launchers/stage1.py --shards shards/movies --features features/movies --out runs/a
+"""
 
 import sys
 

@@ -1,5 +1,6 @@
 """`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
+import errno
 import importlib
 import itertools
 import json
@@ -17,6 +18,8 @@ from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.storage import with_local_copies
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
 
 
 def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
-    """Run one command: a `UserError` becomes one line and exit code 2, a `Fault` one line and exit code 3.
+    """Run one command: a `UserError` becomes one line and exit code 2; a `Fault`, or a full disk, one line and exit code 3.
 
     Args:
         command: A key of `COMMANDS`.
@@ -122,8 +125,11 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
             print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except Fault as error:
-        print(f"{prog}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
-        return FAULT_CODE
+        return _report_fault(prog, error)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        return _report_fault(prog, Fault(f"{error}; make room and run the same command again"))
     except KeyboardInterrupt:
         return 130
     return code if isinstance(code, int) else 0
@@ -151,6 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
+
+
+def _report_fault(prog: str, error: Fault) -> int:
+    print(f"{prog}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
+    return FAULT_CODE
 
 
 def _summary(settings: type) -> str:

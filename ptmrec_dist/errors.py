@@ -1,11 +1,35 @@
-"""The two kinds of errors that are reported in a single line, without a traceback."""
+"""The two kinds of errors that are reported in a single line, without a traceback, and what they quote of others."""
 
 FAULT_CODE = 3
 """Exit code of a process ended by an external fault; a user's mistake is 2."""
 
 
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x2028, 0x2029], " ")
-"""Line ends, and what else a terminal would act on: messages quote files that anybody may have written."""
+"""Line ends, and what else a terminal would act on: messages quote files that are not trusted."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for libraries that add a stack trace below it.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        At most 200 characters; the type of the error where it has no message.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def on_one_line(error: BaseException) -> str:
+    """Return the whole message of an error with its lines joined, for libraries that divide a sentence.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        Words separated by single blanks; the type of the error where it has no message.
+    """
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _OneLine(Exception):

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 from urllib.request import getproxies, proxy_bypass
 
+from ptmrec_dist.errors import on_one_line
+
 if TYPE_CHECKING:
     from aiohttp import ClientSession
     from yarl import URL
@@ -117,16 +119,4 @@ async def fetch(session: "ClientSession", url: "URL", most: int) -> bytes:
     except TimeoutError:
         raise
     except ClientError as error:
-        raise OSError(reason(error)) from error
-
-
-def reason(error: Exception) -> str:
-    """Describe an error on one line.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        Its message, or its type where it has none.
-    """
-    return " ".join(str(error).split()) or type(error).__name__
+        raise OSError(on_one_line(error)) from error

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 Record = TypeVar("Record")
 
@@ -89,7 +89,7 @@ def link_or_copy(file: Path, name: Path) -> None:
     """Give a file a second name, or where the file system has no hard links copy it.
 
     Args:
-        file: The file; whoever replaces it later leaves the second name with what it has now.
+        file: The file; replacing it later leaves the second name with what it has now.
         name: The second name; nothing is there yet.
     """
     try:
@@ -112,7 +112,7 @@ def sha256(path: Path) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that anybody may have written.
+    """Parse JSON that is not trusted.
 
     Args:
         text: JSON.
@@ -217,7 +217,7 @@ def _parsed(path: Path, name: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise _damaged(path, name, " ".join(str(error).split())) from error
+        raise _damaged(path, name, on_one_line(error)) from error
 
 
 def _damaged(path: Path, name: str, got: str) -> UserError:

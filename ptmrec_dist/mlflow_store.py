@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, first_line
 from ptmrec_dist.mlflow_moved import files_beside, follow_move
 from ptmrec_dist.progress import Progress
 
@@ -173,7 +173,7 @@ def reason(error: Exception) -> str:
     Returns:
         The first line of its message, or its type if it has none; passwords in URLs are masked.
     """
-    return _without_password((str(error).strip() or type(error).__name__).splitlines()[0])
+    return _without_password(first_line(error))
 
 
 def _without_password(text: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, on_one_line
 from ptmrec_dist.files import UNFINISHED, link_or_copy, replacing, staged
 from ptmrec_dist.lock import one_at_a_time
 from ptmrec_dist.progress import Progress
@@ -195,4 +195,4 @@ def _assemble(copy: Path, objects: Mapping[str, Path]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {on_one_line(error)[:200]}"

@@ -29,7 +29,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any)
     try:
         while len(found) < world_size:
             rank, value, failure = results.get(timeout=_PATIENCE)
-            if failure:  # the other ranks may wait for this one for ever
+            if failure:  # the other ranks may wait for this one indefinitely
                 raise AssertionError(f"rank {rank}: {failure}")
             found[rank] = value
     finally:

@@ -150,7 +150,7 @@ class FeaturesConfig:
     """Image features of your own instead of an encoder: `.npy` with a row for each item (row r is item r where item ids are
     row numbers, else rows follow the packed items), or `.parquet` with a column of item ids."""
     text_npy: Path | None = None
-    """Text features of your own, likewise."""
+    """Text features of your own, as for images."""
     item_column: str = "item_id"
     """Column of the item ids in a `.parquet` file of features."""
     reuse: Path | None = None

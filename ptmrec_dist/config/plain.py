@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.config.table import Hyperparameters
 from ptmrec_dist.config.tuning import METHODS, TuningConfig, require_used
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -167,7 +167,7 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     try:
         return build(settings, parser, parser.parse_object(dict(values)))
     except (ArgumentError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(on_one_line(error)) from error
 
 
 def merged(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:

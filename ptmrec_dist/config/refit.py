@@ -17,7 +17,7 @@ class RefitConfig:
     out: Path
     """Run folder. Started again with the same settings, an interrupted run resumes."""
     start: Literal["run", "scratch"] = "run"
-    """run: the recommender starts from the run's weights, which are evaluated first; scratch: it is initialised anew."""
+    """run: the recommender starts from the run's weights, which are evaluated first; scratch: it is initialised again."""
     shards: Path | None = None
     """Packed data set of the run, if it was moved; it must have the same fingerprint."""
     stage1: Path | None = None

@@ -59,7 +59,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Packed data set of that run, if it was moved; it must have the same fingerprint."""
     init: Literal["als"] | None = None
     """als: start bpr, lightgcn or vbpr from factors of the interactions, which take seconds (package `implicit`, installed by
-    `pip install 'ptmrec_dist[als]'`), and evaluate them first, as epoch 0. By default from random numbers."""
+    `pip install 'ptmrec-dist[als]'`), and evaluate them first, as epoch 0. By default from random numbers."""
     train_features: bool = False
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float | None = None
@@ -114,7 +114,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         require(alone, "from_shards", self.from_shards, "none without --from")
         require(self.init is None or self.from_run is None, "init", self.init, "none with --from")
         whole = self.init is None or self.tables == "whole"
-        require(whole, "init", self.init, "none with --tables rows, for every rank would compute factors of all rows")
+        require(whole, "init", self.init, "none with --tables rows, since every rank would compute factors of all rows")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):

@@ -13,7 +13,7 @@ def as_declared(settings: type, values: Mapping[str, Any], prefix: str = "") -> 
 
     Args:
         settings: Dataclass of the settings.
-        values: What a file holds; keys that are no settings stay, for the parser refuses them.
+        values: What a file holds; keys that are no settings stay, since the parser refuses them.
         prefix: What stands before the names in messages.
 
     Returns:

@@ -1,11 +1,11 @@
-"""Configuration files: YAML that anybody may have written."""
+"""Configuration files: YAML that is not trusted."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 _MOST_VALUES = 100_000
 
@@ -25,8 +25,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config: cannot read {path} ({reason}); expected settings as YAML in UTF-8") from error
+        raise UserError(
+            f"config: cannot read {path} ({on_one_line(error)}); expected settings as YAML in UTF-8"
+        ) from error
     if not isinstance(found, dict | None):
         raise UserError(f"config: {path} holds {type(found).__name__}, expected settings, `name: value`")
     _check_values(found, path)

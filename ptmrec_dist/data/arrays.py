@@ -16,7 +16,7 @@ from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.data.values import as_text
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 _EXAMPLES = 2
 BY_ID = "item ids"
@@ -103,8 +103,7 @@ def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], n
     try:
         table = read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: cannot read {path} ({reason}); expected a Parquet table") from error
+        raise UserError(f"{name}: cannot read {path} ({on_one_line(error)[:200]}); expected a Parquet table") from error
     if item_column not in table.columns:
         raise UserError(
             f"{name}: {path} has no column {item_column!r} ({', '.join(table.columns[:8])}); name that of the item ids by "

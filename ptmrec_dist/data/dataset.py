@@ -15,7 +15,7 @@ import polars as pl
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.data.parquet import parquet_columns, read_parquet
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, first_line
 
 TEST_PARTS = ("test", "cold_test")
 
@@ -244,7 +244,7 @@ class Dataset:
         try:
             return parquet_columns(self.folder / f"{table}.parquet")
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise self._foreign(table, str(error)) from error
+            raise self._foreign(table, first_line(error)) from error
 
     def _read(self, table: str, columns: list[str] | None) -> pl.DataFrame:
         """Read columns of a table from the same bytes whose digest was compared with the manifest; by default all."""
@@ -264,7 +264,7 @@ class Dataset:
         try:
             found_rows = read_parquet(io.BytesIO(content), columns)
         except (pl.exceptions.PolarsError, ValueError) as error:
-            raise self._foreign(table, str(error)) from error
+            raise self._foreign(table, first_line(error)) from error
         self._check_rows(table, found_rows)
         return found_rows
 
@@ -284,9 +284,8 @@ class Dataset:
                     raise self._foreign(table, f"{column} holds something other than 0 to {largest - 1}")
 
     def _foreign(self, table: str, reason: str) -> UserError:
-        first = (reason.strip() or "damaged").splitlines()[0][:200]
         return UserError(
-            f"{self._option}: {self.folder / table}.parquet is not one that `ptmrec pack` wrote ({first}); pack again"
+            f"{self._option}: {self.folder / table}.parquet is not one that `ptmrec pack` wrote ({reason}); pack again"
         )
 
     def _check_files(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ptmrec_dist.config import MAX_ASPECT_RATIO
+from ptmrec_dist.errors import on_one_line
 
 MISSING = "image file is missing"
 """Problem of an image path at which there is no file."""
@@ -62,7 +63,7 @@ def decoded(
     Raises:
         BadImageError: Not an image, one beyond the limits, or any error while decoding it or in the `with` block.
     """
-    if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would wait for a writer for ever
+    if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would block
         raise BadImageError(MISSING, "no such file")
     try:
         with Image.open(source, formats=formats) as image:
@@ -79,7 +80,7 @@ def decoded(
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImageError("image has too many pixels", f"more than {max_pixels:,}") from error
     except Exception as error:  # PIL's plugins raise all kinds of errors on damaged files
-        raise BadImageError("image cannot be decoded", " ".join(str(error).split()) or type(error).__name__) from error
+        raise BadImageError("image cannot be decoded", on_one_line(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

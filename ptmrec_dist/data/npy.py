@@ -1,8 +1,10 @@
-"""Arrays in NumPy's format that anybody may have written."""
+"""Arrays in NumPy's format from files that are not trusted."""
 
 from pathlib import Path
 
 import numpy as np
+
+from ptmrec_dist.errors import on_one_line
 
 
 def open_npy(path: Path) -> np.ndarray:
@@ -22,7 +24,7 @@ def open_npy(path: Path) -> np.ndarray:
     except Exception as error:  # a damaged header fails in Python's parser in many ways
         # What is no array NumPy takes for a pickle, and its message says how to load one, which is unsafe.
         pickled = "pickle" in str(error)
-        raise ValueError("it is no array of numbers" if pickled else " ".join(str(error).split())) from error
+        raise ValueError("it is no array of numbers" if pickled else on_one_line(error)) from error
     if not isinstance(found, np.ndarray):
         found.close()
         raise ValueError("it is an archive, expected one array")

@@ -8,7 +8,6 @@ Legend: B local items, R local rows (interactions), V distinct users of the rows
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -67,16 +66,6 @@ class TrainBatch:
         content = self.content.to(device)
         rest = (self.users, self.columns, self.distinct_users, self.user_counts, self.interactions)
         return TrainBatch(content, *(moved(part, device) for part in rest))
-
-
-class TrainStream(Protocol):
-    """Source of the training batches of stage 2."""
-
-    def steps(self, epoch: int) -> int:
-        """Steps of an epoch, the same on every rank."""
-
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch, without the first `skip`."""
 
 
 class ItemMajor:

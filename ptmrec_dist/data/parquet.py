@@ -1,4 +1,4 @@
-"""Parquet tables that anybody may have written: polars panics on some damaged ones, and a panic is no `Exception`."""
+"""Parquet tables from files that are not trusted: polars panics on some damaged ones, and a panic is no `Exception`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from typing import IO
 
 import polars as pl
 from polars.exceptions import ComputeError, PanicException
+
+from ptmrec_dist.errors import on_one_line
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def panics_as_errors() -> Iterator[None]:
     try:
         yield
     except PanicException as error:
-        raise ComputeError(f"the file is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise ComputeError(f"the file is damaged: {on_one_line(error)[:200]}") from error
 
 
 @panics_as_errors()

@@ -20,7 +20,7 @@ from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader, decode_item
 from ptmrec_dist.data.stream import ItemBatch
-from ptmrec_dist.errors import Fault
+from ptmrec_dist.errors import Fault, on_one_line
 
 _log = logging.getLogger(__name__)
 KEPT_BYTES = 2**30
@@ -125,7 +125,7 @@ def _members_of(path: Path) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(path, "r:") as tar:  # never compressed: a few bytes could unpack to any number
             yield from tar
     except (OSError, tarfile.TarError, ValueError) as error:
-        _log.warning("shards: %s is damaged (%s)", path, " ".join(str(error).split()))
+        _log.warning("shards: %s is damaged (%s)", path, on_one_line(error))
 
 
 def _bytes(member: _Member) -> bytes:

@@ -82,7 +82,7 @@ class _Column:
     """A column that is written block by block, in the layout of Arrow: values, and a bit for each, 0 where it is null."""
 
     def __init__(self, like: pl.Series, values: IO[bytes], valid: IO[bytes]) -> None:
-        self._like = like.clear()  # as long as somebody has categories, polars gives them no other numbers
+        self._like = like.clear()  # while a column with the categories exists, polars does not renumber them
         self._values = _Bits(values) if like.dtype == pl.Boolean else _Numbers(values)
         self._valid = _Bits(valid)
         self._rows = self._nulls = 0

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader, decode_item
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, on_one_line
 from ptmrec_dist.processes import leave_signals_to_parent
 
 SHUFFLE_BUFFER = 2048
@@ -251,7 +251,7 @@ class _OrderedSamples(IterableDataset[dict[str, Any]]):
                     found.add(item)
                     yield sample
         except (OSError, tarfile.TarError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split()) or reason
+            reason = on_one_line(error)
         for _ in range(len(found), shard.count):
             yield {"lost": reason}
 

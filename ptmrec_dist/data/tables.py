@@ -13,7 +13,7 @@ from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
 from ptmrec_dist.data.parquet import panics_as_errors
 from ptmrec_dist.data.values import as_text
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, first_line
 
 T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
@@ -195,7 +195,7 @@ class Table:
         return UserError(message)
 
     def _unreadable(self, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         try:
             found = explain(self.path, self.format)
         except (OSError, EOFError):

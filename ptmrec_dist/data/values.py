@@ -5,6 +5,8 @@ import json
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ptmrec_dist.errors import first_line
+
 _JSON = r"^\s*[\[{]"
 _LARGEST_EXACT = 2**53
 """Above this, floats no longer represent every integer."""
@@ -40,7 +42,7 @@ def as_text(column: pl.Series, *, lists: bool = False, decode: bool = False) -> 
         try:
             text = column.cast(pl.String)
         except PolarsError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"column {column.name!r} of type {dtype} is not text ({reason}); convert it") from error
     if dtype.is_decimal():
         text = text.str.replace(r"\.0+$", "")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptmrec_dist.data.decoding import BadImageError, decoded
-from ptmrec_dist.errors import Fault
-from ptmrec_dist.fetching import RedirectError, StatusError, fetch, is_allowed, open_session, reason
+from ptmrec_dist.errors import Fault, on_one_line
+from ptmrec_dist.fetching import RedirectError, StatusError, fetch, is_allowed, open_session
 from ptmrec_dist.files import replacing
 from ptmrec_dist.progress import Progress
 
@@ -102,11 +102,11 @@ class _Images:
         except TimeoutError as error:
             raise BadImageError("no image in time", f"more than {self._limits.seconds:g} seconds") from error
         except OSError as error:
-            raise BadImageError("connection failed", reason(error)) from error
+            raise BadImageError("connection failed", on_one_line(error)) from error
         except StatusError as error:
             raise BadImageError(str(error), "no image") from error
         except ValueError as error:
-            raise BadImageError("URL cannot be requested", reason(error)) from error
+            raise BadImageError("URL cannot be requested", on_one_line(error)) from error
         if len(data) > self._limits.bytes:
             raise BadImageError("file is too large", f"more than {self._limits.bytes:,} bytes")
         return data
@@ -136,7 +136,7 @@ def _keep(data: bytes, path: Path) -> None:
         with replacing(path) as fresh:
             fresh.write_bytes(data)
     except ValueError as error:
-        raise BadImageError("file name cannot be used", reason(error)) from error
+        raise BadImageError("file name cannot be used", on_one_line(error)) from error
     except OSError as error:
         if error.errno in _NAME_ERRORS:
             raise BadImageError("file name cannot be used", str(error.strerror)) from error

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, first_line
 from ptmrec_dist.processes import end_with_parent
 
 _Result = TypeVar("_Result")
@@ -170,9 +170,8 @@ class RankPool:
         try:
             collective()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:200]
             raise Fault(
-                f"lost the connection to the other ranks while packing ({reason}); run the same command again"
+                f"lost the connection to the other ranks while packing ({first_line(error)}); run the same command again"
             ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ptmrec_dist.config import RayConfig
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, first_line
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.mlflow_store import tracking_uri
 
@@ -43,9 +43,8 @@ def connected(config: RayConfig) -> Iterator[None]:
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"ray.address: no cluster responds at {address} ({reason}); start one by `ray start --head`, set "
+            f"ray.address: no cluster responds at {address} ({first_line(error)}); start one by `ray start --head`, set "
             "RAY_AUTH_MODE=token if it requires a token, or leave the address out"
         ) from error
     try:
@@ -164,9 +163,8 @@ def as_task(
         try:
             found: Result = ray.get(task.remote(arguments, number, log))
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
             raise Fault(
-                f"{arguments[0]}: its node or its process was lost ({reason}); run the same command to resume"
+                f"{arguments[0]}: its node or its process was lost ({first_line(error)}); run the same command to resume"
             ) from error
         return found
 

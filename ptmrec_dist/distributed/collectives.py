@@ -49,7 +49,7 @@ def gather_rows(rows_BD: Tensor, size: int | None = None, filler: int = 0) -> Te
     if alone:
         return rows_BD
     counts = _gather_equal(torch.tensor([len(rows_BD)], device=rows_BD.device)).tolist()
-    padded = gather_rows(rows_BD, max(counts)).split(max(counts) or 1)
+    padded = gather_rows(rows_BD, max(counts)).unflatten(0, (len(counts), max(counts)))
     return torch.cat([rows[:count] for rows, count in zip(padded, counts, strict=True)])
 
 

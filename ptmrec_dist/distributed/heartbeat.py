@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ptmrec_dist.distributed.world import World
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
+from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line
 
 _STOPPED = "ptmrec/stopped"
 
@@ -100,14 +100,14 @@ class Heartbeat:
         if stopped:
             return f"{mine}: {stopped}; {self.remedy}"
         if first is None or second is None:
-            return f"{mine}: the rendezvous store on rank 0's machine does not respond ({_first_line(error)}); {self.remedy}"
+            return f"{mine}: the rendezvous store on rank 0's machine does not respond ({first_line(error)}); {self.remedy}"
         others = [rank for rank in second if rank != self.world.rank]
         silent = [rank for rank in others if second[rank] == first[rank]]
         alive = [rank for rank in others if rank not in silent and second[rank]["step"] <= self._step]
         states = [f"rank {rank} sends no heartbeat (last one at step {second[rank]['step']})" for rank in silent]
         if not silent:
             states = [f"rank {rank} is alive at step {second[rank]['step']} but does not respond" for rank in alive]
-        return f"{mine}: {', '.join(states) or _first_line(error)}; {self.remedy}"
+        return f"{mine}: {', '.join(states) or first_line(error)}; {self.remedy}"
 
     def _beats(self) -> dict[int, dict[str, int]]:
         beats = {}
@@ -138,7 +138,3 @@ def _key(rank: int) -> str:
 
 def _is_of_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200]

@@ -3,7 +3,7 @@
 A step sends the distinct rows of a rank's batch to that rank, and their gradients back to the owners. Each owner's Adam
 moves all of its rows in every step, as that of one process does: on the same batches the tables are those of one process.
 Weights, gradient and moments take 16 D N / W bytes a rank, and a step sends 8 + 8 D for each row that is fetched. No rank
-ever holds a table whole: initial values are drawn, and files written, block by block.
+ever holds a table whole: initial values are sampled, and files written, block by block.
 
 Legend: N rows of a table, R those of this rank, S of a block, D width, W ranks.
 """
@@ -43,8 +43,8 @@ class RowTable(nn.Embedding):
         self.world, self.own = world, slice(first, end)
         self.most = -(-rows // world.size)  # rows that any rank owns
 
-    def draw(self, fill: Callable[[Tensor], object]) -> None:
-        """Fill the table with the numbers that `fill` would draw for the whole of it at once.
+    def initialise(self, fill: Callable[[Tensor], object]) -> None:
+        """Fill the table with the numbers that `fill` would sample for the whole table at once.
 
         Args:
             fill: Fills a tensor in place from torch's global generator, in the order of its elements.
@@ -70,7 +70,7 @@ class RowTable(nn.Embedding):
         return F.embedding(places, fetch_rows(self.weight, distinct_S))
 
     def piece(self, name: str, own_RD: Tensor) -> Piece:
-        """Describe the whole of a tensor that is cut as the table is.
+        """Describe a tensor that is divided over the ranks as the table is.
 
         Args:
             name: Its name in a file.
@@ -175,6 +175,6 @@ def whole_pieces(tensors: Mapping[str, Tensor], tables: Mapping[str, RowTable]) 
 def _blocks(rows: int) -> Iterator[tuple[int, int]]:
     """First row of each block and one past its last: 16,384 rows, up to twice as many in the last one.
 
-    Generators draw numbers in groups of 16: all blocks but the last are a multiple, and the last is no shorter.
+    Generators sample numbers in groups of 16: all blocks but the last are a multiple, and the last is no shorter.
     """
     return pairwise([*range(0, max(1, rows // _BLOCK) * _BLOCK, _BLOCK), rows])

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ptmrec_dist.config.common import require_device
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, on_one_line
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def join_world(device: str = "auto", timeout: float = 600.0) -> World:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except dist.DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            reason = " ".join(str(error).split())
-            raise Fault(f"rendezvous at {address} failed ({reason}); try another --master_port") from error
+            raise Fault(f"rendezvous at {address} failed ({on_one_line(error)}); try another --master_port") from error
     if not dist.is_initialized():
         return World(0, 1, where)
     _limit_threads()
@@ -82,7 +81,7 @@ def _device_of_rank(device: str, size: int) -> torch.device:
         raise UserError(f"device: got {device}, expected cuda:0 to cuda:{visible - 1}, all that PyTorch sees here")
     if index >= visible:
         raise Fault(
-            f"device: local rank {index} has no GPU of its own, for PyTorch sees {visible} here; start at most {visible} ranks "
+            f"device: local rank {index} has no GPU of its own: PyTorch sees {visible} here; start at most {visible} ranks "
             "on this machine or use --device cpu"
         )
     return torch.device("cuda", index)

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import polars as pl
+
 from ptmrec_dist.doctor.kinds import KINDS, Severity
 
+MOST_EXAMPLES = 3
+"""Rows that a finding shows of a log, at most."""
 RARE = 0.05
 """Up to this fraction of the rows, what is merely untidy is a note."""
 
@@ -36,7 +40,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "severity", self.severity or KINDS[self.kind].severity)
-        object.__setattr__(self, "found", " ".join(self.found.split()))  # it quotes files that anybody may have written
+        object.__setattr__(self, "found", " ".join(self.found.split()))  # it quotes files that are not trusted
 
     @property
     def remedy(self) -> str:
@@ -89,6 +93,18 @@ class Report:
         if Severity.ERROR in severities:
             return ExitCode.ERRORS
         return ExitCode.WARNINGS if Severity.WARNING in severities else ExitCode.GOOD
+
+
+def example_pairs(rows: pl.DataFrame) -> tuple[str, ...]:
+    """Describe the first rows of a log.
+
+    Args:
+        rows: Interactions, with `user` and `item`.
+
+    Returns:
+        A text for each of a few rows.
+    """
+    return tuple(f"user {row['user']!r}, item {row['item']!r}" for row in rows.head(MOST_EXAMPLES).to_dicts())
 
 
 def note_if_rare(count: int, total: int) -> Severity:

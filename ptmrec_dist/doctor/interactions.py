@@ -8,17 +8,16 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ptmrec_dist.doctor.findings import Finding, note_if_rare
+from ptmrec_dist.doctor.findings import MOST_EXAMPLES, Finding, example_pairs, note_if_rare
 from ptmrec_dist.doctor.kinds import Severity
 
 _SKEWED = 0.3
 """The most popular hundredth of the items takes this fraction of all interactions: a list of them alone scores well."""
 _DAY = 86_400.0
-_EXAMPLES = 3
 
 
 def check_log(log: pl.DataFrame, where: str) -> Iterator[Finding]:
-    """Check what a log says, whoever packed it.
+    """Check a log, before it is packed or after.
 
     Args:
         log: The interactions.
@@ -57,7 +56,9 @@ def check_core(log: pl.DataFrame, core: int, where: str) -> Iterator[Finding]:
         "below-core",
         where,
         f"{' and '.join(counts)} have fewer than {core} interactions; {kept.height:,} of {pairs.height:,} interactions stay",
-        tuple(f"{side} {row[0]!r}: {row[1]}" for side, table in few.items() for row in table.head(_EXAMPLES).rows()),
+        tuple(
+            f"{side} {row[0]!r}: {row[1]}" for side, table in few.items() for row in table.head(MOST_EXAMPLES).rows()
+        ),
         severity,
     )
 
@@ -77,7 +78,7 @@ def check_repeats(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     if repeated:
         found = f"{repeated:,} of {log.height:,} interactions repeat a pair of user and item; pack keeps the earliest"
         pairs = log.filter(keys.is_duplicated()).unique(["user", "item"], maintain_order=True)
-        yield Finding("repeated-interactions", where, found, _shown(pairs))
+        yield Finding("repeated-interactions", where, found, example_pairs(pairs))
 
 
 def check_missing_times(log: pl.DataFrame, where: str) -> Iterator[Finding]:
@@ -93,7 +94,7 @@ def check_missing_times(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     missing = log.filter(pl.col("timestamp").is_null()) if "timestamp" in log.columns else log.clear()
     if missing.height:
         found = f"{missing.height:,} of {log.height:,} interactions have no time that can be read"
-        examples = tuple(f"row {row}" for row in missing["row"].head(_EXAMPLES))
+        examples = tuple(f"row {row}" for row in missing["row"].head(MOST_EXAMPLES))
         yield Finding("unreadable-times", where, found, examples, note_if_rare(missing.height, log.height))
 
 
@@ -103,7 +104,7 @@ def _popularity_skew(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     fraction = top["len"].sum() / max(log.height, 1)
     if counts.height > 1 and fraction >= _SKEWED:
         named = f"{top.height:,} of {counts.height:,} items"
-        examples = tuple(f"item {item!r}: {count:,}" for item, count in top.head(_EXAMPLES).rows())
+        examples = tuple(f"item {item!r}: {count:,}" for item, count in top.head(MOST_EXAMPLES).rows())
         yield Finding("popularity-skew", where, f"{named} have {fraction:.0%} of all interactions", examples)
 
 
@@ -112,7 +113,7 @@ def _future_times(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     if late.height:
         latest = float(late["timestamp"][0])
         found = f"{late.height:,} of {log.height:,} interactions are in the future, up to {latest:.0f} s since 1970"
-        yield Finding("future-times", where, found, _shown(late))
+        yield Finding("future-times", where, found, example_pairs(late))
 
 
 def _pairs(log: pl.DataFrame) -> pl.Series:
@@ -127,7 +128,3 @@ def _rare(pairs: pl.DataFrame, side: str, core: int) -> pl.DataFrame:
 
 def _frequent(pairs: pl.DataFrame, core: int) -> pl.DataFrame:
     return pairs.filter(pl.len().over("user") >= core, pl.len().over("item") >= core)
-
-
-def _shown(rows: pl.DataFrame) -> tuple[str, ...]:
-    return tuple(f"user {row['user']!r}, item {row['item']!r}" for row in rows.head(_EXAMPLES).to_dicts())

@@ -30,7 +30,7 @@ KINDS = {
         _ERROR, "give a folder with tables, shards, features or a run, or --interactions and --items"
     ),
     # A catalogue
-    "unreadable-table": Kind(_ERROR, "mend the file or the option that the message names"),
+    "unreadable-table": Kind(_ERROR, "fix the file or the option that the message names"),
     "unknown-items": Kind(_WARNING, "write ids in both tables alike, or name the right columns with --columns.item"),
     "bad-rows": Kind(_WARNING, "fill in or remove these rows; pack leaves them out"),
     "duplicate-ids": Kind(_WARNING, "give each item one row; pack keeps the first"),
@@ -58,7 +58,7 @@ KINDS = {
     "too-few-shards": Kind(_ERROR, "pack again with --num_shards, or lower --ranks or --workers"),
     "damaged-features": Kind(_ERROR, "run ptmrec features again"),
     "features-of-other-data": Kind(_ERROR, "run ptmrec features on these shards"),
-    "unusable-features": Kind(_ERROR, "mend the arrays, or the encoder that gave them"),
+    "unusable-features": Kind(_ERROR, "fix the arrays, or the encoder that gave them"),
     "unfinished-run": Kind(_WARNING, "run its command again to resume it"),
     "damaged-run": Kind(_ERROR, "bring the old files back, or train again"),
     "missing-input": Kind(_ERROR, "bring it back, or give its folder by the option that the message names"),

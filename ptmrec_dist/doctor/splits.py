@@ -7,9 +7,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ptmrec_dist.doctor.findings import Finding
-
-_EXAMPLES = 3
+from ptmrec_dist.doctor.findings import Finding, example_pairs
 
 
 def check_split(log: pl.DataFrame, contents: pl.DataFrame | None, in_time: bool, where: str) -> Iterator[Finding]:
@@ -46,7 +44,7 @@ def check_cold_items(log: pl.DataFrame, cold: pl.Series, where: str) -> Iterator
     rows = log.filter(pl.col("part") == "train", pl.col("item").is_in(cold.implode()))
     if rows.height:
         found = f"{rows['item'].n_unique():,} of {len(cold):,} cold items have {rows.height:,} interactions in train"
-        yield Finding("cold-items-in-training", where, found, _shown(rows))
+        yield Finding("cold-items-in-training", where, found, example_pairs(rows))
 
 
 def _leaking_interactions(log: pl.DataFrame, where: str) -> Iterator[Finding]:
@@ -54,7 +52,7 @@ def _leaking_interactions(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     leaking = parts.filter(pl.col("part").list.len() > 1).sort("user", "item")
     if leaking.height:
         found = f"{leaking.height:,} of {parts.height:,} pairs of user and item are in more than one part"
-        yield Finding("leaking-interactions", where, found, _shown(leaking))
+        yield Finding("leaking-interactions", where, found, example_pairs(leaking))
 
 
 def _leaking_content(
@@ -70,7 +68,7 @@ def _leaking_content(
             f"{known.height:,} held-out interactions are with an item whose image and text equal those of one that the user "
             f"has in train; {twins.height:,} of {new_items.height:,} new items equal an item in train"
         )
-        yield Finding("leaking-content", where, found, _shown(pl.concat([known, twins])))
+        yield Finding("leaking-content", where, found, example_pairs(pl.concat([known, twins])))
 
 
 def _time_travel(trained: pl.DataFrame, held_out: pl.DataFrame, where: str) -> Iterator[Finding]:
@@ -80,8 +78,4 @@ def _time_travel(trained: pl.DataFrame, held_out: pl.DataFrame, where: str) -> I
         found = (
             f"{early.height:,} of {held_out.height:,} held-out interactions lie before their user's last one in train"
         )
-        yield Finding("time-travel", where, found, _shown(early))
-
-
-def _shown(rows: pl.DataFrame) -> tuple[str, ...]:
-    return tuple(f"user {row['user']!r}, item {row['item']!r}" for row in rows.head(_EXAMPLES).to_dicts())
+        yield Finding("time-travel", where, found, example_pairs(early))

@@ -145,7 +145,7 @@ class Scorer:
 
 
 def table_scorer(users_UD: Tensor, items_ID: Tensor, score: Score = dot_product) -> Scorer:
-    """Score items for users whose vectors are at hand.
+    """Score items for users whose vectors have been computed.
 
     Args:
         users_UD: Vectors of users, float32 [U, D].

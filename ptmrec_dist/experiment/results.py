@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ptmrec_dist.config import ExperimentConfig, ReadsRun
+from ptmrec_dist.config import ExperimentConfig, ReadsRun, plain_settings
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.evaluation.comparison import Comparison, group_name, write_comparison
 from ptmrec_dist.evaluation.outcomes import Setting, parts_of
@@ -17,7 +17,6 @@ from ptmrec_dist.experiment.costs import cost_table
 from ptmrec_dist.experiment.finished import read_seed_run
 from ptmrec_dist.experiment.grid import Cell, groups_of
 from ptmrec_dist.experiment.plan import Plan
-from ptmrec_dist.training.run_folder import plain_settings
 
 
 def write_results(config: ExperimentConfig, plan: Plan) -> list[Path]:

@@ -53,6 +53,10 @@ class Inputs:
     owners: World | None = None
     """Ranks that tables of IDs are cut over by rows; by default each process holds them whole."""
 
+    def warm_items(self) -> Tensor:
+        """Return the items with training interactions, int64, in ascending order."""
+        return torch.tensor(self.train.items).unique()
+
 
 @dataclass(frozen=True)
 class Queries:

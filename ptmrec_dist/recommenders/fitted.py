@@ -4,10 +4,10 @@ Shape suffixes: I items, D width of the vectors, d_m width of a modality's featu
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.recommenders.base import Inputs, LinearMap, Recommender
-from ptmrec_dist.recommenders.layers import modal_maps
+from ptmrec_dist.recommenders.layers import fitted_maps
 from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import Features
 
@@ -25,11 +25,9 @@ class FittedRecommender(Recommender):
 
     def __init__(self, inputs: Inputs, width: int) -> None:
         super().__init__(inputs)
-        self.projections = modal_maps(inputs.features, width)
-        for projection in self.projections.parameters():
-            nn.init.zeros_(projection)
+        self.projections = fitted_maps(inputs.features, width)
         self.warm_items: Tensor
-        self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
 
     def cold_map(self) -> dict[str, LinearMap]:
         """Return P_m, [D, d_m], for each modality."""

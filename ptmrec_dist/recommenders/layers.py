@@ -29,7 +29,7 @@ class Standardisation(nn.Module):
 
     def __init__(self, inputs: Inputs, modality: str) -> None:
         super().__init__()
-        rows_CM, trained = inputs.features[modality], torch.tensor(inputs.train.items).unique()
+        rows_CM, trained = inputs.features[modality], inputs.warm_items()
         rows_CM = rows_CM[trained] if len(trained) else rows_CM
         self.centre_M: Tensor
         self.spread: Tensor
@@ -57,8 +57,8 @@ def embedding_table(rows: int, dim: int, owners: World | None = None) -> nn.Embe
         nn.init.xavier_uniform_(table.weight)
         return table
     cut, bound = RowTable(rows, dim, owners), math.sqrt(3) * math.sqrt(2 / (rows + dim))
-    cut.draw(torch.Tensor.normal_)  # which `nn.Embedding` draws before
-    cut.draw(lambda block_SD: block_SD.uniform_(-bound, bound))
+    cut.initialise(torch.Tensor.normal_)  # the random numbers that `nn.Embedding` consumes first
+    cut.initialise(lambda block_SD: block_SD.uniform_(-bound, bound))
     return cut
 
 
@@ -77,6 +77,24 @@ def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDic
         Modality to its map, [*, d_m] -> [*, dim].
     """
     return nn.ModuleDict({modality: linear_map(table.shape[1], dim, bias) for modality, table in features.items()})
+
+
+def fitted_maps(features: Features, dim: int) -> nn.ModuleDict:
+    """Create linear maps that are zero until `fit_maps` fits them.
+
+    They consume the random numbers of `modal_maps`, on which the initialisation of later layers depends.
+
+    Args:
+        features: Tables of the modalities, [I, d_m].
+        dim: Width that features are mapped to.
+
+    Returns:
+        Modality to its map, [*, d_m] -> [*, dim].
+    """
+    maps = modal_maps(features, dim)
+    for weight in maps.parameters():
+        nn.init.zeros_(weight)
+    return maps
 
 
 def linear_map(width: int, dim: int, bias: bool = True) -> nn.Linear:

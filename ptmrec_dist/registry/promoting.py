@@ -12,6 +12,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
+from ptmrec_dist.files import sha256
 from ptmrec_dist.mlflow_store import mlflow_errors
 from ptmrec_dist.registry.gate import NotPromoted, judge, judge_lists
 from ptmrec_dist.registry.held_out import PHASE, compare_on
@@ -26,7 +27,6 @@ from ptmrec_dist.registry.versions import (
     find_version,
     set_champion,
 )
-from ptmrec_dist.serving.digests import file_digest
 from ptmrec_dist.serving.tables import PER_USER_FILE
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _per_user(client: "MlflowClient", version: Any) -> pl.DataFrame:
         if not mlflow.artifacts.list_artifacts(artifact_uri=folder):
             raise absent_files(client, version)
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{folder}/{PER_USER_FILE}", dst_path=scratch))
-        if file_digest(path) != version.tags.get(PER_USER_TAG):
+        if sha256(path) != version.tags.get(PER_USER_TAG):
             raise UserError(
                 f"name: {PER_USER_FILE} of version {version.version} of {version.name} was changed; register its run again"
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ptmrec_dist.config import RegisterConfig
 from ptmrec_dist.evaluation.beyond import GROUP_RECALLS, LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import read_metrics
+from ptmrec_dist.files import sha256
 from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.registry.loading import DIGEST_TAG, client_of_registry
@@ -21,7 +22,7 @@ from ptmrec_dist.registry.promoting import LIST_TAG, PER_USER_TAG
 from ptmrec_dist.registry.publishing import publish
 from ptmrec_dist.registry.wheel import FOLDER as WHEELS
 from ptmrec_dist.registry.wheel import requirements, write_wheel
-from ptmrec_dist.serving.digests import file_digest, tree_digest, write_digests
+from ptmrec_dist.serving.digests import tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
 from ptmrec_dist.training.evaluate import masking_of
@@ -59,7 +60,7 @@ def register(config: RegisterConfig) -> None:
         _write_model(run, backbone, served, config.index, lineage)
         client = client_of_registry()
         save_pyfunc(served, package, run.dataset.user_ids[0])
-        digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: file_digest(served / PER_USER_FILE)}
+        digests = {DIGEST_TAG: tree_digest(package), PER_USER_TAG: sha256(served / PER_USER_FILE)}
         bar.set_description_str("registering the model")
         with mlflow_errors():
             version = publish(client, package, run.record.mlflow_run, config.name, config.alias, lineage | digests)

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from ptmrec_dist.distributed import World, barrier
-from ptmrec_dist.errors import Fault
+from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.serving.model import ServedModel
@@ -43,33 +43,33 @@ def write_lists(
         user_ids: Users in the order of the rows; by default all of the training data, in the model's order.
 
     Raises:
-        UserError: An unknown user under `unknown="error"`.
-        Fault: A file cannot be written.
+        UserError: As in `UserIndex.resolve` and `ServedModel.rank`, on all ranks alike.
+        Fault: A rank cannot write.
     """
     files = out.with_name(f".{out.name}.parts")
     fresh = out.with_name(f".{out.name}.new")
     number = len(model.users.user_ids if user_ids is None else user_ids)
     own = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
     try:
-        files.mkdir(exist_ok=True)
-        with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
-            for table in _tables(model, user_ids, own, world, params):
-                writer.write_table(table)
-        barrier()
-        if world.is_first:
-            rows, served = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
-            os.replace(fresh, out)
-            empty = f"; {number - served} of them have none: nothing is left to recommend" if served < number else ""
-            print(f"wrote {rows} recommendations for {number} users to {out}{empty}")
-            unknown = 0 if user_ids is None else model.users.count_unknown(user_ids)
-            if unknown:
-                print(f"{unknown} of these users are unknown to the model: they have the list of an average user")
-    except OSError as error:
-        raise Fault(f"cannot write {out} ({error.strerror}); run the same command again once it is writable") from error
+        with writing(str(out), "it is as it was"):
+            files.mkdir(exist_ok=True)
+            with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
+                for table in _tables(model, user_ids, own, world, params):
+                    writer.write_table(table)
+        with writing(str(out), "it is as it was"):
+            if world.is_first:
+                rows, served = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
+                os.replace(fresh, out)
     finally:
         if world.is_first:
             fresh.unlink(missing_ok=True)
             shutil.rmtree(files, ignore_errors=True)
+    if world.is_first:
+        empty = f"; {number - served} of them have none: nothing is left to recommend" if served < number else ""
+        print(f"wrote {rows} recommendations for {number} users to {out}{empty}")
+        unknown = 0 if user_ids is None else model.users.count_unknown(user_ids)
+        if unknown:
+            print(f"{unknown} of these users are unknown to the model: they have the list of an average user")
 
 
 def _tables(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import read_json
+from ptmrec_dist.files import read_json, sha256
 
 FILE_NAME = "digests.json"
 
@@ -55,19 +55,6 @@ def tree_digest(folder: Path, but: str = "") -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Compute the digest of a file.
-
-    Args:
-        path: File.
-
-    Returns:
-        sha256 in hexadecimal.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _digests_of(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files if path != folder / FILE_NAME}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files if path != folder / FILE_NAME}

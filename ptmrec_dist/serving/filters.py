@@ -1,6 +1,7 @@
 """Conditions on catalogue columns in a request: `genre=Comedy`, `year>=1990`, `tags~noir`.
 
-Two numbers are compared as numbers, everything else as text. An item without a value fulfils no condition but `!=`.
+Two numbers are compared as numbers, two other texts as texts. A number and another text are unequal, and neither is less. An
+item without a value fulfils no condition but `!=`.
 
 Legend: I items.
 """
@@ -70,21 +71,20 @@ class Condition:
         if self.sign == "~":
             found = values.str.to_lowercase().str.contains(self.value.lower(), literal=True)
         else:
-            number = _number(self.value)
             compared = _SIGNS[self.sign]
-            found = compared(values, self.value)
-            if number is not None:
-                numbers = values.cast(pl.Float64, strict=False)
-                found = compared(numbers, number).fill_null(self.sign == "!=")
+            (number,) = _numbers(pl.Series([self.value]))
+            if number is None:
+                found = compared(values, self.value)
+            else:
+                found = compared(_numbers(values), number).fill_null(self.sign == "!=")
         holds_I: np.ndarray = (found & ((values != "") | (self.sign == "!="))).to_numpy()
         return holds_I
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _numbers(texts: pl.Series) -> pl.Series:
+    """The finite numbers among them; null for everything else, `nan` and `inf` too."""
+    numbers = texts.cast(pl.Float64, strict=False)
+    return numbers.set(~numbers.is_finite().fill_null(False), None)
 
 
 def fulfilling(filters: Sequence[str], attributes: pl.DataFrame) -> np.ndarray:

@@ -20,7 +20,7 @@ from ptmrec_dist.serving.digests import write_digests
 def append_items(folder: Path, new: pl.DataFrame, vectors_ND: Tensor) -> None:
     """Append items to a served model.
 
-    Their vectors of the full score are zero: no list reads them, for that score ranks warm items alone.
+    Their vectors of the full score are zero: no list reads them, since that score ranks warm items alone.
 
     Args:
         folder: Folder of the model, which is changed.

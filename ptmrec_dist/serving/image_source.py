@@ -8,8 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from ptmrec_dist.errors import UserError
-from ptmrec_dist.fetching import fetch, host_of, is_allowed, open_session, reason
+from ptmrec_dist.errors import UserError, on_one_line
+from ptmrec_dist.fetching import fetch, host_of, is_allowed, open_session
 from ptmrec_dist.serving.limits import Limits, variable
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ImageSource:
                 f"request; send it in base64, or set {variable('fetch_seconds')} in the server's environment"
             ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"image: cannot fetch {_shown(given)} ({reason(error)}); send it in base64") from error
+            raise UserError(f"image: cannot fetch {_shown(given)} ({on_one_line(error)}); send it in base64") from error
         finally:
             self._seconds -= time.monotonic() - started
         self._limits.check("image_bytes", len(data), "bytes of an image")

@@ -19,7 +19,7 @@ class Limits:
     history: int = 10_000
     """Items of one history."""
     listed_items: int = 100_000
-    """Ids of `items`, and of `exclude`."""
+    """Entries of `items`, of `exclude` and of `filters`."""
     new_items: int = 256
     """Distinct new items, each of which is encoded."""
     text_characters: int = 20_000

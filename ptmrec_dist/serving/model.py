@@ -21,7 +21,7 @@ from torch import Tensor
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.parquet import read_parquet
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import Fault, UserError, first_line
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.audience import Audience
 from ptmrec_dist.serving.candidates import Catalogue
@@ -65,10 +65,9 @@ class ServedModel:
             self._open(folder, new_items)
         except (UserError, Fault):
             raise
-        except Exception as error:  # of many libraries, whose files anybody may have written
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # of many libraries, on files that are not trusted
             raise UserError(
-                f"model: {folder} is not one that `ptmrec register` wrote ({reason}); register the run again"
+                f"model: {folder} is not one that `ptmrec register` wrote ({first_line(error)}); register the run again"
             ) from error
 
     def _open(self, folder: Path, new_items: bool) -> None:

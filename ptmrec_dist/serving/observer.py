@@ -1,4 +1,4 @@
-"""What a served model tells whoever watches it, such as a monitoring system."""
+"""What a served model reports to an observer, such as a monitoring system."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

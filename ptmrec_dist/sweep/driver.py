@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain
+from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain, plain_settings
 from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
@@ -29,7 +29,7 @@ from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
 from ptmrec_dist.tracking import Tracker, has_tracked_run
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
-from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, flatten, plain_settings
+from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, flatten
 from ptmrec_dist.training.tune import check_start
 
 # Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.

@@ -8,21 +8,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import write_pieces
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.distributed.writing import writing
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import parse_json, sha256, typed
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
@@ -84,11 +83,11 @@ class Checkpoints:
         fresh = self.folder / f".{final.name}.new"
         before = self._all()
         kept = f"{before[-1].name} is still there" if before else "there is none before it"
-        with writing(world, f"checkpoint {final}", kept):
+        with writing(f"checkpoint {final}", kept):
             if world.is_first:
                 shutil.rmtree(fresh, ignore_errors=True)
                 fresh.mkdir(parents=True)
-        with writing(world, f"checkpoint {final}", kept, fresh):
+        with writing(f"checkpoint {final}", kept, fresh):
             write(fresh)
             if world.is_first:
                 marks = {str(path.relative_to(fresh)): sha256(path) for path in _files(fresh)}
@@ -114,38 +113,6 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
-
-
-@contextmanager
-def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
-    """Let the first rank write files, and let all ranks know whether it could.
-
-    Collective: every rank must enter this; a rank that cannot write takes part in all collectives inside before it raises.
-
-    Args:
-        world: This rank and its peers.
-        what: What is written.
-        kept: What is not harmed if it fails.
-        fresh: File or folder to remove if it fails.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        Fault: The first rank could not write (a full disk, a folder that is gone).
-    """
-    reason = ""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = str(error)
-        if fresh is not None:
-            shutil.rmtree(fresh, ignore_errors=True)
-    if sum_over_ranks(torch.tensor([float(bool(reason))], device=world.device)).item():
-        raise Fault(
-            f"cannot write {what} ({reason or 'the rank that writes says why'}); {kept}; mend it (make room?) and run the "
-            "same command to resume"
-        )
 
 
 def save_engine(engine: Engine, trained: Mapping[str, Tensor], folder: Path) -> None:

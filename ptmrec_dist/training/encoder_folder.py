@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, method_entry
+from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, method_entry, plain_settings
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.encoders.base import Backbone
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import TUNED_FILE, load_backbone, save_backbone
 from ptmrec_dist.evaluation.retrieval import CUTOFF
 from ptmrec_dist.files import write_atomically
-from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.pair_retrieval import own_pairs_found
-from ptmrec_dist.training.run_folder import UNFINISHED_ENCODER, plain_settings
+from ptmrec_dist.training.run_folder import UNFINISHED_ENCODER
 from ptmrec_dist.training.trainer import Trainer
 
 LINEAGE_FILE = "lineage.json"
@@ -73,7 +73,7 @@ def write_encoder(
     session.log_result(logged, lineage["parameters"], trainer.state.epoch)
     losses = [line["loss"] for line in trainer.state.history]
     fresh = config.out / UNFINISHED_ENCODER
-    with writing(world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
+    with writing(f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
         if world.is_first:
             complete = lineage | {"retrieval": retrieval, "settings": plain_settings(config), "loss": losses}
             write_atomically(config.out / LINEAGE_FILE, json.dumps(complete, indent=1))

@@ -1,7 +1,7 @@
 """Evaluation of a recommender on a packed data set.
 
 Warm protocol: every item that was there in training is ranked for every user. Cold protocol: the held-out items are ranked
-among themselves, scored through the maps of eq. 12, for they have no ID representation. In a merged data set each user's
+among themselves, scored through the maps of eq. 12, since they have no ID representation. In a merged data set each user's
 ranking has the items of the user's source alone.
 
 Legend: I items, C cold items, D width.
@@ -34,7 +34,7 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Masking:
-    """Items that are left out of the ranking, for users took them before."""
+    """Items that are left out of a user's ranking, because the user has interacted with them before."""
 
     history: bool = True
     """Those of the training part; in the test phase those of the validation part too, for a recommender that reads histories:
@@ -180,7 +180,7 @@ class Evaluator:
         return {part: task for part, task in own.items() if not task.is_empty}
 
     def warn_of_repeats(self, recommender: Recommender) -> None:
-        """Count the positives that are left out of the ranking, for they were taken before: each is a miss.
+        """Warn of positives that are left out of the ranking because the user has interacted with them before: each is a miss.
 
         Args:
             recommender: The model.

@@ -12,7 +12,7 @@ from ptmrec_dist.config import ReadsRun, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.distributed import World
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord, read_record, require_files
@@ -64,9 +64,8 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
     try:
         recommender.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({reason}); train again"
+            f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({on_one_line(error)}); train again"
         ) from error
     return FinishedRun(folder, record, dataset, features, recommender)
 

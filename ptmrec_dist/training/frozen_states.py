@@ -157,11 +157,10 @@ def _free(folder: Path) -> float:
 def _report(found: dict[str, FrozenPrefix | None], num_items: int) -> None:
     for modality, prefix in found.items():
         if prefix is None:
-            print(
-                f"frozen blocks: the {modality} tower runs whole, for its tuned blocks read more than the frozen ones give"
-            )
+            reason = "its tuned blocks read more than the frozen ones give"
+            print(f"frozen blocks: the {modality} tower runs whole, since {reason}")
         elif prefix.stored is None:
-            print(f"frozen blocks: the {modality} tower runs whole, for the disk is full")
+            print(f"frozen blocks: the {modality} tower runs whole, since the disk is full")
         else:
             stored, blocks = prefix.stored, f"{prefix.blocks} of {len(prefix.tower.blocks)}"
             few = "" if stored.num_items == num_items else "; the others run whole (--cache_gib)"

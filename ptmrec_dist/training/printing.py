@@ -1,6 +1,6 @@
 """Metrics of runs as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ptmrec_dist.data.splits import PARTS
@@ -17,15 +17,8 @@ def print_metrics(metrics: Metrics) -> None:
     Args:
         metrics: Part to metric to value.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("part", *SHOWN):
-        table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
-    for part, values in metrics.items():
-        table.add_row(part, *(f"{values[name]:.4f}" for name in SHOWN))
-    Console().print(table)
+    rows = [[part, *(f"{values[name]:.4f}" for name in SHOWN)] for part, values in metrics.items()]
+    _print_table(["part"], SHOWN, [rows])
 
 
 def print_cold_start(found: Metrics) -> None:
@@ -34,15 +27,11 @@ def print_cold_start(found: Metrics) -> None:
     Args:
         found: Set of rows to their number and metrics.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("cold rows", "number", *COLD_SHOWN):
-        table.add_column(heading, justify="left" if heading == "cold rows" else "right", no_wrap=True)
-    for rows, values in found.items():
-        table.add_row(rows, f"{values['rows']:,.0f}", *(f"{values[name]:.4f}" for name in COLD_SHOWN))
-    Console().print(table)
+    rows = [
+        [name, f"{values['rows']:,.0f}", *(f"{values[metric]:.4f}" for metric in COLD_SHOWN)]
+        for name, values in found.items()
+    ]
+    _print_table(["cold rows"], ["number", *COLD_SHOWN], [rows])
 
 
 def print_beyond(properties: Metrics) -> None:
@@ -51,15 +40,9 @@ def print_beyond(properties: Metrics) -> None:
     Args:
         properties: Part to property to value.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("lists of 20", *properties):
-        table.add_column(heading, justify="left" if heading == "lists of 20" else "right", no_wrap=True)
-    for name in dict.fromkeys(name for values in properties.values() for name in values):
-        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "" for values in properties.values()))
-    Console().print(table)
+    names = dict.fromkeys(name for values in properties.values() for name in values)
+    rows = [[name, *_formatted(values.get(name) for values in properties.values())] for name in names]
+    _print_table(["lists of 20"], list(properties), [rows])
 
 
 def stages_of(folder: Path, record: RunRecord) -> dict[str, Metrics]:
@@ -84,16 +67,30 @@ def print_comparison(runs: Mapping[str, Metrics]) -> None:
     Args:
         runs: Name of a run to its metrics.
     """
+    parts = [part for part in PARTS if any(part in metrics for metrics in runs.values())]
+    sections = [
+        [[name, run, *_formatted(metrics.get(part, {}).get(name) for part in parts)] for run, metrics in runs.items()]
+        for name in (SELECT, "ndcg@20")
+    ]
+    _print_table(["metric", "run"], parts, sections)
+
+
+def _formatted(values: Iterable[float | None]) -> list[str]:
+    return ["" if value is None else f"{value:.4f}" for value in values]
+
+
+def _print_table(texts: Sequence[str], numbers: Sequence[str], sections: Sequence[Sequence[Sequence[str]]]) -> None:
+    """Print rows in sections: columns of texts, then columns of numbers, which are aligned on the right."""
     from rich.console import Console
     from rich.table import Table
 
-    parts = [part for part in PARTS if any(part in metrics for metrics in runs.values())]
     table = Table()
-    for heading in ("metric", "run", *parts):
-        table.add_column(heading, justify="right" if heading in parts else "left", no_wrap=True)
-    for name in (SELECT, "ndcg@20"):
-        for run, metrics in runs.items():
-            values = (metrics.get(part, {}).get(name) for part in parts)
-            table.add_row(name, run, *("" if value is None else f"{value:.4f}" for value in values))
+    for heading in texts:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rows in sections:
+        for row in rows:
+            table.add_row(*row)
         table.add_section()
     Console().print(table)

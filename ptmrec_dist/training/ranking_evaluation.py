@@ -10,6 +10,7 @@ from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.rows import OwnRows, row_tables, whole_pieces
 from ptmrec_dist.distributed.tensor_file import save_pieces
+from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
@@ -54,7 +55,8 @@ class RankingEvaluation:
     def keep(self) -> None:
         """Write the weights."""
         path, tables = self.path if self.world.is_first else None, row_tables(self.objective.recommender)
-        save_pieces(path, whole_pieces(self.objective.weights(), tables))
+        with writing(f"the weights to {self.path}", "what was written before is still there"):
+            save_pieces(path, whole_pieces(self.objective.weights(), tables))
 
     def finish(self, start: RunRecord, stopping: EarlyStopping) -> None:
         """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.

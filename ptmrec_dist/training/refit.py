@@ -26,7 +26,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.config.common import require
 from ptmrec_dist.data.feature_store import read_feature_manifest
 from ptmrec_dist.distributed import World, join_world
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.files import read_yaml
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
@@ -111,9 +111,9 @@ def _take_over(run: Path, objective: RecommenderObjective, world: World) -> None
     try:
         objective.recommender.load_state_dict(load_file(run / RECOMMENDER_FILE))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"model: these hyper-parameters do not fit the weights to start from ({reason}); refit by --start scratch"
+            f"model: these hyper-parameters do not fit the weights to start from ({on_one_line(error)}); refit by "
+            "--start scratch"
         ) from error
 
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from ptmrec_dist.config import plain_settings as plain_settings
-from ptmrec_dist.config import used_settings
+from ptmrec_dist.config import plain_settings, used_settings
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import UNFINISHED, read_json_lines, read_yaml, write_atomically
 from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
@@ -56,8 +55,9 @@ PATHS = {
     "encoder",
     "image_encoder",
     "text_encoder",
+    "from_run",
+    "from_shards",
 }
-PATHS |= {"from_run", "from_shards"}
 
 
 class RunFolder:
@@ -119,7 +119,7 @@ class RunFolder:
             write_atomically(self.folder / EFFICIENCY_FILE, json.dumps(efficiency, indent=1))
 
     def finish(self, record: RunRecord, metrics: dict[str, dict[str, float]], mlflow_run: str | None = None) -> None:
-        """Write lineage and metrics; the metrics last, for they mark the run as complete.
+        """Write lineage and metrics; the metrics last, since they mark the run as complete.
 
         Args:
             record: Lineage, its fingerprint still empty.

@@ -243,7 +243,7 @@ class Trainer:
             )
         if state.layout != self.batches.layout and state.step:
             cause = f"its order depends on {self.batches.depends_on}"
-            changed += f"; the epoch starts again, for {cause} ({state.step} steps are repeated)"
+            changed += f"; the epoch starts again because {cause} ({state.step} steps are repeated)"
             state.step = 0
         state.world_size, state.layout = self.world.size, self.batches.layout
         if self.world.is_first:

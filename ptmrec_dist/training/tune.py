@@ -95,7 +95,7 @@ def train_both(
         if not trainer.state.history:
             stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
             evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start
-            # Otherwise all items would be encoded before the first step, which is worth it where somebody reads the result.
+            # Otherwise all items would be encoded before the first step, which is worth it where something reads the result.
             if evaluation.features_are_current or trainer.plan.evaluate_every == 1 or not config.epochs:
                 trainer.evaluate()
         if trainer.fit():

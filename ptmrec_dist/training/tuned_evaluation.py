@@ -15,13 +15,13 @@ from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import barrier
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.tensor_file import save_tensors
+from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.encoders.encoding import count_absent, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.batches import item_stream
-from ptmrec_dist.training.checkpoint import writing
 from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.fused_encoder import encoder_of
@@ -72,7 +72,7 @@ class TunedEvaluation:
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
         self.features_are_current = False
-        # Where nothing trains the maps for cold items, a second recommender gets them fitted, for ZeRO's optimiser would undo a
+        # Where nothing trains the maps for cold items, a second recommender gets them fitted: ZeRO's optimiser would undo a
         # change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks ask for different
         # numbers of users, and each call of the one in training is collective.
         self.fitted: Recommender | None = None
@@ -95,7 +95,7 @@ class TunedEvaluation:
     def keep(self) -> None:
         """Write the weights that were measured, and their features."""
         folder = self.session.run.folder
-        with writing(self.world, f"the weights so far to {folder}", "the last checkpoint is still there"):
+        with writing(f"the weights so far to {folder}", "the last checkpoint is still there"):
             if self.world.is_first:
                 self._write(folder)
 

@@ -1,5 +1,6 @@
 """Importers: each published format becomes tables that `ptmrec pack` reads, and every row is counted."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -302,6 +303,36 @@ def test_every_row_is_written_or_left_out_for_a_reason(tmp_path: Path, capsys: p
     assert report["left_out"] == {"no user or no asin": 1, "not a JSON object": 4}
     assert report["read"] == report["written"] + sum(report["left_out"].values()) == len(PAIRS) + 5
     assert "4 left out: not a JSON object (line 15" in printed
+
+
+def test_half_of_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    _amazon_2018(tmp_path / "source")
+    with (tmp_path / "source/meta_Home.json").open("a") as file:
+        file.write('{"asin": "B99", "title": "Pot \\ud83d"}\n')
+    assert cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    assert pl.read_parquet(tmp_path / "out/items.parquet")["title"][-1] == "Pot ?"
+
+
+def test_a_quote_that_is_never_closed_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _movielens_csv(tmp_path / "source")
+    with (tmp_path / "source/movies.csv").open("a") as file:
+        file.write('9,"Alien,Horror\n' + "10,Aliens,Horror\n" * 70_000)
+    assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "cannot read the items (field larger than field limit" in message
+
+
+def test_a_full_disk_is_one_line_in_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _amazon_2018(tmp_path / "source")
+    code = None
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:  # closing it fails, too
+        monkeypatch.setattr("sys.stdout", full)
+        code = cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")])
+    assert code == 3
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message.endswith("No space left on device; make room and run the same command again")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "foreign"])

@@ -53,7 +53,7 @@ def test_a_table_of_every_type_comes_back_from_any_blocks_in_one_chunk(lengths: 
 
 
 def test_categories_stay_what_they_were_when_their_blocks_are_gone(tmp_path: Path) -> None:
-    """Polars numbers categories anew as soon as nobody has any."""
+    """Polars renumbers categories as soon as no column has any."""
     words = [f"{number} of test_scratch" for number in range(100)]
 
     def blocks() -> Iterator[pl.DataFrame]:

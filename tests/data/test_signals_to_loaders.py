@@ -1,4 +1,4 @@
-"""Loader processes go on where a scheduler or a terminal sends a signal to all processes: their rank ends them."""
+"""Loader processes ignore a signal that a scheduler or a terminal sends to all processes: their rank ends them."""
 
 import multiprocessing
 import subprocess

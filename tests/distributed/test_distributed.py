@@ -47,6 +47,13 @@ def test_averaged_gradient_over_uneven_ranks_equals_one_process(size: int) -> No
         np.testing.assert_array_equal(everything, rows.detach().numpy())
 
 
+def test_ranks_without_any_row_gather_none_with_a_gradient() -> None:
+    for loss, gradient, everything in run_on_ranks(2, _gradient_on_ranks, (0, 0)):
+        assert loss == 0.0
+        np.testing.assert_array_equal(gradient, np.zeros((4, 4)))
+        assert everything.shape == (0, 4)
+
+
 def _means(counts: tuple[int, ...]) -> float:
     world = join_world("cpu")
     rows = torch.arange(sum(counts), dtype=torch.float32).split(counts)[world.rank]

@@ -66,7 +66,7 @@ def test_rows_come_from_any_rank_and_their_gradients_go_back(counts: tuple[int, 
 def _distinct_rows() -> list[int]:
     world, asked = join_world("cpu"), []
     table = RowTable(7, 4, world)
-    table.draw(torch.Tensor.normal_)
+    table.initialise(torch.Tensor.normal_)
     rows.fetch_rows = lambda own, wanted: asked.append(len(wanted)) or fetch_rows(own, wanted)  # type: ignore[assignment]
     found = table(torch.tensor([[6, 1, 1], [6, 6, 1]]))
     assert found.shape == (2, 3, 4)

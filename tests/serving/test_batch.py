@@ -15,7 +15,7 @@ from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
-from tests.ranks import run_on_ranks
+from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,22 @@ def test_lists_of_the_users_of_a_file_are_written_in_its_order(package, tmp_path
     refused = tmp_path / "refused.parquet"
     assert cli.run("recommend", [*options, "--unknown", "error", "--out", str(refused)]) == 2
     assert not refused.exists()
+
+
+@pytest.mark.parametrize(("damage", "code"), [("unknown user", 2), ("no file", 3)])
+def test_an_error_of_one_rank_ends_all_and_leaves_what_was_there(package, tmp_path, damage, code):
+    """Each of two ranks writes the list of one user: only the second finds its user unknown, or cannot write its file."""
+    out, users = tmp_path / "recs.parquet", tmp_path / "users.txt"
+    out.write_bytes(b"those of yesterday")
+    users.write_text("u1\nnobody\n" if damage == "unknown user" else "u1\nu2\n")
+    if damage == "no file":
+        (tmp_path / ".recs.parquet.parts" / "1.parquet").mkdir(parents=True)
+    options = ["--model", str(package), "--users_file", str(users), "--unknown", "error", "--out", str(out)]
+    assert exit_codes_on_ranks(2, command_on_rank, "recommend", options, tmp_path) == [code, code]
+    message = "user_id: got 1 unknown ('nobody')" if damage == "unknown user" else f"cannot write {out}"
+    assert message in (tmp_path / "rank0").read_text()
+    assert out.read_bytes() == b"those of yesterday"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0", "rank1", "recs.parquet", "users.txt"]
 
 
 def test_what_was_there_stays_when_writing_fails(package, tmp_path, capsys):

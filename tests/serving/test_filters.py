@@ -16,7 +16,13 @@ from ptmrec_dist.serving.tables import write_tables
 from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
 
-TABLE = pl.DataFrame({"year": ["1990", "1990.0", "abc", "", "2005"], "kind": ["Noir film", "war", "WAR", "", "a=b"]})
+TABLE = pl.DataFrame(
+    {
+        "year": ["1990", "1990.0", "abc", "", "2005"],
+        "kind": ["Noir film", "war", "WAR", "", "a=b"],
+        "code": ["nan", "NaN", "1_000", "inf", "1000"],
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,11 @@ TABLE = pl.DataFrame({"year": ["1990", "1990.0", "abc", "", "2005"], "kind": ["N
         (["kind~War"], [1, 2]),
         (["kind=a=b"], [4]),
         (["kind~film", "year=2005"], []),
+        (["code=nan"], [0]),
+        (["code!=nan"], [1, 2, 3, 4]),
+        (["code=1_000"], [2]),
+        (["code=1000"], [4]),
+        (["code<2000"], [4]),
     ],
 )
 def test_conditions_compare_numbers_as_numbers_and_texts_as_texts(filters: list[str], expected: list[int]) -> None:
@@ -45,7 +56,7 @@ def test_conditions_compare_numbers_as_numbers_and_texts_as_texts(filters: list[
     [
         ("year", r"\Afilters: got str 'year', expected a column, =, !=, <, <=, >, >= or ~ \(contains\), and a value"),
         ("=3", "expected a column"),
-        ("genre=x", r"\Afilters: got the column 'genre', but the model has year, kind\Z"),
+        ("genre=x", r"\Afilters: got the column 'genre', but the model has year, kind, code\Z"),
     ],
 )
 def test_conditions_that_cannot_be_read_are_one_line(condition: str, message: str) -> None:

@@ -7,13 +7,12 @@ import pytest
 import yaml
 
 from ptmrec_dist import cli
-from ptmrec_dist.config import RayConfig, SweepConfig
+from ptmrec_dist.config import RayConfig, SweepConfig, plain_settings
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.sweep.driver import run_sweep
 from ptmrec_dist.sweep.space import check_space, grid_points, read_space, settings_of
 from ptmrec_dist.training.records import read_record
-from ptmrec_dist.training.run_folder import plain_settings
 from tests.conftest import Project
 
 

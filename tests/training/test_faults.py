@@ -1,4 +1,4 @@
-"""What befalls one rank: the others stop soon, say which rank and which step, and the run goes on afterwards."""
+"""What happens when one rank fails: the others stop soon, report rank and step, and the run can be resumed."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def _without_a_shard(rank: int, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sabotage", "timeout", "codes", "told"),
+    ("sabotage", "timeout", "codes", "message"),
     [
         (
             _killed,
@@ -71,12 +71,12 @@ def _without_a_shard(rank: int, step: int) -> None:
     ],
 )
 def test_a_lost_rank_ends_the_others_with_its_name_and_the_run_goes_on(
-    tiny_project: Project, tmp_path: Path, sabotage: Any, timeout: str, codes: list[int], told: str
+    tiny_project: Project, tmp_path: Path, sabotage: Any, timeout: str, codes: list[int], message: str
 ) -> None:
     arguments = _arguments(tiny_project, tmp_path / "run", "--timeout", timeout)
     assert exit_codes_on_ranks(2, _stage2, arguments, tmp_path, sabotage) == codes
     log = (tmp_path / "rank0").read_text()
-    assert told in log
+    assert message in log
     assert "Traceback" not in log
     if sabotage is _hanging:
         assert "rank 1: error: step 4 took longer than 3 seconds (--timeout)" in (tmp_path / "rank1").read_text()

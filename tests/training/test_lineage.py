@@ -155,7 +155,7 @@ def test_stage_2_over_the_same_content_in_other_shards_starts_its_epoch_again(
     _pack(tiny_project, shards, num_shards=3)
     assert cli.run("stage2", arguments) == 0
     assert (
-        "the epoch starts again, for its order depends on ranks and shards (3 steps are repeated)"
+        "the epoch starts again because its order depends on ranks and shards (3 steps are repeated)"
         in capsys.readouterr().out
     )
 

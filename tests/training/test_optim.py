@@ -1,4 +1,4 @@
-"""Learning rates rise, fall, and are where they were when a run goes on."""
+"""Learning rates rise, fall, and are where they were when a run is resumed."""
 
 import pytest
 import torch

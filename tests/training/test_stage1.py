@@ -27,7 +27,7 @@ from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
-from tests.ranks import exit_codes_on_ranks, run_on_ranks
+from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 from tests.recommenders.conftest import for_few_items, is_sequential
 from tests.training.steps import kill_before_step, temporary_session, terminate_first_rank_before_step
 
@@ -202,6 +202,14 @@ def test_a_terminated_run_says_where_it_was_and_ends_like_an_undisturbed_one(
 def _terminated_within(config: Stage1Config, step: int) -> str:
     stage1._CHECK_EVERY = 1
     return _terminated(config, step)
+
+
+def test_weights_that_cannot_be_written_end_all_ranks(tiny_project: Project, tmp_path: Path) -> None:
+    (tmp_path / "run" / "recommender.safetensors.new").mkdir(parents=True)  # where they are written first
+    arguments = ["--shards", str(tiny_project.shards), "--recommender", "bpr", "--epochs", "1", "--device", "cpu"]
+    arguments += ["--out", str(tmp_path / "run"), "--tracking.enabled", "false"]
+    assert exit_codes_on_ranks(2, command_on_rank, "stage1", arguments, tmp_path) == [3, 3]
+    assert "cannot write the weights" in (tmp_path / "rank0").read_text()
 
 
 def test_one_seed_gives_one_result(tiny_project: Project, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ class Item:
     item_id: str
     """Its id."""
     title: str
-    """Its short name."""
+    """Its title."""
     text: str
-    """All that is said about it."""
+    """Title, description and other text, joined."""
     image: str = ""
     """Path of its image, relative to the source; empty without one."""
     image_url: str = ""
@@ -36,13 +36,13 @@ class Interaction:
     """A row of the log. Values are kept as they are written: `ptmrec pack` reads and checks them."""
 
     user_id: str
-    """Who."""
+    """Id of the user."""
     item_id: str
-    """Took what."""
+    """Id of the item."""
     rating: str = ""
-    """And rated it how."""
+    """Rating, where the log has one."""
     timestamp: str = ""
-    """And when."""
+    """Time, where the log has one."""
     x_label: str = ""
     """Part of the split that came with the data."""
 
@@ -60,7 +60,7 @@ class Importer(ABC):
     catalogue: ClassVar[tuple[str, ...]]
     """Patterns of the files with items; those of the first pattern that matches are read."""
     log: ClassVar[tuple[str, ...]]
-    """Patterns of the files with interactions, likewise."""
+    """Patterns of the files with interactions, as for `catalogue`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

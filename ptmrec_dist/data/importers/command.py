@@ -4,6 +4,7 @@ The tables are written in batches, so that memory depends neither on the catalog
 written, and those left out by reason.
 """
 
+import csv
 import importlib
 import json
 import shlex
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from ptmrec_dist.config import ImportConfig
 from ptmrec_dist.data.importers.base import Importer, Interaction, Item
 from ptmrec_dist.data.importers.rows import Unreadable
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.files import staged, write_atomically
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.progress import Progress
@@ -29,6 +30,7 @@ REPORT_FILE = "import.json"
 _OURS = {REPORT_FILE, "items.parquet", "interactions.parquet", "images"}
 _BATCH = 50_000
 _MOST_EXAMPLES = 3
+_Row = Item | Interaction | Unreadable
 
 
 @dataclass
@@ -110,26 +112,31 @@ def _check_replaceable(out: Path) -> None:
         raise UserError(f"out: {out} also holds {foreign[0]!r}, which replacing it would delete; choose another --out")
 
 
-def _write(rows: Iterable[Item | Interaction | Unreadable], kind: type, folder: Path, name: str) -> Counts:
+def _write(rows: Iterable[_Row], kind: type, folder: Path, name: str) -> Counts:
     """Write a table; images that are part of its rows go to files beside it."""
     counts = Counts()
     columns = [item.name for item in fields(kind) if item.name != "image_bytes"]
     schema = pa.schema([(column, pa.string()) for column in columns])
-    try:
-        with pq.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
-            counted = _counted(rows, counts, folder, name)
-            while batch := list(islice(counted, _BATCH)):
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
-        raise UserError(f"source: cannot read the {name} ({error}); a file is damaged or cut off") from error
+    with pq.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
+        counted = _counted(_read(rows, name), counts, folder, name)
+        while batch := list(islice(counted, _BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
     if not counts.written:
         raise UserError(f"source: {counts.summary(name)}; expected at least one row")
     return counts
 
 
-def _counted(
-    rows: Iterable[Item | Interaction | Unreadable], counts: Counts, folder: Path, name: str
-) -> Iterator[dict[str, Any]]:
+def _read(rows: Iterable[_Row], name: str) -> Iterator[_Row]:
+    """The rows; an error while they are read is one of the source, not of what is written."""
+    try:
+        yield from rows
+    except (OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"source: cannot read the {name} ({on_one_line(error)}); a file is damaged or cut off"
+        ) from error
+
+
+def _counted(rows: Iterable[_Row], counts: Counts, folder: Path, name: str) -> Iterator[dict[str, Any]]:
     for row in Progress(rows, desc=name, unit=" rows", unit_scale=True):
         counts.read += 1
         if isinstance(row, Unreadable):
@@ -140,7 +147,12 @@ def _counted(
             values["image"] = _stored_image(row, folder, counts.read)
             counts.with_image += bool(values["image"])
         counts.written += 1
-        yield values
+        yield {column: _encodable(value) for column, value in values.items() if isinstance(value, str)}
+
+
+def _encodable(text: str) -> str:
+    """A JSON text cut in the middle of an emoji ends in half of a surrogate pair, which UTF-8 has no bytes for."""
+    return text.encode(errors="replace").decode()
 
 
 def _stored_image(item: Item, folder: Path, number: int) -> str:

@@ -60,6 +60,7 @@ def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
     Raises:
         OSError: The file cannot be read.
         EOFError: A compressed file is cut off.
+        csv.Error: A quote that is never closed, or a field of a million characters.
         pa.ArrowInvalid: A Parquet or Arrow file is damaged.
     """
     name = path.name.removesuffix(".gz")

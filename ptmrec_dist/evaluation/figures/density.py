@@ -22,7 +22,7 @@ def densities(clouds: Mapping[str, Cloud], most: float, *, colour: str) -> str:
         colour: Colour of the setting.
 
     Returns:
-        An `<svg>` element; the points lie in it as a picture, for there are thousands.
+        An `<svg>` element; the points lie in it as a bitmap, since there are thousands.
     """
     with axes(4.9, 3.9 if len(clouds) > 1 else 5.4, rows=2, columns=len(clouds), ratios=(2.2, 1)) as (fig, plots):
         for column, (modality, cloud) in enumerate(clouds.items()):

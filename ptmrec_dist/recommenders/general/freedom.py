@@ -65,7 +65,7 @@ class FREEDOM(TableRecommender):
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
         self.warm_items: Tensor
-        self.register_buffer("warm_items", items_E.unique(), persistent=False)
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
         self.pruned_graph = self.graph
         both = len(inputs.features) > 1
         weights = {"image": config.image_weight, "text": 1 - config.image_weight} if both else {}

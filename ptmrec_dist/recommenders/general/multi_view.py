@@ -180,7 +180,7 @@ class MultiViewRecommender(FittedRecommender):
         queries_QD, own_QD = (F.embedding(nodes_Q, vectors_ND) for vectors_ND in (fused.sides_ND, fused.ids_ND))
         own_B = nodes_N[rows_B]
         all_G = gather_rows(own_B)
-        if all_G is own_B:  # one process has all keys at hand
+        if all_G is own_B:  # one process has all keys
             keys_KD, counts_K = own_QD, counts_Q
         else:
             keys_K, counts_K = all_G.unique(return_counts=True)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.layers import embedding_table, fitted_maps, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
 from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
@@ -59,11 +59,9 @@ class VBPR(Recommender):
         self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
         self.maps = modal_maps(inputs.features, config.dim)
-        self.id_maps = modal_maps(inputs.features, config.dim)
-        for id_map in self.id_maps.parameters():
-            nn.init.zeros_(id_map)
+        self.id_maps = fitted_maps(inputs.features, config.dim)
         self.warm_items: Tensor
-        self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
 
     @property
     def id_columns(self) -> int:

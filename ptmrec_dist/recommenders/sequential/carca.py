@@ -11,7 +11,7 @@ history: [L (2d + 1)] numbers, the last of each item 1 where there is one.
 
 A cold item has no trained e_i: the one that its features predict stands for it (`MixedRecommender`), as in no published code.
 
-Departures: no context of interactions (times of day); masks are causal in both attentions unless `attention` is full, for in
+Departures: no context of interactions (times of day); masks are causal in both attentions unless `attention` is full: in
 the published code every target but the last is among its own keys in training; the ID vectors of candidates are scaled, too;
 no dropout in the attention of candidates; Xavier's initialisation of W_f and W_c instead of N(0, 0.01); no penalty on the
 table of IDs; the product with x_i is always there (the code leaves it out for some data sets). The paper's loss is `bce`.

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.config.sequences import CosineSequenceConfig, SequenceConfig
 from ptmrec_dist.recommenders.base import Inputs, Tables
-from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
+from ptmrec_dist.recommenders.layers import embedding_table, fitted_maps
 from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
@@ -69,11 +69,9 @@ class MixedRecommender(SequenceRecommender):
     def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
         super().__init__(inputs, config)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
-        self.id_maps = modal_maps(inputs.features, config.dim)
-        for id_map in self.id_maps.parameters():
-            nn.init.zeros_(id_map)
+        self.id_maps = fitted_maps(inputs.features, config.dim)
         self.warm_items: Tensor
-        self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
 
     @abstractmethod
     def mixed(self, ids_CE: Tensor, features: Features) -> Tensor:

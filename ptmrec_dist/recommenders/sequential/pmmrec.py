@@ -8,7 +8,7 @@ are frozen, an image or a text is one token, projected by a network as MoRec's a
 the losses of eq. 6 to 11 to that of the next item (`training/objectives/pretraining.py`), which the hyper-parameters choose.
 With one modality its vector is what is read and scored, without a fusion, as in the paper's transfer of one modality.
 
-Departures: a modality is represented by the mean of its tokens by default, for not every encoder has a class token; the user
+Departures: a modality is represented by the mean of its tokens by default, since not every encoder has a class token; the user
 encoder is that of SASRec here (`transformer.py`); fused vectors start with length 1 (`fusion.py`).
 
 Shape suffixes: C chosen items, B histories, L items, D width, K classes of noise.

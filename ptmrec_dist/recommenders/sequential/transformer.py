@@ -108,7 +108,7 @@ def xavier_normal(module: nn.Module) -> None:
 def hidden_keys(mask_BL: Tensor, causal: bool = True) -> Tensor:
     """Find what positions must not attend to: later items, and padding.
 
-    Padding attends to itself, for the softmax over nothing is not a number.
+    Padding attends to itself, because the softmax over nothing is NaN.
 
     Args:
         mask_BL: Whether there is an item, bool [B, L].

@@ -52,7 +52,7 @@ class VQRec(CosineRecommender):
         super().__init__(inputs, config)
         import_faiss("recommender")  # before anything is written
         self.warm_items: Tensor
-        self.register_buffer("warm_items", torch.tensor(inputs.train.items).unique(), persistent=False)
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
         warm, codes = len(self.warm_items), 2**config.bits
         most = (
             f"{math.floor(math.log2(max(warm, 1)))} or less: {warm} items have training interactions to make codes of"

@@ -92,8 +92,8 @@ def _permuted(inputs_VL: Tensor, chosen_VL: Tensor, order_VL: Tensor) -> Tensor:
 def _of_others(users_VL: Tensor, numbers_VL: Tensor, hidden_VG: Tensor, salt: int) -> tuple[Tensor, Tensor]:
     """For every slot an item of the step that its user did not take, and whether one was found, [V, L] each."""
     bound = torch.full((), hidden_VG.shape[1], device=hidden_VG.device)
-    drawn_NT = hashed_choice(users_VL.flatten(), numbers_VL.flatten(), bound, salt, _TRIES)
-    drawn_VX = drawn_NT.view(len(users_VL), -1)
-    free_NT = ~hidden_VG.gather(1, drawn_VX).view_as(drawn_NT)
+    sampled_NT = hashed_choice(users_VL.flatten(), numbers_VL.flatten(), bound, salt, _TRIES)
+    sampled_VX = sampled_NT.view(len(users_VL), -1)
+    free_NT = ~hidden_VG.gather(1, sampled_VX).view_as(sampled_NT)
     first_N1 = free_NT.int().argmax(dim=1, keepdim=True)
-    return drawn_NT.gather(1, first_N1).view_as(users_VL), free_NT.any(dim=1).view_as(users_VL)
+    return sampled_NT.gather(1, first_N1).view_as(users_VL), free_NT.any(dim=1).view_as(users_VL)

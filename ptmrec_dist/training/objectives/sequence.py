@@ -55,7 +55,7 @@ class NextItem(RecommenderObjective):
         super().__init__(recommender, features, train_features, world)
         self.sequences, self.config, self.seed = sequences, config, seed
         occurrences_I = torch.from_numpy(sequences.occurrences).to(world.device, torch.float64)
-        self.log_share_I = (occurrences_I / occurrences_I.sum()).log()
+        self.log_frequency_I = (occurrences_I / occurrences_I.sum()).log()
         self.pretraining = Pretraining(recommender, world, seed) if isinstance(recommender, FusedRecommender) else None
         self.sampler = None
         if config.negatives_per_position:
@@ -132,9 +132,10 @@ class NextItem(RecommenderObjective):
         return in_blocks(losses, len(items_IX), states_RD, targets_R)
 
     def _in_batch(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor) -> Tensor:
-        share_G = self.log_share_I[batch.items].to(items_GX)
+        log_frequency_G = self.log_frequency_I[batch.items].to(items_GX)
         # The probability to be in the step: p for each of its n slots, or 1 - (1 - p)^n for being there at all.
-        log_q_G = log_inclusion(share_G, batch.counts.sum()) if self.config.duplicates == "once" else share_G
+        once = self.config.duplicates == "once"
+        log_q_G = log_inclusion(log_frequency_G, batch.counts.sum()) if once else log_frequency_G
         log_q_G = log_q_G if self.config.logq else torch.zeros_like(log_q_G)
         hidden_VG, log_counts_G = batch.hidden(), self._log_counts(batch).to(items_GX)
 
@@ -147,7 +148,7 @@ class NextItem(RecommenderObjective):
     def _log_counts(self, batch: SequenceBatch) -> Tensor:
         """Logarithm of how often each item counts as a negative, [G]."""
         counts_G = torch.ones_like(batch.counts) if self.config.duplicates == "once" else batch.counts
-        return counts_G.to(self.log_share_I).log()
+        return counts_G.to(self.log_frequency_I).log()
 
     def _sampled(self, batch: SequenceBatch, states_RD: Tensor, items_GX: Tensor, step: int) -> Tensor:
         assert self.sampler is not None
@@ -206,17 +207,17 @@ def in_batch_cross_entropy(
     return torch.cat([own_R1, others_RG], dim=1).logsumexp(dim=1) - own_R1[:, 0]
 
 
-def log_inclusion(log_share_G: Tensor, slots: Tensor) -> Tensor:
+def log_inclusion(log_frequency_G: Tensor, slots: Tensor) -> Tensor:
     """Compute the logarithm of the probability that an item is among independent ones at all, log(1 - (1 - p)^n).
 
     Args:
-        log_share_G: Logarithm of the probability p of one slot, [G].
+        log_frequency_G: Logarithm of the probability p of one slot, [G].
         slots: Number of slots n, scalar.
 
     Returns:
         [G].
     """
-    return torch.log(-torch.expm1(slots * torch.log1p(-log_share_G.exp())))
+    return torch.log(-torch.expm1(slots * torch.log1p(-log_frequency_G.exp())))
 
 
 def binary_cross_entropy(scores_RK: Tensor, calibration: float, rate: float) -> Tensor:

@@ -40,7 +40,7 @@ class SequenceBatch(NamedTuple):
     """What the encoder reads of the items that this rank encodes; None where features are frozen."""
 
     def hidden(self) -> Tensor:
-        """Find the items that are no negatives, for a user took them in training.
+        """Find the items that are no negatives, because the user interacted with them in training.
 
         Returns:
             bool [V, G].

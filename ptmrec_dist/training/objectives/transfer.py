@@ -56,7 +56,7 @@ class Transfer(TrainsEncoder):
         known: Training positives.
         transfer: Settings of the knowledge transfer.
         seed: Seed of the negatives.
-        rows: Most items that a rank brings to a step S; whoever brings fewer is filled up.
+        rows: Most items that a rank contributes to a step S; the batch of a rank that has fewer is padded.
         has: Modality to which items have it, bool [I]; the stored features stand for what an item lacks, and the encoder
             learns nothing from it. By default every item has everything.
         recent: What each user interacted with before, if the recommender reads histories.
@@ -134,8 +134,8 @@ class Transfer(TrainsEncoder):
     ) -> tuple[Tensor, Tensor]:
         """For every row another item of the global batch that its user is not known to like."""
         ordered_G = torch.where(counted_G, items_G, torch.iinfo(torch.int64).max).sort().values
-        drawn_RT = hashed_choice(users_R, positives_R, counted_G.sum(), self.seed * 1_000_003 + step, NEGATIVE_TRIES)
-        candidates_RT = ordered_G[drawn_RT]
+        sampled_RT = hashed_choice(users_R, positives_R, counted_G.sum(), self.seed * 1_000_003 + step, NEGATIVE_TRIES)
+        candidates_RT = ordered_G[sampled_RT]
         free_RT = ~self.known.contains(users_R[:, None], candidates_RT)
         chosen_R1 = free_RT.int().argmax(dim=1, keepdim=True)
         return candidates_RT.gather(1, chosen_R1).squeeze(1), free_RT.any(dim=1).float()

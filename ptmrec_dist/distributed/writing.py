@@ -1,0 +1,48 @@
+"""Files that ranks write: where one cannot, all end with its reason, so that none waits for it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from ptmrec_dist.errors import Fault, UserError, first_line
+
+
+@contextmanager
+def writing(what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
+    """Let some ranks write files, and raise an error of one of them on all ranks at the end.
+
+    Collective: every rank must enter this; a rank that cannot write takes part in all collectives inside before it raises.
+
+    Args:
+        what: What is written.
+        kept: What is not harmed if it fails.
+        fresh: File or folder to remove on the rank that fails.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: A rank found a mistake in the input.
+        Fault: A rank could not write (a full disk, a folder that is gone).
+    """
+    failure: UserError | Fault | None = None
+    try:
+        yield
+    except (UserError, Fault) as error:
+        failure = error
+    except (OSError, SafetensorError) as error:
+        failure = Fault(
+            f"cannot write {what} ({first_line(error)}); {kept}; make room if the disk is full, and run the same command again"
+        )
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+    failures = [failure]
+    if dist.is_initialized():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    for first in filter(None, failures):
+        raise first

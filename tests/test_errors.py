@@ -1,0 +1,15 @@
+"""What messages quote of the errors of libraries."""
+
+from ptmrec_dist.errors import first_line, on_one_line
+
+
+def test_the_first_line_leaves_a_stack_trace_out() -> None:
+    assert first_line(RuntimeError("\nconnection closed\n  at socket.cpp:3\n")) == "connection closed"
+
+
+def test_a_sentence_that_a_library_divides_is_joined() -> None:
+    assert on_one_line(ValueError("expected one of\n  a,\n  b")) == "expected one of a, b"
+
+
+def test_an_error_without_a_message_is_named_by_its_type() -> None:
+    assert first_line(ConnectionResetError()) == on_one_line(ConnectionResetError("  ")) == "ConnectionResetError"
