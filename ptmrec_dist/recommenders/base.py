@@ -55,7 +55,8 @@ class Inputs:
 
     def warm_items(self) -> Tensor:
         """Return the items with training interactions, int64, in ascending order."""
-        return torch.tensor(self.train.items).unique()
+        items: Tensor = torch.tensor(self.train.items).unique()
+        return items
 
 
 @dataclass(frozen=True)
