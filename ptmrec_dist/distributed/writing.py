@@ -5,19 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch.distributed as dist
+import torch
 from safetensors import SafetensorError
 
+from ptmrec_dist.distributed.collectives import gather_rows
+from ptmrec_dist.distributed.world import World
 from ptmrec_dist.errors import Fault, UserError, first_line
 
 
 @contextmanager
-def writing(what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
+def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
     """Let some ranks write files, and raise an error of one of them on all ranks at the end.
 
     Collective: every rank must enter this; a rank that cannot write takes part in all collectives inside before it raises.
 
     Args:
+        world: This rank and its peers.
         what: What is written.
         kept: What is not harmed if it fails.
         fresh: File or folder to remove on the rank that fails.
@@ -40,9 +43,9 @@ def writing(what: str, kept: str, fresh: Path | None = None) -> Iterator[None]:
         )
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
-    failures = [failure]
-    if dist.is_initialized():
-        failures = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-    for first in filter(None, failures):
-        raise first
+    code = b"" if failure is None else f"{type(failure).__name__}: {failure}\n".encode()
+    codes = gather_rows(torch.tensor(list(code), dtype=torch.uint8, device=world.device))
+    if failure is not None:
+        raise failure
+    for kind, _, message in (line.partition(": ") for line in bytes(codes.tolist()).decode().splitlines()):
+        raise UserError(message) if kind == UserError.__name__ else Fault(message)

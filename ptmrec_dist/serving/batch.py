@@ -51,12 +51,12 @@ def write_lists(
     number = len(model.users.user_ids if user_ids is None else user_ids)
     own = range(number * world.rank // world.size, number * (world.rank + 1) // world.size)
     try:
-        with writing(str(out), "it is as it was"):
+        with writing(world, str(out), "it is as it was"):
             files.mkdir(exist_ok=True)
             with pq.ParquetWriter(files / f"{world.rank}.parquet", _SCHEMA) as writer:
                 for table in _tables(model, user_ids, own, world, params):
                     writer.write_table(table)
-        with writing(str(out), "it is as it was"):
+        with writing(world, str(out), "it is as it was"):
             if world.is_first:
                 rows, served = _concatenate([files / f"{rank}.parquet" for rank in range(world.size)], fresh)
                 os.replace(fresh, out)

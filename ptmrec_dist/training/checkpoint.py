@@ -83,11 +83,11 @@ class Checkpoints:
         fresh = self.folder / f".{final.name}.new"
         before = self._all()
         kept = f"{before[-1].name} is still there" if before else "there is none before it"
-        with writing(f"checkpoint {final}", kept):
+        with writing(world, f"checkpoint {final}", kept):
             if world.is_first:
                 shutil.rmtree(fresh, ignore_errors=True)
                 fresh.mkdir(parents=True)
-        with writing(f"checkpoint {final}", kept, fresh):
+        with writing(world, f"checkpoint {final}", kept, fresh):
             write(fresh)
             if world.is_first:
                 marks = {str(path.relative_to(fresh)): sha256(path) for path in _files(fresh)}

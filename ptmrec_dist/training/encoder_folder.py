@@ -73,7 +73,7 @@ def write_encoder(
     session.log_result(logged, lineage["parameters"], trainer.state.epoch)
     losses = [line["loss"] for line in trainer.state.history]
     fresh = config.out / UNFINISHED_ENCODER
-    with writing(f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
+    with writing(world, f"the encoder to {config.out}", "the last checkpoint is still there", fresh):
         if world.is_first:
             complete = lineage | {"retrieval": retrieval, "settings": plain_settings(config), "loss": losses}
             write_atomically(config.out / LINEAGE_FILE, json.dumps(complete, indent=1))

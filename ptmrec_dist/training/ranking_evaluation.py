@@ -55,7 +55,7 @@ class RankingEvaluation:
     def keep(self) -> None:
         """Write the weights."""
         path, tables = self.path if self.world.is_first else None, row_tables(self.objective.recommender)
-        with writing(f"the weights to {self.path}", "what was written before is still there"):
+        with writing(self.world, f"the weights to {self.path}", "what was written before is still there"):
             save_pieces(path, whole_pieces(self.objective.weights(), tables))
 
     def finish(self, start: RunRecord, stopping: EarlyStopping) -> None:

@@ -95,7 +95,7 @@ class TunedEvaluation:
     def keep(self) -> None:
         """Write the weights that were measured, and their features."""
         folder = self.session.run.folder
-        with writing(f"the weights so far to {folder}", "the last checkpoint is still there"):
+        with writing(self.world, f"the weights so far to {folder}", "the last checkpoint is still there"):
             if self.world.is_first:
                 self._write(folder)
 

@@ -4,8 +4,9 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import torch
 
-from ptmrec_dist.distributed import join_world
+from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.errors import Fault, UserError
 from tests.ranks import run_on_ranks
@@ -15,7 +16,7 @@ def _errors(error: Exception) -> str:
     """What this rank raises where the last one fails within the block."""
     world = join_world("cpu")
     try:
-        with writing("the file", "the one before is kept"):
+        with writing(world, "the file", "the one before is kept"):
             if world.rank == world.size - 1:
                 raise error
     except (UserError, Fault) as found:
@@ -40,7 +41,7 @@ def test_an_error_of_one_rank_is_raised_by_all(error: Exception, expected: str) 
 
 def test_what_a_failed_rank_has_begun_is_removed(tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"
-    with contextlib.suppress(Fault), writing("it", "nothing is lost", fresh):
+    with contextlib.suppress(Fault), writing(World(0, 1, torch.device("cpu")), "it", "nothing is lost", fresh):
         fresh.mkdir()
         (fresh / "half").write_text("half")
         raise OSError
