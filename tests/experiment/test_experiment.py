@@ -300,7 +300,7 @@ def test_finished_steps_of_other_inputs_are_refused(
         ({"methods": ["lorra"]}, "lorra"),
         ({"modalities": ["sound"]}, "sound"),
         ({"seeds": [1, 1]}, "seeds: got [1, 1], expected each only once"),
-        ({"paradigms": ["joint"]}, "baseline: got 'frozen', expected one of joint"),
+        ({"paradigms": ["joint"]}, "baseline: got 'frozen', expected one of joint, best, or frozen among --paradigms"),
         ({"tuned": {"lora": {"rank": 0}}}, "lora.rank: got 0, expected 1 or more"),
         ({"tuned": {"lora": {"rnak": 2}}}, "rnak"),
         ({"stage1": {"epoch": 3}}, "epoch"),
@@ -337,7 +337,7 @@ def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_pro
         methods=finished.methods,
         stage1={"epochs": 3, "batch_size": 64, "model": {"dim": 8}},
     )
-    with pytest.raises(UserError, match="vbpr-both-frozen-seed0 was started with other settings"):
+    with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 was started with other settings \(epochs 2 -> 3\)"):
         run_experiment(other)
     (finished.out.parent / "mine").mkdir()
     (finished.out.parent / "mine" / "thesis.txt").write_text("mine")
