@@ -20,9 +20,9 @@ import yaml
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig, PackConfig, TrackingConfig
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.plan import lay_out
-from ptmrec_dist.experiment.run import run_experiment
+from ptmrec_dist.experiment.run import _run, run_experiment
 from ptmrec_dist.training.records import read_record, write_record
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
@@ -366,6 +366,22 @@ def test_a_run_that_fails_is_named_with_its_reason(tiny_project: Project, tmp_pa
     with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 failed \(.*run the same command to resume"):
         run_experiment(config)
     assert (tmp_path / "out" / "features" / "plain" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, UserError), (3, Fault), (-9, Fault)])
+def test_a_run_that_was_killed_or_lost_is_no_mistake_of_the_user(
+    code: int, kind: type[Exception], tiny_project: Project, tmp_path: Path
+) -> None:
+    def execute(arguments: list[str], ranks: int, log: Path) -> int:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("started\nthe last line\n")
+        return code
+
+    config = _config(tiny_project, tmp_path / "out", paradigms=("frozen",), seeds=(0,))
+    name, step = next(iter(lay_out(config).steps.items()))
+    (config.out / "settings").mkdir(parents=True)
+    with pytest.raises(kind, match=r"failed \(the last line\); see .*; once that is mended, run the same command"):
+        _run(config, execute, name, step, None)
 
 
 @pytest.mark.slow
