@@ -99,7 +99,7 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
     try:
         return config.build(settings, parser, parser.parse_args(words))
     except ArgumentError as error:
-        message = in_our_form(_one_line(error), parser._option_string_actions)
+        message = in_our_form(str(error), parser._option_string_actions)
         raise UserError(f"{message}; {prog} --help lists the options") from error
 
 
@@ -285,11 +285,6 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
     for word, following in zip(words, [*words[1:], ""]):
         option, equals, value = word.partition("=")
         yield option, value if equals else following
-
-
-def _one_line(error: Exception) -> str:
-    """The parser's message without its headings, on one line."""
-    return " ".join(line.strip(" -") for line in str(error).splitlines() if line.strip(" -"))
 
 
 def _function(path: str) -> Callable[[Any], object]:

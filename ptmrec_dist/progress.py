@@ -21,7 +21,8 @@ class Progress(tqdm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, every: float = 60.0, **settings: Any) -> None:
         if not sys.stderr.isatty():
             plain = {"mininterval": min(every, 1.0), "bar_format": _LINE, "file": _Lines(sys.stderr, every)}
-            settings = plain | settings
+            # A second bar is not written below the first: only a terminal moves its cursor back up.
+            settings = plain | settings | {"position": 0}
         super().__init__(*args, **settings)
 
     @staticmethod

@@ -122,6 +122,27 @@ def test_an_unknown_key_in_yaml_is_refused_by_name(tmp_path: Path) -> None:
         _parse("stage2", *STAGE2, "--config", tmp_path / "settings.yaml")
 
 
+def test_settings_within_settings_are_read_and_refused_as_those_of_a_command_line() -> None:
+    """As an experiment gives the settings of its commands."""
+    pack = {"interactions": "a.csv", "out": "b", "columns": {"text": "title,story", "attributes": "year"}}
+    columns = config.from_plain(config.PackConfig, pack).columns
+    assert (columns.text, columns.attributes) == (("title", "story"), ("year",))
+    for key, message in (
+        ({"columns": {"txt": "story"}}, "unknown: columns.txt; the nearest is columns.text"),
+        ({"cores": 3}, "unknown: cores; the nearest is core"),
+        ({"core": "many"}, "core: got 'many', expected a whole number"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            config.from_plain(config.PackConfig, pack | key)
+
+
+@pytest.mark.parametrize("column", ["attributes", "user", "rating", "time"])
+def test_columns_that_new_items_are_not_read_by_are_no_options(column: str) -> None:
+    given = ("--model", "models:/m@a", "--items", "new.csv", f"--columns.{column}", "year")
+    with pytest.raises(UserError, match=rf"unknown: --columns\.{column}"):
+        _parse("add-items", *given)
+
+
 def _ptmrec(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "import sys; from ptmrec_dist.cli import main; sys.exit(main())"]
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)

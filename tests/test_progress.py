@@ -23,6 +23,15 @@ def test_a_log_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert (lines[0], lines[-1]) == ("steps: 0/3", "steps: 3/3")
 
 
+def test_a_bar_within_another_leaves_no_control_characters_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(total=1, desc="outer", bar_format="{desc}", every=0):
+        _three_steps(every=0, leave=False)
+    written = capsys.readouterr().err
+    assert "\x1b" not in written
+    assert written.startswith("outer\nsteps: 0/3")
+    assert "" not in written.splitlines()
+
+
 def test_a_log_gets_no_line_soon_after_another_of_any_bar(capsys: pytest.CaptureFixture[str]) -> None:
     _three_steps(every=0)
     capsys.readouterr()

@@ -76,7 +76,11 @@ def test_a_recommender_from_outside_stands_in_help_with_its_own_hyper_parameters
 
 
 def test_a_recommender_from_outside_trains_and_its_run_names_it(
-    toy: None, tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: None,
+    tiny_project: Project,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["--shards", str(tiny_project.shards), "--recommender", "toy", "--model.width", "5", "--epochs", "1"]
     command = ["stage1", *words, "--tracking.enabled", "false", "--device", "cpu", "--out"]
@@ -89,6 +93,9 @@ def test_a_recommender_from_outside_trains_and_its_run_names_it(
     assert cli.main([*command, str(tmp_path / "wrong"), "--model.width", "0"]) == 2
     assert "model.width: got 0, expected 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
+    monkeypatch.delitem(RECOMMENDERS, "toy")  # as where nothing imports its package
+    assert cli.main(["evaluate", "--run", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    assert "run: its recommender is 'toy', expected one of bpr, " in capsys.readouterr().err
 
 
 def test_a_file_of_settings_chooses_whose_hyper_parameters_are_read(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ptmrec_dist.config.common import (
 from ptmrec_dist.config.contrastive import ContrastiveConfig
 from ptmrec_dist.config.data import (
     MAX_ASPECT_RATIO,
+    CatalogueColumnsConfig,
     ColumnsConfig,
     FeaturesConfig,
     ImportConfig,
@@ -31,7 +32,6 @@ from ptmrec_dist.config.plain import (
     build,
     chooses_recommender,
     from_plain,
-    groups,
     merged,
     nested,
     plain_settings,
@@ -61,6 +61,7 @@ from ptmrec_dist.config.tuning import (
     PromptConfig,
     TowersConfig,
     TuningConfig,
+    groups,
     method_config,
     method_entry,
     require_used,
@@ -89,6 +90,7 @@ __all__ = [
     "AdapterConfig",
     "AddItemsConfig",
     "AshaConfig",
+    "CatalogueColumnsConfig",
     "ChoosesRecommender",
     "ColumnsConfig",
     "ContrastiveConfig",

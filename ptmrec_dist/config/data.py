@@ -12,8 +12,8 @@ MAX_ASPECT_RATIO = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnsConfig:
-    """Names of the columns in the tables that `ptmrec pack` reads; in a table without a header their numbers, from 1."""
+class CatalogueColumnsConfig:
+    """Names of a catalogue's columns; in a table without a header their numbers, from 1."""
 
     item: str = "item_id"
     """Item id, in both tables (`itemID` in `.inter` files)."""
@@ -26,15 +26,6 @@ class ColumnsConfig:
     image: str = "image"
     """Image path, relative to `--images`; or a pattern of columns with Python's format specifications for text:
     `'{item_id:.3}/{item_id}.jpg'`."""
-    attributes: tuple[str, ...] = ()
-    """Further columns of the catalogue to keep, by which a registered model's requests may filter: `genres,year`."""
-    user: str = "user_id"
-    """User id (`userID` in `.inter` files)."""
-    rating: str = "rating"
-    """Rating; needed only with `--min_rating`."""
-    time: str = "timestamp"
-    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`) or a number (seconds, milliseconds, ... since
-    1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
 
     def __post_init__(self) -> None:
         require(len(self.text) > 0, "columns.text", list(self.text), "one column or more")
@@ -51,6 +42,21 @@ class ColumnsConfig:
             Whether its value is not the default.
         """
         return bool(getattr(self, column) != getattr(type(self), column))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsConfig(CatalogueColumnsConfig):
+    """Names of the columns in the tables that `ptmrec pack` reads; in a table without a header their numbers, from 1."""
+
+    attributes: tuple[str, ...] = ()
+    """Further columns of the catalogue to keep, by which a registered model's requests may filter: `genres,year`."""
+    user: str = "user_id"
+    """User id (`userID` in `.inter` files)."""
+    rating: str = "rating"
+    """Rating; needed only with `--min_rating`."""
+    time: str = "timestamp"
+    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`) or a number (seconds, milliseconds, ... since
+    1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,8 @@ class ExperimentConfig:
         for name in ("seeds", "splits"):
             require(min(getattr(self, name)) >= 0, name, list(getattr(self, name)), "0 or more")
         known = [*self.paradigms, *(PARADIGMS_OF_THE_PAPER.get(name, name) for name in self.paradigms), "best"]
-        require(self.baseline in known, "baseline", self.baseline, f"one of {', '.join(dict.fromkeys(known))}")
+        expected = f"one of {', '.join(dict.fromkeys(known))}, or {self.baseline} among --paradigms"
+        require(self.baseline in known, "baseline", self.baseline, expected)
         for name in ("processes", "ranks"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.cold_below is None or self.cold_below >= 1, "cold_below", self.cold_below, "1 or more")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: (?P<got>.*)')
 _ABSENT = re.compile(r"""Parser key "(?P<name>[^"]+)": File does not exist: '(?P<path>.*)'""")
 _UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
+_NOT_ACCEPTED = re.compile(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '(?P<name>[^']+)'")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -23,19 +24,22 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
     """Word a message of the parser as messages of this package are worded.
 
     Args:
-        message: The message, on one line.
+        message: The message; lines and their bullets are joined.
         options: Options that the command has, such as `--out`.
 
     Returns:
         What was got and what was expected; a message of another form as it is.
     """
+    message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
     if message.startswith(_REQUIRED):
         missing = message.removeprefix(_REQUIRED).split(", ")
         return f"{', '.join(missing)}: got none, expected {' and '.join(f'--{name}' for name in missing)}"
     if message.startswith(_UNKNOWN):
         given = message.removeprefix(_UNKNOWN)
-        nearest = get_close_matches(given.split()[0].partition("=")[0], options, n=1)
-        return f"unknown: {given}" + (f"; the nearest is {nearest[0]}" if nearest else "")
+        return _unknown(given, given.split()[0].partition("=")[0], options)
+    if refused := _NOT_ACCEPTED.search(message):
+        name = ".".join(filter(None, (refused["group"], refused["name"])))
+        return _unknown(name, name, [option.removeprefix("--") for option in options])
     if absent := _ABSENT.fullmatch(message):
         return f"{absent['name']}: got {absent['path']}, which is not a file"
     if unreadable := _UNREADABLE.fullmatch(message):
@@ -43,6 +47,11 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
     if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):
         return f"{wrong['name']}: got {wrong['got']!r}, expected {expected}"
     return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
+
+
+def _unknown(given: str, name: str, options: Iterable[str]) -> str:
+    nearest = get_close_matches(name, options, n=1)
+    return f"unknown: {given}" + (f"; the nearest is {nearest[0]}" if nearest else "")
 
 
 def _expected(why: str) -> str:

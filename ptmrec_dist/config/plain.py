@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
-from ptmrec_dist.config.table import Hyperparameters
-from ptmrec_dist.config.tuning import METHODS, TuningConfig, require_used
-from ptmrec_dist.errors import UserError, on_one_line
+from ptmrec_dist.config.tuning import METHODS, TuningConfig, groups, require_used
+from ptmrec_dist.config.written import as_declared
+from ptmrec_dist.errors import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -63,20 +64,6 @@ def _add_tuning(parser: "ArgumentParser", settings: type) -> None:
     parser.add_argument("--tuning.method", type=names, default=default, help=text)
     for name, config in groups(settings).items():
         parser.add_class_arguments(config, name)
-
-
-def groups(settings: type) -> dict[str, type[Hyperparameters]]:
-    """List the tuning methods that have settings, where a command tunes an encoder.
-
-    Args:
-        settings: The dataclass of the command's settings.
-
-    Returns:
-        Name to dataclass.
-    """
-    if "tuning" not in {item.name for item in fields(settings)}:
-        return {}
-    return {name: entry.config for name, entry in METHODS.items() if fields(entry.config)}
 
 
 def chooses_recommender(settings: type) -> bool:
@@ -165,9 +152,9 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
 
     parser = settings_parser(settings, values.get("recommender"))
     try:
-        return build(settings, parser, parser.parse_object(dict(values)))
+        return build(settings, parser, parser.parse_object(as_declared(settings, values)))
     except (ArgumentError, TypeError) as error:
-        raise UserError(on_one_line(error)) from error
+        raise UserError(in_our_form(str(error), parser._option_string_actions)) from error
 
 
 def merged(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:

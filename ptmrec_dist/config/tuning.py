@@ -4,7 +4,7 @@ The command line, its help, sweeps, experiments, saved encoders and the general 
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 from ptmrec_dist.config.common import require
@@ -183,3 +183,17 @@ def used_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
     tuning = plain.get("tuning")
     method = tuning.get("method") if isinstance(tuning, Mapping) else None  # the parser refuses anything else
     return {key: value for key, value in plain.items() if method is None or key not in METHODS or key == method}
+
+
+def groups(settings: type) -> dict[str, type[Hyperparameters]]:
+    """List the tuning methods that have settings, where a command tunes an encoder.
+
+    Args:
+        settings: The dataclass of the command's settings.
+
+    Returns:
+        Name to dataclass.
+    """
+    if "tuning" not in {item.name for item in fields(settings)}:
+        return {}
+    return {name: entry.config for name, entry in METHODS.items() if fields(entry.config)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
-from ptmrec_dist.config.data import ColumnsConfig
+from ptmrec_dist.config.data import CatalogueColumnsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +167,8 @@ class AddItemsConfig:
     """Catalogue of the new items, in any of the formats that `ptmrec pack` reads."""
     images: Path | None = None
     """Folder that image paths are relative to; by default the catalogue's own folder."""
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    """Column names."""
+    columns: CatalogueColumnsConfig = field(default_factory=CatalogueColumnsConfig)
+    """Column names; columns that the model's requests filter by are read by the names that they have there."""
     separator: str | None = None
     """Column separator of a text table; by default implied by the file name."""
     header: bool = True

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin
 
-from ptmrec_dist.config.plain import groups
+from ptmrec_dist.config.tuning import groups
 from ptmrec_dist.errors import UserError
 
 
@@ -51,7 +51,7 @@ def _as_list(value: Any, element: Any, name: str) -> list[Any]:
         raise UserError(f"{name}: got null, expected a list such as [a, b]")
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
-    values = value if isinstance(value, list) else [value]
+    values = list(value) if isinstance(value, list | tuple) else [value]
     return [_as_text(one) for one in values] if element is str else values
 
 

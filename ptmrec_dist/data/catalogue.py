@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.config import CatalogueColumnsConfig
 from ptmrec_dist.config.pattern import Pattern, is_pattern
 from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
@@ -23,7 +23,12 @@ _URL = r"^(?i)(?:[a-z][a-z0-9+.-]*:)?//|^data:"
 
 
 def read_catalogue(
-    path: Path, columns: ColumnsConfig, separator: str | None = None, header: bool = True, flags: str = "--"
+    path: Path,
+    columns: CatalogueColumnsConfig,
+    separator: str | None = None,
+    header: bool = True,
+    flags: str = "--",
+    attributes: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Read a catalogue as it is, bad rows included.
 
@@ -35,6 +40,7 @@ def read_catalogue(
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
         flags: What the options of both begin with.
+        attributes: Further columns to keep.
 
     Returns:
         `row` (counted from 1), `item_id`, `title`, `text`, `image`, and attributes with `ATTRIBUTE` before their names; empty
@@ -47,8 +53,8 @@ def read_catalogue(
     source = Table(path, "items", separator, header, columns=_options(columns), flags=flags)
     texts, image = _content_columns(source, columns)
     named = (columns.title,) if columns.names("title") else ()
-    required = (item, *texts, *columns_of(image), *named, *columns.attributes)
-    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *columns.attributes))
+    required = (item, *texts, *columns_of(image), *named, *attributes)
+    table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *attributes))
     filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
     text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
@@ -59,13 +65,13 @@ def read_catalogue(
         title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
         text=text,
         image=filled_in(table.with_columns(without_fraction(table[item])), image),
-        **{ATTRIBUTE + name: pl.col(name) for name in columns.attributes},
+        **{ATTRIBUTE + name: pl.col(name) for name in attributes},
     )
 
 
-def _options(columns: ColumnsConfig) -> dict[str, object]:
+def _options(columns: CatalogueColumnsConfig) -> dict[str, object]:
     """The settings that name the catalogue's columns; that of the id is the one that leaves the interactions' as it is."""
-    named = {name: getattr(columns, name) for name in ("text", "title", "image", "attributes")}
+    named = {name: value for name, value in vars(columns).items() if name in ("text", "title", "image", "attributes")}
     return {"items_id": columns.items_id or columns.item} | named
 
 
@@ -100,18 +106,16 @@ def filled_in(table: pl.DataFrame, value: str) -> pl.Expr:
     return pl.lit(pl.Series([pattern.fill(row) for row in rows], dtype=pl.String))
 
 
-def _content_columns(source: Table, columns: ColumnsConfig) -> tuple[Sequence[str], str]:
+def _content_columns(source: Table, columns: CatalogueColumnsConfig) -> tuple[Sequence[str], str]:
     """Names of the columns with text that are read, and the column or pattern of the images, empty without any."""
-    default = ColumnsConfig()
+    default = CatalogueColumnsConfig()
     no_text = columns.text == default.text and not set(columns.text) & set(source.columns)
     no_image = columns.image == default.image and columns.image not in source.columns
     if no_text and no_image:  # `Table.read` reports them as missing
         return columns.text, columns.image
     for absent, column, other in ((no_text, "text", "images"), (no_image, "image", "texts")):
         if absent:
-            _log.warning(
-                "items: no column %r; packed with %s alone (--columns.%s names another)", column, other, column
-            )
+            _log.warning("items: no column %r; read with %s alone (--columns.%s names another)", column, other, column)
     return () if no_text else columns.text, "" if no_image else columns.image
 
 

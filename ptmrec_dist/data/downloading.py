@@ -85,7 +85,7 @@ def _at_hosts(rows: pl.DataFrame, urls: "dict[str, URL | None]", config: Downloa
     allowed = _hosts(config)
     elsewhere = [url for given in rows["url"] if (url := urls[given]) is not None and not is_allowed(url, allowed)]
     counts = Counter(map(host_of, elsewhere)).most_common()
-    named = ", ".join(f"{host} ({count:,})" for host, count in counts[:_MOST_HOSTS])
+    named = ", ".join(f"{host} ({count:,} of them)" for host, count in counts[:_MOST_HOSTS])
     named += f" and {len(counts) - _MOST_HOSTS} more" if len(counts) > _MOST_HOSTS else ""
     if not allowed and counts:
         raise UserError(f"hosts: got none, expected those to fetch from; the URLs of {config.items} are at {named}")

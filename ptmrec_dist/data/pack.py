@@ -169,7 +169,8 @@ def read_tables(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple[pl.Da
             )
         separator = config.items_separator or config.separator
         header = config.header if config.items_header is None else config.items_header
-        catalogue = read_catalogue(config.items, config.columns, separator, header, flags="--items_")
+        columns = config.columns
+        catalogue = read_catalogue(config.items, columns, separator, header, "--items_", columns.attributes)
         report = Report(Tally("items", catalogue.height), row_tally)
         rows = match_items(rows, catalogue["item_id"], scratch)
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True, scratch=scratch)

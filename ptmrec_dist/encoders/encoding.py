@@ -120,8 +120,8 @@ def require_content(dataset: Dataset, *modalities: str) -> None:
     missing = [modality for modality in modalities if modality not in has]
     if missing:
         raise UserError(
-            f"shards: {dataset.folder} has {' and '.join(has)} alone, but {' and '.join(modalities)} are needed; pack a "
-            f"catalogue that has {' and '.join(missing)}"
+            f"shards: {dataset.folder} has {has[0]}s alone, but {' and '.join(f'{name}s' for name in modalities)} are "
+            f"needed; pack a catalogue that has {missing[0]}s, too"
         )
 
 

@@ -23,7 +23,7 @@ from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
 from ptmrec_dist.files import read_json, read_yaml, sha256
 from ptmrec_dist.lineage import check_inputs, is_foreign, read_inputs
-from ptmrec_dist.training.run_folder import PATHS
+from ptmrec_dist.training.run_folder import PATHS, changed_settings
 
 _SETTINGS: dict[str, type] = {
     "pack": PackConfig,
@@ -61,8 +61,11 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
     for name, step in plan.steps.items():
         before, now = settings_file(config, name), settings_of(config, step, None)
-        if before.is_file() and _without_paths(read_yaml(before, "out")) != _without_paths(now):
-            raise UserError(f"out: {name} was started with other settings ({before}); choose another --out")
+        if before.is_file():
+            changed = changed_settings(_without_paths(read_yaml(before, "out")), _without_paths(now))
+            if changed:
+                what = ", ".join(changed.values())
+                raise UserError(f"out: {name} was started with other settings ({what}); choose another --out")
     _check_methods(config, {(plan.steps[name].encoder, str(made)): made for name, made in parsed.items()})
 
 

@@ -8,7 +8,7 @@ from math import prod
 
 from ptmrec_dist.config import PARADIGMS_OF_THE_PAPER, TRANSFER, EncoderConfig, ExperimentConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders import recommender_class
+from ptmrec_dist.recommenders import lacking_modalities, recommender_class
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 
 AXES = ("splits", "encoders", "recommenders", "modalities", "paradigms", "methods", "seeds")
@@ -119,7 +119,8 @@ def make_grid(config: ExperimentConfig) -> Grid:
         The grid.
 
     Raises:
-        UserError: An unknown recommender, or one that reads features, of which there are none.
+        UserError: An unknown recommender, or one that reads features, of which there are none; no combination that can be
+            trained.
     """
     axes = {name: getattr(config, name) for name in AXES} | {
         "splits": splits_of(config),
@@ -133,6 +134,8 @@ def make_grid(config: ExperimentConfig) -> Grid:
             cells[found] = None
         else:
             left_out[found] += 1
+    if not cells:
+        raise UserError(f"recommenders: got no combination that can be trained: {'; '.join(left_out)}; choose others")
     return Grid(list(cells), prod(map(len, axes.values())), left_out)
 
 
@@ -158,6 +161,9 @@ def _resolved(config: ExperimentConfig, cell: Cell) -> Cell | str:
         return f"encoder {cell.encoder} has no {cell.modalities}".replace("  ", " ")
     if len(reads) == 1:
         cell = replace(cell, modalities=reads[0])
+    read = reads if cell.modalities == "both" else (cell.modalities,)
+    if lacking_modalities(config.recommender_of(cell.recommender), read):
+        return f"{cell.recommender} needs image and text"
     if cell.transfer and not _has_parts(config.recommender_of(cell.recommender)):
         return f"{cell.recommender} has no parts that other data could take over"
     if cell.paradigm == "frozen":

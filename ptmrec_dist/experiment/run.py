@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 import yaml
 
 from ptmrec_dist.config import ExperimentConfig, encoder_label
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.experiment.checks import check_data, check_settings
 from ptmrec_dist.experiment.executors import Executor, open_executor
 from ptmrec_dist.experiment.grid import encoders_of
@@ -33,6 +33,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     Raises:
         UserError: A setting, a name or a method that some run would refuse, before any of them starts; a finished step
             with other settings; a run that failed.
+        Fault: A run that was lost or killed.
         KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
     plan = lay_out(config)
@@ -101,4 +102,7 @@ def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, par
         raise KeyboardInterrupt
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        raise UserError(f"{name} failed ({' '.join(last).strip()}); see {log}, and run the same command to resume")
+        mistake_or_fault = Fault if code == FAULT_CODE or code < 0 else UserError  # below 0: killed by a signal
+        raise mistake_or_fault(
+            f"{name} failed ({' '.join(last).strip()}); see {log}; once that is mended, run the same command to resume"
+        )

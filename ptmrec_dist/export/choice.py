@@ -21,7 +21,7 @@ def format_named(name: str) -> Format:
             from ptmrec_dist.export.onnx import Onnx
         except ImportError as error:
             raise UserError(
-                f"format: onnx needs {error.name}; install ptmrec-dist[export], or choose another"
+                f"format: onnx cannot be written ({error}); pip install 'ptmrec-dist[export]', or choose another"
             ) from error
         return Onnx()
     from ptmrec_dist.export import folders

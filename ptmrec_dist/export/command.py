@@ -107,7 +107,7 @@ def _written(kind: Format, encoder: Encoder, config: ExportConfig) -> tuple[str,
 def _encoder_of(config: ExportConfig) -> tuple[Backbone, tuple[str, ...], Path | None]:
     """The encoder of a run or a folder, its modalities in use, and the weights that the run tuned."""
     if not (config.run / RUN_FILE).is_file():
-        backbone = load_backbone(EncoderConfig(model=str(config.run)))
+        backbone = _encoder_in(config.run)
         return backbone, backbone.modalities, None
     record = read_record(config.run, config)
     if record.encoder is None:
@@ -115,6 +115,16 @@ def _encoder_of(config: ExportConfig) -> tuple[Backbone, tuple[str, ...], Path |
     require_encoder(record, config.run)
     tuned = config.run / ENCODER_FILE
     return load_backbone_of(record.encoder), tuple(record.modalities), tuned if tuned.is_file() else None
+
+
+def _encoder_in(folder: Path) -> Backbone:
+    try:
+        return load_backbone(EncoderConfig(model=str(folder)))
+    except UserError as error:
+        reason = str(error).partition(": ")[2]  # without the name of an option that this command does not have
+        raise UserError(
+            f"run: got {folder}, expected the folder of a run, or of an encoder that `ptmrec contrastive` wrote ({reason})"
+        ) from error
 
 
 def _compare(

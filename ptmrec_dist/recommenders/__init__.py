@@ -3,7 +3,7 @@
 Shape suffixes: I items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ptmrec_dist.config.common import require
-from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
+from ptmrec_dist.config.recommenders import RECOMMENDERS, RecommenderConfig, recommender_config, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError
@@ -80,6 +80,43 @@ def recommender_class(name: str) -> type[Recommender]:
     return found
 
 
+def recorded_config(name: str, values: Mapping[str, Any]) -> RecommenderConfig:
+    """Make the hyper-parameters that a run or a registered model recorded.
+
+    Args:
+        name: The recommender that it recorded.
+        values: Its hyper-parameters.
+
+    Returns:
+        The hyper-parameters.
+
+    Raises:
+        UserError: A recommender whose row nothing has added in this process, or hyper-parameters that it does not take.
+    """
+    if name not in RECOMMENDERS:
+        raise UserError(
+            f"run: its recommender is {name!r}, expected one of {', '.join(RECOMMENDERS)}; run the command in a process that "
+            "imports the package which adds it"
+        )
+    return recommender_config(name, **values)
+
+
+def lacking_modalities(name: str, modalities: Sequence[str]) -> list[str]:
+    """List the modalities that a recommender cannot do without and that are not there.
+
+    Args:
+        name: A key of `config.recommenders.RECOMMENDERS`.
+        modalities: Those that it would read.
+
+    Returns:
+        Their names; none where it can be built.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    return [modality for modality in recommender_class(name).required_modalities if modality not in modalities]
+
+
 def _check_neighbours(config: RecommenderConfig, num_items: int) -> None:
     for setting in fields(config):
         if setting.name.endswith("knn"):
@@ -90,6 +127,11 @@ def _check_neighbours(config: RecommenderConfig, num_items: int) -> None:
 def _checked(name: str, features: Features, modalities: tuple[str, ...], num_items: int) -> Mapping[str, torch.Tensor]:
     if not modalities:
         raise UserError(f"modalities: {name} needs image, text or both, got none")
+    if lacking := lacking_modalities(name, modalities):
+        raise UserError(
+            f"modalities: {name} needs {' and '.join(lacking)}, got {' and '.join(modalities)} alone; give both, or choose "
+            "another recommender"
+        )
     for modality in modalities:
         if modality not in features:
             raise UserError(

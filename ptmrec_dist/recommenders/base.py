@@ -98,6 +98,8 @@ class Recommender(nn.Module, ABC):
 
     multimodal: ClassVar[bool]
     """Whether the recommender reads features."""
+    required_modalities: ClassVar[tuple[str, ...]] = ()
+    """Modalities without any of which it cannot be built; by default one of image and text is enough."""
     propagates_features: ClassVar[bool] = True
     """Whether `tables` reads features: stage 2 then has to copy whole tables, with the batch's new rows, and compute `tables`
     from them in every step. If not, nothing in a step reads features of items outside the batch."""

@@ -4,7 +4,6 @@ ptmrec add-items --model models:/movies@champion --items new.csv --images images
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -72,22 +71,20 @@ def add_items(config: AddItemsConfig) -> None:
 
 
 def _loaded(served: Path) -> "ServedModel":
-    from ptmrec_dist.serving import ServedModel  # takes seconds; wrong options are refused before
+    # Takes seconds; wrong options are refused before.
+    from ptmrec_dist.serving.model import READS_NO_ENCODER, ServedModel
 
     model = ServedModel(served)
     if model.new_items is None:
-        raise UserError(
-            "model: it takes no new items; expected one whose features come from an encoder, not from arrays of the user's "
-            "or from tables that were trained"
-        )
+        raise UserError(f"model: it takes no new items; {READS_NO_ENCODER}")
     return model
 
 
 def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFrame, Tally]:
     """Rows of the catalogue that are valid in themselves and that the model does not have."""
     assert model.new_items is not None
-    columns = replace(config.columns, attributes=tuple(model.attributes.columns))
-    catalogue = read_catalogue(config.items, columns, config.separator, config.header)
+    kept = model.attributes.columns
+    catalogue = read_catalogue(config.items, config.columns, config.separator, config.header, attributes=kept)
     tally = Tally("items", catalogue.height)
     images = config.items.parent if config.images is None else config.images
     items = drop_bad_items(catalogue, tally, images, keep_incomplete=True)

@@ -181,12 +181,15 @@ def _check_unpacked(body: bytes, limits: Limits) -> None:
 
 
 def _one_line(body: bytes, status: int) -> dict[str, str]:
-    """Reduce an error of MLflow to its code and its message, without the request and the traceback."""
+    """Reduce an error to its code and its message, without the request and the traceback."""
+    text = body.decode(errors="replace")
     try:
-        error = json.loads(body)
-        code, message = str(error["error_code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        code, message = f"HTTP_{status}", body.decode(errors="replace")
+        error = json.loads(text)
+    except ValueError:
+        error = None
+    error = error if isinstance(error, dict) else {}
+    code = str(error.get("error_code", f"HTTP_{status}"))
+    message = str(error.get("message", error.get("detail", text)))  # `detail`: FastAPI's own, as of a path that is none
     message = re.sub(r"\AFailed to predict data .*?\nError: ", "", message, count=1, flags=re.DOTALL)
     message = re.sub(r"Input:\s.*\Z", "", message, flags=re.DOTALL)
     message = " ".join(message.split())

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["user_id", "history", "image", "text", "item_id"]
 """Columns that a request may have."""
+READS_NO_ENCODER = "expected one that reads features of an encoder, not IDs alone, the user's arrays or trained tables"
+"""What a model that takes no new items lacks."""
 
 
 class ServedModel:
@@ -256,10 +258,7 @@ class ServedModel:
             UserError: As in `NewItems.encode`, or a model that takes no new items.
         """
         if self.new_items is None:
-            raise UserError(
-                "new items: this model takes none; expected one whose features come from an encoder, not from arrays of "
-                "the user's or from tables that were trained"
-            )
+            raise UserError(f"new items: this model takes none; {READS_NO_ENCODER}")
         items_ND, items_B = self.new_items.encode(columns)
         scores_B = self._score(requesters.users_BD, items_ND).gather(1, items_B[:, None])[:, 0]
         return {

@@ -54,6 +54,8 @@ class Params:
             value = getattr(self, name)
             if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(item, str) for item in value):
                 raise UserError(f"{name}: got {shown(value)}, expected a list of {of}, each a string")
+            # MLflow fills in lists for defaults: parameters of equal content are equal.
+            object.__setattr__(self, name, tuple(value))
         if len(self.items) and self.candidates != "items":
             raise UserError(
                 f"items: got {len(self.items)} ids, but candidates is {self.candidates!r}; expected 'items'"

@@ -20,13 +20,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import RecentItems
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.scoring import Score, dot_product, recent_items, user_vectors
-from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders import build_recommender, recorded_config
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.serving.fold_in import FoldIn
@@ -191,7 +190,7 @@ def load_recommender(folder: Path, train: Interactions) -> tuple[Recommender, Ta
         train=train,
         features=features,
         modalities=tuple(features),
-        config=recommender_config(name, **described["hyperparameters"]),
+        config=recorded_config(name, described["hyperparameters"]),
     )
     recommender.load_state_dict(load_file(own / "weights.safetensors"))
     return recommender.eval(), load_file(own / "tables.safetensors")

@@ -29,7 +29,7 @@ from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
 from ptmrec_dist.tracking import Tracker, has_tracked_run
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
-from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, flatten
+from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, changed_settings, flatten
 from ptmrec_dist.training.tune import check_start
 
 # Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.
@@ -247,12 +247,11 @@ def _check(config: SweepConfig, space: Space, start: FinishedRun) -> Stage2Confi
     before = config.out / "sweep.yaml"
     if before.is_file():
         old, new = (
-            flatten({name: value for name, value in settings.items() if name not in _INCIDENTAL})
+            {name: value for name, value in settings.items() if name not in _INCIDENTAL}
             for settings in (yaml.safe_load(before.read_text()), plain_settings(config))
         )
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if changed:
-            what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
+        if changed := changed_settings(old, new):
+            what = ", ".join(changed.values())
             raise UserError(f"out: {config.out} holds a sweep with other settings ({what}); choose another --out")
         check_inputs(config.out, start.record.inputs)
     elif config.resume:

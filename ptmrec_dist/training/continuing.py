@@ -143,7 +143,8 @@ class PreviousRun:
         if before.modalities != record.modalities:
             names = [" and ".join(found.modalities) for found in (before, record)]
             raise UserError(
-                f"from: {self._folder} reads {names[0]}, but this run {names[1]}; choose --modalities of both"
+                f"from: {self._folder} reads {names[0]}, but this run {names[1]}; expected features of "
+                f"{names[0]}, and no other --modalities"
             )
         if before.train_features and not train_features:
             raise UserError(f"from: {self._folder} trained its feature tables; expected --train_features here, too")

@@ -86,7 +86,7 @@ def _factorisations(seen: Histories, dim: int, seed: int) -> Iterator[tuple[Tens
         from implicit.als import AlternatingLeastSquares
     except ImportError as error:
         raise UserError(
-            "init: als needs the package implicit, which is not installed; pip install 'ptmrec-dist[als]'"
+            f"init: als needs the package implicit, which cannot be imported ({error}); pip install 'ptmrec-dist[als]'"
         ) from error
     shape = (seen.num_users, seen.num_items)
     taken = csr_matrix((np.ones(len(seen.items), np.float32), seen.items, seen.starts), shape)

@@ -8,12 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.config import ReadsRun, recommender_config
+from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.distributed import World
 from ptmrec_dist.errors import UserError, on_one_line
-from ptmrec_dist.recommenders import build_recommender
+from ptmrec_dist.recommenders import build_recommender, recorded_config
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord, read_record, require_files
 
@@ -157,7 +157,7 @@ def recommender_on(
         cache=neighbour_cache(store),
         world=world,
         owners=owners,
-        config=recommender_config(record.recommender, **record.hyperparameters),
+        config=recorded_config(record.recommender, record.hyperparameters),
     )
 
 

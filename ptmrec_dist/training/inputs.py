@@ -6,7 +6,7 @@ from ptmrec_dist.config import ChoosesRecommender
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders import recommender_class
+from ptmrec_dist.recommenders import lacking_modalities, recommender_class
 from ptmrec_dist.training.records import RunRecord
 
 
@@ -72,7 +72,7 @@ def modalities_of(config: ChoosesRecommender, store: FeatureStore | None) -> tup
         Names of modalities.
 
     Raises:
-        UserError: The features lack a modality that was asked for.
+        UserError: The features lack a modality that was asked for, or one that the recommender needs.
     """
     if store is None:
         return ()
@@ -82,5 +82,13 @@ def modalities_of(config: ChoosesRecommender, store: FeatureStore | None) -> tup
         raise UserError(
             f"modalities: got {config.modalities}, but {store.folder} has {' and '.join(there)} alone; give --modalities "
             f"{there[0] if len(there) == 1 else 'auto'}"
+        )
+    if lacking := lacking_modalities(config.recommender, asked):
+        remedy = "give --modalities both"
+        if not set(lacking) <= set(there):
+            remedy = f"choose another, or pack a catalogue that has {lacking[0]}s, too, and extract features of both"
+        raise UserError(
+            f"recommender: {config.recommender} needs image and text, but got {' and '.join(asked)} alone of "
+            f"{store.folder}; {remedy}"
         )
     return asked

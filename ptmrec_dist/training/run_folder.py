@@ -130,13 +130,14 @@ class RunFolder:
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=1))
 
     def _check_same(self, before: dict[str, Any]) -> None:
-        old, new = flatten(used_settings(before)), flatten(self.settings)
-        keys = [key for key in old.keys() | new.keys() if key.split(".")[0] not in INCIDENTAL | PATHS]
-        changed = sorted(key for key in keys if old.get(key) != new.get(key))
-        if changed == ["epochs"]:
-            self._check_epochs(old["epochs"], new["epochs"], old.get("optim.schedule", "constant"))
+        old = used_settings(before)
+        found = changed_settings(old, self.settings)
+        changed = {key: what for key, what in found.items() if key.split(".")[0] not in INCIDENTAL | PATHS}
+        if list(changed) == ["epochs"]:
+            schedule = flatten(old).get("optim.schedule", "constant")
+            self._check_epochs(old["epochs"], self.settings["epochs"], schedule)
         elif changed:
-            what = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in changed)
+            what = ", ".join(changed.values())
             raise UserError(f"out: {self.folder} holds a run of other settings ({what}); choose another --out")
 
     def _check_epochs(self, before: int, now: int, schedule: str) -> None:
@@ -182,3 +183,18 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Compare nested settings.
+
+    Args:
+        before: Nested dict.
+        now: Nested dict.
+
+    Returns:
+        Dotted key of each setting that differs to the key with both values, in order.
+    """
+    old, new = flatten(before), flatten(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return {key: f"{key} {old.get(key)} -> {new.get(key)}" for key in keys}

@@ -129,10 +129,10 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
     if not isinstance(start.recommender, SequenceRecommender):
         start.recommender.cold_map()  # refuses a recommender that has none
     if record.encoder is None:
-        raise UserError(
-            f"features: those of {start.folder} came from arrays, which no encoder gives; extract them by "
-            "`ptmrec features --encoder.model` to tune one"
-        )
+        remedy = "extract them by `ptmrec features --encoder.model` to tune one"
+        if not start.dataset.manifest.modalities:
+            remedy = f"{start.dataset.folder} has nothing to read either: pack a catalogue with --items, and {remedy}"
+        raise UserError(f"features: those of {start.folder} came from arrays, which no encoder gives; {remedy}")
     if record.train_features:
         raise UserError(
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"

@@ -139,7 +139,9 @@ def test_a_run_on_arrays_trains_and_evaluates_and_its_encoder_cannot_be_tuned(
     assert cli.main(["evaluate", "--run", out, "--device", "cpu"]) == 0
     capsys.readouterr()
     assert cli.main(["stage2", "--stage1", out, "--out", str(tmp_path / "tuned")]) == 2
-    assert f"features: those of {out} came from arrays, which no encoder gives" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert f"features: those of {out} came from arrays, which no encoder gives" in refusal
+    assert f"{numbered} has nothing to read either: pack a catalogue with --items" in refusal
     assert cli.main(["joint", *common, "--out", str(tmp_path / "tuned")]) == 2
     assert f"features: those of {features} came from arrays, which no encoder gives" in capsys.readouterr().err
     assert cli.main(["features", "--shards", str(numbered), "--out", str(tmp_path / "none")]) == 2

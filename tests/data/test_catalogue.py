@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ptmrec_dist.config import ColumnsConfig
+from ptmrec_dist.config import CatalogueColumnsConfig, ColumnsConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
@@ -105,6 +105,14 @@ def test_a_column_that_was_named_must_be_there(columns: ColumnsConfig, message: 
     _ITEMS.select("item_id", "text", title="text").write_csv(tmp_path / "items.csv")
     with pytest.raises(UserError, match=message):
         read_catalogue(tmp_path / "items.csv", columns)
+
+
+def test_a_missing_attribute_names_its_option_where_there_is_one(tmp_path: Path) -> None:
+    _ITEMS.write_csv(tmp_path / "items.csv")
+    with pytest.raises(UserError, match=r"no column 'genre'.*name it by --columns\.attributes$"):
+        read_catalogue(tmp_path / "items.csv", ColumnsConfig(attributes=("genre",)), attributes=("genre",))
+    with pytest.raises(UserError, match=r"no column 'genre'.*rename yours$"):
+        read_catalogue(tmp_path / "items.csv", CatalogueColumnsConfig(), attributes=("genre",))
 
 
 def test_a_catalogue_without_text_and_image_names_both(tmp_path: Path) -> None:

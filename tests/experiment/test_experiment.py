@@ -20,9 +20,9 @@ import yaml
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig, PackConfig, TrackingConfig
 from ptmrec_dist.data.pack import pack
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.plan import lay_out
-from ptmrec_dist.experiment.run import run_experiment
+from ptmrec_dist.experiment.run import _run, run_experiment
 from ptmrec_dist.training.records import read_record, write_record
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
@@ -300,7 +300,7 @@ def test_finished_steps_of_other_inputs_are_refused(
         ({"methods": ["lorra"]}, "lorra"),
         ({"modalities": ["sound"]}, "sound"),
         ({"seeds": [1, 1]}, "seeds: got [1, 1], expected each only once"),
-        ({"paradigms": ["joint"]}, "baseline: got 'frozen', expected one of joint"),
+        ({"paradigms": ["joint"]}, "baseline: got 'frozen', expected one of joint, best, or frozen among --paradigms"),
         ({"tuned": {"lora": {"rank": 0}}}, "lora.rank: got 0, expected 1 or more"),
         ({"tuned": {"lora": {"rnak": 2}}}, "rnak"),
         ({"stage1": {"epoch": 3}}, "epoch"),
@@ -337,7 +337,7 @@ def test_settings_changed_since_are_refused(finished: ExperimentConfig, tiny_pro
         methods=finished.methods,
         stage1={"epochs": 3, "batch_size": 64, "model": {"dim": 8}},
     )
-    with pytest.raises(UserError, match="vbpr-both-frozen-seed0 was started with other settings"):
+    with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 was started with other settings \(epochs 2 -> 3\)"):
         run_experiment(other)
     (finished.out.parent / "mine").mkdir()
     (finished.out.parent / "mine" / "thesis.txt").write_text("mine")
@@ -366,6 +366,22 @@ def test_a_run_that_fails_is_named_with_its_reason(tiny_project: Project, tmp_pa
     with pytest.raises(UserError, match=r"vbpr-both-frozen-seed0 failed \(.*run the same command to resume"):
         run_experiment(config)
     assert (tmp_path / "out" / "features" / "plain" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(2, UserError), (3, Fault), (-9, Fault)])
+def test_a_run_that_was_killed_or_lost_is_no_mistake_of_the_user(
+    code: int, kind: type[Exception], tiny_project: Project, tmp_path: Path
+) -> None:
+    def execute(arguments: list[str], ranks: int, log: Path) -> int:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("started\nthe last line\n")
+        return code
+
+    config = _config(tiny_project, tmp_path / "out", paradigms=("frozen",), seeds=(0,))
+    name, step = next(iter(lay_out(config).steps.items()))
+    (config.out / "settings").mkdir(parents=True)
+    with pytest.raises(kind, match=r"failed \(the last line\); see .*; once that is mended, run the same command"):
+        _run(config, execute, name, step, None)
 
 
 @pytest.mark.slow

@@ -44,6 +44,18 @@ def _config(project: Project, out: Path, **changes: Any) -> ExperimentConfig:
     return ExperimentConfig(**(settings | changes))
 
 
+def test_a_recommender_of_both_modalities_is_left_out_where_one_is_read(tiny_project: Project, tmp_path: Path) -> None:
+    axes = {"recommenders": ("mgcn", "vbpr"), "paradigms": ("frozen",), "modalities": ("both", "text")}
+    both = lay_out(_config(tiny_project, tmp_path, **axes))
+    assert [cell.modalities for cell in both.cells if cell.recommender == "mgcn"] == ["both"] * (len(both.cells) // 3)
+    assert set(both.grid.left_out) == {"mgcn needs image and text"}
+    texts = axes | {"encoder": EncoderConfig(text="hf:anything"), "recommenders": ("mgcn",)}
+    with pytest.raises(
+        UserError, match="recommenders: got no combination that can be trained: mgcn needs image and text"
+    ):
+        lay_out(_config(tiny_project, tmp_path, **texts))
+
+
 def test_every_combination_is_a_cell_or_repeats_one_or_is_left_out_for_a_reason(
     tiny_project: Project, tmp_path: Path
 ) -> None:

@@ -240,7 +240,8 @@ def test_exports_that_cannot_be_are_refused_before_anything_is_written(
 
     refused(tiny_clip, "huggingface", "expected open_clip or onnx")
     refused(tiny_clip, "timm", "expected open_clip or onnx")
-    refused(tmp_path / "absent", "onnx", "absent")
+    absent = tmp_path / "absent"
+    refused(absent, "open_clip", f"run: got {absent}, expected the folder of a run, or of an encoder")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused(tiny_clip, "open_clip", "was not written by `ptmrec export`", out="mine")

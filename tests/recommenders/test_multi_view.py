@@ -1,17 +1,21 @@
 """Properties common to MGCN and SMORE."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptmrec_dist.config import Stage1Config
+from ptmrec_dist.data.feature_store import FeatureManifest, FeatureStore
 from ptmrec_dist.distributed import join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import losses
 from ptmrec_dist.recommenders.base import Batch
 from ptmrec_dist.recommenders.losses import info_nce
+from ptmrec_dist.training.inputs import modalities_of
 from tests.memory import largest_tensor
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import Toy
@@ -21,9 +25,26 @@ NAMES = ("mgcn", "smore")
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("modality", ["image", "text"])
-def test_one_modality_is_refused_with_the_remedy(name: str, modality: str, toy: Toy) -> None:
-    with pytest.raises(UserError, match=f"(?i){name} needs both image and text, got {modality} only.*modalities both"):
+def test_one_modality_is_refused_with_a_remedy_that_the_data_allow(
+    name: str, modality: str, toy: Toy, tmp_path: Path
+) -> None:
+    other = {"image": "text", "text": "image"}[modality]
+    with pytest.raises(UserError, match=f"{name} needs {other}, got {modality} alone"):
         toy.build(name, (modality,))
+    config = Stage1Config(shards=tmp_path, out=tmp_path, recommender=name, modalities=modality)
+    with pytest.raises(
+        UserError, match=rf"{name} needs image and text, but got {modality} alone.*; give --modalities both$"
+    ):
+        modalities_of(config, _store(tmp_path, "image", "text"))
+    config = dataclasses.replace(config, modalities="auto")
+    with pytest.raises(UserError, match=rf"choose another, or pack a catalogue that has {other}s, too") as refused:
+        modalities_of(config, _store(tmp_path, modality))
+    assert "--modalities" not in str(refused.value)
+
+
+def _store(folder: Path, *modalities: str) -> FeatureStore:
+    """Features of which only the manifest is read."""
+    return FeatureStore(folder, FeatureManifest("made", "data", None, {}, dict.fromkeys(modalities, 2)), {})
 
 
 @pytest.mark.parametrize("name", NAMES)

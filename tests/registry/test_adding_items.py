@@ -75,7 +75,12 @@ def test_what_cannot_be_added_is_one_line_and_registers_nothing(
     only_known = tmp_path / "new" / "known.csv"
     only_known.write_text(f"{HEADER}\n3,Film 3,again,n1.png")
     for model, items, options, message in (
-        ("models:/ids@candidate", table, (), "model: it takes no new items"),
+        (
+            "models:/ids@candidate",
+            table,
+            (),
+            "model: it takes no new items; expected one that reads features of an encoder",
+        ),
         ("models:/films@champion", only_known, (), "known.csv has no new item for models:/films@champion"),
         ("models:/films@champion", table, ("--on_error", "fail"), "bad input: items: 1 empty text"),
         ("models:/films@champion", tmp_path / "no.csv", (), "no.csv"),

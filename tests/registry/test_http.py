@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from ptmrec_dist.registry.server import _one_line
 from tests.hostile.cases import MEMORY, damaged, for_all, with_other_values
 from tests.hostile.conftest import FEW, MANY
 from tests.ranks import free_port
@@ -75,6 +76,27 @@ def plain(sqlite_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def server(request: pytest.FixtureRequest) -> Server:
     found: Server = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"error_code": "BAD_REQUEST", "message": "top_k: got 0"}', "BAD_REQUEST", "top_k: got 0"),
+        (b'{"detail": "Not Found"}', "HTTP_404", "Not Found"),
+        (b"two\nlines", "HTTP_404", "two lines"),
+        (b"[1]", "HTTP_404", "[1]"),
+    ],
+)
+def test_errors_of_mlflow_and_of_fastapi_are_a_code_and_a_plain_message(body: bytes, code: str, message: str) -> None:
+    assert _one_line(body, 404) == {"error_code": code, "message": message}
+
+
+@pytest.mark.slow
+def test_users_for_an_item_are_asked_for_by_the_item_alone(server, films):
+    status, answer = server.predict({"item_id": "2"}, top_k=3)
+    assert status == 200, answer
+    expected = films.predict(pd.DataFrame({"item_id": ["2"]}), params={"top_k": 3})
+    assert [row["user_id"] for row in answer["predictions"]] == expected["user_id"].to_list()
 
 
 @pytest.mark.slow

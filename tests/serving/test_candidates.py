@@ -152,6 +152,8 @@ def test_users_of_an_item_are_those_with_the_highest_scores_who_have_not_taken_i
         assert [answer["score"][entry] for entry in mine] == pytest.approx(scores[ranked].tolist(), abs=1e-5)
         assert everyone["row"].count(row) == len(users_of)
     assert taken == set()
+    filled_in = {"items": [], "exclude": np.array([], dtype=object), "filters": []}  # as a server does
+    assert model.answer({"item_id": asked}, top_k=100, **filled_in) == answer
     assert answer["warm"] == [answer["row"][entry] == 0 for entry in range(len(answer["row"]))]
 
 

@@ -161,7 +161,7 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_written(
     cases = {
         ("--recommender", "bpr"): "is a run of vbpr, expected one of bpr",
         ("--model.dim", "4"): "hyper-parameters",
-        ("--modalities", "text"): "reads image and text, but this run text",
+        ("--modalities", "text"): "reads image and text, but this run text; expected features of image and text,",
         ("--from", str(tmp_path / "nothing")): "is not a run folder",
         ("--from", str(moved)): "give it by --from_shards",
         ("--from", str(moved), "--from_shards", str(changed.shards)): "give it by --from_shards",

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 
 from ptmrec_dist.config.recommenders import MultiViewConfig
 from ptmrec_dist.distributed import gather_rows
-from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
@@ -54,12 +53,10 @@ class MultiViewRecommender(FittedRecommender):
         config: Hyper-parameters, see `MultiViewConfig`.
         knn: Modality to the neighbours of an item in its graph.
         map_bias: Whether the maps W_m have a bias.
-
-    Raises:
-        UserError: A modality is missing.
     """
 
     multimodal: ClassVar[bool] = True
+    required_modalities: ClassVar[tuple[str, ...]] = MODALITIES
     propagates_features: ClassVar[bool] = True
     views: ClassVar[tuple[str, ...]]
     """Names of the views of contents, in the order of their columns."""
@@ -67,11 +64,6 @@ class MultiViewRecommender(FittedRecommender):
     def __init__(
         self, inputs: Inputs, config: MultiViewConfig, *, knn: Mapping[str, int], map_bias: bool = False
     ) -> None:
-        if set(inputs.features) != set(MODALITIES):
-            raise UserError(
-                f"modalities: {type(self).__name__} needs both image and text, got {', '.join(inputs.features)} only; "
-                "choose --modalities both or another recommender"
-            )
         super().__init__(inputs, config.dim)
         self.layers, self.reg_weight, dim = config.layers, config.reg_weight, config.dim
         self.cl_weight, self.temperature, self.dropout = config.cl_weight, config.temperature, 0.0
