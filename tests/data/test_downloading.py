@@ -165,7 +165,7 @@ def test_a_second_run_fetches_only_what_is_not_there_and_pack_is_told_the_patter
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), r"hosts: got none, expected those to fetch from; the URLs of .* are at 127.0.0.1:\d+ \(1\)$"),
+        ((), r"hosts: got none, expected those to fetch from; the URLs of .* are at 127.0.0.1:\d+ \(1 of them\)$"),
         (("--hosts", "http://example.org"), "hosts: got 'http://example.org', expected names of hosts alone"),
         (("--hosts", "example.org"), "no image of .*items.csv could be fetched"),
         (("--rate", "0"), "rate: got 0.0"),

@@ -97,7 +97,7 @@ def test_one_modality_goes_through_every_stage(tmp_path: Path, tiny_clip: Path, 
     run_on_ranks(1, train_stage2, stage2)
     assert (stage2.out / "metrics.json").is_file()
     pairs = ContrastiveConfig(shards=config.out, encoder=settings.encoder, out=tmp_path / "pairs", tracking=UNTRACKED)
-    with pytest.raises(UserError, match=f"has {modality} alone, but image and text are needed"):
+    with pytest.raises(UserError, match=f"has {modality}s alone, but images and texts are needed"):
         fine_tune(pairs)
 
 

@@ -58,6 +58,6 @@ def test_what_cannot_start_from_factors_is_refused_in_one_line_and_writes_nothin
         return found(name, *others)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"init: als needs the package implicit.*pip install 'ptmrec_dist\[als\]'"):
+    with pytest.raises(UserError, match=r"init: als needs the package implicit.*pip install 'ptmrec-dist\[als\]'"):
         train_stage1(_config(tiny_project, tmp_path / "run", "bpr"))
     assert not (tmp_path / "run").exists()
