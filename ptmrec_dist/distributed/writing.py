@@ -43,9 +43,9 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
         )
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
-    code = b"" if failure is None else f"{type(failure).__name__}: {failure}\n".encode()
-    codes = gather_rows(torch.tensor(list(code), dtype=torch.uint8, device=world.device))
+    line = b"" if failure is None else f"{type(failure).__name__}: {failure}\n".encode()
+    lines = gather_rows(torch.tensor(list(line), dtype=torch.uint8, device=world.device))
     if failure is not None:
         raise failure
-    for kind, _, message in (line.partition(": ") for line in bytes(codes.tolist()).decode().splitlines()):
+    for kind, _, message in (found.partition(": ") for found in bytes(lines.tolist()).decode().splitlines()):
         raise UserError(message) if kind == UserError.__name__ else Fault(message)

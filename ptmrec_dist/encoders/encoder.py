@@ -119,7 +119,7 @@ class Encoder(nn.Module):
             device: The device of the encoder.
 
         Raises:
-            UserError: It is no GPU.
+            UserError: The device is not a GPU.
         """
         if device.type != "cuda":
             raise UserError(

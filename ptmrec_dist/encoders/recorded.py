@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmrec_dist.encoders.tower import Tower
+from ptmrec_dist.errors import UserError, first_line
 
 MOST_SHAPES = 8
 """Shapes of inputs that are recorded for one tower. Each holds the memory of a forward and a backward pass."""
@@ -40,7 +41,17 @@ class RecordedTower:
             parameter.register_hook(torch.clone)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """Encode inputs on a GPU as the tower does, with gradients of the tuned parameters, [B, ...] to [B, D]."""
+        """Encode inputs on a GPU as the tower does, with gradients of the tuned parameters.
+
+        Args:
+            inputs: What `Tower.encode` takes, [B, ...].
+
+        Returns:
+            [B, D].
+
+        Raises:
+            UserError: A tower whose passes cannot be recorded, such as one that waits for the device.
+        """
         shape = inputs.shape
         if shape not in self.replays and self.seen[shape] and len(self.replays) < MOST_SHAPES:
             self.replays[shape] = self._record(inputs)
@@ -51,8 +62,13 @@ class RecordedTower:
 
     def _record(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
         passes = _Passes(self.tower, self.tuned, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-        with torch.autocast("cuda", enabled=False):
-            recorded = torch.cuda.make_graphed_callables(passes, (inputs.clone(),), allow_unused_input=True)
+        try:
+            with torch.autocast("cuda", enabled=False):
+                recorded = torch.cuda.make_graphed_callables(passes, (inputs.clone(),), allow_unused_input=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"cuda_graphs: the passes of {self.tower.kind} cannot be recorded ({first_line(error)}); leave the option out"
+            ) from error
         return cast(Callable[[Tensor], Tensor], recorded)
 
 
