@@ -86,9 +86,9 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     keep_checkpoints: int = 2
     """Checkpoints kept."""
     tables: Literal["whole", "rows"] = "whole"
-    """Where several ranks train: whole: each holds all embeddings of users and items; rows: each holds some rows of them, of
-    their gradients and of Adam's moments, and fetches the others that its batch reads, instead of ZeRO. bpr alone can. The
-    result is the same, and a run may resume with the other."""
+    """Where several ranks train: whole: each holds all embeddings of users and items, and all features; rows: each holds some
+    rows of them, of their gradients and of Adam's moments, and fetches the others that its batch reads, instead of ZeRO. bpr
+    and vbpr can. The result is the same, and a run may resume with the other."""
     zero: Stage1ZeroConfig = field(default_factory=Stage1ZeroConfig)
     """DeepSpeed ZeRO, where several ranks train and hold whole tables."""
     timeout: float = 600.0
@@ -115,6 +115,8 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         require(self.init is None or self.from_run is None, "init", self.init, "none with --from")
         whole = self.init is None or self.tables == "whole"
         require(whole, "init", self.init, "none with --tables rows, since every rank would compute factors of all rows")
+        frozen = not self.train_features or self.tables == "whole"
+        require(frozen, "train_features", True, "False with --tables rows")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ptmrec_dist.distributed.collectives import fetch_rows, gather_rows
-from ptmrec_dist.distributed.engine import MOMENTS, OneProcess, TensorReader, moments_of
+from ptmrec_dist.distributed.collectives import fetch_rows, gather_rows, sum_over_ranks
+from ptmrec_dist.distributed.engine import MOMENTS, OneProcess, TensorReader, gradient_norm, moments_of
 from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 from ptmrec_dist.distributed.world import World
 
@@ -37,10 +37,10 @@ class RowTable(nn.Embedding):
     """
 
     def __init__(self, rows: int, dim: int, world: World) -> None:
-        first, end = (rows * rank // world.size for rank in (world.rank, world.rank + 1))
-        super().__init__(end - first, dim, _weight=torch.empty(end - first, dim))
+        self.world, self.own = world, own_rows(rows, world)
+        own = self.own.stop - self.own.start
+        super().__init__(own, dim, _weight=torch.empty(own, dim))
         self.num_embeddings = rows
-        self.world, self.own = world, slice(first, end)
         self.most = -(-rows // world.size)  # rows that any rank owns
 
     def initialise(self, fill: Callable[[Tensor], object]) -> None:
@@ -109,12 +109,14 @@ class OwnRows:
 
 
 class RowEngine(OneProcess):
-    """The engine of several ranks whose parameters are all cut by rows: each rank moves its own.
+    """The engine of several ranks whose large tables are cut by rows: each rank moves its own.
+
+    All other parameters are whole on every rank, and get the sum of the gradients of all.
 
     Collective: every rank must call every method.
 
     Args:
-        module: What is called and trained; every parameter is the weight of a `RowTable`.
+        module: What is called and trained; the weights of its `RowTable`s are cut.
         optimizer: Its Adam or AdamW.
         world: The ranks that own the rows.
         grad_clip: Largest norm of the gradient; 0 turns clipping off.
@@ -127,14 +129,21 @@ class RowEngine(OneProcess):
         self._world, weights = world, row_tables(module)
         moments = {f"{name}.{key}": table for name, table in weights.items() for key in MOMENTS}
         self._tables = weights | moments
+        cut = {id(table.weight) for table in weights.values()}
+        self._cut = [parameter for parameter in module.parameters() if id(parameter) in cut]
+        self._whole = [parameter for parameter in module.parameters() if id(parameter) not in cut]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of a micro-batch; owners receive the sum over the ranks, of which the step takes the mean."""
         super().backward(loss / self._world.size, last=last)
+        for parameter in self._whole if last else ():
+            if parameter.grad is not None:
+                parameter.grad = sum_over_ranks(parameter.grad)
 
     def gradient_norm(self) -> Tensor:
         """Compute the norm of the gradients of all ranks together."""
-        return get_total_norm([gather_rows(super().gradient_norm().reshape(1), 1)])
+        norms_W = gather_rows(gradient_norm(self._cut).reshape(1), 1)
+        return get_total_norm([norms_W, gradient_norm(self._whole)])
 
     def state(self, trained: Mapping[str, Tensor]) -> dict[str, list[Piece]]:
         """Describe weights and moments, whole."""
@@ -144,6 +153,21 @@ class RowEngine(OneProcess):
     def load_state(self, trained: Mapping[str, Tensor], weights: TensorReader, optimizer: TensorReader) -> None:
         """Load this rank's rows of weights and moments."""
         super().load_state(trained, OwnRows(weights, self._tables), OwnRows(optimizer, self._tables))
+
+
+def own_rows(rows: int, owners: World | None) -> slice:
+    """Say which rows of a table this rank owns.
+
+    Args:
+        rows: Rows of the whole table N.
+        owners: Ranks that it is cut over; None if this process holds it whole.
+
+    Returns:
+        The rows, consecutive; ranks differ by one at most.
+    """
+    if owners is None:
+        return slice(0, rows)
+    return slice(*(rows * rank // owners.size for rank in (owners.rank, owners.rank + 1)))
 
 
 def row_tables(module: nn.Module) -> dict[str, RowTable]:

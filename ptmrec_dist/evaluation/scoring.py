@@ -13,7 +13,7 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import Histories, RecentItems
 from ptmrec_dist.distributed import sum_over_ranks
-from ptmrec_dist.distributed.rows import RowTable, row_tables
+from ptmrec_dist.distributed.rows import RowTable
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import Features
@@ -163,7 +163,7 @@ def scorer_of(recommender: Recommender, features: Features, recent: RecentItems 
 
     Args:
         recommender: The model; put it into evaluation mode first.
-        features: Features of all items, [I, d_m], on the model's device.
+        features: Features of all items, [I, d_m], on the model's device; where items are cut over ranks of this rank's.
         recent: What `recent_items` returned for it.
 
     Returns:
@@ -173,8 +173,7 @@ def scorer_of(recommender: Recommender, features: Features, recent: RecentItems 
         tables = recommender.tables(features)
         items_ID = recommender.items(features, tables)
     score = recommender.score if recommender.has_own_score else dot_product
-    cut = row_tables(recommender).get(recommender.item_rows[0]) if recommender.item_rows else None
-    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, score, cut)
+    return Scorer(user_vectors(recommender, tables, recent, items_ID.device), items_ID, score, recommender.cut_items)
 
 
 def user_vectors(

@@ -14,6 +14,7 @@ from ptmrec_dist.config.common import require
 from ptmrec_dist.config.recommenders import RECOMMENDERS, RecommenderConfig, recommender_config, recommender_entry
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.rows import own_rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.base import Inputs, Recommender
 from ptmrec_dist.recommenders.rows import Features
@@ -40,13 +41,13 @@ def build_recommender(
         num_items: Number of items I.
         train: Training interactions, from which graphs are built.
         features: Modality to its table, float32 [I, d_m]; may be empty for ID-only recommenders. Item graphs are built
-            from these tables once and do not follow later changes of them.
+            from these tables once and do not follow later changes of them. With `owners`, of this rank's items alone.
         modalities: Modalities to use; ignored by ID-only recommenders.
         cache: Folder that caches neighbours of items, under keys of the features' content; by default none.
         config: Its hyper-parameters; by default its own defaults.
         world: Ranks that compute neighbours together and must all call this; by default each process computes all.
-        owners: Ranks that tables of IDs are cut over by rows, for a recommender that `cuts_tables`; by default each process
-            holds them whole.
+        owners: Ranks that tables of IDs and features are cut over by rows, for a recommender that `cuts_tables`; by default
+            each process holds them whole.
 
     Returns:
         The recommender, on the CPU.
@@ -58,7 +59,8 @@ def build_recommender(
     recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its row
     config = config or recommender_entry(name).config()
     _check_neighbours(config, num_items)
-    used = _checked(name, features, modalities, num_items) if recommender.multimodal else {}
+    own = own_rows(num_items, owners)
+    used = _checked(name, features, modalities, own.stop - own.start) if recommender.multimodal else {}
     inputs = Inputs(num_users, num_items, train, used, cache, world, owners)
     built: Recommender = recommender(inputs, config)
     return built

@@ -24,6 +24,7 @@ from ptmrec_dist.config.recommenders import multimodal_recommenders
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import PaddedHistories
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.rows import RowTable, own_rows, row_tables
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.rows import FeatureRows, Features
 
@@ -45,18 +46,20 @@ class Inputs:
     train: Interactions
     """Training interactions, the only ones that graphs may contain."""
     features: Features
-    """Features of the modalities to use; empty for ID-only recommenders."""
+    """Features of the modalities to use, where tables are cut those of this rank's items; empty for ID-only recommenders."""
     cache: Path | None = None
     """Folder that caches costly results computed from features, under keys of their content; by default none."""
     world: World | None = None
     """Ranks that compute these together and must all build the recommender; by default each process computes all."""
     owners: World | None = None
-    """Ranks that tables of IDs are cut over by rows; by default each process holds them whole."""
+    """Ranks that tables of IDs and features are cut over by rows; by default each process holds them whole."""
 
     def warm_items(self) -> Tensor:
-        """Return the items with training interactions, int64, in ascending order."""
-        items: Tensor = torch.tensor(self.train.items).unique()
-        return items
+        """Return the rows of `features` of items with training interactions, int64, in ascending order."""
+        own = own_rows(self.num_items, self.owners)
+        items = torch.tensor(self.train.items).unique()
+        own_items: Tensor = items[(items >= own.start) & (items < own.stop)] - own.start
+        return own_items
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,9 @@ class Recommender(nn.Module, ABC):
     trains_features: ClassVar[bool] = True
     """Whether gradients reach the features that it reads."""
     cuts_tables: ClassVar[bool] = False
-    """Whether it can be built with `owners`: tables of IDs are its only parameters, `loss` and `users` look their rows up by
-    calling them, and vectors of items are rows of the first of `item_rows`."""
+    """Whether it can be built with `owners`: `loss` and `users` look rows of IDs up by calling their tables, nothing reads
+    features of items outside the batch, vectors of items are those of this rank's, as the first of `item_rows` is cut, and
+    `fit_cold_map` takes sums over the ranks."""
     history_length: int = 0
     """Most recent items of a user that queries and batches must provide L; 0 if a user is an index, and a visitor's vector
     is estimated from those of users with similar histories."""
@@ -171,6 +175,11 @@ class Recommender(nn.Module, ABC):
             Higher is better, float32 [B, C], in memory of its own.
         """
         return users_BD @ items_CD.T
+
+    @property
+    def cut_items(self) -> RowTable | None:
+        """The table of items where it is cut over ranks: `items` then computes vectors of this rank's items."""
+        return row_tables(self).get(self.item_rows[0]) if self.item_rows else None
 
     @property
     def reads_cold_items(self) -> bool:

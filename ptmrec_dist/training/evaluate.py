@@ -165,9 +165,11 @@ class Evaluator:
         if self.positives is not None:
             found[self.phase] = Task(warm, self.positives, self.seen(recommender), self.warm_items, every)
         if self.cold_items is not None and recommender.multimodal:
-            chosen = torch.from_numpy(self.cold_items).to(device)
+            here = warm.own(self.cold_items)
+            assert here is not None
+            chosen = torch.from_numpy(here - warm.first).to(device)
             items_CD = recommender.cold_items({name: table[chosen] for name, table in features.items()})
-            items_ID = items_CD.new_zeros(self.dataset.num_items, items_CD.shape[1]).index_copy(0, chosen, items_CD)
+            items_ID = items_CD.new_zeros(len(warm.items), items_CD.shape[1]).index_copy(0, chosen, items_CD)
             cold = replace(warm, items=items_ID)
             found[f"cold_{self.phase}"] = Task(cold, self.cold_positives, None, self.cold_items, every)
         if not self.dataset.sources:

@@ -12,6 +12,7 @@ from ptmrec_dist.config import ReadsRun
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.distributed import World
+from ptmrec_dist.distributed.rows import own_rows
 from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.recommenders import build_recommender, recorded_config
 from ptmrec_dist.recommenders.base import Recommender
@@ -152,7 +153,7 @@ def recommender_on(
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         train=dataset.interactions("train"),
-        features=tensors_of(store, record.modalities),
+        features=tensors_of(store, record.modalities, owners),
         modalities=tuple(record.modalities),
         cache=neighbour_cache(store),
         world=world,
@@ -161,19 +162,21 @@ def recommender_on(
     )
 
 
-def tensors_of(store: FeatureStore | None, modalities: list[str] | tuple[str, ...]) -> dict[str, Tensor]:
+def tensors_of(
+    store: FeatureStore | None, modalities: list[str] | tuple[str, ...], owners: World | None = None
+) -> dict[str, Tensor]:
     """Read the chosen tables of a features folder into memory.
 
     Args:
         store: Opened features, or None for an ID-only recommender.
         modalities: Tables to read.
+        owners: Ranks that items are cut over, each of which reads its own; by default this process reads all.
 
     Returns:
         Modality to float32 [I, d_m].
     """
-    if store is None:
-        return {}
-    return {modality: torch.from_numpy(store.tables[modality].copy()) for modality in modalities}
+    tables = {modality: store.tables[modality] for modality in modalities} if store is not None else {}
+    return {name: torch.from_numpy(table[own_rows(len(table), owners)].copy()) for name, table in tables.items()}
 
 
 def neighbour_cache(store: FeatureStore | None) -> Path | None:

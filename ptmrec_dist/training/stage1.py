@@ -66,9 +66,7 @@ def train_stage1(config: Stage1Config) -> None:
         Fault: A rank was lost.
     """
     whole = config.tables == "whole" or recommender_class(config.recommender).cuts_tables
-    require(
-        whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows of IDs"
-    )
+    require(whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows")
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
@@ -209,7 +207,7 @@ def make_objective(
     recommender = recommender_on(record, dataset, store, world, owners).to(world.device)
     trainable = recommender.trains_features or not config.train_features
     require(trainable, "train_features", True, f"False with {config.recommender}, which learns from codes of features")
-    features = tensors_of(store, record.modalities)
+    features = tensors_of(store, record.modalities, owners)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):
         sequences = TrainingSequences(dataset, recommender.history_length, config.sequences == "latest")

@@ -22,15 +22,15 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.training import ranking_evaluation
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.inputs import open_store
 from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.memory import largest_tensor
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
 from tests.training.steps import kill_before_step, temporary_session
 
+CUT = ("bpr", "vbpr")
 SETTINGS: dict[str, Any] = {
-    "recommender": "bpr",
-    "model": recommender_config("bpr", dim=8),
     "batch_size": 100,  # 3 ranks cannot share it evenly
     "epochs": 4,
     "lr": 0.02,
@@ -39,8 +39,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _config(project: Project, out: Path, tables: Any = "rows", **changes: Any) -> Stage1Config:
-    return Stage1Config(shards=project.shards, out=out, tables=tables, **(SETTINGS | changes))
+def _config(
+    project: Project, out: Path, tables: Any = "rows", recommender: str = "bpr", dim: int = 8, **changes: Any
+) -> Stage1Config:
+    """Of a recommender of IDs, or of one that reads features and is evaluated on cold items, too."""
+    model, features = recommender_config(recommender, dim=dim), None if recommender == "bpr" else project.features
+    settings: dict[str, Any] = {"recommender": recommender, "model": model, "features": features} | SETTINGS | changes
+    return Stage1Config(shards=project.shards, out=out, tables=tables, **settings)
 
 
 def _assert_same_run(found: Path, expected: Path) -> None:
@@ -67,10 +72,13 @@ def _flat(line: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recommender", CUT)
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_run_on_cut_tables_is_that_of_one_process(tiny_project: Project, tmp_path: Path, ranks: int) -> None:
-    train_stage1(_config(tiny_project, tmp_path / "whole", "whole"))
-    run_on_ranks(ranks, train_stage1, _config(tiny_project, tmp_path / "rows"))
+def test_a_run_on_cut_tables_is_that_of_one_process(
+    tiny_project: Project, tmp_path: Path, ranks: int, recommender: str
+) -> None:
+    train_stage1(_config(tiny_project, tmp_path / "whole", "whole", recommender))
+    run_on_ranks(ranks, train_stage1, _config(tiny_project, tmp_path / "rows", recommender=recommender))
     _assert_same_run(tmp_path / "rows", tmp_path / "whole")
     records = [load_run(tmp_path / name).record for name in ("rows", "whole")]
     assert records[0].parameters == records[1].parameters
@@ -87,11 +95,12 @@ def _killed_in_epoch_3(config: Stage1Config) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recommender", CUT)
 def test_a_killed_run_resumes_to_the_digit_and_on_other_ranks_or_whole_tables(
-    tiny_project: Project, tmp_path: Path
+    tiny_project: Project, tmp_path: Path, recommender: str
 ) -> None:
     """An epoch has 4 steps: it resumes at the third of the second one."""
-    settings: dict[str, Any] = {"checkpoint_every": 6}
+    settings: dict[str, Any] = {"checkpoint_every": 6, "recommender": recommender}
     whole, same = tmp_path / "whole", tmp_path / "same"
     run_on_ranks(2, train_stage1, _config(tiny_project, whole, **settings))
     assert exit_codes_on_ranks(2, _killed_in_epoch_3, _config(tiny_project, same, **settings)) == [-9, -9]
@@ -136,12 +145,15 @@ USERS, ITEMS, WIDTH = 3000, 3600, 64
 
 @pytest.fixture(scope="module")
 def long_tables(tiny_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Many users and items, few of which have a positive in validation."""
+    """Many users and items, few of which have a positive in validation, and features as wide as embeddings."""
     folder = tmp_path_factory.mktemp("long")
     users, items = np.arange(2 * ITEMS) % USERS, np.arange(2 * ITEMS) % ITEMS
     pl.DataFrame({"user_id": users, "item_id": items}).write_csv(folder / "interactions.csv")
     pack(PackConfig(interactions=folder / "interactions.csv", out=folder / "shards", core=0, split="random"))
-    return replace(tiny_project, shards=folder / "shards")
+    np.save(folder / "image.npy", np.random.default_rng(0).random((ITEMS, WIDTH), dtype=np.float32))
+    words = ["--shards", str(folder / "shards"), "--image_npy", str(folder / "image.npy")]
+    assert cli.run("features", [*words, "--out", str(folder / "features")]) == 0
+    return replace(tiny_project, shards=folder / "shards", features=folder / "features")
 
 
 def _largest_tensors(config: Stage1Config) -> dict[str, int]:
@@ -150,7 +162,8 @@ def _largest_tensors(config: Stage1Config) -> dict[str, int]:
     ranking_evaluation.MOST_USERS = 64
     dataset, world = Dataset(config.shards), join_world("cpu")
     made: list[Any] = []
-    found = {"building": largest_tensor(lambda: made.append(make_objective(config, dataset, None, world)))}
+    store = open_store(config, dataset)
+    found = {"building": largest_tensor(lambda: made.append(make_objective(config, dataset, store, world)))}
     with temporary_session(config, world) as session:
         evaluation = ranking_evaluation.RankingEvaluation(config, session, made[0], dataset)
         trainer = make_trainer(config, session, made[0], dataset, evaluation)
@@ -164,25 +177,30 @@ def _largest_tensors(config: Stage1Config) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_no_rank_ever_makes_a_tensor_as_large_as_a_table(long_tables: Project, tmp_path: Path) -> None:
-    """Reading is left out: what is read of a file are pages that the system maps."""
-    model = recommender_config("bpr", dim=WIDTH)
+@pytest.mark.parametrize("recommender", CUT)
+def test_no_rank_ever_makes_a_tensor_as_large_as_a_table(
+    long_tables: Project, tmp_path: Path, recommender: str
+) -> None:
+    """Reading is left out: what is read of a file are pages that the system maps. Vectors of vbpr have twice the width."""
+    config = _config(
+        long_tables, tmp_path / "run", recommender=recommender, dim=WIDTH if recommender == "bpr" else WIDTH // 2
+    )
     own = 4 * WIDTH * (ITEMS // 3)
-    for found in run_on_ranks(3, _largest_tensors, _config(long_tables, tmp_path / "run", model=model)):
+    for found in run_on_ranks(3, _largest_tensors, config):
         assert set(found) == {"building", "a step", "evaluating", "keeping", "a checkpoint"}
         assert max(found.values()) <= own, found
-    alone = run_on_ranks(1, _largest_tensors, _config(long_tables, tmp_path / "run", model=model))[0]
-    assert min(value for name, value in alone.items() if name in ("building", "a step")) == 3 * own
+    alone = run_on_ranks(1, _largest_tensors, config)[0]
+    assert min(value for name, value in alone.items() if name in ("building", "a step")) >= 2.5 * own
 
 
-@pytest.mark.parametrize("recommender", [name for name in RECOMMENDERS if name != "bpr"])
+@pytest.mark.parametrize("recommender", [name for name in RECOMMENDERS if name not in CUT])
 def test_recommenders_that_read_more_than_rows_are_refused_in_one_line(
     tiny_project: Project, tmp_path: Path, recommender: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--shards", str(tiny_project.shards), "--features", str(tiny_project.features)]
     arguments += ["--recommender", recommender, "--tables", "rows", "--out", str(tmp_path / "run")]
     assert cli.run("stage1", arguments) == 2
-    expected = f"expected whole with {recommender}, which reads more than a batch's rows of IDs"
+    expected = f"expected whole with {recommender}, which reads more than a batch's rows"
     assert capsys.readouterr().err.splitlines() == [f"ptmrec stage1: error: tables: got 'rows', {expected}"]
     assert not (tmp_path / "run").exists()
 
@@ -190,3 +208,8 @@ def test_recommenders_that_read_more_than_rows_are_refused_in_one_line(
 def test_factors_of_all_rows_are_refused_as_a_start(tiny_project: Project, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="init: got 'als', expected none with --tables rows"):
         _config(tiny_project, tmp_path / "run", init="als")
+
+
+def test_features_to_train_are_refused(tiny_project: Project, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train_features: got True, expected False with --tables rows"):
+        _config(tiny_project, tmp_path / "run", recommender="vbpr", train_features=True)

@@ -14,7 +14,7 @@ from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Rec
 from ptmrec_dist.recommenders.layers import embedding_table, fitted_maps, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
 from ptmrec_dist.recommenders.ridge import fit_maps
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps, rows_of
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 
 
 class VBPR(Recommender):
@@ -51,13 +51,15 @@ class VBPR(Recommender):
 
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = False
+    cuts_tables: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
         super().__init__(inputs)
         self.dim = config.dim
         self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
-        self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim)
-        self.item_embeddings = embedding_table(inputs.num_items, config.dim)
+        self.owners = inputs.owners
+        self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim, inputs.owners)
+        self.item_embeddings = embedding_table(inputs.num_items, config.dim, inputs.owners)
         self.maps = modal_maps(inputs.features, config.dim)
         self.id_maps = fitted_maps(inputs.features, config.dim)
         self.warm_items: Tensor
@@ -70,7 +72,8 @@ class VBPR(Recommender):
 
     def users(self, queries: Queries, tables: Tables) -> Tensor:
         """Return both halves of users, [B, 2 dim], the ID half first."""
-        return F.embedding(queries.users, self.user_embeddings.weight)
+        users_BD: Tensor = self.user_embeddings(queries.users)
+        return users_BD
 
     def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
         """Return both halves of items, [C, 2 dim]."""
@@ -85,7 +88,7 @@ class VBPR(Recommender):
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` and `l2`, [B] each, from the batch's rows."""
         users_BD = self.user_embeddings(batch.users)
-        positives_BD, negatives_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
+        positives_BD, negatives_BD = self.item_embeddings(torch.stack([batch.positives, batch.negatives]))
         # W is linear: projecting the difference of two items is half the work of projecting both.
         projected_BD = self._project(
             {modality: row_gaps(features[modality], batch.positives, batch.negatives) for modality in self.modalities}
@@ -113,7 +116,8 @@ class VBPR(Recommender):
 
     def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the ID halves of items with training interactions."""
-        fit_maps(self.id_maps, features, self.warm_items, self.item_embeddings.weight[self.warm_items])
+        targets_ND = self.item_embeddings.weight[self.warm_items]
+        fit_maps(self.id_maps, features, self.warm_items, targets_ND, self.owners)
 
     def _project(self, rows: Features) -> Tensor:
         projected = [

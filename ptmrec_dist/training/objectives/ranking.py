@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ptmrec_dist.distributed import fetch_rows
 from ptmrec_dist.recommenders.base import Batch
+from ptmrec_dist.recommenders.rows import BatchRows, FeatureRows
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 
 
@@ -48,6 +50,17 @@ class Ranking(RecommenderObjective):
         Returns:
             The recommender's terms, scalars.
         """
-        features = self.features
-        terms = self.recommender.loss(batch.own, self.recommender.tables(features), features)
+        tables = self.recommender.tables(self.features)
+        terms = self.recommender.loss(batch.own, tables, self._features_of(batch.own))
         return {name: rows_B.sum() * (self.world.size / batch.rows) for name, rows_B in terms.items()}
+
+    def _features_of(self, batch: Batch) -> FeatureRows:
+        """Features as they are, or where items are cut over ranks those of the batch, fetched from the ranks that have them."""
+        if self.recommender.cut_items is None:
+            return self.features
+        items_G = torch.cat([batch.positives, batch.negatives]).unique()
+        counted_G = torch.ones_like(items_G, dtype=torch.bool)
+        return {
+            modality: BatchRows(items_G, counted_G, fetch_rows(table, items_G))
+            for modality, table in self.features.items()
+        }

@@ -17,7 +17,7 @@ class RecommenderObjective(TrainsRecommender):
 
     Args:
         recommender: The recommender.
-        features: Modality to table, float32 [I, d_m].
+        features: Modality to table, float32 [I, d_m]; where the recommender's tables are cut over ranks, of this rank's items.
         train_features: Train the tables, too.
         world: This rank and its peers.
     """
@@ -72,6 +72,7 @@ class RecommenderObjective(TrainsRecommender):
         elsewhere = ids - sum(table.weight.numel() for table in embeddings)  # rows that other ranks hold
         own = sum(parameter.numel() for parameter in self.recommender.parameters())
         trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
-        tables = sum(table.numel() for table in self.features.values())
+        cut = self.recommender.cut_items
+        tables = sum((cut.num_embeddings if cut else len(table)) * table.shape[1] for table in self.features.values())
         rest = own + elsewhere - ids
         return {"ids": ids, "rest": rest, "feature_tables": tables, "trainable": trainable + elsewhere}
