@@ -1,7 +1,8 @@
-"""BPR whose embedding tables are whole on every rank, cut by ZeRO 1 to 3, or cut by rows: bytes, seconds, memory.
+"""BPR (and VBPR) whose embedding tables are whole on every rank, cut by ZeRO 1 to 3, or cut by rows: bytes, seconds, memory.
 
     python -m benchmarks.table_rows                          # steps on 2 and 4 ranks over gloo
     python -m benchmarks.table_rows --run --users 200000 --items 200000      # whole runs of `ptmrec stage1`
+    python -m benchmarks.table_rows --run --users 200000 --items 200000 --width 32 --features 128      # of VBPR
 
 Steps: each form starts from the same tables, takes the same batches, and must end with the tables of one process. Payload is
 the size of an all-gather's output, a reduce-scatter's input, an all-reduce's tensor or an all-to-all's input, on one rank;
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.communication import Counted
+from ptmrec_dist import cli
 from ptmrec_dist.config import PackConfig, Stage1Config, TrackingConfig, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.pack import pack
@@ -58,11 +61,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=2048, help="pairs of a rank in a step")
     parser.add_argument("--run", action="store_true", help="measure whole runs instead of steps")
+    parser.add_argument("--features", type=int, help="with --run: train VBPR on images' features of this width")
     options = parser.parse_args()
     sizes = options.users, options.items, options.width
     if options.run:
         with tempfile.TemporaryDirectory() as folder:
-            _print_runs(Path(folder), sizes, options.ranks)
+            _print_runs(Path(folder), sizes, options.ranks, options.features)
     else:
         _print_steps(sizes, options.ranks, options.batch)
 
@@ -133,49 +137,58 @@ def _first_rows(engine: Engine, objective: Ranking) -> Tensor:
     return torch.cat(found)
 
 
-def _print_runs(folder: Path, sizes: Sizes, ranks: list[int]) -> None:
-    users, items, width = sizes
+def _print_runs(folder: Path, sizes: Sizes, ranks: list[int], features: int | None) -> None:
+    users, items, _ = sizes
     with redirect_stdout(io.StringIO()):
-        _pack(folder, users, items)
+        _pack(folder, users, items, features)
+    settings = _settings(folder, sizes, features)
     print("| ranks | tables | peak, MB a rank | largest difference |\n| --- | --- | --- | --- |")
     expected: dict[str, Tensor] = {}
     for number, tables in [(1, "whole"), *((number, tables) for number in ranks for tables in ("whole", "rows"))]:
         out = folder / f"{number}-{tables}"
-        peaks = run_on_ranks(number, _peak_of_run, folder / "shards", out, width, users // 5, tables)
+        peaks = run_on_ranks(number, _peak_of_run, replace(settings, out=out, tables=tables))
         found = load_file(out / "recommender.safetensors")
         expected = expected or found
         difference = max(float((found[name] - table).abs().max()) for name, table in expected.items())
         print(f"| {number} | {tables} | {max(peaks) / 1e6:.0f} | {difference:.1e} |", flush=True)
 
 
-def _pack(folder: Path, users: int, items: int) -> None:
+def _pack(folder: Path, users: int, items: int, features: int | None) -> None:
     """Two interactions a user, which only train; 1,000 users have a third one."""
     rng = np.random.default_rng(0)
     user_E = np.concatenate([np.arange(2 * users) % users, np.arange(1000)])
     item_E = np.concatenate([rng.permutation(np.arange(2 * users) % items), rng.integers(0, items, 1000)])
     pl.DataFrame({"user_id": user_E, "item_id": item_E}).write_csv(folder / "interactions.csv")
     pack(PackConfig(interactions=folder / "interactions.csv", out=folder / "shards", core=0, split="random"))
+    if features is not None:
+        np.save(folder / "image.npy", rng.standard_normal((items, features), dtype=np.float32))
+        words = ["--shards", str(folder / "shards"), "--image_npy", str(folder / "image.npy")]
+        cli.run("features", [*words, "--out", str(folder / "features")])
 
 
-def _peak_of_run(shards: Path, out: Path, width: int, batch: int, tables: str) -> float:
+def _settings(folder: Path, sizes: Sizes, features: int | None) -> Stage1Config:
+    users, _, width = sizes
+    recommender = "bpr" if features is None else "vbpr"
+    return Stage1Config(
+        shards=folder / "shards",
+        features=None if features is None else folder / "features",
+        out=folder,
+        recommender=recommender,
+        model=recommender_config(recommender, dim=width),
+        batch_size=users // 5,
+        lr=1e-3,
+        epochs=1,
+        checkpoint_every=4,
+        device="cpu",
+        tracking=TrackingConfig(enabled=False),
+    )
+
+
+def _peak_of_run(config: Stage1Config) -> float:
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with _peak() as found:
-        train_stage1(
-            Stage1Config(
-                shards=shards,
-                out=out,
-                recommender="bpr",
-                model=recommender_config("bpr", dim=width),
-                tables=tables,
-                batch_size=batch,
-                lr=1e-3,
-                epochs=1,
-                checkpoint_every=4,
-                device="cpu",
-                tracking=TrackingConfig(enabled=False),
-            )
-        )
+        train_stage1(config)
     return found[0]
 
 
