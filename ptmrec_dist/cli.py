@@ -16,10 +16,15 @@ from typing import Any, get_args, get_origin
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
+from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory
 from ptmrec_dist.storage import with_local_copies
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow access to it"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk"),
+}
+"""What the user can do about errors of the system; others are mistakes of ours, shown with a traceback."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,9 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
 
 
 def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
-    """Run one command: a `UserError` becomes one line and exit code 2; a `Fault`, or a full disk, one line and exit code 3.
+    """Run one command: a `UserError` becomes one line and exit code 2; a `Fault`, one line and exit code 3.
+
+    So do errors of the system that a user can remove: a full disk, a file that may not be read or written, too little memory.
 
     Args:
         command: A key of `COMMANDS`.
@@ -127,9 +134,14 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     except Fault as error:
         return _report_fault(prog, error)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _REMEDIES:
             raise
-        return _report_fault(prog, Fault(f"{error}; make room and run the same command again"))
+        return _report_fault(prog, Fault(f"{error}; {_REMEDIES[error.errno]} and run the same command again"))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "use smaller batches or a smaller model, or a machine with more memory"
+        return _report_fault(prog, Fault(f"out of memory ({first_line(error)}); {remedy}"))
     except KeyboardInterrupt:
         return 130
     return code if isinstance(code, int) else 0
@@ -265,7 +277,7 @@ def _with_files(words: list[str], settings: type) -> list[str]:
 
 def _content_of(path: str, settings: type) -> str:
     if not Path(path).is_file():
-        return path  # the parser reports it
+        raise UserError(f"config: got {path!r}, which is not a file; expected one with settings as YAML")
     return json.dumps(config.as_declared(settings, read_settings(Path(path))), default=str)
 
 

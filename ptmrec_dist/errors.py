@@ -32,6 +32,20 @@ def on_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory could not be had, on the host or on a GPU.
+
+    Args:
+        error: Any error. PyTorch's allocator on the host raises a plain `RuntimeError`; that on a GPU has a type of its own,
+            which is compared by name, since importing PyTorch takes seconds.
+
+    Returns:
+        Whether it does.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & names) or "DefaultCPUAllocator" in str(error)
+
+
 class _OneLine(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(str(message).translate(_CONTROLS))

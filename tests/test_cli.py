@@ -12,6 +12,7 @@ import yaml
 from ptmrec_dist import cli, config
 from ptmrec_dist.errors import UserError
 from tests.conftest import REPOSITORY, Project
+from tests.permissions import bound_by_permissions
 
 
 def _parse(command: str, *arguments: object) -> object:
@@ -56,9 +57,18 @@ def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
             "prompt.depth: got 'deep', expected a whole number or all; ",
         ),
         ((*STAGE2, "--tracking", "off"), "tracking: got 'off', expected settings by name, such as {a: 1}, or a file"),
-        ((*STAGE2, "--config", "nowhere.yaml"), "nowhere.yaml, which is not a file; "),
+        ((*STAGE2, "--config", "nowhere.yaml"), "config: got 'nowhere.yaml', which is not a file; expected one with"),
+        ((*STAGE2, "--config="), "config: got '', which is not a file; "),
+        (("--stage1", "runs/a", "--out", ""), "out: got '', expected a path; "),
+        ((*STAGE2, "--teacher_run="), "teacher_run: got '', expected a path; "),
+        ((*STAGE2, "--keep", ""), "keep: got '', expected best or last; "),
+        ((*STAGE2, "--optim.encoder_lr", ".inf"), "optim.encoder_lr: got inf, expected a finite number"),
+        ((*STAGE2, "--kt_weight", ".nan"), "kt_weight: got nan, expected a finite number"),
+        ((*STAGE2, "--batch_size", "9" * 25), f"batch_size: got {'9' * 25}, expected at most 9223372036854775807"),
+        ((*STAGE2, "--timeout", "1e40"), "timeout: got 1e+40, expected more than 0 seconds, at most 1000000000"),
+        ((*STAGE2, "--seed", 2**32), "seed: got 4294967296, expected 0 to 4294967295"),
         (("--out", "runs/b"), "stage1: got none, expected --stage1; "),
-        ((*STAGE2, "--seed", -1), "seed: got -1, expected 0 or more"),
+        ((*STAGE2, "--seed", -1), "seed: got -1, expected 0 to 4294967295"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(arguments: tuple[object, ...], message: str) -> None:
@@ -165,6 +175,44 @@ def test_mistakes_end_with_code_2_and_one_line_without_a_traceback(tiny_project:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", ["read", "written"])
+def test_a_file_that_may_not_be_read_or_written_is_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.touch(mode=0o000)
+    acts = {"read": closed.read_bytes, "written": lambda: closed.write_text("x")}
+    monkeypatch.setattr(cli, "_function", lambda path: lambda settings: acts[name]())
+    with bound_by_permissions():
+        assert cli.run("demo", []) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"Permission denied: {str(closed)!r}; allow access to it and run the same command again")
+    assert not closed.read_bytes()
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+
+    for allocate in (lambda: torch.empty(2**57), lambda: np.empty(2**57), lambda: bytes(2**60)):
+        monkeypatch.setattr(cli, "_function", lambda path, allocate=allocate: lambda settings: allocate())
+        assert cli.run("demo", []) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "out of memory (" in line
+        assert line.endswith("use smaller batches or a smaller model, or a machine with more memory")
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (RuntimeError("shapes differ"), FileNotFoundError(2, "No such file", "x")):
+        monkeypatch.setattr(cli, "_function", lambda path, error=error: lambda settings: _raise(error))
+        with pytest.raises(type(error)):
+            cli.run("demo", [])
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     """Any of these takes seconds to import."""
     program = (
@@ -228,9 +276,17 @@ def test_yaml_takes_names_and_numbers_as_the_command_line_does(
     assert (columns.text, columns.item) == (text, item)
 
 
+@pytest.mark.parametrize("number", ["1e-4", "1.e-4", "+1E-4", "0.0001"])
+def test_yaml_takes_numbers_with_exponents_where_any_value_may_stand(number: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"space: {{optim.encoder_lr: {{loguniform: [{number}, 1]}}}}")
+    settings = _parse("sweep", "--stage1", "a", "--out", "b", "--config", tmp_path / "c.yaml")
+    assert settings.space == {"optim.encoder_lr": {"loguniform": [0.0001, 1]}}
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
+        ("out: ''", "out: got '', expected a path"),
         ("columns: {text: null}", "columns.text: got null, expected a list"),
         ("columns: [a]", "columns: got .*, expected settings by name"),
         ("columns: {itm: a}", "itm"),

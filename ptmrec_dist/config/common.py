@@ -9,6 +9,9 @@ from typing import Any, Literal
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lineage import split_scheme
 
+_LONGEST = 1_000_000_000
+"""Seconds; Python waits for at most nine times as many."""
+
 
 def require(ok: bool, name: str, got: object, expected: str) -> None:
     """Check a value.
@@ -74,6 +77,32 @@ def require_device(device: str, *, indexed: bool = True) -> None:
         device,
         expected,
     )
+
+
+def require_timeout(seconds: float) -> None:
+    """Refuse a time to wait that is none, or longer than clocks can count.
+
+    Args:
+        seconds: The setting `timeout`.
+
+    Raises:
+        UserError: It is not positive, or more than thirty years.
+    """
+    require(0 < seconds <= _LONGEST, "timeout", seconds, f"more than 0 seconds, at most {_LONGEST}")
+
+
+def require_seeds(name: str, *seeds: int) -> None:
+    """Refuse seeds that not all generators of random numbers take.
+
+    Args:
+        name: The setting.
+        *seeds: Its values.
+
+    Raises:
+        UserError: One is negative, or takes more than 32 bits.
+    """
+    for seed in seeds:
+        require(0 <= seed < 2**32, name, seed, f"0 to {2**32 - 1}")
 
 
 Modalities = Literal["both", "image", "text"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require
+from ptmrec_dist.config.common import EncoderConfig, require, require_seeds
 from ptmrec_dist.config.tuned import TunesEncoder
 from ptmrec_dist.config.tuning import TuningConfig
 
@@ -54,4 +54,4 @@ class ContrastiveConfig(TunesEncoder):
             not together, "objectives", given, "itc with prompts, which take no part in reading image and text together"
         )
         require(0 < self.mask_rate < 1, "mask_rate", self.mask_rate, "a fraction in (0, 1)")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_seeds("seed", self.seed)

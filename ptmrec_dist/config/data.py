@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require, require_device
+from ptmrec_dist.config.common import EncoderConfig, require, require_device, require_seeds, require_timeout
 from ptmrec_dist.config.pattern import Pattern, is_pattern
 
 MAX_ASPECT_RATIO = 100
@@ -99,6 +99,7 @@ class ReadsTables:
     def __post_init__(self) -> None:
         require(self.core >= 0, "core", self.core, "0 or more")
         require(self.image_size >= 16, "image_size", self.image_size, "16 pixels or more")
+        require(self.max_image_pixels >= 1, "max_image_pixels", self.max_image_pixels, "1 or more")
         allowed = 1 <= self.max_aspect_ratio <= MAX_ASPECT_RATIO
         require(allowed, "max_aspect_ratio", self.max_aspect_ratio, f"1 to {MAX_ASPECT_RATIO}")
         for name in ("separator", "items_separator"):
@@ -135,10 +136,10 @@ class PackConfig(ReadsTables):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_seeds("seed", self.seed)
         require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
         require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
         require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
 
@@ -189,7 +190,7 @@ class FeaturesConfig:
             "--encoder.model or --encoder.image and --encoder.text, or else --image_npy and --text_npy",
         )
         require(self.reuse is None or self.encoder is not None, "reuse", self.reuse, "none with arrays of your own")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require_device(self.device)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ptmrec_dist.config.common import require
+from ptmrec_dist.config.common import require, require_timeout
 from ptmrec_dist.config.pattern import Pattern, is_pattern
 
 
@@ -54,6 +54,6 @@ class DownloadConfig:
         require(self.max_bytes >= 1, "max_bytes", self.max_bytes, "1 or more")
         require(self.rate > 0, "rate", self.rate, "more than 0 requests per second")
         require(self.connections >= 1, "connections", self.connections, "1 or more")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
         whole = [host for host in self.hosts if not host.strip() or "/" in host or "@" in host]
         require(not whole, "hosts", whole[0] if whole else None, "names of hosts alone: img.example.org")

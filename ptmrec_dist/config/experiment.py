@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import EncoderConfig, Modalities, RayConfig, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import (
+    EncoderConfig,
+    Modalities,
+    RayConfig,
+    TrackingConfig,
+    require,
+    require_device,
+    require_seeds,
+)
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.config.tuning import METHODS
 
@@ -131,8 +139,8 @@ class ExperimentConfig:
             values = getattr(self, name)
             require(len(values) > 0, name, list(values), "one or more")
             require(len(set(values)) == len(values), name, list(values), "each only once")
-        for name in ("seeds", "splits"):
-            require(min(getattr(self, name)) >= 0, name, list(getattr(self, name)), "0 or more")
+            if name in ("seeds", "splits"):
+                require_seeds(name, *values)
         known = [*self.paradigms, *(PARADIGMS_OF_THE_PAPER.get(name, name) for name in self.paradigms), "best"]
         expected = f"one of {', '.join(dict.fromkeys(known))}, or {self.baseline} among --paradigms"
         require(self.baseline in known, "baseline", self.baseline, expected)

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: (?P<got>.*)')
-_ABSENT = re.compile(r"""Parser key "(?P<name>[^"]+)": File does not exist: '(?P<path>.*)'""")
+from ptmrec_dist.config.values import EMPTY_PATH
+
+_WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: ?(?P<got>.*)')
+_NO_PATH = re.compile(rf'Parser key "(?P<name>[^"]+)": .*{EMPTY_PATH}')
 _UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
 _NOT_ACCEPTED = re.compile(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '(?P<name>[^']+)'")
 _KINDS = {
@@ -40,8 +42,8 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
     if refused := _NOT_ACCEPTED.search(message):
         name = ".".join(filter(None, (refused["group"], refused["name"])))
         return _unknown(name, name, [option.removeprefix("--") for option in options])
-    if absent := _ABSENT.fullmatch(message):
-        return f"{absent['name']}: got {absent['path']}, which is not a file"
+    if empty := _NO_PATH.match(message):
+        return f"{empty['name']}: got '', expected a path"
     if unreadable := _UNREADABLE.fullmatch(message):
         return f"{unreadable['name']}: got {unreadable['got']!r}, expected {_KINDS['dict']}, or a file of them"
     if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):

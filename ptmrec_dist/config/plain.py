@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.config.tuning import METHODS, TuningConfig, groups, require_used
+from ptmrec_dist.config.values import path_of, refuse_odd_values
 from ptmrec_dist.config.written import as_declared
 from ptmrec_dist.errors import UserError
 
@@ -33,8 +35,10 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
         UserError: An unknown recommender.
     """
     from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse.typing import register_type
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    register_type(Path, str, path_of, type_check=isinstance)
     parser = ArgumentParser(exit_on_error=False, **options)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     defaults: dict[str, Any] = {item.name: item.default for item in fields(settings)}
@@ -95,7 +99,7 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
     kinds: dict[str, Any] = {item.name: item.type for item in fields(settings)}  # type: ignore[arg-type]
     if chooses_recommender(settings):
         kinds["model"] = recommender_entry(parsed.recommender).config
-    _refuse_null(kinds | groups(settings), parsed, "")
+    refuse_odd_values(kinds | groups(settings), parsed)
     try:
         values = parser.instantiate(parsed)
     except ValueError as error:
@@ -108,17 +112,6 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
         require_used([name for name, own in of_methods.items() if own != type(own)()], {tuning.method})
         given["tuning"] = replace(tuning, settings=of_methods.get(tuning.method, tuning.settings))
     return settings(**given)
-
-
-def _refuse_null(kinds: Mapping[str, Any], values: "Namespace", prefix: str) -> None:
-    """Refuse null (in YAML an empty value) where it is no value of the setting: the parser takes it for any."""
-    for name, kind in kinds.items():
-        value, choices = values.get(name), get_args(kind)
-        if value is None and name in values and not {None, type(None)} & {*choices}:
-            raise UserError(f"{prefix}{name}: got null, expected a value; leave the setting out for its default")
-        for part in (kind, *choices):
-            if is_dataclass(part) and isinstance(part, type) and hasattr(value, "as_dict"):
-                _refuse_null({item.name: item.type for item in fields(part)}, value, f"{prefix}{name}.")
 
 
 def plain_settings(settings: Any) -> dict[str, Any]:

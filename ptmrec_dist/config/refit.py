@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ptmrec_dist.config.common import TrackingConfig, require, require_device
+from ptmrec_dist.config.common import TrackingConfig, require, require_device, require_seeds, require_timeout
 from ptmrec_dist.config.stage1 import Stage1ZeroConfig
 
 
@@ -56,5 +56,7 @@ class RefitConfig:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
+        if self.seed is not None:
+            require_seeds("seed", self.seed)
         require_device(self.device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import TrackingConfig, require, require_device
+from ptmrec_dist.config.common import TrackingConfig, require, require_device, require_seeds, require_timeout
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.recommenders import RecommenderConfig, recommender_entry
@@ -117,7 +117,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         require(whole, "init", self.init, "none with --tables rows, since every rank would compute factors of all rows")
         frozen = not self.train_features or self.tables == "whole"
         require(frozen, "train_features", True, "False with --tables rows")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require_seeds("seed", self.seed)
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("patience", "eval_every", "checkpoint_every", "keep_checkpoints"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -127,7 +127,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
             0 <= self.patience_growth < math.inf, "patience_growth", self.patience_growth, "a finite number, 0 or more"
         )
         require(self.lr is None or self.lr > 0, "lr", self.lr, "more than 0")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
         require_device(self.device)
 
     @property

@@ -12,6 +12,7 @@ from ptmrec_dist.config.common import (
     check_model_name,
     require,
     require_device,
+    require_seeds,
 )
 
 
@@ -80,15 +81,15 @@ class SweepConfig(ReadsRun):
         grid = self.search == "grid"
         require(not (grid and self.trials), "trials", self.trials, "nothing with --search grid, which runs every point")
         require(self.concurrent is None or self.concurrent >= 1, "concurrent", self.concurrent, "1 or more")
-        for name in ("max_failures", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        require_seeds("seed", self.seed)
         require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
         if self.name is not None:
             check_model_name(self.name)
         check_alias(self.alias)
         require_device(self.device, indexed=False)
         seeds = self.winner_seeds
-        require(min(seeds, default=0) >= 0, "winner_seeds", list(seeds), "0 or more")
+        require_seeds("winner_seeds", *seeds)
         require(len(set(seeds)) == len(seeds), "winner_seeds", list(seeds), "each only once")
         require(
             not self.name or len(seeds) > 0, "name", self.name, "winner_seeds: without any there is nothing to register"

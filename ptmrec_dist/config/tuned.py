@@ -4,7 +4,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import FindsEncoder, ReadsRun, TrackingConfig, require, require_device
+from ptmrec_dist.config.common import (
+    FindsEncoder,
+    ReadsRun,
+    TrackingConfig,
+    require,
+    require_device,
+    require_seeds,
+    require_timeout,
+)
 from ptmrec_dist.config.content_sequences import PMMRecConfig
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
@@ -89,7 +97,7 @@ class TunesEncoder:
         self._check_cuda_graphs()
         require(self.workers >= 0, "workers", self.workers, "0 or more")
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
-        require(self.timeout > 0, "timeout", self.timeout, "more than 0 seconds")
+        require_timeout(self.timeout)
         require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a fraction in [0, 1)")
         require_device(self.device)
 
@@ -171,8 +179,8 @@ class TrainsBoth(TunesEncoder):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         refresh = self.refresh_every
         require(refresh is None or refresh >= 1, "refresh_every", refresh, "1 or more")
-        for name in ("epochs", "seed"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        require_seeds("seed", self.seed)
         limit = self.users_per_item
         require(limit is None or limit >= 1, "users_per_item", limit, "1 or more")
 

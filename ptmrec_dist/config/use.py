@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device
+from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device, require_seeds
 from ptmrec_dist.config.data import CatalogueColumnsConfig
 
 
@@ -258,3 +258,6 @@ class DemoConfig:
     """Folder for everything that the demo writes; `report.html` is in it."""
     seed: int = 0
     """Seed; the same seed gives the same result."""
+
+    def __post_init__(self) -> None:
+        require_seeds("seed", self.seed)

@@ -1,5 +1,6 @@
 """Configuration files: YAML that is not trusted."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,15 @@ import yaml
 from ptmrec_dist.errors import UserError, on_one_line
 
 _MOST_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number, as YAML 1.2 and command lines do; to YAML 1.1 it is text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -23,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or holds something else than names with values.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"config: cannot read {path} ({on_one_line(error)}); expected settings as YAML in UTF-8"

@@ -19,7 +19,7 @@ from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain, plain_sett
 from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.evaluation.metrics import selecting_part
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.files import read_yaml, write_atomically
 from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
@@ -248,7 +248,7 @@ def _check(config: SweepConfig, space: Space, start: FinishedRun) -> Stage2Confi
     if before.is_file():
         old, new = (
             {name: value for name, value in settings.items() if name not in _INCIDENTAL}
-            for settings in (yaml.safe_load(before.read_text()), plain_settings(config))
+            for settings in (read_yaml(before, "out"), plain_settings(config))
         )
         if changed := changed_settings(old, new):
             what = ", ".join(changed.values())

@@ -46,13 +46,16 @@ class SweepSearch(Searcher):
         before = book.read()
         self._open = [trial for trial in before if trial.state in ("open", "failed")]
         points = grid_points(space) if config.search == "grid" else []
-        self.left = len(points) if points else config.trials or 32
-        self.left -= len(before) - len(self._open)
+        wanted = len(points) if points else config.trials or 32
+        # A resumed sweep may ask for fewer trials than there are; what was begun is ended all the same.
+        self.left = max(wanted - (len(before) - len(self._open)), len(self._open))
+        tried = [trial.point for trial in before]
         self._optuna = OptunaSearch(
             space,
             metric=SELECT,
             mode="max",
-            points_to_evaluate=[trial.point for trial in self._open] + points[len(before) :],
+            points_to_evaluate=[trial.point for trial in self._open]
+            + [point for point in points if point not in tried],
             sampler=_sampler(config, len(before)),
         )
         for trial in before:

@@ -1,6 +1,7 @@
 """Search space of a sweep: parsed from its settings into Optuna's distributions and checked before any trial starts."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,6 +138,12 @@ def _candidates(distribution: BaseDistribution) -> list[Any]:
     return [distribution.low, distribution.high]
 
 
+def _is_finite(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return -math.inf < value < math.inf
+
+
 def _distribution(name: str, given: Any) -> BaseDistribution:
     kinds = ", ".join(["choice", *_RANGES])
     if not isinstance(given, dict) or len(given) != 1:
@@ -146,13 +153,15 @@ def _distribution(name: str, given: Any) -> BaseDistribution:
         plain = isinstance(values, list) and all(isinstance(value, bool | int | float | str | None) for value in values)
         if not plain or not values:
             raise UserError(f"{name}: got {values!r}, expected a list of numbers, words, true, false or null")
+        if len(set(values)) < len(values):
+            raise UserError(f"{name}: got {values!r}, expected each choice only once")
         return CategoricalDistribution(values)
     if kind not in _RANGES:
         raise UserError(f"{name}: got {kind}, expected one of {kinds}")
     build, how = _RANGES[kind]
-    numbers = int if build is IntDistribution else int | float
-    if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, numbers) for value in values):
-        raise UserError(f"{name}: got {values!r}, expected [lowest, highest]")
+    whole = build is IntDistribution
+    if not isinstance(values, list) or len(values) != 2 or not all(_is_finite(value, whole) for value in values):
+        raise UserError(f"{name}: got {values!r}, expected [lowest, highest], two {'whole ' * whole}numbers")
     try:
         distribution: BaseDistribution = build(*values, **how)
     except ValueError as error:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from ptmrec_dist.config import Keep
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.files import read_json, read_json_lines, typed, write_atomically
 from ptmrec_dist.sweep.space import Point
 from ptmrec_dist.training.early_stopping import EarlyStopping
 
@@ -61,8 +62,11 @@ class TrialBook:
 
         Returns:
             Trials by number.
+
+        Raises:
+            UserError: A record is damaged.
         """
-        found = [Trial(**json.loads(path.read_text())) for path in sorted(self.folder.glob("*.json"))]
+        found = [_read(path) for path in self._records()]
         return [self.note(trial) if trial.state == "open" and self._is_complete(trial) else trial for trial in found]
 
     def add(self, point: Point) -> Trial:
@@ -72,9 +76,10 @@ class TrialBook:
             point: Its hyper-parameters.
 
         Returns:
-            The trial, under the next free number.
+            The trial, numbered after all others.
         """
-        trial = Trial(len(list(self.folder.glob("*.json"))), point)
+        last = max((int(path.stem) for path in self._records()), default=-1)
+        trial = Trial(last + 1, point)
         self._write(trial)
         return trial
 
@@ -116,7 +121,7 @@ class TrialBook:
             For each evaluation its epoch, the epoch kept at that time, and the value of the kept one.
         """
         path = self.run(trial) / "history.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        lines = read_json_lines(path, "out") if path.is_file() else []
         stopping, found = EarlyStopping(patience=len(lines) + 1, keep=self.keep), []
         for line in lines:
             stopping.update(line[self.metric], line["epoch"])
@@ -124,9 +129,22 @@ class TrialBook:
             found.append((line["epoch"], stopping.kept_epoch, stopping.kept))
         return found
 
+    def _records(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9][0-9][0-9][0-9]*.json"))
+
     def _is_complete(self, trial: Trial) -> bool:
         return (self.run(trial) / "metrics.json").is_file()
 
     def _write(self, trial: Trial) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / f"{trial.name}.json", json.dumps(asdict(trial), indent=1))
+
+
+def _read(path: Path) -> Trial:
+    values = read_json(path, "out")
+    try:
+        return typed(Trial, values)
+    except ValueError as error:
+        raise UserError(
+            f"out: {path} is no record of a trial ({error}); bring it back or choose another --out"
+        ) from error

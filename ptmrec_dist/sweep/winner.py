@@ -14,7 +14,7 @@ import numpy as np
 from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.evaluation.tables import mean_of_seeds
-from ptmrec_dist.files import write_atomically
+from ptmrec_dist.files import read_json, write_atomically
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
 from ptmrec_dist.training.refit import REFIT_FOLDER
@@ -64,7 +64,7 @@ class Winner:
         Args:
             tracker: The sweep's MLflow run.
         """
-        found_S = {seed: json.loads((run / "metrics.json").read_text()) for seed, run in self.results.items()}
+        found_S = {seed: read_json(run / "metrics.json", "out") for seed, run in self.results.items()}
         flat_S = [flatten(found) for found in found_S.values()]
         values = {name: np.array([flat[name] for flat in flat_S]) for name in flat_S[0]}
         means = {name: float(values_S.mean()) for name, values_S in values.items()}
@@ -76,7 +76,7 @@ class Winner:
         for part in found_S[best]:
             name = f"{part}.{SELECT}"
             print(f"winner{', refit' * refits}, seeds {list(self.runs)}: {name} {mean_of_seeds(values[name])}")
-        before = json.loads(summary.read_text()) if summary.is_file() else {}
+        before = read_json(summary, "out") if summary.is_file() else {}
         wanted = {"registered": [self.config.name, best]} if self.config.name else {}
         if self.config.name and before.get("registered") != wanted["registered"]:
             from ptmrec_dist.registry.registering import register

@@ -9,6 +9,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from ptmrec_dist.config import AshaConfig, SweepConfig
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
 from ptmrec_dist.sweep.space import read_space
@@ -144,3 +145,42 @@ def test_the_book_keeps_the_first_of_equal_epochs_and_the_reason_of_a_failure(tm
         0, {"kt_weight": 0.5}, "failed", 0.3, 1, "loss: kt is not finite"
     )
     assert book.read()[0].reason == "loss: kt is not finite"
+
+
+def test_fewer_trials_than_there_are_end_those_that_were_begun_and_start_none(tmp_path: Path) -> None:
+    config, book = _config(trials=4), TrialBook(tmp_path, "validation", "best")
+    search = _search(config, book)
+    for name in "abcd":
+        search.suggest(name)
+    for number in (0, 1, 3):
+        _evaluate(book, number, 0.1)
+        search.on_trial_complete("abcd"[number], {SELECT: 0.1})
+    fewer = _search(_config(trials=2), book)
+    assert [_suggest(fewer, name) for name in "xy"] == [2, Searcher.FINISHED]
+    _evaluate(book, 2, 0.2)
+    assert _search(_config(trials=2), book).left == 0
+
+
+def test_a_trial_whose_record_was_removed_is_made_up_for_and_no_other_is_overwritten(tmp_path: Path) -> None:
+    space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
+    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation", "best")
+    search = _search(config, book)
+    for number in range(4):
+        search.suggest(str(number))
+        _evaluate(book, number, 0.1)
+    kept = book.read()
+    (book.folder / "0001.json").unlink()
+    again = _search(config, book)
+    assert [_suggest(again, name) for name in "xy"] == [4, Searcher.FINISHED]
+    assert book.read()[:3] == [kept[0], *kept[2:]]
+    assert book.read()[3].point == kept[1].point
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"number": 0}', '{"number": 0, "point": {}, "state": "lost"}'])
+def test_a_damaged_record_of_a_trial_is_refused_by_its_path(content: str, tmp_path: Path) -> None:
+    book = TrialBook(tmp_path, "validation", "best")
+    book.add({})
+    (book.folder / "0000.json").write_text(content)
+    with pytest.raises(UserError, match=r"out: .*0000\.json is") as caught:
+        book.read()
+    assert "\n" not in str(caught.value)

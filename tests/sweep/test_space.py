@@ -38,6 +38,15 @@ def _config(**changes: Any) -> SweepConfig:
             "space.optim.encoder_lr: got normal, expected one of choice",
         ),
         ({"space": {"optim.encoder_lr": {"choice": []}}}, "expected a list of numbers, words"),
+        (
+            {"space": {"prompt.length": {"randint": [1, 4.0]}}},
+            "[1, 4.0], expected [lowest, highest], two whole numbers",
+        ),
+        ({"space": {"optim.encoder_lr": {"uniform": [float("nan"), 1.0]}}}, "expected [lowest, highest], two numbers"),
+        (
+            {"space": {"prompt.depth": {"choice": [1, 1]}}},
+            "space.prompt.depth: got [1, 1], expected each choice only once",
+        ),
         ({"space": {"out": {"choice": ["a", "b"]}}}, "space.out: the sweep itself decides on it"),
         ({"space": {"select_on": {"choice": ["validation"]}}}, "space.select_on: the sweep itself decides on it"),
         ({"space": {"prompt.depth": {"choice": [1, 9]}}}, "prompt.depth: got 9, but the image tower has 3 layers"),
