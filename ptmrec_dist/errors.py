@@ -32,6 +32,18 @@ def on_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def in_brief(error: BaseException) -> str:
+    """Return the start of an error's message with its lines joined, for libraries whose messages are pages long.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        At most 300 characters; the type of the error where it has no message.
+    """
+    return on_one_line(error)[:300]
+
+
 class _OneLine(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(str(message).translate(_CONTROLS))

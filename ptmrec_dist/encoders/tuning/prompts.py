@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ptmrec_dist.config import PromptConfig
 from ptmrec_dist.encoders.tower import Layout, Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 # Arguments of blocks that have a row or column for each token. Prompts have no position: no bias, no rotation.
 _MASKS, _BIASES, _ROTATIONS = ("attn_mask", "attention_mask", "seen"), ("position_bias",), ("position_embeddings",)
@@ -67,9 +67,9 @@ class DeepPrompts(nn.Module):
             for handle in handles:
                 handle.remove()
             self._shift_rotations(tower, -self.length)
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"tuning.method: got prompt, but {tower.kind} does not run with prompts ({reason}); choose another method"
+                f"tuning.method: got prompt, but {tower.kind} does not run with prompts ({in_brief(error)}); choose another "
+                "method"
             ) from error
 
     def _shift_rotations(self, tower: Tower, by: int) -> None:
