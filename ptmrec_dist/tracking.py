@@ -82,7 +82,7 @@ class Tracker:
             return Tracker()
         with mlflow_errors():
             tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, note), note)
-            tracker._log_params(params)
+            tracker.params(params)
         above = config.parent or parent
         tracker.tags({**tags, _PARENT_TAG: above} if above else tags)
         return tracker
@@ -137,6 +137,15 @@ class _MlflowTracker(Tracker):
             for point in client.get_metric_history(run_id, name)
         }
 
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log settings, dotted key to value; a resumed run keeps those that it has."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
+        for start in range(0, len(fresh), _BATCH):
+            self._client.log_batch(self.run_id, params=fresh[start : start + _BATCH])
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
@@ -171,14 +180,6 @@ class _MlflowTracker(Tracker):
             self._client.set_terminated(self.run_id, self._status)
             if self._status == "FINISHED":
                 self._note.write(self.run_id)
-
-    def _log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        known = self._client.get_run(self.run_id).data.params
-        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
-        for start in range(0, len(fresh), _BATCH):
-            self._client.log_batch(self.run_id, params=fresh[start : start + _BATCH])
 
     def _send(self, otherwise: str = "wait for the next call") -> None:
         waiting = sum(map(len, self._unsent.values()))
