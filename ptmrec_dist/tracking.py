@@ -70,14 +70,8 @@ class Tracker:
         if not (first if active is None else active):
             return Tracker()
         note = _Note(folder)
-        if not config.enabled:
-            print("tracking: off, nothing is logged to MLflow")
-            note.write(None)
-            return Tracker()
-        try:
-            client = connect()
-        except ImportError as error:
-            print(f"tracking: off, MLflow cannot be imported ({error})")
+        client = _client(config)
+        if client is None:
             note.write(None)
             return Tracker()
         with mlflow_errors():
@@ -234,6 +228,18 @@ class _Note:
     def write(self, run_id: str | None, **more: str | bool) -> None:
         if self._path is not None:
             write_atomically(self._path, json.dumps({"mlflow_run": run_id, **more}))
+
+
+def _client(config: TrackingConfig) -> "MlflowClient | None":
+    """Connect to MLflow where tracking is on and it is installed; otherwise say why nothing is logged."""
+    if not config.enabled:
+        print("tracking: off, nothing is logged to MLflow")
+        return None
+    try:
+        return connect()
+    except ImportError as error:
+        print(f"tracking: off, MLflow cannot be imported ({error})")
+        return None
 
 
 def _open_run(client: "MlflowClient", experiment: str, name: str, note: _Note) -> str:
