@@ -74,7 +74,7 @@ def open_workers(
             yield pool
     except BrokenProcessPool as error:
         raise Fault(
-            "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+            "a worker process was killed, perhaps because memory ran out; run again with fewer --workers"
         ) from error
     finally:
         own.shutdown(cancel_futures=True)

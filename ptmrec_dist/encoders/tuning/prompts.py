@@ -82,7 +82,7 @@ class DeepPrompts(nn.Module):
     def _enter(
         self, number: int, block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Insert a block's own prompts, and extend what it is told about each token."""
+        """Insert a block's own prompts, and extend what it gets for each token."""
         tokens_BSD = inputs[0]
         if number < self.depth:
             content_BND = tokens_BSD if number == 0 else self._without(tokens_BSD)

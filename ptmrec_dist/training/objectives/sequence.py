@@ -130,7 +130,7 @@ class NextItem(RecommenderObjective):
     def other_terms(
         self, batch: SequenceBatch, views: Mapping[str, Tensor], states_VLD: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Compute the terms beside that of the next item: those of PMMRec; a subclass may add others.
+        """Compute the terms other than that of the next item: those of PMMRec; a subclass may add others.
 
         Collective: every rank must call this.
 
