@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 from ptmrec_dist.evaluation.tables import mean_of_seeds
+from ptmrec_dist.hardware import cores
 
 UNTRACKED = ("--tracking.enabled", "false")
 VARIANTS = ["frozen=--tuning.method none", "prompts="]
@@ -97,7 +98,7 @@ def _ptmrec(options: argparse.Namespace, *arguments: object) -> None:
     """Run a command, with its output in `logs`."""
     line = [str(Path(sys.executable).parent / "ptmrec"), *map(str, arguments)]
     print(" ".join(line[1:]), flush=True)
-    threads = str(max(1, (os.cpu_count() or 1) // options.processes))
+    threads = str(max(1, cores() // options.processes))
     run = Path(str(arguments[arguments.index("--out") + 1]))
     log = options.out / "logs" / f"{run.parent.name}-{run.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

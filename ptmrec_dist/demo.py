@@ -44,7 +44,7 @@ from ptmrec_dist.demo_page import (
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, title_of
 from ptmrec_dist.evaluation.outcomes import PARTS
-from ptmrec_dist.files import staged, write_atomically
+from ptmrec_dist.files import read_json, staged, write_atomically
 from ptmrec_dist.lineage import is_foreign
 from ptmrec_dist.lock import exclusive_out
 
@@ -83,7 +83,7 @@ class _Steps:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = read_json(path, "out") if path.is_file() else {}
 
     def once(self, name: str, result: Path, step: Callable[[], None]) -> None:
         """Do a step unless its result is there; a stage that the user stopped leaves none."""
@@ -104,7 +104,7 @@ def _claim(out: Path, seed: int) -> None:
     """Make the folder ours, or see that it already is."""
     marker = out / "demo.json"
     if marker.is_file():
-        before = json.loads(marker.read_text())["seed"]
+        before = read_json(marker, "out").get("seed")
         if before != seed:
             raise UserError(f"out: {out} holds the demo of seed {before}, got seed {seed}; choose another --out")
         return

@@ -3,7 +3,6 @@
 Legend: B users shown, K items of a row.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.evaluation.metrics import SELECT
+from ptmrec_dist.evaluation.metrics import SELECT, read_metrics
 from ptmrec_dist.evaluation.outcomes import PARTS
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.evaluation.report import Report, ShownRow, ShownUser, write_report
@@ -195,5 +194,4 @@ def metrics_of_runs(out: Path, part: str) -> dict[str, float]:
     Returns:
         Name of the run to its value.
     """
-    files = {name: out / folder / "metrics.json" for name, folder in RUNS.items()}
-    return {name: json.loads(path.read_text())[part][SELECT] for name, path in files.items()}
+    return {name: read_metrics(out / folder)[part][SELECT] for name, folder in RUNS.items()}

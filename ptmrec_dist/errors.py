@@ -46,6 +46,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return bool({"MemoryError", "OutOfMemoryError"} & names) or "DefaultCPUAllocator" in str(error)
 
 
+def in_brief(error: BaseException) -> str:
+    """Return the start of an error's message with its lines joined, for libraries whose messages are pages long.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        At most 300 characters; the type of the error where it has no message.
+    """
+    return on_one_line(error)[:300]
+
+
 class _OneLine(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(str(message).translate(_CONTROLS))

@@ -1,4 +1,4 @@
-"""Files from web servers: from hosts that are listed, of at most so many bytes, within so many seconds.
+"""Files from web servers: from listed hosts alone, within limits of bytes and of seconds.
 
 A host that is not listed is never requested, whatever a URL or a redirect says: a program that fetches any address exposes
 its own network.

@@ -6,6 +6,7 @@ MLflow is imported only here and by modules that use a client from here, and nev
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ def connect(must_exist: bool = False) -> "MlflowClient":
             f"MLflow: there is no {database.name} in {database.parent}; change to the folder where it is, or set "
             "MLFLOW_TRACKING_URI"
         )
-    with Progress(total=1, desc="connecting to MLflow", bar_format="{desc}", every=0, leave=False):
+    known = "mlflow" in sys.modules  # its import is what takes seconds
+    with Progress(total=1, desc="connecting to MLflow", bar_format="{desc}", every=0, leave=False, disable=known):
         from mlflow import MlflowClient
 
         for noisy in ("mlflow", "alembic"):

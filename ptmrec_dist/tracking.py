@@ -70,19 +70,13 @@ class Tracker:
         if not (first if active is None else active):
             return Tracker()
         note = _Note(folder)
-        if not config.enabled:
-            print("tracking: off, nothing is logged to MLflow")
-            note.write(None)
-            return Tracker()
-        try:
-            client = connect()
-        except ImportError as error:
-            print(f"tracking: off, MLflow cannot be imported ({error})")
+        client = _client(config)
+        if client is None:
             note.write(None)
             return Tracker()
         with mlflow_errors():
             tracker = _MlflowTracker(client, _open_run(client, config.experiment, name, note), note)
-            tracker._log_params(params)
+            tracker.params(params)
         above = config.parent or parent
         tracker.tags({**tags, _PARENT_TAG: above} if above else tags)
         return tracker
@@ -137,6 +131,15 @@ class _MlflowTracker(Tracker):
             for point in client.get_metric_history(run_id, name)
         }
 
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log settings, dotted key to value; a resumed run keeps those that it has."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
+        for start in range(0, len(fresh), _BATCH):
+            self._client.log_batch(self.run_id, params=fresh[start : start + _BATCH])
+
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
@@ -171,14 +174,6 @@ class _MlflowTracker(Tracker):
             self._client.set_terminated(self.run_id, self._status)
             if self._status == "FINISHED":
                 self._note.write(self.run_id)
-
-    def _log_params(self, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        known = self._client.get_run(self.run_id).data.params
-        fresh = [Param(name, str(value)) for name, value in params.items() if name not in known]
-        for start in range(0, len(fresh), _BATCH):
-            self._client.log_batch(self.run_id, params=fresh[start : start + _BATCH])
 
     def _send(self, otherwise: str = "wait for the next call") -> None:
         waiting = sum(map(len, self._unsent.values()))
@@ -233,6 +228,18 @@ class _Note:
     def write(self, run_id: str | None, **more: str | bool) -> None:
         if self._path is not None:
             write_atomically(self._path, json.dumps({"mlflow_run": run_id, **more}))
+
+
+def _client(config: TrackingConfig) -> "MlflowClient | None":
+    """Connect to MLflow where tracking is on and it is installed; otherwise say why nothing is logged."""
+    if not config.enabled:
+        print("tracking: off, nothing is logged to MLflow")
+        return None
+    try:
+        return connect()
+    except ImportError as error:
+        print(f"tracking: off, MLflow cannot be imported ({error})")
+        return None
 
 
 def _open_run(client: "MlflowClient", experiment: str, name: str, note: _Note) -> str:

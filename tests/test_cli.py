@@ -80,7 +80,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(arguments: tuple[object, ...]
 
 def test_features_of_an_encoder_and_of_arrays_at_once_are_refused() -> None:
     both = ("--shards", "s", "--out", "o", "--text_npy", "a.npy", "--encoder.model", "m")
-    with pytest.raises(UserError, match=r"^text_npy: got a\.npy, expected none beside an encoder"):
+    with pytest.raises(UserError, match=r"^text_npy: got a\.npy, expected none with an encoder"):
         _parse("features", *both)
 
 

@@ -32,6 +32,15 @@ def test_a_demo_of_another_seed_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
 
 
+@pytest.mark.parametrize("name", ["demo.json", "seconds.json"])
+def test_a_damaged_file_of_an_earlier_demo_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:unused")  # the command would set it for this whole process
+    (tmp_path / "demo.json").write_text('{"seed": 0}')
+    (tmp_path / name).write_text("[")
+    with pytest.raises(UserError, match=f"out: {tmp_path / name} is damaged"):
+        demo(DemoConfig(out=tmp_path))
+
+
 def test_the_page_counts_products_and_users_of_the_packed_data_and_gives_intervals(
     tiny_project: Project, tmp_path: Path
 ) -> None:

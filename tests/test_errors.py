@@ -1,6 +1,6 @@
 """What messages quote of the errors of libraries."""
 
-from ptmrec_dist.errors import first_line, on_one_line
+from ptmrec_dist.errors import first_line, in_brief, on_one_line
 
 
 def test_the_first_line_leaves_a_stack_trace_out() -> None:
@@ -9,6 +9,11 @@ def test_the_first_line_leaves_a_stack_trace_out() -> None:
 
 def test_a_sentence_that_a_library_divides_is_joined() -> None:
     assert on_one_line(ValueError("expected one of\n  a,\n  b")) == "expected one of a, b"
+
+
+def test_a_message_that_is_pages_long_is_cut() -> None:
+    assert in_brief(ValueError("size mismatch\n" * 90)) == ("size mismatch " * 90)[:300]
+    assert in_brief(ValueError("one\n  two")) == "one two"
 
 
 def test_an_error_without_a_message_is_named_by_its_type() -> None:

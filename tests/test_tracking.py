@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +236,13 @@ def test_four_trials_of_two_ranks_log_at_once_and_nothing_is_lost_or_doubled(bac
         assert store.get_parent_run(run_id).info.run_id == parent.run_id
         assert history(store, run_id, "loss") == [(step, trial + step / 100) for step in range(STEPS)]
         assert history(store, run_id, "validation/recall_at_20") == [(step, step / 50) for step in range(STEPS)]
+
+
+def test_a_command_that_connects_several_times_says_so_once(
+    empty_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_sqlite, tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    program = "from ptmrec_dist.mlflow_store import connect; connect(); connect()"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ended.stderr.count("connecting to MLflow") == 1

@@ -47,7 +47,7 @@ class ContrastiveConfig(TunesEncoder):
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         named, given = set(self.objectives), ",".join(self.objectives)
         require(
-            "itc" in named and len(named) == len(self.objectives), "objectives", given, "itc, and itm or mlm beside it"
+            "itc" in named and len(named) == len(self.objectives), "objectives", given, "itc, alone or with itm or mlm"
         )
         together = self.tuning.method == "prompt" and named != {"itc"}
         require(

@@ -182,7 +182,7 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         arrays = self.image_npy or self.text_npy
         beside = "image_npy" if self.image_npy else "text_npy"
-        require(arrays is None or self.encoder is None, beside, arrays, "none beside an encoder; leave out one of them")
+        require(arrays is None or self.encoder is None, beside, arrays, "none with an encoder; leave out one of them")
         require(
             arrays is not None or self.encoder is not None,
             "encoder",

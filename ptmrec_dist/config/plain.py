@@ -11,7 +11,7 @@ from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
 from ptmrec_dist.config.tuning import METHODS, TuningConfig, groups, require_used
 from ptmrec_dist.config.values import path_of, refuse_odd_values
 from ptmrec_dist.config.written import as_declared
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -104,7 +104,7 @@ def build(settings: type[Settings], parser: "ArgumentParser", parsed: "Namespace
         values = parser.instantiate(parsed)
     except ValueError as error:
         refusal = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        raise UserError(" ".join(str(refusal).split())) from error
+        raise UserError(on_one_line(refusal)) from error
     given = {item.name: values[item.name] for item in fields(settings)}  # type: ignore[arg-type]
     if "tuning" in given:
         tuning = TuningConfig(**given["tuning"].as_dict())

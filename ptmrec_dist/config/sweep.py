@@ -25,7 +25,7 @@ class AshaConfig:
     grace: int = 1
     """Epochs that every trial trains, the first rung."""
     reduction: int = 3
-    """Reduction factor: one in so many trials continues at each rung, and each rung is so many times as far as the last."""
+    """Reduction factor R: at each rung one of R trials continues, and each rung is R times as many epochs as the last."""
 
     def __post_init__(self) -> None:
         require(self.grace >= 1, "asha.grace", self.grace, "1 or more epochs")

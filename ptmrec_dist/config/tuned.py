@@ -236,8 +236,8 @@ class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
     transfer_from: Path | None = None
     """Run folder that `transfer` takes parts from."""
     pretraining: Literal["auto", "on", "off"] = "auto"
-    """PMMRec's losses beside that of the next item: on as `model` says, or off; auto: off with a `transfer` of its parts, as in
-    the paper, else on."""
+    """PMMRec's losses other than that of the next item: on as `model` says, or off; auto: off with a `transfer` of its parts,
+    as in the paper, else on."""
     tokens: bool = True
     """PMMRec reads the encoder's tokens, as in the paper; false: an image or a text is one vector, as in stage 1, so that an
     encoder that stays frozen (`tuning.method none`) is not run."""

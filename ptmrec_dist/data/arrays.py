@@ -27,7 +27,7 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
     """Read the features of every item from a file.
 
     Args:
-        path: `.npy` with one row per item, or `.parquet` with a column of item ids beside numbers or lists of numbers.
+        path: `.npy` with one row per item, or `.parquet` with a column of item ids and others of numbers or lists of numbers.
         name: The option that names the file, for messages.
         dataset: Packed data set.
         item_column: Column of the item ids in a Parquet file.
@@ -129,7 +129,7 @@ def _read_parquet(path: Path, name: str, item_column: str) -> tuple[list[str], n
     if not kinds or not all(kind.is_numeric() for kind in kinds):
         odd = [column for column, kind in values.schema.items() if not kind.is_numeric()]
         raise UserError(
-            f"{name}: columns {', '.join(odd[:4]) or '(none)'} of {path} are not numbers; expected item ids beside one column "
+            f"{name}: columns {', '.join(odd[:4]) or '(none)'} of {path} are not numbers; expected item ids and one column "
             "of lists or a column for each number"
         )
     return ids, values.cast(pl.Float64).to_numpy()

@@ -135,8 +135,8 @@ def _mask(line: np.ndarray, stroke: float, side: int) -> Image.Image:
 
 
 @cache
-def _print(pattern: str, side: int) -> Image.Image:
-    """The pattern in white on black, somewhat larger than the picture."""
+def _pattern_mask(pattern: str, side: int) -> Image.Image:
+    """The pattern as a mask, white on black, a fifth larger than the picture: it is cropped at a random place."""
     sheet = Image.new("L", (round(side * 1.2),) * 2)
     PATTERNS[pattern](ImageDraw.Draw(sheet), side / 100)
     return sheet
@@ -145,7 +145,7 @@ def _print(pattern: str, side: int) -> Image.Image:
 def _cloth(pattern: str, base: Colour, side: int, rng: np.random.Generator) -> Image.Image:
     left, top = (int(shift) for shift in rng.integers(0, side // 5, 2))
     cloth = Image.new("RGB", (side, side), base)
-    cloth.paste(CREAM, (0, 0), _print(pattern, side).crop((left, top, left + side, top + side)))
+    cloth.paste(CREAM, (0, 0), _pattern_mask(pattern, side).crop((left, top, left + side, top + side)))
     return cloth
 
 

@@ -89,7 +89,7 @@ class Times:
             self._found[kind] = _Example(texts[row], self._rows + row + 1)
 
     def _refuse_other_numbers(self) -> None:
-        """Refuse positions and years among dates: beside those they would all lie in 1970."""
+        """Refuse positions and years among dates: read as seconds, these would all lie in 1970."""
         if {"dates", "others"} <= self._found.keys():
             raise ValueError(
                 f"holds dates ({self._shown('dates')}) and numbers that are no times ({self._shown('others')}); "

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from ptmrec_dist.errors import Fault, UserError, first_line
+from ptmrec_dist.hardware import cores
 from ptmrec_dist.processes import end_with_parent
 
 _Result = TypeVar("_Result")
@@ -47,7 +48,8 @@ def open_workers(
     Collective: every rank must call this; the first then works with the pool, the others `serve`.
 
     Args:
-        processes: Processes of each rank; by default the machine's processors, divided among its ranks.
+        processes: Processes of each rank; by default as many as this process may use processors, divided among the machine's
+            ranks.
         timeout: Seconds that ranks wait for each other.
         start: Called in each process before its first task.
         *arguments: Its arguments.
@@ -60,7 +62,7 @@ def open_workers(
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", ranks)))
-    processes = processes or max(1, (os.cpu_count() or 1) // neighbours)
+    processes = processes or max(1, cores() // neighbours)
     own = ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),  # polars has threads, which do not survive a fork
@@ -72,7 +74,7 @@ def open_workers(
             yield pool
     except BrokenProcessPool as error:
         raise Fault(
-            "a worker process was killed, perhaps for want of memory; run again with fewer --workers"
+            "a worker process was killed, perhaps because memory ran out; run again with fewer --workers"
         ) from error
     finally:
         own.shutdown(cancel_futures=True)

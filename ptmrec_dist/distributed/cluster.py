@@ -178,7 +178,7 @@ def _groups(nodes: Sequence[Mapping[str, float]], ranks: int, config: RayConfig)
     ]
     if config.placement == "STRICT_PACK":
         return sum(slot // ranks for slot in slots)
-    if config.placement == "STRICT_SPREAD":  # a group takes one slot on each of so many nodes
+    if config.placement == "STRICT_SPREAD":  # a group takes one slot on each of its nodes
         groups = 0
         while sum(min(slot, groups + 1) for slot in slots) >= ranks * (groups + 1):
             groups += 1

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from ptmrec_dist.config.common import require_device
 from ptmrec_dist.errors import Fault, UserError, on_one_line
+from ptmrec_dist.hardware import cores
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,4 @@ def _limit_threads() -> None:
     """Divide the machine's processors among its ranks: oversubscribed, they would mostly wait for each other."""
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", dist.get_world_size())))
     if "OMP_NUM_THREADS" not in os.environ and local_size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        torch.set_num_threads(max(1, cores() // local_size))

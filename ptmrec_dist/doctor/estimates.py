@@ -10,7 +10,7 @@ from ptmrec_dist.config import DoctorConfig, PackConfig
 from ptmrec_dist.data.decoding import BadImageError
 from ptmrec_dist.data.images import Limits, prepare_image
 from ptmrec_dist.doctor.findings import Finding, Report
-from ptmrec_dist.doctor.hardware import memory_bytes
+from ptmrec_dist.hardware import memory_bytes
 
 if TYPE_CHECKING:
     from ptmrec_dist.doctor.encoder import LoadedEncoder  # torch takes seconds

@@ -26,7 +26,7 @@ from ptmrec_dist.files import sha256
 
 _CHUNK = 64
 _FEW = 512
-"""So many images are decoded before the processes for more would have started."""
+"""Up to this many images are decoded in this process: others would take longer to start."""
 _TIMEOUT = 3600.0
 _MOST_BITS = 3
 """Cells in which near-duplicates differ at most: with four blocks of 16 bits, at least one block is equal (pigeonhole)."""

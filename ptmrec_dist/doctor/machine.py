@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from ptmrec_dist.doctor.findings import Finding, Report
-from ptmrec_dist.doctor.hardware import cores, memory_bytes
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.hardware import cores, memory_bytes
 from ptmrec_dist.mlflow_store import connect, sqlite_file, tracking_uri
 
 _HERE = "this machine"

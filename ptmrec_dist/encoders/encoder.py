@@ -107,7 +107,7 @@ class Encoder(nn.Module):
             )
 
     def drop_frozen_towers(self) -> None:
-        """Run only the towers in which something is tuned, for the features of the others do not change."""
+        """Run only the towers in which something is tuned: the features of the others do not change."""
         for modality in list(self.towers):
             if not self._tuned_in(modality):
                 del self.towers[modality]

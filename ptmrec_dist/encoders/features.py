@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ptmrec_dist.config import FeaturesConfig
+from ptmrec_dist.config import EncoderConfig, FeaturesConfig
 from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import (
@@ -55,6 +55,11 @@ def extract_features(config: FeaturesConfig) -> None:
     if config.reuse is not None:
         _copy(config.reuse, config.out, dataset, backbone)
         return
+    _encode(config, config.encoder, dataset, backbone)
+
+
+def _encode(config: FeaturesConfig, settings: EncoderConfig, dataset: Dataset, backbone: Backbone) -> None:
+    """Encode all items, each rank those of its shards, and write the features."""
     encoder = Encoder(backbone, _modalities(dataset, backbone), config.precision)
     encoder.sort_by_length = True
     check_image_size(dataset, encoder, config.strict)
@@ -73,7 +78,7 @@ def extract_features(config: FeaturesConfig) -> None:
             {modality: table.numpy() for modality, table in tables.items()},
             data=dataset.fingerprint,
             encoder=backbone.fingerprint,
-            settings={**config.encoder.recorded(), **({"raw": True} if config.raw else {})},
+            settings={**settings.recorded(), **({"raw": True} if config.raw else {})},
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
             cut_texts=cut_texts,
             content=dataset.content,

@@ -8,32 +8,52 @@ Shape suffixes: B items of a batch, I items, S length of the states (tokens, or 
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ptmrec_dist.errors import first_line
 from ptmrec_dist.files import write_atomically
 
 _MANIFEST = "manifest.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
+class StatesNotWritten(Exception):
+    """States could not be written, mostly because the disk is full; its cause is the OSError."""
+
+
 class StatesWriter:
-    """Writes the part of one rank.
+    """Writes the part of one rank. A context manager, which closes the file; a part without its index is incomplete.
 
     Args:
         folder: Existing folder.
         rank: The rank.
+
+    Raises:
+        StatesNotWritten: The file could not be created.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"{rank}.states"
-        self._file = self._path.open("wb")
         self._rows: list[tuple[int, int]] = []
+        with _writing(self._path):
+            self._file = self._path.open("wb")
+
+    def __enter__(self) -> "StatesWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # bytes that a full disk did not take are tried once more
+            self._file.close()
 
     def add(self, item: int, states: Tensor) -> int:
         """Append the states of an item.
@@ -46,19 +66,30 @@ class StatesWriter:
             Bytes written.
 
         Raises:
-            OSError: The disk is full.
+            StatesNotWritten: The disk is full.
         """
         self._rows.append((item, len(states)))
-        return self._file.write(states.contiguous().cpu().view(torch.uint8).numpy().data)
+        content = states.contiguous().cpu().view(torch.uint8).numpy().data
+        with _writing(self._path):
+            return self._file.write(content)
 
-    def close(self) -> None:
-        """Write the index of the part.
+    def complete(self) -> None:
+        """Write the index of the part, after all states.
 
         Raises:
-            OSError: The disk is full.
+            StatesNotWritten: The disk is full.
         """
-        self._file.close()
-        np.save(self._path.with_suffix(".npy"), np.array(self._rows, dtype=np.int64).reshape(-1, 2))
+        with _writing(self._path):
+            self._file.close()
+            np.save(self._path.with_suffix(".npy"), np.array(self._rows, dtype=np.int64).reshape(-1, 2))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StatesNotWritten(f"cannot write {path} ({first_line(error)})") from error
 
 
 def complete_states(folder: Path, key: str, ranks: int, like: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ def output_width(option: str, tower: Tower) -> int:
         with torch.no_grad():
             shape = tower.encode(tower.example).shape
     except Exception as error:  # a model of any library
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{option}: its {tower.kind} does not run ({reason}); check its configuration") from error
+        raise UserError(
+            f"{option}: its {tower.kind} does not run ({in_brief(error)}); check its configuration"
+        ) from error
     if len(shape) != 2:
         raise UserError(
             f"{option}: its {tower.kind} gives {tuple(shape)} for one input, expected one row; choose another"

@@ -56,7 +56,7 @@ class ShownUser:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page says beside what it reads from the run folders."""
+    """What the page shows in addition to what it reads from the run folders."""
 
     title: str
     """Heading."""

@@ -271,7 +271,7 @@ def top_items(
 def _memory_of_scores(items_CD: Tensor, users: int) -> Tensor:
     """Uninitialised memory of a block's scores, [B, C], to be used again and again, which saves a quarter of the time.
 
-    The scores of an item are contiguous: with so many more items than users, a CPU multiplies up to twice as fast.
+    The scores of an item are contiguous: with many more items than users, a CPU multiplies up to twice as fast.
     """
     return items_CD.new_empty(len(items_CD), users).T
 

@@ -89,7 +89,7 @@ class Table:
         return buffer.getvalue()
 
     def write(self, folder: Path, name: str) -> None:
-        """Write all three beside each other.
+        """Write all three next to each other.
 
         Args:
             folder: Where.

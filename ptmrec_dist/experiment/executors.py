@@ -62,6 +62,8 @@ def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict
     # An experiment's step ends with it, or the same command, run again, would find its output in use.
     end_with_parent(signal.SIGTERM if ranks > 1 else signal.SIGKILL)  # the launcher first ends the ranks
     os.environ |= environment  # the fork server may have another
+    # Processes of its own are started as from a shell; locks made for a fork server would outlive a kill, with a warning.
+    multiprocessing.set_start_method(None, force=True)
     with log.open("w") as stream:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)

@@ -206,7 +206,7 @@ class _Steps:
         needs = [name]
         if cell.transfer:
             before = replace(cell, split=SOURCE, paradigm="joint", modalities=self._all_modalities())
-            yield from _Steps(replace(self.config, shards=self.config.source, pack={}), before)._joint(before)
+            yield from _Steps(replace(self.config, shards=self.config.source, pack={}), before).all()
             settings |= {"transfer": cell.transfer, "transfer_from": str(self._path(f"runs/{before.name}"))}
             needs.append(before.name)
         yield cell.name, self._run("joint", cell, settings, *needs)

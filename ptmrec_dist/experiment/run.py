@@ -104,5 +104,5 @@ def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, par
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         mistake_or_fault = Fault if code == FAULT_CODE or code < 0 else UserError  # below 0: killed by a signal
         raise mistake_or_fault(
-            f"{name} failed ({' '.join(last).strip()}); see {log}; once that is mended, run the same command to resume"
+            f"{name} failed ({' '.join(last).strip()}); see {log}; once that is fixed, run the same command to resume"
         )

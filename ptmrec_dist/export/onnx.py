@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.tower import Tower
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 from ptmrec_dist.export.formats import Format, Rows, inputs_of
 
 INPUTS_FILE = "inputs.json"
@@ -94,9 +94,8 @@ def _write_graph(features: _Features, tower: Tower, free: dict[int, Any], path: 
                 verbose=False,
             )
         except Exception as error:  # torch raises all kinds of errors for what ONNX cannot express
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"format: onnx cannot express the {tower.kind} ({reason}); choose another format"
+                f"format: onnx cannot express the {tower.kind} ({in_brief(error)}); choose another format"
             ) from error
 
 

@@ -101,6 +101,9 @@ class Recommender(nn.Module, ABC):
 
     multimodal: ClassVar[bool]
     """Whether the recommender reads features."""
+    vectors_from_ids: ClassVar[bool] = False
+    """Whether vectors of users and items come from IDs alone although it reads features: those only say which items are
+    similar."""
     required_modalities: ClassVar[tuple[str, ...]] = ()
     """Modalities without any of which it cannot be built; by default one of image and text is enough."""
     propagates_features: ClassVar[bool] = True
@@ -215,7 +218,7 @@ class Recommender(nn.Module, ABC):
     def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the vectors that come from IDs alone (eq. 11 of PTMRec), propagated if the model does so.
 
-        By default those of an ID-only recommender: all that it has.
+        By default all vectors, of a recommender that reads no features or has `vectors_from_ids`.
 
         Args:
             queries: The users.
@@ -228,7 +231,7 @@ class Recommender(nn.Module, ABC):
         Raises:
             UserError: The recommender reads features and has no such vectors.
         """
-        if self.multimodal:
+        if self.multimodal and not self.vectors_from_ids:
             raise UserError(
                 f"teacher_scores: got id, but {type(self).__name__} has no vectors that come from IDs alone; choose all"
             )

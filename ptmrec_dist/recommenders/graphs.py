@@ -197,7 +197,7 @@ class InteractionGraph(nn.Module):
         return multiply(to_users, items_ID), multiply(to_items, users_UD)
 
     def _mean_of_layers(self, layers: int, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
-        # E + A (E + A (E + ...)) needs no table beside the running one.
+        # E + A (E + A (E + ...)) needs no table other than the running one.
         to_users, to_items = self.items_to_users.matrix, self.items_to_users.transpose
         users, items = users_UD, items_ID
         for layer in range(1, layers + 1):

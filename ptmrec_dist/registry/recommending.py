@@ -70,11 +70,13 @@ def _users(config: RecommendConfig) -> tuple[list[str], int]:
     """Users that the settings name, and how many lines of their file are empty."""
     if config.users_file is not None:
         try:
-            lines = config.users_file.read_text(encoding="utf-8-sig").splitlines()
+            content = config.users_file.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"users_file: {config.users_file} cannot be read ({error}); expected a user id on each line"
             ) from error
+        # Only at line ends of files: an id may contain U+2028 and what else `splitlines` splits at.
+        lines = [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")]
         users = [line for line in lines if line]
         if not users:
             raise UserError(f"users_file: {config.users_file} is empty, expected a user id on each line")

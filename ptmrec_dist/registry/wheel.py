@@ -1,7 +1,7 @@
 """The wheel of this package, as it is installed here: a registered model carries it, since no package index has it.
 
 MLflow makes environments (`mlflow models serve`, `mlflow models build-docker`) from the model's `requirements.txt`, in various
-working folders. `--find-links` is the only option that pip resolves relative to that file, hence not the wheel's own path.
+working folders. `--find-links` is the only option that pip resolves relative to that file; the wheel's own path is not.
 The version gets a local label with a digest of the content: no index accepts such a version, so that none can offer another
 package under this name, and MLflow, which caches environments by their requirements, does not reuse one with other code.
 

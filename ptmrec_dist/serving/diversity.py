@@ -44,7 +44,7 @@ def diversified(
         scores_BP: Their scores, float32 [B, P].
         vectors_ID: Vectors of all items, float32 [I, D].
         k: Items wanted K, at most P.
-        weight: Lambda; 0 keeps the order, 1 disregards the scores but for the first item.
+        weight: Lambda; 0 keeps the order, 1 disregards all scores except for the first item's.
 
     Returns:
         Items int64 [B, K] and their scores float32 [B, K], in the order in which they were chosen.

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
-from ptmrec_dist.data.dataset import Interactions
+from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.errors import UserError
@@ -81,11 +81,7 @@ def write_tables(
     baselines = {BEST_SCORE: _best_scores(scorer, train, dataset.num_users, warm)}
     baselines |= {IMAGE_SIDE: image_sides(dataset)} if "image" in modalities else {}
     save_tensors(folder / "tables.safetensors", tables)
-    pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
-    items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
-    attributes = dataset.attributes.rename(lambda name: ATTRIBUTE + name)
-    pl.DataFrame(items).hstack(attributes.get_columns()).write_parquet(folder / "items.parquet")
-    pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
+    _write_catalogue(folder, dataset, warm)
     _per_user(run).write_parquet(folder / PER_USER_FILE)
     if index == "faiss":
         write_faiss(folder / INDEX_FILE, tables["items"][torch.from_numpy(warm)])
@@ -98,6 +94,16 @@ def write_tables(
         "id_columns": run.recommender.id_columns,
     }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
+
+
+def _write_catalogue(folder: Path, dataset: Dataset, warm: np.ndarray) -> None:
+    """Write the ids of users, what is known of items, and what each user has interacted with in training."""
+    pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
+    items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
+    attributes = dataset.attributes.rename(lambda name: ATTRIBUTE + name)
+    pl.DataFrame(items).hstack(attributes.get_columns()).write_parquet(folder / "items.parquet")
+    train = dataset.interactions("train")
+    pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
 
 
 def _per_user(run: FinishedRun) -> pl.DataFrame:

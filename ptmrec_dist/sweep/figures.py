@@ -1,4 +1,4 @@
-"""Pictures of a sweep: its trials as lines through their settings, and which settings mattered."""
+"""Figures of a sweep: its trials as lines through their settings, and which settings mattered."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def plot(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> li
         space: What was searched.
         trials: Trials with a value, complete or stopped early.
         metric: Name of the value.
-        folder: Where the pictures go.
+        folder: Folder of the figures.
 
     Returns:
         The files written.

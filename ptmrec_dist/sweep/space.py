@@ -21,7 +21,7 @@ from ptmrec_dist.config import (
     require_used,
     used_settings,
 )
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 
 Space = dict[str, BaseDistribution]
 """Dotted key of stage 2 to the distribution that it is sampled from."""
@@ -165,5 +165,5 @@ def _distribution(name: str, given: Any) -> BaseDistribution:
     try:
         distribution: BaseDistribution = build(*values, **how)
     except ValueError as error:
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {on_one_line(error)}") from error
     return distribution

@@ -75,14 +75,10 @@ def fine_tune(config: ContrastiveConfig) -> None:
         store_frozen_states(config, session, dataset, encoder)
         held_out = held_out_pairs(config, dataset, encoder, world)
         before = own_pairs_found(encoder, held_out, session)
-        optimizer = adamw(
-            trained,
-            config.optim.weight_decay,
-            (encoder.parameters(), config.encoder_lr),
-            (encoder.backbone.projections, config.projection_lr),  # these are new, the towers were pretrained
-        )
         stopping = EarlyStopping(patience=config.epochs)
-        trainer = Trainer(session, trained, optimizer, batches, tuning_plan(config), stopping)
+        trainer = Trainer(
+            session, trained, _optimizer(config, trained, encoder), batches, tuning_plan(config), stopping
+        )
         if trainer.fit():
             write_encoder(config, trainer, encoder, lineage, before, held_out)
 
@@ -120,6 +116,15 @@ def _objective(config: ContrastiveConfig, encoder: Encoder, world: World) -> Obj
     if config.objectives == ("itc",):
         return ImageTextPairs(encoder, world)
     return UnifiedPairs(encoder, config.objectives, config.mask_rate, config.seed, world)
+
+
+def _optimizer(config: ContrastiveConfig, trained: Objective, encoder: Encoder) -> torch.optim.AdamW:
+    return adamw(
+        trained,
+        config.optim.weight_decay,
+        (encoder.parameters(), config.encoder_lr),
+        (encoder.backbone.projections, config.projection_lr),  # these are new, the towers were pretrained
+    )
 
 
 def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:

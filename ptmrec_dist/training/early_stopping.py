@@ -1,7 +1,7 @@
-"""Which epoch is kept, and when to stop: after so many evaluations without a better one.
+"""Which epoch is kept, and when to stop: after a number of evaluations without a better one.
 
 The longer a run took to its best epoch, the longer are its plateaus: with `growth`, patience rises in proportion to the number
-of evaluations up to the best one. A fixed number ends slow learners on their first plateau, or lets fast ones train in vain.
+of evaluations up to the best one. A fixed number ends slow learners on their first plateau, or trains fast ones for nothing.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ blocks; what a killed one left unfinished is written anew.
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from ptmrec_dist.distributed import barrier, gather_rows
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix, frozen_blocks
-from ptmrec_dist.encoders.stored_states import StatesWriter, StoredStates, complete_states
+from ptmrec_dist.encoders.stored_states import StatesNotWritten, StatesWriter, StoredStates, complete_states
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.session import Session
@@ -118,12 +119,16 @@ def _write(
         like = {name: next(prefix.rows(prefix.tower.example.to(world.device))) for name, prefix in prefixes.items()}
         try:
             _write_part(stream, prefixes, folder, session, min(config.cache_gib * _GIB, _free(folder)))
-        except OSError:  # the disk is full
+        except StatesNotWritten as error:
+            print(f"frozen blocks: rank {world.rank} {error}")
             written = False
     session.heartbeat.between()
-    if _on_all_ranks(written, session) and world.is_first:
+    written = _on_all_ranks(written, session)
+    if world.is_first and written:
         for modality, key in keys.items():
             complete_states(folder / modality, key, world.size, like[modality])
+    elif world.is_first:
+        shutil.rmtree(folder, ignore_errors=True)  # checkpoints need the room
     barrier()
 
 
@@ -131,10 +136,14 @@ def _write_part(
     stream: ItemStream, prefixes: dict[str, FrozenPrefix], folder: Path, session: Session, room: float
 ) -> None:
     """Write the states of this rank's items until its part of `room` in bytes is used."""
-    world, writers = session.world, {name: StatesWriter(folder / name, session.world.rank) for name in prefixes}
+    world = session.world
     own = int(stream.counts[stream.shards_of(0)[world.rank]].sum())
     room *= own / max(int(stream.counts.sum()), 1)
-    with Progress(total=own, desc="frozen blocks", unit="item", disable=not world.is_first, leave=False) as bar:
+    with (
+        ExitStack() as files,
+        Progress(total=own, desc="frozen blocks", unit="item", disable=not world.is_first, leave=False) as bar,
+    ):
+        writers = [files.enter_context(StatesWriter(folder / name, world.rank)) for name in prefixes]
         for number, batch in enumerate(stream.epoch(0), start=1):
             session.heartbeat.at(number)
             moved = batch.to(world.device)
@@ -142,12 +151,12 @@ def _write_part(
             rows = [prefix.rows(cast(Tensor, inputs[modality])) for modality, prefix in prefixes.items()]
             for item, *states in zip(batch.items.tolist(), *rows, strict=True):
                 if room > 0:
-                    room -= sum(writer.add(item, own) for writer, own in zip(writers.values(), states, strict=True))
+                    room -= sum(writer.add(item, own) for writer, own in zip(writers, states, strict=True))
             bar.update(len(batch.items))
             if room <= 0:
                 break
-    for writer in writers.values():
-        writer.close()
+        for writer in writers:
+            writer.complete()
 
 
 def _free(folder: Path) -> float:
@@ -160,7 +169,7 @@ def _report(found: dict[str, FrozenPrefix | None], num_items: int) -> None:
             reason = "its tuned blocks read more than the frozen ones give"
             print(f"frozen blocks: the {modality} tower runs whole, since {reason}")
         elif prefix.stored is None:
-            print(f"frozen blocks: the {modality} tower runs whole, since the disk is full")
+            print(f"frozen blocks: the {modality} tower runs whole, since its states could not be stored")
         else:
             stored, blocks = prefix.stored, f"{prefix.blocks} of {len(prefix.tower.blocks)}"
             few = "" if stored.num_items == num_items else "; the others run whole (--cache_gib)"

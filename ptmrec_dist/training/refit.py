@@ -41,7 +41,7 @@ from ptmrec_dist.training.stage1 import batch_size_of, learning_rate_of, train_r
 REFIT_FOLDER = "refit"
 """In the folder of a run that was asked for its refit: the run folder of the latter."""
 _SLOWER = 3
-"""A recommender that has been trained already takes a learning rate so many times smaller than stage 1's."""
+"""Stage 1's learning rate is divided by this for a recommender that has been trained already."""
 _SHARED = {item.name for item in fields(RefitConfig)} & {item.name for item in fields(Stage1Config)}
 
 

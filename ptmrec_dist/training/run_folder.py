@@ -157,7 +157,7 @@ class RunFolder:
             raise UserError(f"epochs: got {now}, but {self.folder} is past that; expected {fewest} or more")
 
     def _fewest_epochs(self) -> int:
-        """Epochs after which the run can end as if it had been started with so many: those begun and those evaluated."""
+        """Epochs after which the run can end as if it had been started with that number: those begun and those evaluated."""
         history = self.folder / "history.jsonl"
         lines = read_json_lines(history, "out") if history.is_file() else []
         evaluated: list[int] = [line["epoch"] for line in lines]

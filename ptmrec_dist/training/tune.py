@@ -1,5 +1,7 @@
 """Train encoder and recommender together, as stage 2 and joint training do: from a run, or from scratch."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -118,6 +120,27 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
         UserError: A run that is not of stage 1, is ID-only, has no linear maps of features or trained its feature tables;
             another encoder; a method that it cannot take.
     """
+    record, made_by = start.record, _encoder_of(start)
+    require_content(start.dataset, *record.modalities)
+    start.dataset.require("validation")
+    if config.select_on not in ("auto", *start.dataset.parts):
+        raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
+    whole = stale or (isinstance(config, JointConfig) and reads_tokens(config, start.recommender))
+    if config.tuning.method == "none" and not whole:
+        return None
+    require_encoder(record, start.folder)
+    backbone = load_backbone_of(made_by)
+    encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
+    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
+    if not whole:
+        encoder.drop_frozen_towers()
+    encoder.sort_by_length = config.zero.stage < 3
+    check_image_size(start.dataset, encoder, config.strict)
+    return encoder
+
+
+def _encoder_of(start: FinishedRun) -> dict[str, Any]:
+    """Settings and fingerprint of the encoder that a run's features came from; refuses a run that it cannot be tuned for."""
     record = start.record
     if record.stage > 1:
         raise UserError(f"stage1: {start.folder} is a run of stage {record.stage}; expected one of `ptmrec stage1`")
@@ -137,22 +160,7 @@ def check_start(config: TrainsBoth, start: FinishedRun, stale: bool = False) -> 
         raise UserError(
             "stage1: its feature tables were trained and no encoder gives them; train without --train_features"
         )
-    require_content(start.dataset, *record.modalities)
-    start.dataset.require("validation")
-    if config.select_on not in ("auto", *start.dataset.parts):
-        raise UserError(f"select_on: got {config.select_on}, but the split has {', '.join(start.dataset.parts)}")
-    whole = stale or (isinstance(config, JointConfig) and reads_tokens(config, start.recommender))
-    if config.tuning.method == "none" and not whole:
-        return None
-    require_encoder(record, start.folder)
-    backbone = load_backbone_of(record.encoder)
-    encoder = Encoder(backbone, tuple(record.modalities), config.precision, config.tuning.gradient_checkpointing)
-    encoder.tune(config.tuning.method, config.tuning.settings, torch.Generator().manual_seed(config.seed))
-    if not whole:
-        encoder.drop_frozen_towers()
-    encoder.sort_by_length = config.zero.stage < 3
-    check_image_size(start.dataset, encoder, config.strict)
-    return encoder
+    return record.encoder
 
 
 def reads_tokens(config: JointConfig, recommender: Recommender) -> bool:

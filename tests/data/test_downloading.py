@@ -2,7 +2,6 @@
 
 import io
 import re
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from ptmrec_dist.config import DownloadConfig
 from ptmrec_dist.data.downloading import download
 from ptmrec_dist.errors import Fault
 from tests.data.small_catalogue import folder_bytes
+from tests.full_disk import files_below
 
 
 def _png() -> bytes:
@@ -193,13 +193,8 @@ def test_a_disk_that_takes_no_file_stops_at_once_and_leaves_no_part(
 ) -> None:
     table = _catalogue(tmp_path, server, *((f"{number}", f"png/{number}") for number in range(50)))
     config = DownloadConfig(items=table, out=tmp_path / "images", hosts=(_host(server),), rate=200, connections=1)
-    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(PNG) // 2, hard))  # writing more fails, as on a full disk
-    try:
-        with pytest.raises(Fault, match="out: cannot write"):
-            download(config)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    with files_below(len(PNG) // 2), pytest.raises(Fault, match="out: cannot write"):
+        download(config)
     assert len(server.requested) == 1
     assert folder_bytes(tmp_path / "images") == {}
 

@@ -14,7 +14,8 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import FAULT_CODE
 from tests.data.small_catalogue import folder_bytes
-from tests.data.test_scratch import files_below, space_taken
+from tests.data.test_scratch import space_taken
+from tests.full_disk import files_below
 from tests.resident_memory import anonymous_memory_below, peak_of
 
 _ROWS = 4000

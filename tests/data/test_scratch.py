@@ -1,9 +1,8 @@
 """Scratch space: what was stored comes back, nothing is left in the folder, and a full disk is an error."""
 
 import gc
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,7 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
-
-
-@contextmanager
-def files_below(size: int) -> Iterator[None]:
-    """Let no file of this process grow larger: what the system then answers differs from a full disk in its number alone."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.full_disk import files_below
 
 
 def _table() -> pl.DataFrame:

@@ -25,10 +25,10 @@ def _store(folder: Path, prefix: FrozenPrefix, inputs: Tensor, items: list[int],
     folder.mkdir(parents=True)
     rows = list(prefix.rows(inputs))
     for rank in range(ranks):
-        writer = StatesWriter(folder, rank)
-        for item in items[rank::ranks]:
-            writer.add(item, rows[item])
-        writer.close()
+        with StatesWriter(folder, rank) as writer:
+            for item in items[rank::ranks]:
+                writer.add(item, rows[item])
+            writer.complete()
     complete_states(folder, "key", ranks, rows[0])
     prefix.stored = StoredStates.matching(folder, "key", len(inputs))
 

@@ -380,7 +380,7 @@ def test_a_run_that_was_killed_or_lost_is_no_mistake_of_the_user(
     config = _config(tiny_project, tmp_path / "out", paradigms=("frozen",), seeds=(0,))
     name, step = next(iter(lay_out(config).steps.items()))
     (config.out / "settings").mkdir(parents=True)
-    with pytest.raises(kind, match=r"failed \(the last line\); see .*; once that is mended, run the same command"):
+    with pytest.raises(kind, match=r"failed \(the last line\); see .*; once that is fixed, run the same command"):
         _run(config, execute, name, step, None)
 
 

@@ -53,11 +53,12 @@ def test_file_holds_the_list_of_every_user_and_ranks_change_nothing(package, tmp
 
 @pytest.mark.slow
 def test_lists_of_the_users_of_a_file_are_written_in_its_order(package, tmp_path):
-    (tmp_path / "users.txt").write_text("u7\nnobody\nu2\n")
+    unknown = "no\u2028bo\x85dy"  # characters that end a line of text, but not of a file
+    (tmp_path / "users.txt").write_bytes(f"u7\r\n{unknown}\nu2\n".encode())
     options = ["--model", str(package), "--users_file", str(tmp_path / "users.txt"), "--top_k", "5"]
     assert cli.run("recommend", [*options, "--out", str(tmp_path / "some.parquet")]) == 0
     found = pl.read_parquet(tmp_path / "some.parquet")
-    expected = ServedModel(package / "artifacts" / "model").answer({"user_id": ["u7", "nobody", "u2"]}, top_k=5)
+    expected = ServedModel(package / "artifacts" / "model").answer({"user_id": ["u7", unknown, "u2"]}, top_k=5)
     for name in ("user_id", "item_id", "rank"):
         assert found[name].to_list() == expected[name]
     assert found["score"].to_list() == pytest.approx(expected["score"])

@@ -1,12 +1,17 @@
 """Training that runs frozen blocks once for each item ends as training that runs them in every step."""
 
+import errno
+import gc
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ptmrec_dist.config import (
     ContrastiveConfig,
@@ -17,11 +22,15 @@ from ptmrec_dist.config import (
     TuningConfig,
     recommender_config,
 )
+from ptmrec_dist.data.stream import ItemBatch, ItemStream
 from ptmrec_dist.encoders.frozen_prefix import FrozenPrefix
+from ptmrec_dist.encoders.stored_states import StatesNotWritten, StatesWriter
+from ptmrec_dist.training import frozen_states
 from ptmrec_dist.training.contrastive import fine_tune
 from ptmrec_dist.training.joint import train_joint
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
+from tests.full_disk import files_below
 from tests.ranks import exit_codes_on_ranks, run_on_ranks
 from tests.training.steps import kill_before_step
 
@@ -131,3 +140,55 @@ def test_joint_and_contrastive_training_learn_the_same_on_stored_states(tiny_pro
         assert bool(_counted(train_joint, sequences)) == bool(cache_gib)
     _assert_equal(tmp_path / "pairs-1.0", tmp_path / "pairs-0.0")
     _assert_equal(tmp_path / "sequences-1.0", tmp_path / "sequences-0.0")
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_no_states_and_changes_nothing(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = frozen_states._write_part
+
+    def on_a_full_disk(*arguments: Any) -> None:
+        with files_below(1000):
+            write(*arguments)
+
+    train_stage2(_stage2(tiny_project, tmp_path / "plain", cache_gib=0))
+    monkeypatch.setattr(frozen_states, "_write_part", on_a_full_disk)
+    train_stage2(_stage2(tiny_project, tmp_path / "full"))
+    _assert_equal(tmp_path / "full", tmp_path / "plain")
+    found = capsys.readouterr().out
+    assert "frozen blocks: rank 0 cannot write " in found
+    assert "the image tower runs whole, since its states could not be stored" in found
+
+
+def test_what_a_full_disk_did_not_take_is_an_error_and_the_file_is_closed(tmp_path: Path) -> None:
+    def write() -> None:
+        with files_below(1000), StatesWriter(tmp_path, 0) as writer:
+            written.append(writer)
+            for item in range(9):
+                writer.add(item, torch.zeros(50, 10))
+            writer.complete()
+
+    written: list[StatesWriter] = []
+    with pytest.raises(StatesNotWritten, match=r"cannot write .*0\.states \("):
+        write()
+    assert written[0]._file.closed
+    with pytest.raises(StatesNotWritten, match=r"cannot write .*none"):
+        StatesWriter(tmp_path / "none", 0)
+
+
+@pytest.mark.slow
+def test_an_error_while_items_are_read_is_no_full_disk(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(stream: ItemStream, epoch: int, skip: int = 0) -> Iterator[ItemBatch]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        yield  # a generator: the error comes with the first batch
+
+    monkeypatch.setattr(ItemStream, "epoch", unreadable)
+    with pytest.raises(OSError, match="Too many open files") as caught:
+        train_stage2(_stage2(tiny_project, tmp_path / "run"))
+    writers = [found for found in gc.get_objects() if type(found) is StatesWriter]  # the traceback keeps them
+    assert len(writers) == 2
+    assert all(writer._file.closed for writer in writers)
+    assert caught.value.errno == errno.EMFILE

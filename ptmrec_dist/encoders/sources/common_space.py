@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptmrec_dist.encoders.tower import TokenStates, Tower
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 SPACE_FILE = "projections.safetensors"
 """Weights of the projections and the temperature in a saved encoder."""
@@ -118,6 +118,7 @@ def load_space(folder: Path, widths: Mapping[str, int], width: Any) -> CommonSpa
         space = CommonSpace(widths, width)
         space.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"encoder.model: cannot read the projections {path} ({reason}); restore the folder") from error
+        raise UserError(
+            f"encoder.model: cannot read the projections {path} ({in_brief(error)}); restore the folder"
+        ) from error
     return space

@@ -23,7 +23,7 @@ from ptmrec_dist.encoders.sources.sentence_tower import (
     SentenceEncoder,
     SentenceTower,
 )
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 _log = logging.getLogger(__name__)
 _LENGTH_FILES, _PROMPTS_FILE = "sentence_*_config.json", "config_sentence_transformers.json"
@@ -65,8 +65,9 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*COPIED, "*.safetensors"])).resolve()
     except Exception as error:  # of the hub, or of the network
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{OPTION}: {name!r} is neither a folder nor could it be downloaded ({reason})") from error
+        raise UserError(
+            f"{OPTION}: {name!r} is neither a folder nor could it be downloaded ({in_brief(error)})"
+        ) from error
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
@@ -133,8 +134,7 @@ def _loaded(folder: Path) -> tuple[nn.Module, Any]:
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # transformers and safetensors raise all kinds of errors
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{OPTION}: cannot load {folder}: {reason or type(error).__name__}") from error
+        raise UserError(f"{OPTION}: cannot load {folder}: {in_brief(error)}") from error
     if isinstance(getattr(model, "decoder", None), nn.Module):
         raise UserError(
             f"{OPTION}: {folder} is an encoder with a decoder ({model.config.model_type}); expected one of the two, or a T5"

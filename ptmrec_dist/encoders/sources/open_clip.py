@@ -26,7 +26,7 @@ from ptmrec_dist.encoders.base import Backbone, weights_digest
 from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
 from ptmrec_dist.encoders.tower import Tower
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -115,9 +115,8 @@ def load_open_clip(settings: EncoderConfig) -> OpenClip:
         clip = open_clip.create_model(name, pretrained, require_pretrained=True, **_overrides(settings, model_config))
         tokenizer = open_clip.get_tokenizer(name, **_tokenizer_options(model_config))
     except Exception as error:  # open_clip, timm and transformers raise all kinds of errors on a wrong configuration
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {reason or type(error).__name__}"
+            f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {in_brief(error)}"
         ) from error
     finally:
         logging.getLogger().setLevel(quiet)

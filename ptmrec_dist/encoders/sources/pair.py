@@ -75,7 +75,21 @@ class Pair(Backbone):
             super().projected(width, generator)  # refuses a width
             return self
         widths = {modality: self.tower(modality).out_width for modality in self.modalities}
-        return self._in_space(CommonSpace(widths, width or _WIDTH, generator))
+        return self.in_space(CommonSpace(widths, width or _WIDTH, generator))
+
+    def in_space(self, space: CommonSpace) -> "Pair":
+        """Give both models projections.
+
+        Args:
+            space: The projections, which are frozen here.
+
+        Returns:
+            The pair with them, whose fingerprint covers them.
+        """
+        space.requires_grad_(False)
+        model = nn.ModuleDict({**dict(self.model.named_children()), "space": space})
+        digest = hashlib.sha256(f"{self.fingerprint} {weights_digest(space, '')}".encode())
+        return replace(self, model=model.eval(), fingerprint=digest.hexdigest(), space=space)
 
     @property
     def projections(self) -> Sequence[nn.Parameter]:
@@ -102,12 +116,6 @@ class Pair(Backbone):
             save_space(self.space, folder)
             settings["projection"] = self.space.width
         (folder / PAIR_FILE).write_text(json.dumps(settings))
-
-    def _in_space(self, space: CommonSpace) -> "Pair":
-        space.requires_grad_(False)
-        model = nn.ModuleDict({**dict(self.model.named_children()), "space": space})
-        digest = hashlib.sha256(f"{self.fingerprint} {weights_digest(space, '')}".encode())
-        return replace(self, model=model.eval(), fingerprint=digest.hexdigest(), space=space)
 
 
 def load_pair(settings: EncoderConfig) -> Pair:
@@ -158,7 +166,7 @@ def load_saved_pair(folder: Path) -> Pair:
     if width is None:
         return pair
     widths = {modality: pair.tower(modality).out_width for modality in pair.modalities}
-    return pair._in_space(load_space(folder, widths, width))
+    return pair.in_space(load_space(folder, widths, width))
 
 
 def _present(part: T | None, name: str) -> T:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ptmrec_dist.config import PromptConfig
 from ptmrec_dist.encoders.tower import Layout, Tower
 from ptmrec_dist.encoders.tuning.base import TuningMethod, at_most_blocks
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 # Arguments of blocks that have a row or column for each token. Prompts have no position: no bias, no rotation.
 _MASKS, _BIASES, _ROTATIONS = ("attn_mask", "attention_mask", "seen"), ("position_bias",), ("position_embeddings",)
@@ -67,9 +67,9 @@ class DeepPrompts(nn.Module):
             for handle in handles:
                 handle.remove()
             self._shift_rotations(tower, -self.length)
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"tuning.method: got prompt, but {tower.kind} does not run with prompts ({reason}); choose another method"
+                f"tuning.method: got prompt, but {tower.kind} does not run with prompts ({in_brief(error)}); choose another "
+                "method"
             ) from error
 
     def _shift_rotations(self, tower: Tower, by: int) -> None:
@@ -82,7 +82,7 @@ class DeepPrompts(nn.Module):
     def _enter(
         self, number: int, block: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Insert a block's own prompts, and extend what it is told about each token."""
+        """Insert a block's own prompts, and extend what it gets for each token."""
         tokens_BSD = inputs[0]
         if number < self.depth:
             content_BND = tokens_BSD if number == 0 else self._without(tokens_BSD)

@@ -1,4 +1,4 @@
-"""Values of several settings beside each other, a row each, with every seed and their spread."""
+"""Values of several settings, a row each, with every seed and their spread."""
 
 from collections.abc import Mapping, Sequence
 

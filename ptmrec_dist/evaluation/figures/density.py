@@ -34,7 +34,7 @@ def densities(clouds: Mapping[str, Cloud], most: float, *, colour: str) -> str:
             below.axhline(1 / (2 * np.pi), color=INK, linestyle=":", linewidth=1)
             below.set_ylim(0, most)
             below.set_xticks([-np.pi, 0, np.pi], ["\N{MINUS SIGN}180°", "0°", "180°"])
-            # Inside their plot: otherwise those of two plots beside each other touch.
+            # Inside their plot: otherwise those of neighbouring plots touch.
             first, _, last = below.get_xticklabels()
             first.set_horizontalalignment("left")
             last.set_horizontalalignment("right")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
@@ -52,6 +52,7 @@ class FREEDOM(TableRecommender):
     """
 
     multimodal: ClassVar[bool] = True
+    vectors_from_ids: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: FREEDOMConfig) -> None:
@@ -98,10 +99,6 @@ class FREEDOM(TableRecommender):
             projected_BD = F.linear(gaps_BD, self.maps[modality].get_parameter("weight"))
             terms[f"bpr_{modality}"] = self.reg_weight * bpr_term(users_BD, projected_BD)
         return terms
-
-    def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return propagated users [B, dim] and items [C, dim]: all scores of warm items come from IDs."""
-        return self.users(queries, tables), self.items({}, tables, chosen)
 
     def cold_map(self) -> dict[str, LinearMap]:
         """Return W_m, [dim, d_m], for each modality."""

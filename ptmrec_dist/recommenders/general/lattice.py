@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.config.recommenders import LATTICEConfig
 from ptmrec_dist.distributed import World
-from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
 from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import neighbour_means
 from ptmrec_dist.recommenders.item_graphs import cosine_graph
@@ -62,6 +62,7 @@ class LATTICE(FittedRecommender, TableRecommender):
     """
 
     multimodal: ClassVar[bool] = True
+    vectors_from_ids: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = True
     rebuilt: ClassVar[tuple[str, ...]] = ("neighbours", "cosines", "mixture")
 
@@ -138,10 +139,6 @@ class LATTICE(FittedRecommender, TableRecommender):
             "bpr": bpr_term(users_BD, positives_BD - negatives_BD),
             "l2": self.reg_weight * l2_term(users_BD, positives_BD, negatives_BD),
         }
-
-    def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return propagated users [B, dim] and items [C, dim]: all scores of warm items come from IDs."""
-        return self.users(queries, tables), self.items({}, tables, chosen)
 
     def _cosines(self, features: Features) -> Tensor:
         """Cosines of all neighbours under the projections, [M, I, K], with gradient; 0 where there is no neighbour."""

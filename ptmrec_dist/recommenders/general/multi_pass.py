@@ -85,7 +85,7 @@ class MultiPassRecommender(FittedRecommender, TableRecommender):
         return tables
 
     def views(self, start: Sides, whole: Sides, generator: Generator) -> dict[str, Tensor]:
-        """Propagate what the contrastive terms compare beside the whole graph's tables; by default nothing.
+        """Propagate the further tables that the contrastive terms compare; by default none.
 
         Args:
             start: Users of layer 0 of every pass [U, D], and items of all passes [I, P].

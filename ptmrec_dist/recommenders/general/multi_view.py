@@ -1,4 +1,4 @@
-"""Common base of MGCN and SMORE: several views of items beside that of IDs, and users' preferences among them.
+"""Common base of MGCN and SMORE: several views of items in addition to that of IDs, and users' preferences among them.
 
 Shape suffixes: B batch rows, N nodes, Q distinct nodes of a rank's batch, K distinct nodes of all ranks' batches, U users,
 I items, D width of a view, V all views of contents side by side.

@@ -1,4 +1,4 @@
-"""VBPR: matrix factorisation beside a second one whose item vectors come from images and texts.
+"""VBPR: matrix factorisation, and a second one whose item vectors come from images and texts.
 
 Shape suffixes: B batch rows, C chosen items, D width of the embeddings, X width of a modality's features.
 """

@@ -66,7 +66,7 @@ class CARCA(MixedRecommender):
         return mixed_CD
 
     def candidates(self, vectors_CD: Tensor) -> Tensor:
-        """Compute queries beside the vectors, [C, 2D]."""
+        """Compute queries, and put them before the vectors, [C, 2D]."""
         return torch.cat([F.leaky_relu(self.query(vectors_CD), _SLOPE), vectors_CD], dim=1)
 
     def encode(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Recommenders of the next item over fused images and texts: what the losses beside that of the next item ask of them.
+"""Recommenders of the next item over fused images and texts: what the losses other than that of the next item need of them.
 
 Shape suffixes: K classes of noise, D width.
 """
@@ -14,7 +14,7 @@ from ptmrec_dist.recommenders.sequential.fusion import MergeAttention
 
 
 class FusedRecommender(SequenceRecommender):
-    """A recommender that makes an item's vector of its image and its text, and has a vector of each alone beside it.
+    """A recommender that makes an item's vector of its image and its text, and also has a vector of each alone.
 
     `training/objectives/pretraining.py` trains it by further losses, which its hyper-parameters choose.
     """

@@ -16,7 +16,7 @@ _WIDTH = 768
 """Width at which BERT's matrices have that standard deviation; narrower ones need larger entries to pass on as much."""
 
 FUSED = "fused"
-"""Name of the vectors made of all modalities, beside `image` and `text`."""
+"""Name of the vectors made of all modalities; those of one are `image` and `text`."""
 
 Tokens = Mapping[str, tuple[Tensor, Tensor]]
 """Modality to the states of an item's tokens, float32 [B, N, W], and which of them are no padding, bool [B, N]."""

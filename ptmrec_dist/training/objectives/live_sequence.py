@@ -49,10 +49,10 @@ class LiveNextItem(TrainsEncoder, NextItem):
         self.has = {modality: has_I for modality, has_I in has.items() if not has_I.all()}
         self.trains_cold_maps = False
 
-    def _own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
-        """Features that the encoder gives of items; the stored ones stand for those that could not be read."""
+    def own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Compute the features by the encoder; the stored ones stand for those of items that could not be read."""
         if batch.content is None:
-            return super()._own_features(batch, items)
+            return super().own_features(batch, items)
         rows = self.encoded(batch.content)
         if len(batch.content.items) < len(items):
             read = torch.searchsorted(items, batch.content.items)

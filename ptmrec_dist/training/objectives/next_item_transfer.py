@@ -88,14 +88,15 @@ class NextItemTransfer(LiveNextItem):
         self.teacher, self.teachers_states = teacher, teachers_states
         self.weight, self.temperature = weight, temperature
 
-    def _views_of(self, features: Features, items: Tensor) -> dict[str, Tensor]:
-        return super()._views_of(features, items) | self.recommender.modal_vectors(features)
+    def views_of(self, features: Features, items: Tensor) -> dict[str, Tensor]:
+        """Add the vectors of each modality alone."""
+        return super().views_of(features, items) | self.recommender.modal_vectors(features)
 
-    def _other_terms(
+    def other_terms(
         self, batch: SequenceBatch, views: Mapping[str, Tensor], states_VLD: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """The terms of the recommender itself, and `kt`."""
-        terms = super()._other_terms(batch, views, states_VLD, step)
+        """Compute the terms of the recommender itself, and `kt`."""
+        terms = super().other_terms(batch, views, states_VLD, step)
         if not self.weight:
             return terms
         counted_VG, taught_RS = ~batch.hidden(), self.teacher.states(batch)

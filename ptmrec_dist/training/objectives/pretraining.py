@@ -1,4 +1,4 @@
-"""The losses of PMMRec beside that of the next item (arXiv 2312.09602, eq. 6 to 12), as its hyper-parameters choose them.
+"""The losses of PMMRec other than that of the next item (arXiv 2312.09602, eq. 6 to 12), as its hyper-parameters choose them.
 
 Legend: G distinct items of the step, V users of this rank, U users of the step, L items that are read, R positions of this rank
 with a target, D width.

@@ -87,7 +87,7 @@ class NextItem(RecommenderObjective):
             losses_R = self._in_batch(batch, states_RD, self.recommender.candidates(views[ITEMS]))
         else:
             losses_R = self._sampled(batch, states_RD, self.recommender.candidates(views[ITEMS]), step)
-        return {"next_item": losses_R.sum() * batch.weight} | self._other_terms(batch, views, states_VLD, step)
+        return {"next_item": losses_R.sum() * batch.weight} | self.other_terms(batch, views, states_VLD, step)
 
     def _views(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Vectors of the step's items. Those that features give are computed once over all ranks, a part on each."""
@@ -101,20 +101,48 @@ class NextItem(RecommenderObjective):
         return dict(zip(own, ordered.split([view.shape[1] for view in own.values()], dim=1), strict=True))
 
     def _own_views(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
-        return self._views_of(self._own_features(batch, items), items)
+        return self.views_of(self.own_features(batch, items), items)
 
-    def _own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
-        """Features of the items that this rank encodes."""
+    def own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
+        """Look up the features of the items that this rank encodes; a subclass may compute them.
+
+        Args:
+            batch: This rank's users.
+            items: The items, int64 [C].
+
+        Returns:
+            Modality to features, float32 [C, d_m].
+        """
         return self._features_of(items)
 
-    def _views_of(self, features: Features, items: Tensor) -> dict[str, Tensor]:
-        """Vectors of items from their features."""
+    def views_of(self, features: Features, items: Tensor) -> dict[str, Tensor]:
+        """Compute vectors of items from their features; a subclass may add views.
+
+        Args:
+            features: Features of these items, float32 [C, d_m] by modality.
+            items: The items, int64 [C].
+
+        Returns:
+            View to vectors, [C, D].
+        """
         return self.recommender.views(features, items)
 
-    def _other_terms(
+    def other_terms(
         self, batch: SequenceBatch, views: Mapping[str, Tensor], states_VLD: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Terms beside that of the next item: those of PMMRec."""
+        """Compute the terms other than that of the next item: those of PMMRec; a subclass may add others.
+
+        Collective: every rank must call this.
+
+        Args:
+            batch: This rank's users.
+            views: View to vectors of the step's items, [G, D].
+            states_VLD: States of the users' positions, [V, L, D].
+            step: Number of the step.
+
+        Returns:
+            Named terms, weights included: scalars whose mean over the ranks is the global mean.
+        """
         if self.pretraining is None:
             return {}
         return self.pretraining(batch, views, states_VLD, self._log_counts(batch), step)

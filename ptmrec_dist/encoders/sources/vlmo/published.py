@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptmrec_dist.encoders.sources.vlmo.beit3 import FIRST_POSITION, Beit3Config
 from ptmrec_dist.encoders.sources.vlmo.model import VlmoConfig
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, in_brief
 
 _VLMO_NAMES = {
     r"transformer\.cls_token": "image_embedding.cls_token",
@@ -87,10 +87,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"encoder.model: cannot read the weights in {path} ({_reason(error)})") from error
+        raise UserError(f"encoder.model: cannot read the weights in {path} ({in_brief(error)})") from error
     except Exception as error:  # torch raises pickle's own error for anything but tensors and plain containers
         raise UserError(
-            f"encoder.model: {path} holds more than tensors ({_reason(error)}); expected a state dictionary, save one as "
+            f"encoder.model: {path} holds more than tensors ({in_brief(error)}); expected a state dictionary, save one as "
             ".safetensors"
         ) from error
     for key in ("state_dict", "module", "model"):
@@ -191,7 +191,3 @@ def _shape(ours: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in ours:
         raise UserError(f"encoder.model: the weights have no {name}; expected those of VLMo or BEiT-3")
     return tuple(ours[name].shape)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

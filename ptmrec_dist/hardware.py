@@ -19,9 +19,11 @@ def memory_bytes() -> int:
 
 
 def cores() -> int:
-    """Return the processors that this process may use.
+    """Return the processors that this process may use: `taskset`, schedulers and containers leave it fewer than there are.
 
     Returns:
-        Their number.
+        Their number; on systems without CPU affinity that of the machine.
     """
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
