@@ -33,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or holds something else than names with values.
     """
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        found = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(
             f"config: cannot read {path} ({on_one_line(error)}); expected settings as YAML in UTF-8"
