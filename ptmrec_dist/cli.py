@@ -22,7 +22,7 @@ from ptmrec_dist.storage import with_local_copies
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow access to it"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
 }
 """What the user can do about errors of the system; others are mistakes of ours, shown with a traceback."""
 

@@ -78,13 +78,19 @@ def test_results_of_ended_trials_are_replayed_into_optuna(tmp_path: Path) -> Non
     assert sum(abs(value - 0.25) < 0.25 for value in later) >= 8  # by chance 5
 
 
-def test_a_resumed_grid_starts_at_its_first_open_point(tmp_path: Path) -> None:
+def _grid_after(ended: int, folder: Path) -> tuple[SweepConfig, TrialBook]:
+    """A sweep over a grid of four points of which some have ended."""
     space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
-    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation", "best")
+    config, book = _config(search="grid", trials=None, space=space), TrialBook(folder, "validation", "best")
     search = _search(config, book)
-    for number in range(3):
+    for number in range(ended):
         search.suggest(str(number))
         _evaluate(book, number, 0.1)
+    return config, book
+
+
+def test_a_resumed_grid_starts_at_its_first_open_point(tmp_path: Path) -> None:
+    config, book = _grid_after(3, tmp_path)
     again = _search(config, book)
     assert [_suggest(again, name) for name in "xy"] == [3, Searcher.FINISHED]
     assert [tuple(trial.point.values()) for trial in book.read()] == [(1, 3), (1, 4), (2, 3), (2, 4)]
@@ -162,12 +168,7 @@ def test_fewer_trials_than_there_are_end_those_that_were_begun_and_start_none(tm
 
 
 def test_a_trial_whose_record_was_removed_is_made_up_for_and_no_other_is_overwritten(tmp_path: Path) -> None:
-    space = {"prompt.depth": {"choice": [1, 2]}, "prompt.length": {"choice": [3, 4]}}
-    config, book = _config(search="grid", trials=None, space=space), TrialBook(tmp_path, "validation", "best")
-    search = _search(config, book)
-    for number in range(4):
-        search.suggest(str(number))
-        _evaluate(book, number, 0.1)
+    config, book = _grid_after(4, tmp_path)
     kept = book.read()
     (book.folder / "0001.json").unlink()
     again = _search(config, book)
