@@ -33,10 +33,24 @@ class FittedRecommender(Recommender):
         """Return P_m, [D, d_m], for each modality."""
         return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
 
-    @torch.no_grad()
     def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the vectors of items with training interactions."""
-        training = self.training
-        targets_ID = self.eval().items(features, self.tables(features))
-        self.train(training)
+        targets_ID = evaluated_items(self, features)
         fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items])
+
+
+@torch.no_grad()
+def evaluated_items(recommender: Recommender, features: Features) -> Tensor:
+    """Compute the vectors of items that an evaluation would read, also in the middle of training.
+
+    Args:
+        recommender: The model, in any mode.
+        features: Tables of the modalities in use, [I, d_m].
+
+    Returns:
+        The vectors of all items, float32 [I, D].
+    """
+    training = recommender.training
+    vectors_ID = recommender.eval().items(features, recommender.tables(features))
+    recommender.train(training)
+    return vectors_ID

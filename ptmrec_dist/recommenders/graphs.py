@@ -9,11 +9,15 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ptmrec_dist.recommenders.sparse import SparseMatrix, multiply
+from ptmrec_dist.recommenders.rows import rows_of
+from ptmrec_dist.recommenders.sparse import SparseMatrix
 
 _RICHARDSON_ITERATIONS, _RELAXATION = 8, 1.6
+
+_FEW = 4  # rows of a product are computed alone if they have less than a quarter of the entries
 
 
 class InteractionGraph(nn.Module):
@@ -51,10 +55,45 @@ class InteractionGraph(nn.Module):
         Returns:
             Users [U, D] and items [I, D]. Nodes without edges keep 1 / (L + 1) of layer 0.
         """
-        if not layers:
+        if layers < 1:
             return users_UD, items_ID
         users, items = _SelfAdjoint.apply(functools.partial(self._mean_of_layers, layers), users_UD, items_ID)
         return users, items
+
+    def last_users(self, chosen_C: Tensor, users_UD: Tensor, items_ID: Tensor, layers: int) -> Tensor:
+        """Compute the last layer of `propagate` for some users: few of all, a batch's, have few of the edges.
+
+        Args:
+            chosen_C: Users, int64 [C].
+            users_UD: Users of layer 0, float32 [U, D].
+            items_ID: Items as `propagate` returns them with L - 1 layers, float32 [I, D].
+            layers: Number of layers L.
+
+        Returns:
+            Their rows of what `propagate` returns with L layers, [C, D].
+        """
+        own_CD = F.embedding(chosen_C, users_UD)
+        # How many edges the rows have must be known to the host, for which a step on a GPU does not wait.
+        waits = users_UD.is_cuda and torch.is_grad_enabled()
+        sums = self.items_to_users
+        few = not waits and _FEW * sums.share(chosen_C) < 1
+        sums_CD = sums.rows(chosen_C, items_ID) if few else F.embedding(chosen_C, sums(items_ID))
+        return (own_CD + layers * sums_CD) / (layers + 1)
+
+    def last_items(self, chosen: Tensor | None, users_UD: Tensor, items_ID: Tensor, layers: int) -> Tensor:
+        """Compute the last layer of `propagate` for all items, of which a batch has most that have many edges.
+
+        Args:
+            chosen: Items to return, int64 [C]; None for all.
+            users_UD: Users as `propagate` returns them with L - 1 layers, float32 [U, D].
+            items_ID: Items of layer 0, float32 [I, D].
+            layers: Number of layers L.
+
+        Returns:
+            Their rows of what `propagate` returns with L layers, [C, D].
+        """
+        sums_ID = self.items_to_users.transposed(users_UD)
+        return (rows_of(items_ID, chosen) + layers * rows_of(sums_ID, chosen)) / (layers + 1)
 
     def propagate_passes(self, users_UD: Tensor, items_IP: Tensor, layers: int) -> tuple[Tensor, Tensor]:
         """Propagate several tables side by side that have the same users in layer 0.
@@ -193,8 +232,7 @@ class InteractionGraph(nn.Module):
         return graph
 
     def _sums(self, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
-        to_users, to_items = self.items_to_users.matrix, self.items_to_users.transpose
-        return multiply(to_users, items_ID), multiply(to_items, users_UD)
+        return self.items_to_users.matrix.times(items_ID), self.items_to_users.transpose.times(users_UD)
 
     def _mean_of_layers(self, layers: int, users_UD: Tensor, items_ID: Tensor) -> tuple[Tensor, Tensor]:
         # E + A (E + A (E + ...)) needs no table other than the running one.
@@ -203,8 +241,8 @@ class InteractionGraph(nn.Module):
         for layer in range(1, layers + 1):
             scale = 1 / (layers + 1) if layer == layers else 1
             users, items = (
-                torch.addmm(users_UD, to_users, items, beta=scale, alpha=scale),
-                torch.addmm(items_ID, to_items, users, beta=scale, alpha=scale),
+                to_users.add_to(users_UD * scale, items, scale),
+                to_items.add_to(items_ID * scale, users, scale),
             )
         return users, items
 

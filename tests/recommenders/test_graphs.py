@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ptmrec_dist.recommenders import graphs, sparse
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.sparse import SparseMatrix
@@ -32,6 +33,25 @@ def test_sparse_product_and_its_gradient_equal_the_dense_ones() -> None:
     torch.testing.assert_close(gradient, dense.T @ weights)
 
 
+@pytest.mark.parametrize("cached", [1, 3, 5])
+def test_products_in_blocks_of_columns_equal_the_dense_ones(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "_CACHED_ROWS", cached)
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.randint(13, (90,), generator=generator), torch.randint(4, (90,), generator=generator)
+    values, table = torch.rand(2, 90, generator=generator), torch.rand(13, 2, generator=generator, requires_grad=True)
+    matrix, weights = SparseMatrix(rows, columns, values[0], (13, 4)), torch.rand(4, 2, generator=generator)
+    assert matrix.transpose.stacked.shape[1] < 13
+    for blocks, places, entries in (
+        (matrix, (rows, columns), values[0]),
+        (matrix.with_values(values[1]), matrix.edges, values[1]),
+    ):
+        dense = torch.zeros(13, 4).index_put(places, entries, accumulate=True)
+        product = blocks.transposed(table)
+        torch.testing.assert_close(product, dense.T @ table)
+        torch.testing.assert_close(torch.autograd.grad((product * weights).sum(), table)[0], dense @ weights)
+        torch.testing.assert_close(blocks(weights), dense @ weights)
+
+
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_propagation_and_its_gradient_equal_powers_of_the_dense_adjacency(toy: Toy, layers: int) -> None:
     table = torch.randn(toy.num_users + toy.num_items, 4, requires_grad=True)
@@ -43,6 +63,32 @@ def test_propagation_and_its_gradient_equal_powers_of_the_dense_adjacency(toy: T
     (got_gradient,) = torch.autograd.grad((got * weights).sum(), table)
     (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), table)
     torch.testing.assert_close(got_gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_the_last_layer_of_some_nodes_is_that_of_the_whole_propagation(
+    toy: Toy, layers: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_FEW", few)  # rows of a product are computed alone, or the whole product is
+    graph, starts = graph_of(toy), (torch.randn(toy.num_users, 4), torch.randn(toy.num_items, 4))
+    own = [start.requires_grad_() for start in starts]
+    users, items = torch.tensor([2, 0, 2, toy.lone_user]), torch.tensor([1, 3, 1])
+    before = graph.propagate(*own, layers - 1)
+    whole = graph.propagate(*own, layers)
+    got = torch.cat(
+        [graph.last_users(users, own[0], before[1], layers), graph.last_items(items, before[0], own[1], layers)]
+    )
+    expected = torch.cat([whole[0][users], whole[1][items]])
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(graph.last_items(None, before[0], own[1], layers), whole[1])
+    weights = torch.randn_like(got)
+    for found, wanted in zip(
+        torch.autograd.grad((got * weights).sum(), own),
+        torch.autograd.grad((expected * weights).sum(), own),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
@@ -64,7 +110,7 @@ def test_passes_with_common_users_and_their_gradients_equal_those_with_users_rep
 def test_nodes_without_edges_get_zeros_from_propagation(toy: Toy) -> None:
     graph = graph_of(toy)
     users = graph.items_to_users(torch.ones(toy.num_items, 2))
-    items = graph.items_to_users.transpose @ torch.ones(toy.num_users, 2)
+    items = graph.items_to_users.transposed(torch.ones(toy.num_users, 2))
     assert users.isfinite().all()
     assert items.isfinite().all()
     assert (users[toy.lone_user] == 0).all()
@@ -123,7 +169,7 @@ def test_dropping_edges_leaves_a_symmetric_operator_of_kept_and_scaled_edges(toy
     assert 0 < kept.sum() < len(kept)
     torch.testing.assert_close(ratios[kept], torch.full((int(kept.sum()),), 1 / 0.6))
     dense = thin.items_to_users(torch.eye(toy.num_items))
-    torch.testing.assert_close(thin.items_to_users.transpose @ torch.eye(toy.num_users), dense.T)
+    torch.testing.assert_close(thin.items_to_users.transposed(torch.eye(toy.num_users)), dense.T)
     table = torch.randn(toy.num_users + toy.num_items, 4, requires_grad=True)
     whole = torch.zeros(len(table), len(table))
     whole[: toy.num_users, toy.num_users :], whole[toy.num_users :, : toy.num_users] = dense, dense.T

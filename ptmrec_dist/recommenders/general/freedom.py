@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.fitted import evaluated_items
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term
 from ptmrec_dist.recommenders.ridge import fit_maps
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps
-from ptmrec_dist.recommenders.tables import TableRecommender
+from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 
 
-class FREEDOM(TableRecommender):
+class FREEDOM(Recommender):
     r"""FREEDOM, for one modality or both.
 
     Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023,
@@ -84,16 +84,28 @@ class FREEDOM(TableRecommender):
         self.pruned_graph = self.graph.prune(self.edge_dropout, generator)
 
     def tables(self, features: Features) -> Tables:
-        """Propagate the embeddings over both graphs, `users` [U, dim] and `items` [I, dim].
+        """Compute h, `similar` [I, dim], and all layers of LightGCN but the last, `users` [U, dim] and `items` [I, dim].
 
-        Features enter through the frozen graph alone.
+        The last layer is computed where vectors are asked for. Features enter through the frozen graph alone.
         """
-        return self._propagated(self.pruned_graph if self.training else self.graph)
+        own_ID = self.item_embeddings.weight
+        users_UD, items_ID = self._interactions.propagate(self.user_embeddings.weight, own_ID, self.layers - 1)
+        return {"users": users_UD, "items": items_ID, "similar": self.similar_items(own_ID)}
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Compute the vectors of users, [B, dim]."""
+        return self._interactions.last_users(queries.users, self.user_embeddings.weight, tables["items"], self.layers)
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Compute the vectors of items, [C, dim]; features enter through the tables alone."""
+        own_ID = self.item_embeddings.weight
+        items_CD = self._interactions.last_items(chosen, tables["users"], own_ID, self.layers)
+        return items_CD + rows_of(tables["similar"], chosen)
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the term `bpr` and for each modality `bpr_MODALITY`, [B] each."""
-        users_BD = F.embedding(batch.users, tables["users"])
-        terms = {"bpr": bpr_term(users_BD, row_gaps(tables["items"], batch.positives, batch.negatives))}
+        users_BD = self.users(batch.queries, tables)
+        terms = {"bpr": bpr_term(users_BD, row_gaps(self.items({}, tables), batch.positives, batch.negatives))}
         for modality in self.modalities:
             gaps_BD = row_gaps(features[modality], batch.positives, batch.negatives)
             projected_BD = F.linear(gaps_BD, self.maps[modality].get_parameter("weight"))
@@ -107,9 +119,10 @@ class FREEDOM(TableRecommender):
     def fit_cold_map(self, features: Features) -> None:
         """Fit each W_m separately to the items' vectors, if a weight lambda of 0 leaves it untrained."""
         if not self.reg_weight:
-            targets_ID = self._propagated(self.graph)["items"].detach()
+            targets_ID = evaluated_items(self, features)
             fit_maps(self.maps, features, self.warm_items, targets_ID[self.warm_items])
 
-    def _propagated(self, graph: InteractionGraph) -> dict[str, Tensor]:
-        users_UD, items_ID = graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
-        return {"users": users_UD, "items": items_ID + self.similar_items(self.item_embeddings.weight)}
+    @property
+    def _interactions(self) -> InteractionGraph:
+        """The graph of interactions: in training the pruned one."""
+        return self.pruned_graph if self.training else self.graph

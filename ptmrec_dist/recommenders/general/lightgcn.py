@@ -6,19 +6,17 @@ Shape suffixes: B batch rows, U users, I items, D width of the embeddings.
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import LightGCNConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, Tables
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, look_up, row_gaps
-from ptmrec_dist.recommenders.tables import TableRecommender
 
 
-class LightGCN(TableRecommender):
+class LightGCN(Recommender):
     r"""LightGCN.
 
     He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020,
@@ -55,9 +53,21 @@ class LightGCN(TableRecommender):
         )
 
     def tables(self, features: Features) -> Tables:
-        """Propagate the embeddings, `users` [U, dim] and `items` [I, dim]; features are not read."""
-        users_UD, items_ID = self.graph.propagate(self.user_embeddings.weight, self.item_embeddings.weight, self.layers)
+        """Propagate the embeddings through all layers but the last, `users` [U, dim] and `items` [I, dim].
+
+        The last layer is computed where vectors are asked for: a batch has few of all users. Features are not read.
+        """
+        own = self.user_embeddings.weight, self.item_embeddings.weight
+        users_UD, items_ID = self.graph.propagate(*own, self.layers - 1)
         return {"users": users_UD, "items": items_ID}
+
+    def users(self, queries: Queries, tables: Tables) -> Tensor:
+        """Compute e_u, [B, dim]."""
+        return self.graph.last_users(queries.users, self.user_embeddings.weight, tables["items"], self.layers)
+
+    def items(self, features: Features, tables: Tables, chosen: Tensor | None = None) -> Tensor:
+        """Compute e_i, [C, dim]; features are not read."""
+        return self.graph.last_items(chosen, tables["users"], self.item_embeddings.weight, self.layers)
 
     @torch.no_grad()
     def start_from(self, users_UD: Tensor, items_ID: Tensor) -> None:
@@ -68,8 +78,7 @@ class LightGCN(TableRecommender):
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
         """Compute the terms `bpr` (on propagated embeddings) and `l2` (on embeddings of layer 0), [B] each."""
-        users_BD = F.embedding(batch.users, tables["users"])
-        gaps_BD = row_gaps(tables["items"], batch.positives, batch.negatives)
+        gaps_BD = row_gaps(self.items({}, tables), batch.positives, batch.negatives)
         items_BD = look_up(self.item_embeddings.weight, batch.positives, batch.negatives)
         penalty_B = l2_term(self.user_embeddings(batch.users), *items_BD)
-        return {"bpr": bpr_term(users_BD, gaps_BD), "l2": self.reg_weight * penalty_B}
+        return {"bpr": bpr_term(self.users(batch.queries, tables), gaps_BD), "l2": self.reg_weight * penalty_B}
