@@ -1,4 +1,4 @@
-"""Recommenders whose objective compares no features with users: the maps that score cold items are fitted.
+"""Recommenders that learn vectors of items from IDs or graphs: the maps that score cold items are fitted to them.
 
 Shape suffixes: I items, D width of the vectors, d_m width of a modality's features.
 """
@@ -33,24 +33,10 @@ class FittedRecommender(Recommender):
         """Return P_m, [D, d_m], for each modality."""
         return {modality: (self.projections[modality].get_parameter("weight"), None) for modality in self.modalities}
 
+    @torch.no_grad()
     def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the vectors of items with training interactions."""
-        targets_ID = evaluated_items(self, features)
+        training = self.training
+        targets_ID = self.eval().items(features, self.tables(features))
+        self.train(training)
         fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items])
-
-
-@torch.no_grad()
-def evaluated_items(recommender: Recommender, features: Features) -> Tensor:
-    """Compute the vectors of items that an evaluation would read, also in the middle of training.
-
-    Args:
-        recommender: The model, in any mode.
-        features: Tables of the modalities in use, [I, d_m].
-
-    Returns:
-        The vectors of all items, float32 [I, D].
-    """
-    training = recommender.training
-    vectors_ID = recommender.eval().items(features, recommender.tables(features))
-    recommender.train(training)
-    return vectors_ID

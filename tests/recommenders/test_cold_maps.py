@@ -6,7 +6,7 @@ import torch
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 from tests.recommenders.conftest import Toy
 
-CASES = [(name, {}) for name in RECOMMENDERS] + [("freedom", {"reg_weight": 0.0}), ("vbpr", {"reg_weight": 0.0})]
+CASES = [(name, {}) for name in RECOMMENDERS] + [("vbpr", {"reg_weight": 0.0})]
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)

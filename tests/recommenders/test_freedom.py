@@ -68,10 +68,24 @@ def test_untrained_embeddings_of_cold_items_affect_no_other_node(toy: Toy) -> No
     torch.testing.assert_close(after[1][: toy.cold_items[0]], before[1][: toy.cold_items[0]])
 
 
-def test_cold_items_are_scored_by_the_mean_of_their_projected_features(toy: Toy) -> None:
+def test_cold_items_are_scored_by_the_mean_of_their_features_under_fitted_maps(toy: Toy) -> None:
     model = toy.build("freedom", dim=3)
-    projected = [toy.features[modality][toy.cold_items] @ model.maps[modality].weight.T for modality in toy.features]
+    model.fit_cold_map(toy.features)
+    weights = {modality: projection.weight for modality, projection in model.projections.items()}
+    projected = [toy.features[modality][toy.cold_items] @ weight.T for modality, weight in weights.items()]
     torch.testing.assert_close(toy.cold_vectors(model), (projected[0] + projected[1]) / 2)
+
+
+def test_the_maps_of_cold_items_are_fitted_to_the_vectors_of_an_evaluation_and_leave_training_alone(toy: Toy) -> None:
+    model = toy.build("freedom", dim=3, edge_dropout=0.5)
+    trained = {name: weight.clone() for name, weight in model.maps.state_dict().items()}
+    model.train().start_epoch(torch.Generator().manual_seed(0))
+    model.fit_cold_map(toy.features)
+    in_training = {name: weight.clone() for name, weight in model.projections.state_dict().items()}
+    assert model.training
+    model.eval().fit_cold_map(toy.features)
+    torch.testing.assert_close(dict(model.projections.state_dict()), in_training)
+    torch.testing.assert_close(dict(model.maps.state_dict()), trained)
 
 
 def test_training_uses_the_pruned_graph_of_the_epoch_and_evaluation_the_whole_one(toy: Toy) -> None:

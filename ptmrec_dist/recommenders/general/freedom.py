@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ptmrec_dist.config.recommenders import FREEDOMConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.fitted import evaluated_items
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
+from ptmrec_dist.recommenders.fitted import FittedRecommender
 from ptmrec_dist.recommenders.graphs import InteractionGraph
 from ptmrec_dist.recommenders.item_graphs import item_graph
 from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term
-from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 
 
-class FREEDOM(Recommender):
+class FREEDOM(FittedRecommender):
     r"""FREEDOM, for one modality or both.
 
     Zhou and Shen, A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal Recommendation, MM 2023,
@@ -38,9 +37,9 @@ class FREEDOM(Recommender):
     training graph after `start_epoch` has dropped the fraction rho of its edges, with higher probability between nodes of
     high degree; until then, and in evaluation, it is the whole graph. Nothing else is regularised.
 
-    A cold item is scored by its features alone: e_u . mean_m W_m x_im against the propagated users. Items without
-    training interactions stay outside S, so that their untrained embeddings affect no other node; `representations`
-    contains only their layer 0 of LightGCN, times 1 / (L + 1).
+    A cold item is scored by fitted maps of its features (see `FittedRecommender`), not by W_m, which lambda leaves far from the
+    vectors of items. Items without training interactions stay outside S, so that their untrained embeddings affect no other
+    node; their own vectors are their layer 0 of LightGCN, times 1 / (L + 1).
 
     Where common implementations differ: they count an item as the first of its own k neighbours (here k others), give the
     maps a bias (which cancels in differences of scores), let Adam train the feature tables although S stays frozen (here
@@ -56,7 +55,7 @@ class FREEDOM(Recommender):
     propagates_features: ClassVar[bool] = False
 
     def __init__(self, inputs: Inputs, config: FREEDOMConfig) -> None:
-        super().__init__(inputs)
+        super().__init__(inputs, config.dim)
         self.layers = config.layers
         self.reg_weight = config.reg_weight
         self.edge_dropout = config.edge_dropout
@@ -65,8 +64,6 @@ class FREEDOM(Recommender):
         self.maps = modal_maps(inputs.features, config.dim)
         users_E, items_E = torch.tensor(inputs.train.users), torch.tensor(inputs.train.items)
         self.graph = InteractionGraph(users_E, items_E, inputs.num_users, inputs.num_items)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
         self.pruned_graph = self.graph
         both = len(inputs.features) > 1
         weights = {"image": config.image_weight, "text": 1 - config.image_weight} if both else {}
@@ -111,16 +108,6 @@ class FREEDOM(Recommender):
             projected_BD = F.linear(gaps_BD, self.maps[modality].get_parameter("weight"))
             terms[f"bpr_{modality}"] = self.reg_weight * bpr_term(users_BD, projected_BD)
         return terms
-
-    def cold_map(self) -> dict[str, LinearMap]:
-        """Return W_m, [dim, d_m], for each modality."""
-        return {modality: (self.maps[modality].get_parameter("weight"), None) for modality in self.modalities}
-
-    def fit_cold_map(self, features: Features) -> None:
-        """Fit each W_m separately to the items' vectors, if a weight lambda of 0 leaves it untrained."""
-        if not self.reg_weight:
-            targets_ID = evaluated_items(self, features)
-            fit_maps(self.maps, features, self.warm_items, targets_ID[self.warm_items])
 
     @property
     def _interactions(self) -> InteractionGraph:
