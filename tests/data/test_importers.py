@@ -261,6 +261,17 @@ def test_a_published_format_is_imported_and_trained_by_two_commands(
     assert json.loads((run / "metrics.json").read_text())["test"]["recall@20"] == 1.0  # of four items
 
 
+def test_entities_of_html_in_texts_of_products_are_the_characters_they_stand_for(tmp_path: Path) -> None:
+    _amazon_2018(tmp_path / "source")
+    product = {"asin": "B09", "title": "Salt &amp; Pepper", "feature": ["5&quot; high"], "category": ["Home &amp; Co"]}
+    with (tmp_path / "source/meta_Home.json").open("a") as file:
+        file.write(json.dumps(product))
+    assert cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    item = pl.read_parquet(tmp_path / "out/items.parquet").row(-1, named=True)
+    assert (item["title"], item["category"]) == ("Salt & Pepper", "Home & Co")
+    assert item["text"] == 'Salt & Pepper Home & Co 5" high'
+
+
 def test_tags_of_a_film_are_part_of_its_text_once(tmp_path: Path) -> None:
     _movielens_csv(tmp_path / "source")
     assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0

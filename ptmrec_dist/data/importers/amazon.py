@@ -5,6 +5,7 @@
 downloaded to `images/ASIN.jpg` are found.
 """
 
+from html import unescape
 from typing import Any
 
 from ptmrec_dist.data.importers.base import Importer, Interaction, Item, flat
@@ -22,16 +23,16 @@ class Amazon(Importer):
         item_id = flat(row.get("parent_asin") or row.get("asin"))
         if not item_id:
             return Unreadable("no asin", str(row)[:60])
-        title = flat(row.get("title"))
+        title = _words(row.get("title"))
         categories = row.get("category") or row.get("categories")
         details = (row.get("brand") or row.get("store"), categories, row.get("feature") or row.get("features"))
         return Item(
             item_id,
             title,
-            flat(title, *details, row.get("description")),
+            flat(title, _words(*details, row.get("description"))),
             self.existing(f"images/{item_id}.jpg"),
             _address(row),
-            flat(row.get("main_category") or row.get("main_cat")) or _last(categories),
+            _words(row.get("main_category") or row.get("main_cat")) or _last(categories),
         )
 
     def interaction(self, row: Row) -> Interaction | Unreadable:
@@ -41,6 +42,11 @@ class Amazon(Importer):
             return Unreadable("no user or no asin", str(row)[:60])
         rating, time = row.get("overall", row.get("rating")), row.get("unixReviewTime", row.get("timestamp"))
         return Interaction(flat(user), flat(item), flat(rating), flat(time))
+
+
+def _words(*values: Any) -> str:
+    """The texts of a product, which were taken from pages in HTML: `&amp;` is read as `&`."""
+    return flat(unescape(flat(*values)))
 
 
 def _address(row: Row) -> str:
@@ -57,4 +63,4 @@ def _address(row: Row) -> str:
 def _last(categories: Any) -> str:
     while isinstance(categories, list) and categories:
         categories = categories[-1]
-    return flat(categories) if isinstance(categories, str) else ""
+    return _words(categories) if isinstance(categories, str) else ""
