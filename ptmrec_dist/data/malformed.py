@@ -2,11 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from ptmrec_dist.data.formats import Format, open_bytes
+from ptmrec_dist.data.compression import open_bytes
+from ptmrec_dist.data.formats import Format
+from ptmrec_dist.data.python_literals import loads
+from ptmrec_dist.data.text_rows import records
 
 _LONGEST = 80
 
@@ -38,7 +41,7 @@ def explain(path: Path, form: Format) -> str | None:
                 )
     with open_bytes(path) as file:
         lines = (line.decode().removeprefix("\ufeff") for line in file)
-        return _not_json(lines) if form.kind == "json" else _too_wide(lines, form)
+        return _not_json(lines) if form.kind == "json" else _not_rows(lines, form)
 
 
 def _not_json(lines: Iterator[str]) -> str | None:
@@ -51,10 +54,9 @@ def _not_json(lines: Iterator[str]) -> str | None:
         return None
     for number, line in enumerate(chain([first], lines), start=1):
         try:
-            value = json.loads(line) if line.strip() else {}
+            value = loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
-            python = "; it is a Python literal, not JSON" if line.startswith("{'") else ""
-            return f"line {number} is not a JSON object: {_shown(line)}{python}; fix or remove it"
+            return f"line {number} is not a JSON object: {_shown(line)}; fix or remove it"
         if not isinstance(value, dict):
             return f"line {number} is not a JSON object: {_shown(line)}; expected one object per line"
     return None
@@ -68,22 +70,24 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _too_wide(lines: Iterator[str], form: Format) -> str | None:
+def _not_rows(lines: Iterator[str], form: Format) -> str | None:
+    rows: Iterable[list[str]]
     if len(form.separator) == 1:
-        rows: Iterator[list[str]] = (
-            csv.reader(lines, delimiter=form.separator)
-            if form.quoted
-            else csv.reader(lines, delimiter=form.separator, quoting=csv.QUOTE_NONE)
-        )
+        rows = records(lines, form.separator, form.quoted)
     else:
         rows = (line.rstrip("\r\n").split(form.separator) for line in lines)
-    width = len(next(rows, []))
-    for number, row in enumerate(rows, start=1 if form.header else 2):
-        if len(row) > width:
-            return (
-                f"row {number} has {len(row)} columns, the first line {width}: {_shown(form.separator.join(row))}; quote "
-                f"values that hold {form.separator!r}, or give another --separator"
-            )
+    width, number = 0, 0 if form.header else 1  # the row that is read next
+    try:
+        for row in rows:
+            width = width or len(row)
+            if len(row) > width:
+                return (
+                    f"row {number} has {len(row)} columns, the first line {width}: {_shown(form.separator.join(row))}; "
+                    f"quote values that hold {form.separator!r}, or give another --separator"
+                )
+            number += 1
+    except csv.Error as error:
+        return f"row {number} has a quote that does not end its value ({error}); write quotes inside of quoted values twice"
     return None
 
 

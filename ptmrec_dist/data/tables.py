@@ -11,7 +11,8 @@ from polars.exceptions import PolarsError
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
-from ptmrec_dist.data.parquet import panics_as_errors
+from ptmrec_dist.data.parquet import panics_as_errors, parts_of
+from ptmrec_dist.data.text_rows import read_text_columns
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
@@ -26,7 +27,7 @@ class Table:
     """A table on disk whose header has been read.
 
     Args:
-        path: File to read.
+        path: File to read, or a folder of Parquet files.
         setting: Name of the setting that gave the path, for messages.
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
@@ -49,7 +50,7 @@ class Table:
     ) -> None:
         self.path = path
         self._setting, self._flags, self._named_by = setting, flags, columns
-        if not path.is_file():
+        if not parts_of(path):
             raise UserError(f"{setting}: got {path}, which is not a file; expected one that ends in {ENDINGS}")
         form = format_of(path, separator, header)
         if form is None:
@@ -66,6 +67,8 @@ class Table:
                 self._frame = scan(path, form)
                 self.columns = self._frame.collect_schema().names()
         except (PolarsError, OSError, EOFError) as error:
+            if form.kind != "json":
+                raise self._unreadable(error) from error
             self._frame, self.columns = None, self._by_rows(error, lambda: json_columns(path))
         if not self.columns:
             raise UserError(f"{setting}: {path} has no rows; expected at least one")
@@ -116,12 +119,13 @@ class Table:
         missing = [name for name in required if name not in self.columns]
         if missing:
             raise self._without(missing)
-        twice = [name for name in required if f"{name}_duplicated_0" in self.columns]
+        names = required + [name for name in optional if name in self.columns and name not in required]
+        twice = [name for name in names if f"{name}_duplicated_0" in self.columns]
         if twice and self.format.kind == "text":
             raise UserError(
                 f"{self._setting}: {self.path} has several columns {twice[0]!r}; expected one: rename the others"
             )
-        return required + [name for name in optional if name in self.columns and name not in required]
+        return names
 
     def _texts(self, columns: pl.DataFrame, lists: Container[str] = ()) -> pl.DataFrame:
         decode = self.format.kind == "json"
@@ -132,12 +136,12 @@ class Table:
 
     def _collect(self, names: list[str], lists: set[str]) -> pl.DataFrame:
         if self._frame is None:
-            return read_json_columns(self.path, names, lists)
+            return self._row_by_row(names, lists)
         try:
             with panics_as_errors():
                 return self._frame.select(names).collect()
         except (PolarsError, OSError, EOFError) as error:
-            return self._by_rows(error, lambda: read_json_columns(self.path, names, lists))
+            return self._by_rows(error, lambda: self._row_by_row(names, lists))
 
     def _streamed(self, names: list[str]) -> Iterator[pl.DataFrame]:
         rows = 0
@@ -149,14 +153,20 @@ class Table:
                         rows += batch.height
                 return
             except (PolarsError, OSError, EOFError) as error:
-                left = self._by_rows(error, lambda: read_json_columns(self.path, names, set()))
+                left = self._by_rows(error, lambda: self._row_by_row(names, set()))
         else:
-            left = read_json_columns(self.path, names, set())
+            left = self._row_by_row(names, set())
         yield from left.slice(rows).iter_slices(_BATCH)
 
+    def _row_by_row(self, names: list[str], lists: set[str]) -> pl.DataFrame:
+        if self.format.kind == "json":
+            return read_json_columns(self.path, names, lists)
+        columns = read_text_columns(self.path, self.format, [self.columns.index(name) for name in names])
+        return columns.rename(dict(zip(columns.columns, names, strict=True)))
+
     def _by_rows(self, error: Exception, read: Callable[[], T]) -> T:
-        """Read JSON once more where polars refused it, as it does if a column holds values of several types."""
-        if self.format.kind != "json":
+        """Read a file once more where polars refused it: JSON columns with values of several types, quotes inside of values."""
+        if self.format.kind != "json" and not self.format.quoted:
             raise self._unreadable(error) from error
         try:
             return read()

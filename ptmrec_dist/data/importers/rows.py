@@ -1,12 +1,11 @@
 """Rows of files of any size, one at a time: memory does not grow with the file.
 
 JSON lines (also the Python literals of Amazon's data of 2014), text with a separator of any length, Parquet, and the Arrow
-files of Hugging Face `datasets`. All but the last two may be compressed (`.gz`).
+files of Hugging Face `datasets`. All but the last two may be compressed.
 """
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ptmrec_dist.data.formats import open_bytes
-from ptmrec_dist.data.importers.python_literals import as_json
+from ptmrec_dist.data.compression import open_bytes, without_compression
+from ptmrec_dist.data.python_literals import loads
 
 Row = dict[str, Any]
 """Column to value."""
@@ -63,7 +62,7 @@ def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
         csv.Error: A quote that is never closed, or a field of a million characters.
         pa.ArrowInvalid: A Parquet or Arrow file is damaged.
     """
-    name = path.name.removesuffix(".gz")
+    name = without_compression(path.name)
     if name.endswith(".parquet"):
         for batch in pq.ParquetFile(path).iter_batches(_BATCH):
             yield from batch.to_pylist()
@@ -90,10 +89,7 @@ def _json_rows(file: IO[bytes]) -> Iterator[Row | Unreadable]:
 
 
 def _object(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = json.loads(as_json(line))
+    row = loads(line)
     if not isinstance(row, dict):
         raise ValueError("not an object")
     return row
