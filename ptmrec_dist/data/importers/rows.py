@@ -1,9 +1,11 @@
 """Rows of files of any size, one at a time: memory does not grow with the file.
 
 JSON lines (also the Python literals of Amazon's data of 2014), text with a separator of any length, Parquet, and the Arrow
-files of Hugging Face `datasets`. All but the last two may be compressed.
+files of Hugging Face `datasets`. All but the last two may be compressed. Bytes of text files that are no UTF-8 are read as
+windows-1252, which older data sets are in.
 """
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -20,8 +22,17 @@ from ptmrec_dist.data.python_literals import loads
 Row = dict[str, Any]
 """Column to value."""
 
+_OR_WINDOWS = "ptmrec-windows-1252"
 _LONGEST_LINE = 1_000_000
 _BATCH = 4096
+
+
+def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("windows-1252", errors="replace"), error.end
+
+
+codecs.register_error(_OR_WINDOWS, _as_windows_1252)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,6 @@ class TextFormat:
     """What is between two columns; several characters are not quoted."""
     names: tuple[str, ...] = ()
     """Names of the columns of a file without a header."""
-    encoding: str = "utf-8-sig"
-    """Character encoding."""
 
 
 def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
@@ -96,7 +105,7 @@ def _object(line: str) -> Row:
 
 
 def _text_rows(file: IO[bytes], text: TextFormat) -> Iterator[Row | Unreadable]:
-    decoded = io.TextIOWrapper(file, encoding=text.encoding, errors="replace", newline="")
+    decoded = io.TextIOWrapper(file, encoding="utf-8-sig", errors=_OR_WINDOWS, newline="")
     records = _divided(decoded, text.separator)
     names: Sequence[str] = text.names or next(records, [])
     first = 1 if text.names else 2
