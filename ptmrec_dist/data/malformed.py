@@ -30,15 +30,17 @@ def explain(path: Path, form: Format) -> str | None:
     if form.kind == "parquet":
         return None
     with open_bytes(path) as file:
+        number, line = 0, b""
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                encoding = "UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
                 return (
                     f"line {number} has byte 0x{line[error.start]:02x} at position {error.start}, which is not UTF-8: "
-                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f {encoding} -t UTF-8"
+                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f LATIN1 -t UTF-8"
                 )
+    if number == 1 and b"\r" in line.strip():
+        return "its lines end in carriage returns alone; convert the file, for example by tr '\\r' '\\n'"
     with open_bytes(path) as file:
         lines = (line.decode().removeprefix("\ufeff") for line in file)
         return _not_json(lines) if form.kind == "json" else _not_rows(lines, form)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ptmrec_dist.data.compression import open_bytes
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
@@ -19,6 +21,8 @@ from ptmrec_dist.errors import UserError, first_line
 T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
 _MOST_NAMES = 30
+_SAMPLE = 5
+"""Lines by which a separator is guessed."""
 _BATCH = 2**19
 """Rows of a batch."""
 
@@ -177,18 +181,25 @@ class Table:
         if self._frame is None or self.format.kind != "text" or len(self.columns) > 1:
             return
         line = self.columns[0] if self.format.header else str(self._frame.head(1).collect().item())
-        guess = next((separator for separator in _OTHER_SEPARATORS if separator in line), None)
+        with open_bytes(self.path) as file:
+            lines = [line.decode(errors="replace") for line in islice(file, _SAMPLE)]
+        guess = next((other for other in _OTHER_SEPARATORS if 0 < lines[0].count(other) <= _fewest(lines, other)), None)
         found = f"{self._setting}: {self.path}: one column found, {line[:200]!r}"
         if guess is not None:
             raise UserError(f"{found}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}")
-        raise UserError(f"{found}, without a {self.format.separator!r}; give another {self._flags}separator")
+        raise UserError(
+            f"{found}, without a {self.format.separator!r}; give another {self._flags}separator, or remove lines before the "
+            "header"
+        )
 
     def _no_rows(self) -> UserError:
-        return UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
+        found = UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
+        return self._malformed() or found
 
     def _without(self, missing: list[str]) -> UserError:
-        if any("\ufffd" in name for name in self.columns):
-            return self._unreadable(ValueError("its header is not UTF-8"))
+        odd = any("\ufffd" in name or "\r" in name for name in self.columns)
+        if odd and (error := self._malformed()) is not None:
+            return error
         nearest = [match for name in missing for match in get_close_matches(name, self.columns, n=1)]
         has = ", ".join(map(repr, self.columns[:_MOST_NAMES]))
         has += f" and {len(self.columns) - _MOST_NAMES} more" if len(self.columns) > _MOST_NAMES else ""
@@ -206,18 +217,24 @@ class Table:
 
     def _unreadable(self, error: Exception) -> UserError:
         reason = first_line(error)
+        found = UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+        return self._malformed() or found
+
+    def _malformed(self) -> UserError | None:
         try:
             found = explain(self.path, self.format)
         except (OSError, EOFError):
-            found = None  # not in the format of its ending: the first reason is more specific
-        if found is not None:
-            return UserError(f"{self._setting}: cannot read {self.path}: {found}")
-        return UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+            return None  # not in the format of its ending: the first reason is more specific
+        return UserError(f"{self._setting}: cannot read {self.path}: {found}") if found is not None else None
 
 
 def _names_one(value: object, missing: list[str]) -> bool:
     """Whether a setting, which gives the name of one column or of several, gives a missing one."""
     return any(name in missing for name in (value if isinstance(value, tuple) else (value,)))
+
+
+def _fewest(lines: list[str], separator: str) -> int:
+    return min(line.count(separator) for line in lines)
 
 
 def _is_number(name: str) -> bool:

@@ -28,6 +28,17 @@ _BAD_FILES = {
         "one column found, 'a;b'; is it separated by ';'\\? then add --separator ';'",
     ),
     "comma.inter": (b"a:token,b:token\n1,2\n", "one column found, 'a:token,b:token'; is it separated by ','"),
+    "comment.csv": (
+        b"# made by a tool\na,b\n1,2\n",
+        "one column found, '# made by a tool', without a ','; .* or remove lines before the header",
+    ),
+    "comment.tsv": (b"% made by a tool\na\tb\n1\t2\n", "'% made by a tool', .* remove lines before the header"),
+    "page.csv": (b"<!DOCTYPE html>\n<html><body>404</body></html>\n", "one column found, '<!DOCTYPE html>', without"),
+    "blanks.csv": (b"a b\n1 2\n", "is it separated by ' '"),
+    "macintosh.csv": (
+        b"a,b\r1,2\r3,4\r",
+        r"its lines end in carriage returns alone; convert the file.* by tr '\\r' '\\n'",
+    ),
     "data.csv": (
         b"u1,i1,2.0\n",
         "has no column 'a', 'b'; .*if the first row is not a header, add --header false",
