@@ -55,8 +55,8 @@ class ColumnsConfig(CatalogueColumnsConfig):
     rating: str = "rating"
     """Rating; needed only with `--min_rating`."""
     time: str = "timestamp"
-    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`) or a number (seconds, milliseconds, ... since
-    1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
+    """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`, `July 14, 2017`) or a number (seconds,
+    milliseconds, ... since 1970, by its size); needed by the split `leave_one_out` and by recommenders of the next item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class ReadsTables:
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
     min_rating: float | None = None
-    """Keep only interactions rated at least this."""
+    """Keep only interactions rated at least this; `true` and `false` are 1 and 0."""
     image_size: int = 224
     """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
     max_image_pixels: int = 100_000_000
@@ -111,8 +111,8 @@ class PackConfig(ReadsTables):
     """Validate a catalogue and its interactions, split them, and write WebDataset shards."""
 
     interactions: Path
-    """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also with `.gz`, or
-    `.parquet`."""
+    """Interactions: `.csv`, `.tsv`, RecBole's `.inter`, JSON lines (`.jsonl`, `.ndjson`, `.json`), each also compressed (`.gz`,
+    `.bz2`, `.xz`, `.zst`, `.zip`), `.parquet`, or a folder of Parquet files."""
     out: Path
     """Folder of the packed data set; must be new or contain a packed data set to replace."""
     missing: Literal["drop", "keep"] = "drop"

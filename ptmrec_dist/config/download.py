@@ -14,7 +14,7 @@ class DownloadColumnsConfig:
     item: str = "item_id"
     """Item id."""
     image_url: str = "image_url"
-    """URL of the image."""
+    """URL of the image; of a list of them the first."""
     image: str | None = None
     """Path of the image below `--out`: a column, or a pattern such as `'{item_id:.3}/{item_id}.jpg'`; by default the item
     id."""

@@ -66,9 +66,10 @@ def _read(config: DownloadConfig) -> pl.DataFrame:
     columns = config.columns
     image = columns.item if columns.image is None else columns.image
     source = Table(config.items, "items", config.separator, config.header, columns=asdict(columns))
-    table = source.read((columns.item, columns.image_url, *columns_of(image)))
+    table = source.read((columns.item, columns.image_url, *columns_of(image)), lists=(columns.image_url,))
     table = table.with_columns(without_fraction(table[columns.item]))
-    return table.select("row", item_id=columns.item, url=columns.image_url, image=filled_in(table, image))
+    first = pl.col(columns.image_url).str.replace(r"\s+https?://.*", "")
+    return table.select("row", item_id=columns.item, url=first, image=filled_in(table, image))
 
 
 def _parsed(given: str) -> "URL | None":

@@ -1,19 +1,17 @@
 """File formats of tables: the format that a file's name implies, and a lazy polars frame of its content.
 
 Text files are those of `.csv`, `.tsv`, RecBole's atomic files (`.inter`, `.item`, `.user`: tab-separated, unquoted), and of
-any other name once a separator is given. JSON lines may also be one JSON array. Text and JSON may be compressed (`.gz`).
+any other name once a separator is given. JSON lines may also be one JSON array. Text and JSON may be compressed, and in UTF-16.
 """
 
-import gzip
 import io
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import polars as pl
+
+from ptmrec_dist.data.compression import COMPRESSED, for_polars, open_bytes, without_compression
+from ptmrec_dist.data.parquet import parts_of
 
 _ATOMIC = (".inter", ".item", ".user")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(_ATOMIC, "\t")}
@@ -23,7 +21,7 @@ _TYPED = r"^([^:,;\t]+):(?:token|float)(?:_seq)?$"
 _ESCAPES = {r"\t": "\t", "tab": "\t"}
 _BOM = b"\xef\xbb\xbf"
 
-ENDINGS = f"{', '.join([*_SEPARATORS, *_JSON])} (each also with .gz) or {_PARQUET}"
+ENDINGS = f"{', '.join([*_SEPARATORS, *_JSON])} (each also with {', '.join(COMPRESSED[:-1])} or {COMPRESSED[-1]}) or {_PARQUET}"
 """File name endings that are read, in words."""
 
 
@@ -35,7 +33,7 @@ class Format:
     """`text`, `json` or `parquet`."""
     separator: str = ""
     """Column separator of a text file, of any length."""
-    quoted: bool = True
+    quoted: bool = False
     """Whether values of a text file may be quoted."""
     header: bool = True
     """Whether the first row of a text file names the columns; else they are named 1, 2, 3 and so on."""
@@ -45,7 +43,7 @@ def format_of(path: Path, separator: str | None, header: bool) -> Format | None:
     """Infer a file's format from its name.
 
     Args:
-        path: The file.
+        path: The file, or a folder of Parquet files.
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
 
@@ -53,13 +51,15 @@ def format_of(path: Path, separator: str | None, header: bool) -> Format | None:
         The format; None where neither the name nor a separator determines it.
     """
     name = path.name.lower()
-    suffix = Path(name.removesuffix(".gz")).suffix
+    suffix = Path(without_compression(name)).suffix
     if suffix in _JSON:
         return Format("json")
-    if name.endswith(_PARQUET):
+    if name.endswith(_PARQUET) or path.is_dir():
         return Format("parquet")
     between = _ESCAPES.get(separator, separator) if separator else _SEPARATORS.get(suffix)
-    return None if between is None else Format("text", between, quoted=suffix not in _ATOMIC, header=header)
+    if between is None:
+        return None
+    return Format("text", between, quoted=suffix not in _ATOMIC and len(between.encode()) == 1, header=header)
 
 
 def scan(path: Path, form: Format) -> pl.LazyFrame:
@@ -76,37 +76,15 @@ def scan(path: Path, form: Format) -> pl.LazyFrame:
         PolarsError: The file is found to be malformed on opening.
     """
     if form.kind == "parquet":
-        return pl.scan_parquet(path, glob=False)
+        return pl.scan_parquet(parts_of(path), glob=False)
     if form.kind == "json":
         return _scan_json(path)
     return _scan_text(path, form) if len(form.separator.encode()) == 1 else _split_lines(path, form)
 
 
-@contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that may be compressed by gzip.
-
-    Args:
-        path: The file.
-
-    Yields:
-        Its content, uncompressed.
-
-    Raises:
-        OSError: It cannot be read or uncompressed.
-    """
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        try:
-            yield gzip.GzipFile(fileobj=file) if compressed else file  # type: ignore[misc]
-        except zlib.error as error:
-            raise OSError(f"a damaged gzip file: {error}") from error
-
-
 def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
     table = pl.scan_csv(
-        path,
+        for_polars(path),
         separator=form.separator,
         quote_char='"' if form.quoted else None,
         has_header=form.header,
@@ -119,7 +97,7 @@ def _scan_text(path: Path, form: Format) -> pl.LazyFrame:
 def _split_lines(path: Path, form: Format) -> pl.LazyFrame:
     """Read columns that are separated by several bytes, which polars' own reader does not support."""
     line = pl.col("line").str.strip_prefix("\ufeff").str.strip_chars_end("\r")
-    lines = pl.scan_lines(path, glob=False).select(line).filter(pl.col("line") != "")
+    lines = pl.scan_lines(for_polars(path), glob=False).select(line).filter(pl.col("line") != "")
     separators = pl.col("line").str.count_matches(form.separator, literal=True)
     found = lines.select(first=pl.col("line").first(), most=separators.max()).collect(engine="streaming")
     if found["first"][0] is None:
@@ -138,14 +116,14 @@ def _named(table: pl.LazyFrame, form: Format) -> pl.LazyFrame:
     if not form.header:
         return table.rename({name: str(number) for number, name in enumerate(names, start=1)})
     # RecBole writes types into the header (`user_id:token`).
-    return table.rename(dict(zip(names, names.str.replace(_TYPED, "$1"), strict=True)))
+    return table.rename(dict(zip(names, names.str.strip_chars().str.replace(_TYPED, "$1"), strict=True)))
 
 
 def _scan_json(path: Path) -> pl.LazyFrame:
     with open_bytes(path) as file:
         start = file.read(4096)
         if not start.startswith(_BOM) and not start.lstrip().startswith(b"["):
-            return pl.scan_ndjson(path, infer_schema_length=None)
+            return pl.scan_ndjson(for_polars(path), infer_schema_length=None)
         content = (start + file.read()).removeprefix(_BOM)
     if content.lstrip().startswith(b"["):
         return pl.read_json(content, infer_schema_length=None).lazy()

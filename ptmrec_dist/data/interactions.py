@@ -25,6 +25,7 @@ from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)
 _LABEL = "x_label"
+_TRUTH = {"true": 1.0, "false": 0.0}
 _NO_TIME = "time is neither a number nor a date such as 2017-07-14 03:59"
 
 
@@ -95,6 +96,10 @@ def _numbers(texts: pl.Series, extra: str, separator: str) -> pl.Series:
     if separator == ";":  # spreadsheets write it where the comma is the decimal separator
         texts = texts.str.replace(r"^([+-]?\d+),(\d+)$", "$1.$2")
     numbers = texts.cast(pl.Float64, strict=False)
+    if extra == "rating" and numbers.has_nulls():
+        numbers = numbers.fill_null(
+            texts.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=pl.Float64)
+        )
     readable = numbers.is_in([0.0, 1.0, 2.0]) if extra == "label" else numbers.is_finite()
     numbers = pl.select(pl.when(readable).then(numbers)).to_series()
     return numbers.cast(pl.Int8) if extra == "label" else numbers

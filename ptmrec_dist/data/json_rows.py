@@ -1,4 +1,7 @@
-"""JSON tables row by row, for files whose columns hold values of several types, which polars' reader refuses."""
+"""JSON tables row by row, for files that polars' reader refuses.
+
+These are files whose columns hold values of several types, and lines of Python literals.
+"""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -8,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from ptmrec_dist.data.formats import open_bytes
+from ptmrec_dist.data.compression import open_bytes
+from ptmrec_dist.data.python_literals import loads
 from ptmrec_dist.errors import UserError
 
 _LARGEST_EXACT = 2**53
@@ -65,7 +69,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if first.lstrip().startswith("["):
             values = json.loads(first + "".join(lines))
         else:
-            values = map(json.loads, chain([first] if first else [], filled))
+            values = map(loads, chain([first] if first else [], filled))
         for value in values:
             if not isinstance(value, dict):
                 raise ValueError(f"{str(value)[:100]!r} is not a JSON object")

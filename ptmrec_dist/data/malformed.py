@@ -2,11 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from ptmrec_dist.data.formats import Format, open_bytes
+from ptmrec_dist.data.compression import open_bytes
+from ptmrec_dist.data.formats import Format
+from ptmrec_dist.data.python_literals import loads
+from ptmrec_dist.data.text_rows import records
 
 _LONGEST = 80
 
@@ -27,18 +30,20 @@ def explain(path: Path, form: Format) -> str | None:
     if form.kind == "parquet":
         return None
     with open_bytes(path) as file:
+        number, line = 0, b""
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                encoding = "UTF-16" if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
                 return (
                     f"line {number} has byte 0x{line[error.start]:02x} at position {error.start}, which is not UTF-8: "
-                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f {encoding} -t UTF-8"
+                    f"{_shown(line.decode('latin-1'))}; convert the file, for example by iconv -f LATIN1 -t UTF-8"
                 )
+    if number == 1 and b"\r" in line.strip():
+        return "its lines end in carriage returns alone; convert the file, for example by tr '\\r' '\\n'"
     with open_bytes(path) as file:
         lines = (line.decode().removeprefix("\ufeff") for line in file)
-        return _not_json(lines) if form.kind == "json" else _too_wide(lines, form)
+        return _not_json(lines) if form.kind == "json" else _not_rows(lines, form)
 
 
 def _not_json(lines: Iterator[str]) -> str | None:
@@ -51,10 +56,9 @@ def _not_json(lines: Iterator[str]) -> str | None:
         return None
     for number, line in enumerate(chain([first], lines), start=1):
         try:
-            value = json.loads(line) if line.strip() else {}
+            value = loads(line) if line.strip() else {}
         except (ValueError, RecursionError):
-            python = "; it is a Python literal, not JSON" if line.startswith("{'") else ""
-            return f"line {number} is not a JSON object: {_shown(line)}{python}; fix or remove it"
+            return f"line {number} is not a JSON object: {_shown(line)}; fix or remove it"
         if not isinstance(value, dict):
             return f"line {number} is not a JSON object: {_shown(line)}; expected one object per line"
     return None
@@ -68,22 +72,24 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _too_wide(lines: Iterator[str], form: Format) -> str | None:
+def _not_rows(lines: Iterator[str], form: Format) -> str | None:
+    rows: Iterable[list[str]]
     if len(form.separator) == 1:
-        rows: Iterator[list[str]] = (
-            csv.reader(lines, delimiter=form.separator)
-            if form.quoted
-            else csv.reader(lines, delimiter=form.separator, quoting=csv.QUOTE_NONE)
-        )
+        rows = records(lines, form.separator, form.quoted)
     else:
         rows = (line.rstrip("\r\n").split(form.separator) for line in lines)
-    width = len(next(rows, []))
-    for number, row in enumerate(rows, start=1 if form.header else 2):
-        if len(row) > width:
-            return (
-                f"row {number} has {len(row)} columns, the first line {width}: {_shown(form.separator.join(row))}; quote "
-                f"values that hold {form.separator!r}, or give another --separator"
-            )
+    width, number = 0, 0 if form.header else 1  # the row that is read next
+    try:
+        for row in rows:
+            width = width or len(row)
+            if len(row) > width:
+                return (
+                    f"row {number} has {len(row)} columns, the first line {width}: {_shown(form.separator.join(row))}; "
+                    f"quote values that hold {form.separator!r}, or give another --separator"
+                )
+            number += 1
+    except csv.Error as error:
+        return f"row {number} has a quote that does not end its value ({error}); write quotes inside of quoted values twice"
     return None
 
 

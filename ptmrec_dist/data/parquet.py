@@ -1,5 +1,6 @@
 """Parquet tables from files that are not trusted: polars panics on some damaged ones, and a panic is no `Exception`."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ import polars as pl
 from polars.exceptions import ComputeError, PanicException
 
 from ptmrec_dist.errors import on_one_line
+
+# Polars panics on zones that are offsets (`+05:30`), which pandas writes; nothing here reads a zone.
+os.environ.setdefault("POLARS_IGNORE_TIMEZONE_PARSE_ERROR", "1")
 
 
 @contextmanager
@@ -25,6 +29,18 @@ def panics_as_errors() -> Iterator[None]:
         yield
     except PanicException as error:
         raise ComputeError(f"the file is damaged: {on_one_line(error)[:200]}") from error
+
+
+def parts_of(path: Path) -> list[Path]:
+    """List the files of a table.
+
+    Args:
+        path: File, or a folder with files that have the rows, as Spark and Dask write it.
+
+    Returns:
+        The file, or those that end in `.parquet` in the folder, in alphabetical order.
+    """
+    return [path] if path.is_file() else sorted(path.glob("*.parquet"))
 
 
 @panics_as_errors()

@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 from polars.exceptions import PolarsError
 
+from ptmrec_dist.data.compression import open_bytes
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
-from ptmrec_dist.data.parquet import panics_as_errors
+from ptmrec_dist.data.parquet import panics_as_errors, parts_of
+from ptmrec_dist.data.text_rows import read_text_columns
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
 T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
 _MOST_NAMES = 30
+_SAMPLE = 5
+"""Lines by which a separator is guessed."""
 _BATCH = 2**19
 """Rows of a batch."""
 
@@ -26,7 +31,7 @@ class Table:
     """A table on disk whose header has been read.
 
     Args:
-        path: File to read.
+        path: File to read, or a folder of Parquet files.
         setting: Name of the setting that gave the path, for messages.
         separator: Column separator of a text file, where it does not follow from the file name.
         header: Whether the first row of a text file names the columns.
@@ -49,7 +54,7 @@ class Table:
     ) -> None:
         self.path = path
         self._setting, self._flags, self._named_by = setting, flags, columns
-        if not path.is_file():
+        if not parts_of(path):
             raise UserError(f"{setting}: got {path}, which is not a file; expected one that ends in {ENDINGS}")
         form = format_of(path, separator, header)
         if form is None:
@@ -66,6 +71,8 @@ class Table:
                 self._frame = scan(path, form)
                 self.columns = self._frame.collect_schema().names()
         except (PolarsError, OSError, EOFError) as error:
+            if form.kind != "json":
+                raise self._unreadable(error) from error
             self._frame, self.columns = None, self._by_rows(error, lambda: json_columns(path))
         if not self.columns:
             raise UserError(f"{setting}: {path} has no rows; expected at least one")
@@ -116,12 +123,13 @@ class Table:
         missing = [name for name in required if name not in self.columns]
         if missing:
             raise self._without(missing)
-        twice = [name for name in required if f"{name}_duplicated_0" in self.columns]
+        names = required + [name for name in optional if name in self.columns and name not in required]
+        twice = [name for name in names if f"{name}_duplicated_0" in self.columns]
         if twice and self.format.kind == "text":
             raise UserError(
                 f"{self._setting}: {self.path} has several columns {twice[0]!r}; expected one: rename the others"
             )
-        return required + [name for name in optional if name in self.columns and name not in required]
+        return names
 
     def _texts(self, columns: pl.DataFrame, lists: Container[str] = ()) -> pl.DataFrame:
         decode = self.format.kind == "json"
@@ -132,12 +140,12 @@ class Table:
 
     def _collect(self, names: list[str], lists: set[str]) -> pl.DataFrame:
         if self._frame is None:
-            return read_json_columns(self.path, names, lists)
+            return self._row_by_row(names, lists)
         try:
             with panics_as_errors():
                 return self._frame.select(names).collect()
         except (PolarsError, OSError, EOFError) as error:
-            return self._by_rows(error, lambda: read_json_columns(self.path, names, lists))
+            return self._by_rows(error, lambda: self._row_by_row(names, lists))
 
     def _streamed(self, names: list[str]) -> Iterator[pl.DataFrame]:
         rows = 0
@@ -149,14 +157,20 @@ class Table:
                         rows += batch.height
                 return
             except (PolarsError, OSError, EOFError) as error:
-                left = self._by_rows(error, lambda: read_json_columns(self.path, names, set()))
+                left = self._by_rows(error, lambda: self._row_by_row(names, set()))
         else:
-            left = read_json_columns(self.path, names, set())
+            left = self._row_by_row(names, set())
         yield from left.slice(rows).iter_slices(_BATCH)
 
+    def _row_by_row(self, names: list[str], lists: set[str]) -> pl.DataFrame:
+        if self.format.kind == "json":
+            return read_json_columns(self.path, names, lists)
+        columns = read_text_columns(self.path, self.format, [self.columns.index(name) for name in names])
+        return columns.rename(dict(zip(columns.columns, names, strict=True)))
+
     def _by_rows(self, error: Exception, read: Callable[[], T]) -> T:
-        """Read JSON once more where polars refused it, as it does if a column holds values of several types."""
-        if self.format.kind != "json":
+        """Read a file once more where polars refused it: JSON columns with values of several types, quotes inside of values."""
+        if self.format.kind != "json" and not self.format.quoted:
             raise self._unreadable(error) from error
         try:
             return read()
@@ -167,18 +181,25 @@ class Table:
         if self._frame is None or self.format.kind != "text" or len(self.columns) > 1:
             return
         line = self.columns[0] if self.format.header else str(self._frame.head(1).collect().item())
-        guess = next((separator for separator in _OTHER_SEPARATORS if separator in line), None)
+        with open_bytes(self.path) as file:
+            lines = [line.decode(errors="replace") for line in islice(file, _SAMPLE)]
+        guess = next((other for other in _OTHER_SEPARATORS if 0 < lines[0].count(other) <= _fewest(lines, other)), None)
         found = f"{self._setting}: {self.path}: one column found, {line[:200]!r}"
         if guess is not None:
             raise UserError(f"{found}; is it separated by {guess!r}? then add {self._flags}separator {guess!r}")
-        raise UserError(f"{found}, without a {self.format.separator!r}; give another {self._flags}separator")
+        raise UserError(
+            f"{found}, without a {self.format.separator!r}; give another {self._flags}separator, or remove lines before the "
+            "header"
+        )
 
     def _no_rows(self) -> UserError:
-        return UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
+        found = UserError(f"{self._setting}: {self.path} has a header but no rows; expected at least one row")
+        return self._malformed() or found
 
     def _without(self, missing: list[str]) -> UserError:
-        if any("\ufffd" in name for name in self.columns):
-            return self._unreadable(ValueError("its header is not UTF-8"))
+        odd = any("\ufffd" in name or "\r" in name for name in self.columns)
+        if odd and (error := self._malformed()) is not None:
+            return error
         nearest = [match for name in missing for match in get_close_matches(name, self.columns, n=1)]
         has = ", ".join(map(repr, self.columns[:_MOST_NAMES]))
         has += f" and {len(self.columns) - _MOST_NAMES} more" if len(self.columns) > _MOST_NAMES else ""
@@ -196,18 +217,24 @@ class Table:
 
     def _unreadable(self, error: Exception) -> UserError:
         reason = first_line(error)
+        found = UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+        return self._malformed() or found
+
+    def _malformed(self) -> UserError | None:
         try:
             found = explain(self.path, self.format)
         except (OSError, EOFError):
-            found = None  # not in the format of its ending: the first reason is more specific
-        if found is not None:
-            return UserError(f"{self._setting}: cannot read {self.path}: {found}")
-        return UserError(f"{self._setting}: cannot read {self.path} ({reason}); expected a well-formed file in UTF-8")
+            return None  # not in the format of its ending: the first reason is more specific
+        return UserError(f"{self._setting}: cannot read {self.path}: {found}") if found is not None else None
 
 
 def _names_one(value: object, missing: list[str]) -> bool:
     """Whether a setting, which gives the name of one column or of several, gives a missing one."""
     return any(name in missing for name in (value if isinstance(value, tuple) else (value,)))
+
+
+def _fewest(lines: list[str], separator: str) -> int:
+    return min(line.count(separator) for line in lines)
 
 
 def _is_number(name: str) -> bool:

@@ -11,16 +11,20 @@ _BAND = 1e2
 _CANONICAL = (
     (r"^(\d{4})/(\d{1,2})/(\d{1,2})", "$1-$2-$3"),
     (r"^(\d{1,2}) (\d{1,2}), (\d{4})$", "$3-$1-$2"),  # "07 14, 2014", as in Amazon's reviews of 2014
-    (r"^(\d{4}-\d{1,2}-\d{1,2})[Tt ]+", "$1 "),
-    (r"^(\d{4}-\d{1,2}-\d{1,2})$", "$1 00:00"),
+    (r"^[A-Z][a-z]{2}, ", ""),  # "Fri, 14 Jul 2017 03:59:07 GMT", as in mails and HTTP
+    (r"^(\d{1,2})[ -]([A-Za-z]{3})[a-z]{0,6}[ -](\d{4})", "$3-$2-$1"),
+    (r"^([A-Za-z]{3})[a-z]{0,6} (\d{1,2}), (\d{4})", "$3-$1-$2"),
+    (r"^(\d{4}-\w+-\d{1,2})[Tt ]+", "$1 "),
+    (r"^(\d{4}-\w+-\d{1,2})$", "$1 00:00"),
     (r"^(\S+ \d{1,2}:\d{2})([^:\d].*)?$", "$1:00$2"),
     (r" ?(?:[Zz]|UTC|GMT)$", "+0000"),
     (r" ?([+-]\d{2}):?(\d{2})?$", "$1$2"),
     (r"(:\d{2}(?:\.\d+)?[+-]\d{2})$", "${1}00"),
     (r"(:\d{2}(?:\.\d+)?)$", "$1+0000"),
 )
-"""Substitutions, applied in order, that bring a date to `_FORMAT`; without a zone it is UTC."""
+"""Substitutions, applied in order, that bring a date to `_FORMAT` or `_NAMED_MONTH`; without a zone it is UTC."""
 _FORMAT = "%Y-%m-%d %H:%M:%S%.f%z"
+_NAMED_MONTH = "%Y-%b-%d %H:%M:%S%.f%z"  # "Jul" or "July"
 _CTIME = "%a %b %d %H:%M:%S %z %Y"  # "Wed Mar 22 11:37:04 -0700 2017", as in Goodreads and Twitter
 
 
@@ -33,7 +37,8 @@ class Times:
     """A column of times that is read in batches: what its numbers mean depends on all of them.
 
     Numbers are taken as seconds, milliseconds, microseconds or nanoseconds by their size. Dates are written year first
-    (`2017-07-14`, `2017/07/14`), alone or with a time of day (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`).
+    (`2017-07-14`, `2017/07/14`) or with the name of the month (`14 Jul 2017`, `July 14, 2017`), alone or with a time of day
+    (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`).
     """
 
     def __init__(self) -> None:
@@ -105,6 +110,6 @@ def _dates(texts: pl.Series) -> pl.Series:
     dates = texts
     for pattern, replacement in _CANONICAL:
         dates = dates.str.replace(pattern, replacement)
-    parsed = [dates.str.to_datetime(_FORMAT, time_unit="us", strict=False)]
+    parsed = [dates.str.to_datetime(form, time_unit="us", strict=False) for form in (_FORMAT, _NAMED_MONTH)]
     parsed.append(texts.str.to_datetime(_CTIME, time_unit="us", strict=False))
     return pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()

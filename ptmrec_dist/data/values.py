@@ -15,8 +15,8 @@ _LARGEST_EXACT = 2**53
 def as_text(column: pl.Series, *, lists: bool = False, decode: bool = False) -> pl.Series:
     """Write a column as text.
 
-    Whole floats are written as integers where floats are exact, lists are joined by a space, and what is missing (null, NaN)
-    is empty.
+    Whole floats are written as integers where floats are exact, times with a zone in UTC, lists are joined by a space, and what
+    is missing (null, NaN) is empty.
 
     Args:
         column: Of any type.
@@ -34,6 +34,8 @@ def as_text(column: pl.Series, *, lists: bool = False, decode: bool = False) -> 
         raise ValueError(
             f"column {column.name!r} has type {str(dtype)[:100]}; expected one text, number or time per row"
         )
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        column = column.to_physical().cast(pl.Datetime(dtype.time_unit, "UTC"))
     if dtype.is_float():
         text = _floats(column)
     elif dtype.is_nested() or (lists and decode and dtype == pl.String and column.str.contains(_JSON).any()):

@@ -20,6 +20,7 @@ from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.images import check_images, look_at
 from ptmrec_dist.doctor.interactions import check_core, check_log, check_missing_times, check_repeats
 from ptmrec_dist.doctor.kinds import Severity
+from ptmrec_dist.doctor.missing_words import check_words_of_texts
 from ptmrec_dist.doctor.splits import check_split
 from ptmrec_dist.doctor.texts import check_texts
 from ptmrec_dist.errors import UserError
@@ -88,6 +89,7 @@ def _with_looks(items: pl.DataFrame, packing: PackConfig) -> pl.DataFrame:
 
 
 def _content(items: pl.DataFrame, encoder: "LoadedEncoder | None", where: str) -> Iterator[Finding]:
+    yield from check_words_of_texts(items, where)
     pixels = encoder.image_size if encoder is not None else 0
     yield from check_images(items.filter(pl.col("problem").is_not_null()), pixels, where)
     if encoder is not None:

@@ -10,6 +10,7 @@ import polars as pl
 
 from ptmrec_dist.doctor.findings import MOST_EXAMPLES, Finding, example_pairs, note_if_rare
 from ptmrec_dist.doctor.kinds import Severity
+from ptmrec_dist.doctor.missing_words import check_words_of_ids
 
 _SKEWED = 0.3
 """The most popular hundredth of the items takes this fraction of all interactions: a list of them alone scores well."""
@@ -24,8 +25,9 @@ def check_log(log: pl.DataFrame, where: str) -> Iterator[Finding]:
         where: What is examined.
 
     Yields:
-        Findings on popularity and times.
+        Findings on ids, popularity and times.
     """
+    yield from check_words_of_ids(log, where)
     yield from _popularity_skew(log, where)
     if "timestamp" in log.columns:
         yield from _future_times(log, where)

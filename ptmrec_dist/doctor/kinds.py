@@ -35,6 +35,9 @@ KINDS = {
     "bad-rows": Kind(_WARNING, "fill in or remove these rows; pack leaves them out"),
     "duplicate-ids": Kind(_WARNING, "give each item one row; pack keeps the first"),
     "missing-content": Kind(_WARNING, "fill in image and text, or pack with --missing keep"),
+    "missing-words": Kind(
+        _WARNING, "leave missing values empty; in pandas, do not turn columns into text before writing"
+    ),
     "images-are-urls": Kind(_WARNING, "fetch the images by `ptmrec download` and give their paths"),
     "images-outside": Kind(_ERROR, "give paths below --images, without .. and not absolute"),
     "missing-images": Kind(_WARNING, "check --images and --columns.image, or fetch the files again"),

@@ -1,6 +1,7 @@
 """`ptmrec download` against a real web server: images alone are kept, the rest is counted, and nothing is fetched twice."""
 
 import io
+import json
 import re
 import threading
 import time
@@ -160,6 +161,19 @@ def test_a_second_run_fetches_only_what_is_not_there_and_pack_is_told_the_patter
     _assert_counts(capsys.readouterr().out, 2, {"already there": 1, "fetched": 1})
     assert folder_bytes(out) == {"010/0101.jpg": b"kept as it is", "010/0102.jpg": PNG}
     assert sorted(server.requested) == ["/absent/2", "/png/1", "/png/2"]
+
+
+def test_of_a_list_of_urls_the_first_is_fetched(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    urls = [
+        [f"http://{_host(server)}/png/a%20b", f"http://{_host(server)}/png/2"],
+        [],
+        f"http://{_host(server)}/png/3 x",
+    ]
+    rows = [{"item_id": name, "image_url": value} for name, value in zip("abc", urls, strict=True)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    download(DownloadConfig(items=tmp_path / "items.jsonl", out=tmp_path / "images", hosts=(_host(server),), rate=1000))
+    assert sorted(server.requested) == ["/png/3%20x", "/png/a%20b"]
+    assert sorted(folder_bytes(tmp_path / "images")) == ["a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from PIL import Image
 
 from ptmrec_dist import cli
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.importers.amazon import Amazon
+from ptmrec_dist.data.importers.films import MovieLens
 from tests.data.small_catalogue import write_arrow
 
 
@@ -259,6 +261,42 @@ def test_a_published_format_is_imported_and_trained_by_two_commands(
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["modalities"] == ["image", "text"]
     assert json.loads((run / "metrics.json").read_text())["test"]["recall@20"] == 1.0  # of four items
+
+
+def test_entities_of_html_in_texts_of_products_are_the_characters_they_stand_for(tmp_path: Path) -> None:
+    _amazon_2018(tmp_path / "source")
+    product = {"asin": "B09", "title": "Salt &amp; Pepper", "feature": ["5&quot; high"], "category": ["Home &amp; Co"]}
+    with (tmp_path / "source/meta_Home.json").open("a") as file:
+        file.write(json.dumps(product))
+    assert cli.run("import", ["amazon", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    item = pl.read_parquet(tmp_path / "out/items.parquet").row(-1, named=True)
+    assert (item["title"], item["category"]) == ("Salt & Pepper", "Home & Co")
+    assert item["text"] == 'Salt & Pepper Home & Co 5" high'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://a/1",
+        ["http://a/1", "http://a/2"],
+        [{"hi_res": None, "large": "http://a/1"}, {"hi_res": "http://a/2"}],
+        {"hi_res": [None, "http://a/1"], "large": ["http://a/2", "http://a/3"]},
+    ],
+)
+def test_the_first_address_of_an_image_is_found_in_every_form(value: object, tmp_path: Path) -> None:
+    _amazon_2023(tmp_path / "source")
+    assert Amazon(tmp_path / "source").item({"asin": "B1", "images": value, "imageURL": []}).image_url == "http://a/1"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "windows-1252"])
+def test_films_are_read_in_the_encoding_of_every_release(encoding: str, tmp_path: Path) -> None:
+    _movielens_1m(tmp_path)
+    text = "1::Amélie “Misérables” (2001)::Comedy\n"  # 10M is in UTF-8, 1M and 100K are not
+    (tmp_path / "movies.dat").write_bytes(text.encode(encoding))
+    (tmp_path / "tags.dat").write_bytes("9::1::très français::1\n".encode(encoding))
+    (film,) = MovieLens(tmp_path).items()
+    assert film.title == "Amélie “Misérables” (2001)"
+    assert film.text == "Amélie “Misérables” (2001) Comedy très français"
 
 
 def test_tags_of_a_film_are_part_of_its_text_once(tmp_path: Path) -> None:

@@ -75,6 +75,17 @@ def test_the_comma_is_a_decimal_point_where_semicolons_separate(tmp_path: Path) 
     assert account["dropped"]["rating is not a number"]["examples"] == ["row 2: user '1', item '11', rating '1.234,5'"]
 
 
+@pytest.mark.parametrize("true", ["true", "True", "TRUE"])
+def test_truth_values_are_ratings_of_one_and_zero(true: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"user_id,item_id,liked\n1,10,{true}\n1,11,False\n1,12,yes\n")
+    rows, account = _read(tmp_path / "a.csv", columns=ColumnsConfig(rating="liked"), min_rating=1)
+    assert rows == [("1", "10", 1.0)]
+    assert {reason: dropped["count"] for reason, dropped in account["dropped"].items()} == {
+        "rating is not a number": 1,
+        "rating below 1": 1,
+    }
+
+
 def test_labels_may_be_floats(tmp_path: Path) -> None:
     (tmp_path / "a.inter").write_text("userID\titemID\tx_label\n1\t10\t0.0\n1\t11\t2.0\n1\t12\t0.5\n")
     rows, account = _read(tmp_path / "a.inter", split="given")

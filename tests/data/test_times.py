@@ -21,6 +21,12 @@ _SPELLINGS = {
     "2017-07-14T03:59+02:00": datetime(2017, 7, 14, 1, 59),
     "2017-07-14 03:59:07.5 -0330": datetime(2017, 7, 14, 7, 29, 7, 500_000),
     "2017-07-14 03:59:07+02": datetime(2017, 7, 14, 1, 59, 7),
+    "Jul 14, 2017": datetime(2017, 7, 14),
+    "July 4, 2017": datetime(2017, 7, 4),
+    "14 Sept 2017 03:59": datetime(2017, 9, 14, 3, 59),
+    "14-JUL-2017": datetime(2017, 7, 14),
+    "Fri, 14 Jul 2017 03:59:07 GMT": datetime(2017, 7, 14, 3, 59, 7),
+    "Fri, 14 Jul 2017 03:59:07 +0200": datetime(2017, 7, 14, 1, 59, 7),
     "Fri Jul 14 03:59:07 -0700 2017": datetime(2017, 7, 14, 10, 59, 7),
 }
 
@@ -41,7 +47,8 @@ def test_dates_are_read_to_the_second_and_are_utc_without_a_zone(text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["17/07/2014", "07/17/2014", "07/08/2014", "2017-02-30", "yesterday", "", "nan", "inf"]
+    "text",
+    ["17/07/2014", "07/17/2014", "07/08/2014", "2017-02-30", "Jul 14", "14 Foo 2017", "yesterday", "", "nan", "inf"],
 )
 def test_dates_that_are_ambiguous_or_none_are_not_guessed(text: str) -> None:
     assert seconds_of(pl.Series([text, "5"])).to_list() == [None, 5.0]

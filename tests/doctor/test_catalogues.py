@@ -135,6 +135,24 @@ def _id_twice(folder: Path) -> None:
     append(folder / "items.csv", "i3,another text,images/1.jpg")
 
 
+def _texts_of_nothing(folder: Path) -> None:
+    items = pl.read_csv(folder / "items.csv")
+    third = pl.int_range(pl.len()) % 3 == 0
+    items.with_columns(text=pl.when(third).then(pl.lit("nan None")).otherwise("text")).write_csv(folder / "items.csv")
+
+
+def _text_beside_nothing(folder: Path) -> None:
+    items = pl.read_csv(folder / "items.csv")
+    items.with_columns(text=pl.format("{} nan", "text")).write_csv(folder / "items.csv")
+
+
+def _users_who_are_nothing(folder: Path) -> None:
+    log = _log(folder)
+    _replace_log(
+        folder, log.with_columns(user_id=pl.when(pl.col("user_id") == "u0").then(pl.lit("nan")).otherwise("user_id"))
+    )
+
+
 def _repeated_pair(folder: Path) -> None:
     append(folder / "interactions.csv", (folder / "interactions.csv").read_text().splitlines()[1])
 
@@ -162,6 +180,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None]]] = {
         ("future-times", _times_of_tomorrow),
         ("unreadable-times", _times_as_words),
         ("missing-content", _empty_texts),
+        ("missing-words", _texts_of_nothing),
+        ("missing-words", _text_beside_nothing),
+        ("missing-words", _users_who_are_nothing),
         ("images-outside", _images_elsewhere),
         ("images-are-urls", _images_on_the_web),
         ("duplicate-ids", _id_twice),
@@ -191,6 +212,13 @@ def test_a_catalogue_with_one_fault_gives_that_finding_alone(fault: str, tmp_pat
     break_it(tmp_path / "c")
     findings = _examine(tmp_path / "c", tiny_clip if kind == "long-texts" else None)
     assert {finding.kind for finding in findings} - _ALSO.get(kind, set()) == {kind}
+
+
+@pytest.mark.parametrize("title", ["Nan", "None but the brave", "The null device", "A banana of nannies"])
+def test_a_title_that_is_or_holds_such_a_word_is_a_note_at_most(title: str, tmp_path: Path) -> None:
+    write_catalogue(tmp_path / "c")
+    append(tmp_path / "c/items.csv", f"b1,{title},images/1.jpg")
+    assert all(finding.severity == "note" for finding in _examine(tmp_path / "c") if finding.kind == "missing-words")
 
 
 def test_one_bestseller_is_popularity_skew(tmp_path: Path) -> None:

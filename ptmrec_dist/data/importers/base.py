@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ptmrec_dist.data.compression import without_compression
 from ptmrec_dist.data.importers.rows import Row, TextFormat, Unreadable, read_rows
 from ptmrec_dist.errors import UserError
 
@@ -97,7 +98,7 @@ class Importer(ABC):
         Returns:
             The format.
         """
-        return TextFormat("\t" if path.name.removesuffix(".gz").endswith((".tsv", ".inter", ".item")) else ",")
+        return TextFormat("\t" if without_compression(path.name).endswith((".tsv", ".inter", ".item")) else ",")
 
     def items(self) -> Iterator[Item | Unreadable]:
         """Yield the items, or why a row is none."""

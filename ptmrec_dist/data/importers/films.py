@@ -28,9 +28,10 @@ _GENRES = (
 _FILM_100K = ("movieId", "title", "released", "video", "imdb", *_GENRES)
 _FORMATS = {
     "u.data": TextFormat("\t", ("userId", "movieId", "rating", "timestamp")),
-    "u.item": TextFormat("|", _FILM_100K, "latin-1"),
+    "u.item": TextFormat("|", _FILM_100K),
     "ratings.dat": TextFormat("::", ("userId", "movieId", "rating", "timestamp")),
-    "movies.dat": TextFormat("::", ("movieId", "title", "genres"), "latin-1"),
+    "movies.dat": TextFormat("::", ("movieId", "title", "genres")),
+    "tags.dat": TextFormat("::", ("userId", "movieId", "tag", "timestamp")),
 }
 
 
@@ -43,8 +44,8 @@ class MovieLens(Importer):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.tags: dict[str, dict[str, None]] = defaultdict(dict)
-        for path in self.find(("tags.csv",), required=False):
-            for row in read_rows(path, TextFormat()):
+        for path in self.find(("tags.csv", "tags.dat"), required=False):
+            for row in read_rows(path, self.text_format(path)):
                 if not isinstance(row, Unreadable):
                     self.tags[row.get("movieId", "")][row.get("tag", "")] = None
 

@@ -1,12 +1,13 @@
 """Rows of files of any size, one at a time: memory does not grow with the file.
 
 JSON lines (also the Python literals of Amazon's data of 2014), text with a separator of any length, Parquet, and the Arrow
-files of Hugging Face `datasets`. All but the last two may be compressed (`.gz`).
+files of Hugging Face `datasets`. All but the last two may be compressed. Bytes of text files that are no UTF-8 are read as
+windows-1252, which older data sets are in.
 """
 
+import codecs
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,23 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ptmrec_dist.data.formats import open_bytes
-from ptmrec_dist.data.importers.python_literals import as_json
+from ptmrec_dist.data.compression import open_bytes, without_compression
+from ptmrec_dist.data.python_literals import loads
 
 Row = dict[str, Any]
 """Column to value."""
 
+_OR_WINDOWS = "ptmrec-windows-1252"
 _LONGEST_LINE = 1_000_000
 _BATCH = 4096
+
+
+def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("windows-1252", errors="replace"), error.end
+
+
+codecs.register_error(_OR_WINDOWS, _as_windows_1252)
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,6 @@ class TextFormat:
     """What is between two columns; several characters are not quoted."""
     names: tuple[str, ...] = ()
     """Names of the columns of a file without a header."""
-    encoding: str = "utf-8-sig"
-    """Character encoding."""
 
 
 def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
@@ -63,7 +71,7 @@ def read_rows(path: Path, text: TextFormat) -> Iterator[Row | Unreadable]:
         csv.Error: A quote that is never closed, or a field of a million characters.
         pa.ArrowInvalid: A Parquet or Arrow file is damaged.
     """
-    name = path.name.removesuffix(".gz")
+    name = without_compression(path.name)
     if name.endswith(".parquet"):
         for batch in pq.ParquetFile(path).iter_batches(_BATCH):
             yield from batch.to_pylist()
@@ -90,17 +98,14 @@ def _json_rows(file: IO[bytes]) -> Iterator[Row | Unreadable]:
 
 
 def _object(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = json.loads(as_json(line))
+    row = loads(line)
     if not isinstance(row, dict):
         raise ValueError("not an object")
     return row
 
 
 def _text_rows(file: IO[bytes], text: TextFormat) -> Iterator[Row | Unreadable]:
-    decoded = io.TextIOWrapper(file, encoding=text.encoding, errors="replace", newline="")
+    decoded = io.TextIOWrapper(file, encoding="utf-8-sig", errors=_OR_WINDOWS, newline="")
     records = _divided(decoded, text.separator)
     names: Sequence[str] = text.names or next(records, [])
     first = 1 if text.names else 2

@@ -1,10 +1,11 @@
-"""Python literals, the form of Amazon's metadata of 2014, turned into JSON, so that no line meets Python's own parser.
+"""Python literals, the form of data sets of 2014 to 2017 (Amazon, Steam), turned into JSON: no line meets Python's own parser.
 
 That parser executes nothing for literals either, but takes hundreds of bytes of memory for each byte of a line.
 """
 
 import json
 import re
+from typing import Any
 
 _TOKEN = re.compile(
     r"""[uU]?(?:'(?P<single>(?:[^'\\]|\\.)*+)'|"(?P<double>(?:[^"\\]|\\.)*+)")|(?P<open>['"])|\b(?P<word>True|False|None)\b""",
@@ -17,6 +18,25 @@ _ESCAPE = re.compile(
 )
 _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _LETTERS |= {character: character for character in "\\'\""}
+
+
+def loads(line: str) -> Any:
+    """Read a line of JSON, or else of a Python literal.
+
+    Args:
+        line: The line.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ValueError: It is neither.
+        RecursionError: It is nested too deeply.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return json.loads(as_json(line))
 
 
 def as_json(literal: str) -> str:
