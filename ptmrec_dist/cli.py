@@ -1,6 +1,5 @@
 """`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
-import errno
 import importlib
 import itertools
 import json
@@ -16,15 +15,8 @@ from typing import Any, get_args, get_origin
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory
+from ptmrec_dist.errors import FAULT_CODE, REMEDIES, Fault, UserError, fault_of, first_line, is_out_of_memory
 from ptmrec_dist.storage import with_local_copies
-
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow access to it"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
-}
-"""What the user can do about errors of the system; others are mistakes of ours, shown with a traceback."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +126,9 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     except Fault as error:
         return _report_fault(prog, error)
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if error.errno not in REMEDIES:  # a mistake of ours, shown with a traceback
             raise
-        return _report_fault(prog, Fault(f"{error}; {_REMEDIES[error.errno]} and run the same command again"))
+        return _report_fault(prog, fault_of(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

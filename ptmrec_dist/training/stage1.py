@@ -65,8 +65,11 @@ def train_stage1(config: Stage1Config) -> None:
             run to continue that does not fit.
         Fault: A rank was lost.
     """
-    whole = config.tables == "whole" or recommender_class(config.recommender).cuts_tables
+    recommender = recommender_class(config.recommender)
+    whole = config.tables == "whole" or recommender.cuts_tables
     require(whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows")
+    starts = config.init is None or recommender.starts_from_factors
+    require(starts, "init", config.init, f"none with {config.recommender}, which cannot start from factors")
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
