@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
@@ -161,6 +161,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
+
+
+def launch(command: str) -> NoReturn:
+    """Run one command with the arguments of this process and end it: what each script in `launchers/` calls.
+
+    Args:
+        command: A key of `COMMANDS`; the script is called like it.
+
+    Raises:
+        SystemExit: With the exit code of `run`.
+    """
+    raise SystemExit(run(command, sys.argv[1:], prog=f"launchers/{command}.py"))
 
 
 def _report_fault(prog: str, error: Fault) -> int:
