@@ -55,18 +55,26 @@ def read_catalogue(
     named = (columns.title,) if columns.names("title") else ()
     required = (item, *texts, *columns_of(image), *named, *attributes)
     table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *attributes))
-    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
-    text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
     title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
-    ids = pl.lit(without_fraction(table[item]))
+    ids, text = pl.lit(without_fraction(table[item])), _joined(texts)
     return table.select(
         "row",
         item_id=ids,
-        title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
+        title=pl.coalesce(_unless_empty(title), _unless_empty(text.str.slice(0, _TITLE_LENGTH)), ids),
         text=text,
         image=filled_in(table.with_columns(without_fraction(table[item])), image),
         **{ATTRIBUTE + name: pl.col(name) for name in attributes},
     )
+
+
+def _joined(texts: Sequence[str]) -> pl.Expr:
+    """The texts of a row that are not empty, with a space between them."""
+    filled = [_unless_empty(pl.col(name)) for name in texts]
+    return pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
+
+
+def _unless_empty(text: pl.Expr) -> pl.Expr:
+    return pl.when(text != "").then(text)
 
 
 def _options(columns: CatalogueColumnsConfig) -> dict[str, object]:

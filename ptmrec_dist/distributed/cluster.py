@@ -156,10 +156,7 @@ def as_task(
         return function(arguments, number, log)
 
     def call(arguments: list[str], number: int, log: Path) -> Result:
-        each = resources_of_rank(config)
-        task = ray.remote(on_node).options(
-            num_cpus=each["CPU"] * number, num_gpus=each.get("GPU", 0.0) * number, max_retries=3
-        )
+        task = ray.remote(on_node).options(**_task_options(config, number))
         try:
             found: Result = ray.get(task.remote(arguments, number, log))
         except ray.exceptions.RayError as error:
@@ -169,6 +166,12 @@ def as_task(
         return found
 
     return call
+
+
+def _task_options(config: RayConfig, ranks: int) -> dict[str, float]:
+    """Options of a task that starts so many ranks on its node."""
+    each = resources_of_rank(config)
+    return {"num_cpus": each["CPU"] * ranks, "num_gpus": each.get("GPU", 0.0) * ranks, "max_retries": 3}
 
 
 def _groups(nodes: Sequence[Mapping[str, float]], ranks: int, config: RayConfig) -> int:
