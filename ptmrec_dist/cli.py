@@ -16,6 +16,7 @@ from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
 from ptmrec_dist.errors import FAULT_CODE, REMEDIES, Fault, UserError, fault_of, first_line, is_out_of_memory
+from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.storage import with_local_copies
 
 
@@ -120,7 +121,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except Fault as error:

@@ -74,7 +74,9 @@ def test_a_container_s_share_of_time_counts_as_whole_processors(
 
 
 @pytest.mark.usefixtures("eight_processors")
-@pytest.mark.parametrize("content", ["max 100000\n", "", "\n", "100000", "1 2 3", "many 100000", "0 100000", "100000 0"])
+@pytest.mark.parametrize(
+    "content", ["max 100000\n", "", "\n", "100000", "1 2 3", "many 100000", "0 100000", "100000 0"]
+)
 def test_what_says_no_quota_limits_nothing(content: str, tmp_path: Path) -> None:
     assert cores(tmp_path) == 8
     (tmp_path / "cpu.max").write_text(content)

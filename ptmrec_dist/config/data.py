@@ -119,7 +119,7 @@ class PackConfig(ReadsTables):
     """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
     interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     repeats: Literal["drop", "keep"] = "drop"
-    """Repeated pairs of user and item: drop all but the earliest, or keep them, for sequences in which users take an item again;
+    """Repeated pairs of user and item: drop all but the earliest, or keep them, for sequences in which users take items again;
     the parts then have pairs in common."""
     seed: int = 0
     """Seed of the split and of the order of items in the shards."""

@@ -55,26 +55,22 @@ def read_catalogue(
     named = (columns.title,) if columns.names("title") else ()
     required = (item, *texts, *columns_of(image), *named, *attributes)
     table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *attributes))
-    title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
-    ids, text = pl.lit(without_fraction(table[item])), _joined(texts)
     return table.select(
         "row",
-        item_id=ids,
-        title=pl.coalesce(_unless_empty(title), _unless_empty(text.str.slice(0, _TITLE_LENGTH)), ids),
-        text=text,
+        **_described(table, item, columns.title, texts),
         image=filled_in(table.with_columns(without_fraction(table[item])), image),
         **{ATTRIBUTE + name: pl.col(name) for name in attributes},
     )
 
 
-def _joined(texts: Sequence[str]) -> pl.Expr:
-    """The texts of a row that are not empty, with a space between them."""
-    filled = [_unless_empty(pl.col(name)) for name in texts]
-    return pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
-
-
-def _unless_empty(text: pl.Expr) -> pl.Expr:
-    return pl.when(text != "").then(text)
+def _described(table: pl.DataFrame, item: str, title: str, texts: Sequence[str]) -> dict[str, pl.Expr]:
+    """Id, title and text of each row, from the columns of these names; an item without a title has the start of its text."""
+    ids = pl.lit(without_fraction(table[item]))
+    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
+    text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
+    given = pl.col(title) if title in table.columns else pl.lit("")
+    titles = pl.when(given != "").then(given).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids)
+    return {"item_id": ids, "title": titles, "text": text}
 
 
 def _options(columns: CatalogueColumnsConfig) -> dict[str, object]:

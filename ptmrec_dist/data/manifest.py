@@ -169,6 +169,4 @@ class Manifest:
 def _check_version(version: int, path: Path, option: str) -> None:
     if version != SCHEMA_VERSION:
         remedy = "remove the folder and pack again" if version < SCHEMA_VERSION else "update ptmrec-dist or pack again"
-        raise UserError(
-            f"{option}: {path} has schema version {version}, this program reads {SCHEMA_VERSION}; {remedy}"
-        )
+        raise UserError(f"{option}: {path} has schema version {version}, this program reads {SCHEMA_VERSION}; {remedy}")

@@ -6,7 +6,6 @@ Legend: B local batch, I items, D width.
 """
 
 import logging
-import os
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
     )
     if strict:
         raise UserError(found)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         _log.warning("%s", found)
 
 
