@@ -166,7 +166,7 @@ def as_task(
 
 
 def _result_of(task: Any, name: str) -> Any:
-    """Wait for a task."""
+    """Wait for a task, which Ray has retried where its node was lost."""
     import ray
 
     try:

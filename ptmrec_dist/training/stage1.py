@@ -182,6 +182,7 @@ def train_recommender(
 def _starting_objective(
     config: Stage1Config, dataset: Dataset, store: FeatureStore | None, world: World, take_over: TakeOver | None
 ) -> RecommenderObjective:
+    """The objective, with the weights that the run starts from."""
     objective = make_objective(config, dataset, store, world)
     if take_over is not None:
         take_over(objective, world)
