@@ -3,9 +3,7 @@
 deepspeed --num_gpus 2 launchers/contrastive.py --shards shards/movies --encoder.model clip --out encoders/movies
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("contrastive", sys.argv[1:], prog="launchers/contrastive.py"))
+    launch("contrastive")

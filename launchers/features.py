@@ -3,9 +3,7 @@
 torchrun --nproc_per_node 8 launchers/features.py --shards shards/movies --encoder.model ViT-B-32 …
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("features", sys.argv[1:], prog="launchers/features.py"))
+    launch("features")

@@ -3,9 +3,7 @@
 deepspeed --num_gpus 2 launchers/joint.py --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("joint", sys.argv[1:], prog="launchers/joint.py"))
+    launch("joint")

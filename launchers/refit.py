@@ -3,9 +3,7 @@
 deepspeed --num_gpus 2 launchers/refit.py --run runs/b --out runs/c
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("refit", sys.argv[1:], prog="launchers/refit.py"))
+    launch("refit")

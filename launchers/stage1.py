@@ -3,9 +3,7 @@
 torchrun --nproc_per_node 2 launchers/stage1.py --shards shards/movies --features features/movies --out runs/a
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("stage1", sys.argv[1:], prog="launchers/stage1.py"))
+    launch("stage1")

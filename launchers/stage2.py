@@ -4,9 +4,7 @@ deepspeed --num_gpus 2 launchers/stage2.py --stage1 runs/a --out runs/b      # t
 torchrun --nproc_per_node 2 launchers/stage2.py --stage1 runs/a --out runs/b
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("stage2", sys.argv[1:], prog="launchers/stage2.py"))
+    launch("stage2")

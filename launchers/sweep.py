@@ -3,9 +3,7 @@
 ray job submit --working-dir . -- python launchers/sweep.py --config ray_configs/search-prompt.yaml
 """
 
-import sys
-
-from ptmrec_dist.cli import run
+from ptmrec_dist.cli import launch
 
 if __name__ == "__main__":
-    sys.exit(run("sweep", sys.argv[1:], prog="launchers/sweep.py"))
+    launch("sweep")

@@ -1,6 +1,5 @@
 """`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
-import errno
 import importlib
 import itertools
 import json
@@ -11,20 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory
+from ptmrec_dist.errors import FAULT_CODE, REMEDIES, Fault, UserError, fault_of, first_line, is_out_of_memory
+from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.storage import with_local_copies
-
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow access to it"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
-}
-"""What the user can do about errors of the system; others are mistakes of ours, shown with a traceback."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +121,15 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
         code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except Fault as error:
         return _report_fault(prog, error)
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if error.errno not in REMEDIES:  # a mistake of ours, shown with a traceback
             raise
-        return _report_fault(prog, Fault(f"{error}; {_REMEDIES[error.errno]} and run the same command again"))
+        return _report_fault(prog, fault_of(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -169,6 +162,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
+
+
+def launch(command: str) -> NoReturn:
+    """Run one command with the arguments of this process and end it: what each script in `launchers/` calls.
+
+    Args:
+        command: A key of `COMMANDS`; the script is called like it.
+
+    Raises:
+        SystemExit: With the exit code of `run`.
+    """
+    raise SystemExit(run(command, sys.argv[1:], prog=f"launchers/{command}.py"))
 
 
 def _report_fault(prog: str, error: Fault) -> int:

@@ -1,8 +1,16 @@
 """The two kinds of errors that are reported in a single line, without a traceback, and what they quote of others."""
 
+import errno
+
 FAULT_CODE = 3
 """Exit code of a process ended by an external fault; a user's mistake is 2."""
 
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow access to it"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
+}
+"""What a user can do about errors of the system, by their number."""
 
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x2028, 0x2029], " ")
 """Line ends, and what else a terminal would act on: messages quote files that are not trusted."""
@@ -76,3 +84,17 @@ class Fault(_OneLine, RuntimeError):
 
     Files written before stay intact; the same command resumes from the last checkpoint once the cause is removed.
     """
+
+
+def fault_of(error: OSError, task: str | None = None) -> Fault:
+    """Describe an error of the system: the file, where the error names one, the reason, and what to do about it.
+
+    Args:
+        error: The error.
+        task: What was being done: a write to a full disk names no file.
+
+    Returns:
+        The fault to raise or to report.
+    """
+    remedy = REMEDIES.get(error.errno or 0, "remove the cause")
+    return Fault(f"{task}: " * (task is not None) + f"{error}; {remedy} and run the same command again")

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import parse_json, typed
+from ptmrec_dist.processes import is_first_rank
 
 COVERED_BY = "PTMREC_LOCKED"
 """Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
@@ -79,7 +80,7 @@ def exclusive_out(command: Callable[[_Settings], None]) -> Callable[[_Settings],
 
     @functools.wraps(command)
     def alone(config: Any) -> None:
-        if config.out is None or os.environ.get("RANK", "0") != "0" or _is_covered(config.out):
+        if config.out is None or not is_first_rank() or _is_covered(config.out):
             command(config)
             return
         with locked(config.out):

@@ -1,9 +1,21 @@
-"""Child processes that end with their parent: one that outlives it would write into the next attempt."""
+"""What this process is among others: a rank that a launcher started, or a child that must end with its parent.
+
+One that outlives its parent would write into the next attempt.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the first rank, or the only one; known before the ranks are connected.
+
+    Returns:
+        Whether it is, by the environment variable that launchers set.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:

@@ -7,7 +7,6 @@ process.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from uuid import uuid4
 from ptmrec_dist.config import TrackingConfig
 from ptmrec_dist.files import read_json, write_atomically
 from ptmrec_dist.mlflow_store import connect, find_experiment, has_run, metric_name, mlflow_errors, reason
+from ptmrec_dist.processes import is_first_rank
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,11 +66,9 @@ class Tracker:
         Raises:
             UserError: The MLflow store cannot be reached.
         """
-        first = os.environ.get("RANK", "0") == "0"
-        if not (first if active is None else active):
+        if not (is_first_rank() if active is None else active):
             return Tracker()
-        note = _Note(folder)
-        client = _client(config)
+        note, client = _Note(folder), _client(config)
         if client is None:
             note.write(None)
             return Tracker()

@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for a user's mistake, the same schema for flags and YAML, and README's lines."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -256,6 +257,19 @@ def test_documented_commands_are_understood(line: str) -> None:
     else:
         command, start = words[words.index("ptmrec") + 1], words.index("ptmrec") + 2
     assert isinstance(_parse(command, *words[start:]), cli.COMMANDS[command].settings)
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "launchers").glob("*.py")), ids=lambda script: script.stem)
+def test_a_launcher_runs_the_command_that_it_is_called_like(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [str(script), "--local_rank=0", "--no_such_option", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"launchers/{script.name}: error: ")
+    assert "no_such_option" in line
 
 
 @pytest.mark.parametrize(

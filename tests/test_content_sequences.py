@@ -157,7 +157,7 @@ def _train(configs: list[Stage1Config]) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_process_does(tiny_project: Project, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process_does(tiny_project: Project, tmp_path: Path, faiss: Any) -> None:
     """Under DeepSpeed, without dropout, whose masks are a rank's own; one rank finds the codes for both."""
     runs: dict[int, list[Stage1Config]] = {}
     for ranks in (1, 2):

@@ -1,6 +1,11 @@
 """What messages quote of the errors of libraries."""
 
-from ptmrec_dist.errors import first_line, in_brief, on_one_line
+import errno
+import os
+
+import pytest
+
+from ptmrec_dist.errors import fault_of, first_line, in_brief, on_one_line
 
 
 def test_the_first_line_leaves_a_stack_trace_out() -> None:
@@ -18,3 +23,26 @@ def test_a_message_that_is_pages_long_is_cut() -> None:
 
 def test_an_error_without_a_message_is_named_by_its_type() -> None:
     assert first_line(ConnectionResetError()) == on_one_line(ConnectionResetError("  ")) == "ConnectionResetError"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EDQUOT, "make room"),
+        (errno.EACCES, "allow access to it"),
+        (errno.EROFS, "allow access to it"),
+        (errno.EIO, "check the disk"),
+        (errno.ENOENT, "remove the cause"),
+    ],
+)
+def test_an_error_of_the_system_says_what_failed_why_and_what_helps(number: int, remedy: str) -> None:
+    reason = os.strerror(number)
+    named = str(fault_of(OSError(number, reason, "/data/items.csv")))
+    assert named == f"[Errno {number}] {reason}: '/data/items.csv'; {remedy} and run the same command again"
+    nameless = str(fault_of(OSError(number, reason), "packing into out"))
+    assert nameless == f"packing into out: [Errno {number}] {reason}; {remedy} and run the same command again"
+
+
+def test_an_error_without_a_number_is_quoted() -> None:
+    assert str(fault_of(OSError("cut off"))) == "cut off; remove the cause and run the same command again"

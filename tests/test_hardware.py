@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,56 @@ def test_packing_starts_as_many_processes_as_there_are_processors_for_it() -> No
     assert cores() == 1
     with open_workers(None, 60, os.getpid) as pool:
         assert len(set(pool.map(_process, range(4)))) == 1
+
+
+def _write_version_1(folder: Path, quota: str, period: str) -> None:
+    (folder / "cpu").mkdir()
+    (folder / "cpu/cpu.cfs_quota_us").write_text(quota)
+    (folder / "cpu/cpu.cfs_period_us").write_text(period)
+
+
+@pytest.fixture
+def eight_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize(
+    ("quota", "period", "expected"),
+    [
+        (200_000, 100_000, 2),
+        (150_000, 100_000, 2),
+        (10_000, 100_000, 1),
+        (25_000, 50_000, 1),
+        (800_001, 100_000, 8),
+        (6_400_000, 100_000, 8),
+    ],
+)
+def test_a_container_s_share_of_time_counts_as_whole_processors(
+    quota: int, period: int, expected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2/cpu.max").write_text(f"{quota} {period}\n")
+    (tmp_path / "1").mkdir()
+    _write_version_1(tmp_path / "1", f"{quota}\n", f"{period}\n")
+    assert [cores(tmp_path / version) for version in "21"] == [expected, expected]
+
+
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize(
+    "content", ["max 100000\n", "", "\n", "100000", "1 2 3", "many 100000", "0 100000", "100000 0"]
+)
+def test_what_says_no_quota_limits_nothing(content: str, tmp_path: Path) -> None:
+    assert cores(tmp_path) == 8
+    (tmp_path / "cpu.max").write_text(content)
+    assert cores(tmp_path) == 8
+
+
+@pytest.mark.usefixtures("eight_processors")
+@pytest.mark.parametrize(("quota", "period"), [("-1", "100000"), ("100000", ""), ("", "100000"), ("100000", "0")])
+def test_what_says_no_quota_in_version_1_limits_nothing(quota: str, period: str, tmp_path: Path) -> None:
+    _write_version_1(tmp_path, quota, period)
+    assert cores(tmp_path) == 8
 
 
 def _threads() -> int:

@@ -64,7 +64,7 @@ class ReadsTables:
     """A catalogue and its interactions: where they are, how to read them, and what is kept of them."""
 
     items: Path | None = None
-    """Catalogue, in any of the same formats (RecBole's `.item`). Without it only interactions are packed, for ID-only
+    """Catalogue, in any format of `interactions` (of RecBole's, `.item`). Without it only interactions are packed, for ID-only
     recommenders."""
     images: Path | None = None
     """Folder that the catalogue's image paths are relative to; by default the catalogue's own folder."""
@@ -82,8 +82,8 @@ class ReadsTables:
     """`header` of the catalogue, if it differs from that of the interactions."""
     split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
     """random: 8:1:1 per user; leave_one_out: the last two per user by time (at equal times, the item
-    that comes later in the catalogue is the later); given: x_label; cold_items: 5 % and 15 % of
-    the items held out with all their interactions for validation and test, the rest as random."""
+    that comes later in the catalogue is the later); given: as in the column `x_label` (0 training, 1 validation, 2 test);
+    cold_items: 5 % and 15 % of the items held out with all their interactions for validation and test, the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
     min_rating: float | None = None
@@ -119,8 +119,8 @@ class PackConfig(ReadsTables):
     """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
     interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     repeats: Literal["drop", "keep"] = "drop"
-    """Repeated pairs of user and item: drop all but the earliest, or keep them, as sequences of what users take again need;
-    parts then have pairs in common."""
+    """Repeated pairs of user and item: drop all but the earliest, or keep them, for sequences in which users take items again;
+    the parts then have pairs in common."""
     seed: int = 0
     """Seed of the split and of the order of items in the shards."""
     shard_bytes: int = 256_000_000
@@ -128,7 +128,8 @@ class PackConfig(ReadsTables):
     num_shards: int | None = None
     """Number of shards; by default 32 (fewer for tiny catalogues), more where `shard_bytes` requires it."""
     workers: int | None = None
-    """Processes of each rank that decode and write; by default as many as processors, divided among a machine's ranks."""
+    """Processes of each rank that decode and write; by default one for each processor that may be used,
+    divided among a machine's ranks."""
     timeout: float = 3600.0
     """Seconds that ranks wait for each other, also while the first one reads the tables, before they stop."""
     on_error: Literal["skip", "fail"] = "skip"

@@ -69,9 +69,9 @@ class ExperimentConfig:
     """Recommenders with settings of their own, by name (`{wide: {recommender: vbpr, lr: 0.0005, model: {dim: 256}}}`): those of
     stage 1, of which joint training takes `model`."""
     paradigms: tuple[Paradigm, ...] = ("frozen", "two_stage_without_kt", "two_stage")
-    """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2, with knowledge transfer or
-    without_kt; joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
-    With _refit: the recommender is then trained again on the tuned features, and that run is compared. The names pt, ft and
+    """Paradigms (`frozen,two_stage`). frozen: stage 1 alone; two_stage: stage 1, then stage 2 (two_stage_without_kt: without
+    knowledge transfer); joint: both from scratch; contrastive: the encoder fine-tuned on pairs of image and text, then stage 1.
+    ..._refit: the recommender is then trained again on the tuned features, and that run is compared. The names pt, ft and
     ete (pre-trained features, fine-tuned features, end to end) stand for frozen, contrastive and joint; ete_frozen, the control
     of ete, for joint without tuning. transfer_full, transfer_items, transfer_user, transfer_text, transfer_image: joint, first
     on `source`, then on the data with these parts of that run (PMMRec's five settings)."""
@@ -87,7 +87,7 @@ class ExperimentConfig:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds (`0,1,2`); every cell is run once per seed and split."""
     baseline: Paradigm | Literal["best"] = "frozen"
-    """What every row is tested against: the paradigm, with the same recommender, modalities, encoder and, where it has one,
+    """What every row is tested against: a paradigm, with the same recommender, modalities, encoder and, where it has one,
     method; or best: the best row with the same recommender and modalities."""
     baseline_encoder: str | None = None
     """Encoder of the baseline; by default the row's own."""
@@ -103,7 +103,7 @@ class ExperimentConfig:
     features: dict[str, Any] = field(default_factory=dict)
     """Settings of `ptmrec features`."""
     stage1: dict[str, Any] = field(default_factory=dict)
-    """Settings of `ptmrec stage1`, in every paradigm that has one."""
+    """Settings of `ptmrec stage1`, in every paradigm that has a stage 1."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """Settings common to stage2, joint and contrastive: those of the methods, `optim`, `zero`, `batch_size`."""
     stage2: dict[str, Any] = field(default_factory=dict)

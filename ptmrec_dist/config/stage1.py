@@ -64,11 +64,11 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Train the feature tables as well (common reference implementations always do)."""
     lr: float | None = None
     """Adam's learning rate; by default that of the recommender, times the square root of the batch size over 2,048 where
-    that is chosen by the size of the data."""
+    the batch size is chosen by the size of the data."""
     batch_size: int | None = None
     """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
-    average. By default 2,048, or as many more as make 200 steps an epoch: a step costs as much as a pass over all interactions
-    where recommenders propagate over them."""
+    average. By default 2,048; for other recommenders a 200th of the interactions if that is more, since a step of those that
+    propagate costs as much as a pass over all interactions."""
     epochs: int = 1000
     """Largest number of epochs."""
     patience: int = 20
@@ -86,9 +86,9 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     keep_checkpoints: int = 2
     """Checkpoints kept."""
     tables: Literal["whole", "rows"] = "whole"
-    """Where several ranks train: whole: each holds all embeddings of users and items, and all features; rows: each holds some
-    rows of them, of their gradients and of Adam's moments, and fetches the others that its batch reads, instead of ZeRO. bpr
-    and vbpr can. The result is the same, and a run may resume with the other."""
+    """What each of several ranks holds. whole: all embeddings of users and items, and all features; rows (bpr and vbpr): some
+    rows of them, of their gradients and of Adam's moments, without ZeRO, and it fetches the others that its batch reads. The
+    result is the same, and a run may resume with the other."""
     zero: Stage1ZeroConfig = field(default_factory=Stage1ZeroConfig)
     """DeepSpeed ZeRO, where several ranks train and hold whole tables."""
     timeout: float = 600.0
@@ -97,7 +97,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Leave validation positives out of the ranking at test time (the literature keeps them in)."""
     mask_history: bool = True
     """Leave items that a user took before out of the ranking: those of training, at test time also those of validation for
-    recommenders that read histories. An item that is taken again is then a miss, and counted."""
+    recommenders that read histories. An item that is taken again is then a miss."""
     seed: int = 0
     """Seed of initialisation, batches and negatives."""
     device: str = "auto"

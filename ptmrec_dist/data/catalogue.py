@@ -55,18 +55,22 @@ def read_catalogue(
     named = (columns.title,) if columns.names("title") else ()
     required = (item, *texts, *columns_of(image), *named, *attributes)
     table = source.read(required, optional=(columns.title,), lists=(columns.title, *texts, *attributes))
-    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
-    text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
-    title = pl.col(columns.title) if columns.title in table.columns else pl.lit("")
-    ids = pl.lit(without_fraction(table[item]))
     return table.select(
         "row",
-        item_id=ids,
-        title=pl.when(title != "").then(title).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids),
-        text=text,
+        **_described(table, item, columns.title, texts),
         image=filled_in(table.with_columns(without_fraction(table[item])), image),
         **{ATTRIBUTE + name: pl.col(name) for name in attributes},
     )
+
+
+def _described(table: pl.DataFrame, item: str, title: str, texts: Sequence[str]) -> dict[str, pl.Expr]:
+    """Id, title and text of each row, from the columns of these names; an item without a title has the start of its text."""
+    ids = pl.lit(without_fraction(table[item]))
+    filled = [pl.when(pl.col(name) != "").then(pl.col(name)) for name in texts]
+    text = pl.concat_str(*filled, pl.lit(""), separator=" ", ignore_nulls=True).str.strip_chars_end()
+    given = pl.col(title) if title in table.columns else pl.lit("")
+    titles = pl.when(given != "").then(given).when(text != "").then(text.str.slice(0, _TITLE_LENGTH)).otherwise(ids)
+    return {"item_id": ids, "title": titles, "text": text}
 
 
 def _options(columns: CatalogueColumnsConfig) -> dict[str, object]:

@@ -65,14 +65,20 @@ def decoded(
     """
     if isinstance(source, str | Path) and not Path(source).is_file():  # opening a pipe would block
         raise BadImageError(MISSING, "no such file")
+    with _refusing(max_pixels), Image.open(source, formats=formats) as image:
+        _check_size(image, max_pixels, max_aspect_ratio)
+        if before is not None:
+            before(image)
+        image.load()
+        _check_size(image, max_pixels, max_aspect_ratio)  # some formats name the size of another frame
+        yield image
+
+
+@contextmanager
+def _refusing(max_pixels: int) -> Iterator[None]:
+    """Turn every error of PIL into the one that says what is wrong with the image."""
     try:
-        with Image.open(source, formats=formats) as image:
-            _check_size(image, max_pixels, max_aspect_ratio)
-            if before is not None:
-                before(image)
-            image.load()
-            _check_size(image, max_pixels, max_aspect_ratio)  # some formats name the size of another frame
-            yield image
+        yield
     except BadImageError:
         raise
     except UnidentifiedImageError as error:

@@ -134,13 +134,7 @@ class Manifest:
             raise UserError(f"{option}: {folder} has no {FILE_NAME}; expected a folder that `ptmrec pack` wrote")
         try:
             fields = parse_json(path.read_text(encoding="utf-8"))
-            if fields["schema_version"] != SCHEMA_VERSION:
-                older = fields["schema_version"] < SCHEMA_VERSION
-                remedy = "remove the folder and pack again" if older else "update ptmrec-dist or pack again"
-                raise UserError(
-                    f"{option}: {path} has schema version {fields['schema_version']}, this program reads {SCHEMA_VERSION}; "
-                    f"{remedy}"
-                )
+            _check_version(fields["schema_version"], path, option)
             manifest = typed(cls, fields)
             names = [*manifest.interactions, *(shard.name for shard in manifest.shards)]
             outside = [name for name in names if not _NAME.fullmatch(name)]
@@ -170,3 +164,9 @@ class Manifest:
             folder: Packed data set.
         """
         write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def _check_version(version: int, path: Path, option: str) -> None:
+    if version != SCHEMA_VERSION:
+        remedy = "remove the folder and pack again" if version < SCHEMA_VERSION else "update ptmrec-dist or pack again"
+        raise UserError(f"{option}: {path} has schema version {version}, this program reads {SCHEMA_VERSION}; {remedy}")

@@ -20,7 +20,7 @@ from ptmrec_dist.data.mergeable import check_mergeable
 from ptmrec_dist.data.packed_tables import write_tables
 from ptmrec_dist.data.shards import copy_renumbered
 from ptmrec_dist.data.staging import check_replaceable
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import UserError, fault_of
 from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.progress import Progress
@@ -52,9 +52,7 @@ def merge(config: MergeConfig) -> None:
         with staged(out) as fresh:
             manifest = _write(datasets, fresh)
     except OSError as error:
-        raise Fault(
-            f"out: cannot write {out} ({error.strerror or error}); free space, or choose another --out"
-        ) from error
+        raise fault_of(error, f"merging into {out}") from error
     _print_result(out, manifest)
 
 

@@ -30,7 +30,7 @@ from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, w
 from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.data.time_order import parts_in_order
 from ptmrec_dist.data.workers import Pool, RankPool, open_workers
-from ptmrec_dist.errors import Fault, UserError
+from ptmrec_dist.errors import UserError, fault_of
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
@@ -81,9 +81,7 @@ def _pack(config: PackConfig, pool: Pool) -> None:
         with staged(out) as fresh:
             manifest, items, report = _write(config, pool, fresh)
     except OSError as error:
-        raise Fault(
-            f"out: cannot write {out} ({error.strerror or error}); free space, or choose another --out"
-        ) from error
+        raise fault_of(error, f"packing into {out}") from error
     _print_result(out, manifest, items, report)
 
 

@@ -1,6 +1,8 @@
 """The Parquet tables of a packed data set: items, users and the interactions of each part."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from polars.exceptions import PolarsError
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.files import sha256
 
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How polars quotes an error of the system, such as that of a full disk: in words alone, without the file."""
 _ROWS = 2**18
 """Rows of a table that are text at a time."""
 
@@ -54,8 +58,11 @@ def write_tables(
 def _write(table: pl.DataFrame, path: Path) -> None:
     try:
         table.write_parquet(path)
-    except PolarsError as error:  # also where the disk is full
-        raise OSError(str(error)) from error
+    except (PolarsError, OSError) as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _numbered(table: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptmrec_dist.data.decoding import BadImageError, decoded
-from ptmrec_dist.errors import Fault, on_one_line
+from ptmrec_dist.errors import fault_of, on_one_line
 from ptmrec_dist.fetching import RedirectError, StatusError, fetch, is_allowed, open_session
 from ptmrec_dist.files import replacing
 from ptmrec_dist.progress import Progress
@@ -140,7 +140,4 @@ def _keep(data: bytes, path: Path) -> None:
     except OSError as error:
         if error.errno in _NAME_ERRORS:
             raise BadImageError("file name cannot be used", str(error.strerror)) from error
-        raise Fault(
-            f"out: cannot write {path} ({error.strerror}); make room or choose another --out, then run the command again: "
-            "it fetches what is not there"
-        ) from error
+        raise fault_of(error, f"writing {path}") from error

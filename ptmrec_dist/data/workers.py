@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from ptmrec_dist.errors import Fault, UserError, first_line
+from ptmrec_dist.errors import Fault, UserError, fault_of, first_line
 from ptmrec_dist.hardware import cores
 from ptmrec_dist.processes import end_with_parent
 
@@ -134,9 +134,7 @@ class RankPool:
             answers = self._answer(function, batch[::size])
             for rank, (_, problem) in enumerate(answers):
                 if problem:
-                    raise Fault(
-                        f"rank {rank}: {problem}; --out must be on a file system that all ranks see, with free space"
-                    )
+                    raise Fault(f"rank {rank}: {problem}; --out must be on a file system that all ranks see")
             for index in range(len(batch)):
                 yield answers[index % size][0][index // size]
 
@@ -162,6 +160,8 @@ class RankPool:
         """Do this rank's tasks; on the first rank, collect every rank's results, or what went wrong there."""
         try:
             answer = (list(self._own.map(function, *zip(*tasks, strict=True))) if tasks else [], "")
+        except OSError as error:
+            answer = ([], str(fault_of(error)))
         except Exception as error:  # sent to the first rank, which stops all
             answer = ([], f"{type(error).__name__}: {error}")
         answers: list[Any] = [None] * self._world.size

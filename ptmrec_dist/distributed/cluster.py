@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from ptmrec_dist.config import RayConfig
 from ptmrec_dist.errors import Fault, UserError, first_line
@@ -160,15 +160,21 @@ def as_task(
         task = ray.remote(on_node).options(
             num_cpus=each["CPU"] * number, num_gpus=each.get("GPU", 0.0) * number, max_retries=3
         )
-        try:
-            found: Result = ray.get(task.remote(arguments, number, log))
-        except ray.exceptions.RayError as error:
-            raise Fault(
-                f"{arguments[0]}: its node or its process was lost ({first_line(error)}); run the same command to resume"
-            ) from error
-        return found
+        return cast(Result, _result_of(task.remote(arguments, number, log), arguments[0]))
 
     return call
+
+
+def _result_of(task: Any, name: str) -> Any:
+    """Wait for a task, which Ray has retried where its node was lost."""
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        raise Fault(
+            f"{name}: its node or its process was lost ({first_line(error)}); run the same command to resume"
+        ) from error
 
 
 def _groups(nodes: Sequence[Mapping[str, float]], ranks: int, config: RayConfig) -> int:

@@ -6,7 +6,6 @@ Legend: B local batch, I items, D width.
 """
 
 import logging
-import os
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -80,13 +80,7 @@ def encode_all(
     encoder.train(training)
     if watch is not None:
         watch.between()
-    # Every row was written by one rank and is zero on the others, so the sum is exact.
-    whole = {modality: sum_over_ranks(table.to(world.device)).cpu() for modality, table in tables.items()}
-    return {
-        # Vectors made of both modalities: every item has some.
-        name: _filled(table, torch.from_numpy(stream.has(name))) if name in ("image", "text") else table
-        for name, table in whole.items()
-    }
+    return {name: _whole(name, table_ID, stream, world) for name, table_ID in tables.items()}
 
 
 def reader_of(encoder: Encoder) -> Reader:
@@ -145,7 +139,7 @@ def check_image_size(dataset: Dataset, encoder: Encoder, strict: bool) -> None:
     )
     if strict:
         raise UserError(found)
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         _log.warning("%s", found)
 
 
@@ -160,6 +154,15 @@ def count_absent(dataset: Dataset) -> dict[str, int]:
     """
     counts = {modality: int((~dataset.has(modality)).sum()) for modality in dataset.manifest.modalities}
     return {modality: count for modality, count in counts.items() if count}
+
+
+def _whole(name: str, table_ID: Tensor, stream: ItemStream, world: World) -> Tensor:
+    """Put the rows of all ranks together, and fill those of items that lack the modality."""
+    # Every row was written by one rank and is zero on the others, so the sum is exact.
+    whole_ID = sum_over_ranks(table_ID.to(world.device)).cpu()
+    if name not in ("image", "text"):  # vectors made of both: every item has some
+        return whole_ID
+    return _filled(whole_ID, torch.from_numpy(stream.has(name)))
 
 
 def _filled(table_ID: Tensor, has_I: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """`ptmrec features`: the features of all items from an encoder, from another folder of features, or from arrays."""
 
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from ptmrec_dist.encoders.encoding import check_image_size, count_absent, encode
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.processes import is_first_rank
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class _CutTexts:
 
 def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None:
     """Write features that the encoder gave for another split of the same items; there is nothing to divide among ranks."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_rank():
         return
     made = read_feature_manifest(folder)
     for name, before, now in (
@@ -142,7 +142,7 @@ def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:
     """Write arrays supplied by the user as features; there is nothing to divide among ranks."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_rank():
         return
     files = {"image": config.image_npy, "text": config.text_npy}
     tables = {}

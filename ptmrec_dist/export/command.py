@@ -6,6 +6,7 @@ ptmrec export --run runs/prompts --format onnx --out exported/prompts
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -48,15 +49,9 @@ def export_encoder(config: ExportConfig) -> None:
     kind = format_named(config.format)
     backbone, modalities, tuned = _encoder_of(config)
     files = [*backbone.tuned, *([] if tuned is None else [tuned])]
-    attached = [path for path in files if not method_entry(_described(path)["method"]).mergeable]
-    apart = bool(attached) and not kind.takes_attached
-    if apart and len(files) > 1:
-        raise UserError(
-            f"format: {config.run} was tuned {len(files)} times, and {attached[0]} cannot be merged into the weights; expected "
-            "onnx, which takes both"
-        )
-    encoder = Encoder(_without_tuned(backbone) if apart else backbone, modalities)
-    if tuned is not None and not apart:
+    adapter = _left_apart(kind, files, config)
+    encoder = Encoder(backbone if adapter is None else replace(backbone, tuned=()), modalities)
+    if tuned is not None and adapter is None:
         encoder.load_tuned(tuned)
         encoder.merge()
     encoder.eval().requires_grad_(False)
@@ -64,8 +59,8 @@ def export_encoder(config: ExportConfig) -> None:
     with staged(config.out) as fresh:
         kind.write(encoder, fresh)
         agreed = _compare(kind, encoder, fresh, written, config)
-        if apart:
-            _write_adapter(attached[0], fresh)
+        if adapter is not None:
+            _write_adapter(adapter, fresh)
         record = {
             "run": str(config.run.resolve()),
             "encoder": backbone.fingerprint,
@@ -77,7 +72,20 @@ def export_encoder(config: ExportConfig) -> None:
         (fresh / RECORD_FILE).write_text(json.dumps(record, indent=1))
     cosines = ", ".join(f"{modality} {cosine:.7f}" for modality, cosine in agreed.items())
     print(f"{config.out}: features equal by {record['checked_with']} (least cosine: {cosines})")
-    _explain(kind, encoder, apart)
+    _explain(kind, encoder, adapter is not None)
+
+
+def _left_apart(kind: Format, files: Sequence[Path], config: ExportConfig) -> Path | None:
+    """The prompts or adapters that the format cannot hold, which are written beside the model."""
+    attached = [path for path in files if not method_entry(_described(path)["method"]).mergeable]
+    if not attached or kind.takes_attached:
+        return None
+    if len(files) > 1:
+        raise UserError(
+            f"format: {config.run} was tuned {len(files)} times, and {attached[0]} cannot be merged into the weights; expected "
+            "onnx, which takes both"
+        )
+    return attached[0]
 
 
 def _explain(kind: Format, encoder: Encoder, apart: bool) -> None:
@@ -171,12 +179,6 @@ def _described(tuned: Path) -> dict[str, str]:
         return {name: described[name] for name in ("method", "settings")}
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"encoder: {tuned} does not hold tuned weights ({error!r}); tune again") from error
-
-
-def _without_tuned(backbone: Backbone) -> Backbone:
-    from dataclasses import replace
-
-    return replace(backbone, tuned=())
 
 
 def _kinds(encoder: Encoder) -> str:

@@ -6,7 +6,7 @@ Shape suffixes: I items.
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -53,17 +53,13 @@ def build_recommender(
         The recommender, on the CPU.
 
     Raises:
-        UserError: An unknown name, more neighbours than there are items, or features that are missing, not finite, or of
-            another number of items.
+        UserError: An unknown name, more neighbours than items, or features that are missing, not finite, or of other items.
     """
     recommender: Any = recommender_class(name)  # each takes the hyper-parameters of its row
     config = config or recommender_entry(name).config()
     _check_neighbours(config, num_items)
-    own = own_rows(num_items, owners)
-    used = _checked(name, features, modalities, own.stop - own.start) if recommender.multimodal else {}
-    inputs = Inputs(num_users, num_items, train, used, cache, world, owners)
-    built: Recommender = recommender(inputs, config)
-    return built
+    used = _checked(name, features, modalities, num_items, owners) if recommender.multimodal else {}
+    return cast(Recommender, recommender(Inputs(num_users, num_items, train, used, cache, world, owners), config))
 
 
 def recommender_class(name: str) -> type[Recommender]:
@@ -126,7 +122,12 @@ def _check_neighbours(config: RecommenderConfig, num_items: int) -> None:
             require(k < num_items, f"model.{setting.name}", k, f"fewer than the {num_items} items")
 
 
-def _checked(name: str, features: Features, modalities: tuple[str, ...], num_items: int) -> Mapping[str, torch.Tensor]:
+def _checked(
+    name: str, features: Features, modalities: tuple[str, ...], num_items: int, owners: World | None
+) -> Mapping[str, torch.Tensor]:
+    """The features in use, of this rank's items."""
+    own = own_rows(num_items, owners)
+    expected = own.stop - own.start
     if not modalities:
         raise UserError(f"modalities: {name} needs image, text or both, got none")
     if lacking := lacking_modalities(name, modalities):
@@ -141,9 +142,9 @@ def _checked(name: str, features: Features, modalities: tuple[str, ...], num_ite
                 "them with `ptmrec features` or choose other modalities"
             )
         table = features[modality]
-        if len(table) != num_items:
+        if len(table) != expected:
             raise UserError(
-                f"features: {modality!r} has {len(table)} rows, expected one for each of {num_items} items; extract "
+                f"features: {modality!r} has {len(table)} rows, expected one for each of {expected} items; extract "
                 "the features of this data set"
             )
         bad = int((~torch.isfinite(table).all(dim=1)).sum())

@@ -115,6 +115,8 @@ class Recommender(nn.Module, ABC):
     """Whether it can be built with `owners`: `loss` and `users` look rows of IDs up by calling their tables, nothing reads
     features of items outside the batch, vectors of items are those of this rank's, as the first of `item_rows` is cut, and
     `fit_cold_map` takes sums over the ranks."""
+    starts_from_factors: ClassVar[bool] = False
+    """Whether it has `start_from`: it has embeddings of IDs, and `collaborative` follows from them alone."""
     history_length: int = 0
     """Most recent items of a user that queries and batches must provide L; 0 if a user is an index, and a visitor's vector
     is estimated from those of users with similar histories."""
@@ -290,12 +292,9 @@ class Recommender(nn.Module, ABC):
             items_ID: Vectors of items, float32 [I, d].
 
         Raises:
-            UserError: The recommender has no such embeddings, or its vectors are not theirs alone.
+            NotImplementedError: The recommender is none that `starts_from_factors`.
         """
-        raise UserError(
-            f"init: got als with {type(self).__name__}, which cannot start from factors; expected bpr, lightgcn or vbpr, or no "
-            "--init"
-        )
+        raise NotImplementedError(f"{type(self).__name__}.start_from")
 
     def rebuild(self, features: Features, world: World | None = None) -> None:
         """Recompute the part of the state that is derived from weights and features once per epoch, before its first step.

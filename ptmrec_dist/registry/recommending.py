@@ -38,17 +38,7 @@ def recommend(config: RecommendConfig) -> None:
         _check_writable(config.out)
     with verified_files(config.model) as folder:
         model = _served(folder)
-    params = Params(
-        top_k=config.top_k,
-        exclude_seen=config.exclude_seen,
-        candidates="items" if config.items else config.candidates,
-        items=config.items,
-        exclude=config.exclude,
-        filters=config.filters,
-        diversity=config.diversity,
-        explain=config.explain,
-        unknown=config.unknown,
-    )
+    params = _params(config)
     if config.for_items:
         found = model.users_for(config.for_items, params)
         _print_users(found)
@@ -64,6 +54,21 @@ def recommend(config: RecommendConfig) -> None:
     found = model.recommend(requesters, params)
     _print_table(found)
     _print_empty(len(users), "users", found)
+
+
+def _params(config: RecommendConfig) -> Params:
+    """What a request over HTTP would ask for."""
+    return Params(
+        top_k=config.top_k,
+        exclude_seen=config.exclude_seen,
+        candidates="items" if config.items else config.candidates,
+        items=config.items,
+        exclude=config.exclude,
+        filters=config.filters,
+        diversity=config.diversity,
+        explain=config.explain,
+        unknown=config.unknown,
+    )
 
 
 def _users(config: RecommendConfig) -> tuple[list[str], int]:

@@ -67,9 +67,13 @@ def write_lists(
     if world.is_first:
         empty = f"; {number - served} of them have none: nothing is left to recommend" if served < number else ""
         print(f"wrote {rows} recommendations for {number} users to {out}{empty}")
-        unknown = 0 if user_ids is None else model.users.count_unknown(user_ids)
-        if unknown:
-            print(f"{unknown} of these users are unknown to the model: they have the list of an average user")
+        _print_unknown(model, user_ids or ())
+
+
+def _print_unknown(model: ServedModel, user_ids: Sequence[str]) -> None:
+    unknown = model.users.count_unknown(user_ids)
+    if unknown:
+        print(f"{unknown} of these users are unknown to the model: they have the list of an average user")
 
 
 def _tables(

@@ -73,11 +73,8 @@ def write_tables(
         _refuse_faiss(run, index)
         save_recommender(folder, run)
     tables, scorer = _tables_of(run, train)
-    for name, table in tables.items():
-        if not torch.isfinite(table).all():
-            raise UserError(f"run: {name} of {run.folder} hold NaN or infinite values; train again with a lower --lr")
-    cold = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
-    warm = ~np.isin(np.arange(dataset.num_items), cold)
+    _refuse_not_finite(run, tables)
+    warm = _warm_items(dataset)
     baselines = {BEST_SCORE: _best_scores(scorer, train, dataset.num_users, warm)}
     baselines |= {IMAGE_SIDE: image_sides(dataset)} if "image" in modalities else {}
     save_tensors(folder / "tables.safetensors", tables)
@@ -94,6 +91,12 @@ def write_tables(
         "id_columns": run.recommender.id_columns,
     }
     (folder / "model.json").write_text(json.dumps(described, indent=1))
+
+
+def _warm_items(dataset: Dataset) -> np.ndarray:
+    """Whether each item has interactions in training."""
+    cold = np.concatenate([dataset.cold_items(part) for part in ("cold_validation", "cold_test")])
+    return ~np.isin(np.arange(dataset.num_items), cold)
 
 
 def _write_catalogue(folder: Path, dataset: Dataset, warm: np.ndarray) -> None:
@@ -155,6 +158,12 @@ def _projection(recommender: Recommender) -> dict[str, Tensor]:
     for own in biases:
         bias += 0 if own is None else own / len(weights)
     return {"projection": projection, "projection_bias": bias}
+
+
+def _refuse_not_finite(run: FinishedRun, tables: Mapping[str, Tensor]) -> None:
+    for name, table in tables.items():
+        if not torch.isfinite(table).all():
+            raise UserError(f"run: {name} of {run.folder} hold NaN or infinite values; train again with a lower --lr")
 
 
 def _refuse_faiss(run: FinishedRun, index: str) -> None:

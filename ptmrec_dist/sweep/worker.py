@@ -1,9 +1,13 @@
 """Jobs on the cluster: one run of stage 2 on several DeepSpeed workers, started and restarted by Ray Train."""
 
 import os
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptmrec_dist.config import Stage2Config
 
 GROUP_FILE = ".placement_group"
 """Suffix to a job's `log`: the file that records its placement group."""
@@ -71,19 +75,12 @@ def train_rank(job: dict[str, Any]) -> None:
     from ptmrec_dist.config import Stage2Config, from_plain
     from ptmrec_dist.distributed.cluster import record_group
     from ptmrec_dist.errors import UserError
-    from ptmrec_dist.evaluation.metrics import SELECT
-    from ptmrec_dist.training.early_stopping import EarlyStopping
     from ptmrec_dist.training.finished_run import load_run
     from ptmrec_dist.training.refit import refit_if_asked
     from ptmrec_dist.training.stage2 import tune_from
 
     settings = from_plain(Stage2Config, job["settings"])
-    stopping = EarlyStopping(settings.patience, settings.keep)
-
-    def report(line: dict[str, Any]) -> None:
-        stopping.update(line[f"{job['part']}.{SELECT}"], line["epoch"])
-        ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
-
+    report = _reporter(settings, job["part"])
     context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
     rank = context.get_world_rank()
     log = Path(f"{job['log']}-{rank}.log")
@@ -100,3 +97,19 @@ def train_rank(job: dict[str, Any]) -> None:
             print(f"error: {error}")
             if rank == 0:
                 Path(f"{job['settings']['out']}.refused").write_text(str(error))
+
+
+def _reporter(settings: "Stage2Config", part: str) -> Callable[[dict[str, Any]], None]:
+    """Make the function that tells Ray Tune, after each evaluation, the result that the run would have if it ended there."""
+    import ray.train
+
+    from ptmrec_dist.evaluation.metrics import SELECT
+    from ptmrec_dist.training.early_stopping import EarlyStopping
+
+    stopping = EarlyStopping(settings.patience, settings.keep)
+
+    def report(line: dict[str, Any]) -> None:
+        stopping.update(line[f"{part}.{SELECT}"], line["epoch"])
+        ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
+
+    return report

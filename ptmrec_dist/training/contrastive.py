@@ -11,7 +11,6 @@ import torch
 
 from ptmrec_dist.config import ContrastiveConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import check_image_size, reader_of, require_content
@@ -61,13 +60,9 @@ def fine_tune(config: ContrastiveConfig) -> None:
     world = join_world(config.device, config.timeout)
     if config.cuda_graphs:
         encoder.record(world.device)
-    layout = f"{dataset.manifest.layout} on {world.size} ranks"
-    batches = StreamedBatches(_pairs(config, dataset, encoder, world), layout=layout)
-    lineage = {
-        "data": dataset.fingerprint,
-        "encoder": fingerprint,
-        "parameters": {"encoder": encoder.num_tuned},  # now: ZeRO-3 leaves a rank a part of each parameter
-    }
+    batches = _batches(config, dataset, encoder, world)
+    parameters = {"encoder": encoder.num_tuned}  # now: ZeRO-3 leaves a rank a part of each parameter
+    lineage = {"data": dataset.fingerprint, "encoder": fingerprint, "parameters": parameters}
     with open_session(config, run, world, {"stage": "contrastive", "data": dataset.fingerprint}) as session:
         if world.is_first:
             write_atomically(config.out / LINEAGE_FILE, json.dumps(lineage, indent=1))
@@ -75,10 +70,8 @@ def fine_tune(config: ContrastiveConfig) -> None:
         store_frozen_states(config, session, dataset, encoder)
         held_out = held_out_pairs(config, dataset, encoder, world)
         before = own_pairs_found(encoder, held_out, session)
-        stopping = EarlyStopping(patience=config.epochs)
-        trainer = Trainer(
-            session, trained, _optimizer(config, trained, encoder), batches, tuning_plan(config), stopping
-        )
+        optimizer, stopping = _optimizer(config, trained, encoder), EarlyStopping(patience=config.epochs)
+        trainer = Trainer(session, trained, optimizer, batches, tuning_plan(config), stopping)
         if trainer.fit():
             write_encoder(config, trainer, encoder, lineage, before, held_out)
 
@@ -127,7 +120,8 @@ def _optimizer(config: ContrastiveConfig, trained: Objective, encoder: Encoder) 
     )
 
 
-def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> ItemStream:
+def _batches(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world: World) -> StreamedBatches:
+    """Items with an image and a text that are not held out."""
     wanted = dataset.has("image") & dataset.has("text")
     for part in ("cold_validation", "cold_test"):
         wanted[dataset.cold_items(part)] = False
@@ -137,4 +131,5 @@ def _pairs(config: ContrastiveConfig, dataset: Dataset, encoder: Encoder, world:
             "more; pack more items"
         )
     rows = rows_per_rank(config.batch_size, world)
-    return item_stream(config, dataset, reader_of(encoder), world, rows, wanted=wanted, seed=config.seed)
+    stream = item_stream(config, dataset, reader_of(encoder), world, rows, wanted=wanted, seed=config.seed)
+    return StreamedBatches(stream, layout=f"{dataset.manifest.layout} on {world.size} ranks")

@@ -15,7 +15,6 @@ from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
-from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
@@ -33,17 +32,12 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
 
     Args:
         config: Settings.
-        start: An untrained recommender of the next item.
+        start: An untrained recommender of the next item, which gradients of features reach.
 
     Raises:
-        UserError: A recommender that trains no encoder; interactions without times; an encoder without tokens, where they are
-            read; parts of another run that do not fit; all that `check_start` refuses; a run folder of other settings.
+        UserError: Interactions without times; an encoder without tokens, where they are read; parts of another run that do
+            not fit; all that `check_start` refuses; a run folder of other settings.
     """
-    if not _recommender_of(start).trains_features:
-        raise UserError(
-            f"recommender: got {config.recommender}, which reads codes of features, so that no gradient reaches the encoder; "
-            "train it by `ptmrec stage1`, or choose another"
-        )
     sequences = TrainingSequences(start.dataset, start.recommender.history_length, config.sequences == "latest")
     record = with_source(config, start.record)
     stale = record.inputs.get("encoder") != start.record.inputs.get("encoder")

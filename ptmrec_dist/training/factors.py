@@ -39,11 +39,11 @@ def start_from_als(dataset: Dataset, dim: int, seed: int, objective: Recommender
         dataset: Packed data set.
         dim: Width of the embeddings.
         seed: Seed of the factorisation.
-        objective: The objective, freshly initialised.
+        objective: The objective of a recommender that `starts_from_factors`, freshly initialised.
         world: This rank and its peers.
 
     Raises:
-        UserError: `implicit` is not installed, or the recommender has no embeddings to start with.
+        UserError: `implicit` is not installed.
     """
     users_UD, items_ID = als_factors(dataset, dim, seed)
     if world.size > 1:  # other hosts may round otherwise

@@ -16,6 +16,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.lock import exclusive_out
+from ptmrec_dist.recommenders import recommender_class
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.end_to_end import train_on_sequences
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
@@ -35,13 +36,19 @@ def train_joint(config: JointConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: An ID-only recommender, features that are missing or of other data, and all that stage 2 refuses.
+        UserError: A recommender that reads no features, or codes of them alone; features that are missing or of other data;
+            all that stage 2 refuses.
     """
     dataset = Dataset(config.shards)
     store = open_store(config, dataset)
     if store is None:
         raise UserError(
             f"recommender: {config.recommender} knows items by their IDs only; choose one that reads features"
+        )
+    if not recommender_class(config.recommender).trains_features:
+        raise UserError(
+            f"recommender: got {config.recommender}, which reads codes of features, so that no gradient reaches the encoder; "
+            "train it by `ptmrec stage1`, or choose another"
         )
     record = untrained_record(config, dataset, store)
     if record.encoder is not None:

@@ -1,6 +1,5 @@
 """What surrounds the training of a run: its folder, tracker, heartbeat, checkpoints, signals, and the cost of its epochs."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 from ptmrec_dist.config import Stage1Config, TrackingConfig, TunesEncoder
 from ptmrec_dist.distributed import World, barrier
 from ptmrec_dist.distributed.heartbeat import Heartbeat
+from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.tracking import Tracker, is_open
 from ptmrec_dist.training.checkpoint import Checkpoints
 from ptmrec_dist.training.evaluate import Metrics
@@ -128,7 +128,7 @@ def report_complete(run: RunFolder, tracking: TrackingConfig) -> bool:
     Returns:
         Whether it has ended: there is nothing to do.
     """
-    if run.is_complete and os.environ.get("RANK", "0") == "0":
+    if run.is_complete and is_first_rank():
         run.tidy()
         if is_open(run.folder):
             with Tracker.start(tracking, name=run.folder.name, params={}, tags={}, folder=run.folder) as tracker:
@@ -169,7 +169,22 @@ def open_session(
     if world.is_first:
         run.start()
     barrier()
-    tracking = Tracker.start(
+    checkpoints = Checkpoints(run.folder / CHECKPOINTS, config.keep_checkpoints)
+    with _tracker(config, run, world, tags, parent) as tracker, Heartbeat(world, config.timeout) as heartbeat:
+        session = Session(run, world, tracker, heartbeat, checkpoints, report)
+        yield session
+        if not session.is_finished:
+            tracker.interrupted()
+        elif world.is_first:
+            run.tidy()
+    barrier()
+
+
+def _tracker(
+    config: Stage1Config | TunesEncoder, run: RunFolder, world: World, tags: Mapping[str, str], parent: str | None
+) -> Tracker:
+    """The tracker of a run, which logs on the first rank."""
+    return Tracker.start(
         config.tracking,
         name=run.folder.name,
         params=flatten(run.settings),
@@ -178,12 +193,3 @@ def open_session(
         folder=run.folder,
         active=world.is_first,
     )
-    checkpoints = Checkpoints(run.folder / CHECKPOINTS, config.keep_checkpoints)
-    with tracking as tracker, Heartbeat(world, config.timeout) as heartbeat:
-        session = Session(run, world, tracker, heartbeat, checkpoints, report)
-        yield session
-        if not session.is_finished:
-            tracker.interrupted()
-        elif world.is_first:
-            run.tidy()
-    barrier()

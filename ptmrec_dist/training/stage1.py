@@ -65,8 +65,11 @@ def train_stage1(config: Stage1Config) -> None:
             run to continue that does not fit.
         Fault: A rank was lost.
     """
-    whole = config.tables == "whole" or recommender_class(config.recommender).cuts_tables
+    recommender = recommender_class(config.recommender)
+    whole = config.tables == "whole" or recommender.cuts_tables
     require(whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows")
+    starts = config.init is None or recommender.starts_from_factors
+    require(starts, "init", config.init, f"none with {config.recommender}, which cannot start from factors")
     dataset = Dataset(config.shards)
     dataset.require("validation")
     store = open_store(config, dataset)
@@ -166,19 +169,30 @@ def train_recommender(
         return
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)
-    objective = make_objective(config, dataset, store, world)
-    if take_over is not None:
-        take_over(objective, world)
-    tags = {"stage": "1", "data": dataset.fingerprint}
-    if start.previous is not None:
-        tags["started_from"] = start.previous["fingerprint"]
-    with open_session(config, run, world, tags, parent=parent) as session:
+    objective = _starting_objective(config, dataset, store, world, take_over)
+    with open_session(config, run, world, _tags(dataset, start), parent=parent) as session:
         evaluation = RankingEvaluation(config, session, objective, dataset)
         trainer = make_trainer(config, session, objective, dataset, evaluation)
         if take_over is not None and not trainer.state.history:
             trainer.evaluate()
         if trainer.fit():
             evaluation.finish(start, trainer.state.stopping)
+
+
+def _starting_objective(
+    config: Stage1Config, dataset: Dataset, store: FeatureStore | None, world: World, take_over: TakeOver | None
+) -> RecommenderObjective:
+    """The objective, with the weights that the run starts from."""
+    objective = make_objective(config, dataset, store, world)
+    if take_over is not None:
+        take_over(objective, world)
+    return objective
+
+
+def _tags(dataset: Dataset, start: RunRecord) -> dict[str, str]:
+    """What the tracker shows of the lineage."""
+    started = {} if start.previous is None else {"started_from": start.previous["fingerprint"]}
+    return {"stage": "1", "data": dataset.fingerprint} | started
 
 
 def make_objective(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -224,9 +225,23 @@ def test_a_full_disk_is_a_fault_and_leaves_what_was_there(
     before = folder_bytes(pool)
     monkeypatch.setattr("ptmrec_dist.data.merge.write_tables", full)
     assert _merge(sources.values(), pool, "films,books") == 3
-    assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    reason = "No space left on device; make room and run the same command again"
+    assert capfd.readouterr().err.splitlines()[-1].endswith(f"merging into {pool}: [Errno {errno.ENOSPC}] {reason}")
     assert folder_bytes(pool) == before
     assert [path.name for path in pool.parent.iterdir()] == [pool.name]
+
+
+def test_a_source_that_is_gone_is_named_and_is_no_full_disk(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(sources["books"], tmp_path / "books")
+    shard = Dataset(tmp_path / "books").shard_paths()[-1]
+    monkeypatch.setattr("ptmrec_dist.data.merge.check_mergeable", lambda datasets: shard.unlink())
+    assert _merge([sources["films"], tmp_path / "books"], tmp_path / "out", "films,books") == 3
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert f"No such file or directory: {str(shard)!r}" in message
+    assert "room" not in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_and_outputs_are_checked(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ptmrec_dist.config import EncoderConfig
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone
 from ptmrec_dist.errors import UserError
+from tests.conftest import optional
 from tests.encoders.tiny_sources import IMAGES, TEXTS, TRANSFORMERS, write_image_encoder, write_text_encoder
 
 NORMALIZE: dict[str, dict[str, Any]] = {"2_Normalize": {}}
@@ -90,7 +91,7 @@ def test_texts_of_every_family_and_pooling_are_encoded_as_by_transformers(
 
 
 def test_texts_are_encoded_as_by_sentence_transformers(tmp_path: Path) -> None:
-    library = pytest.importorskip("sentence_transformers")
+    library = optional("sentence_transformers")
     files = {
         "sentence_bert_config.json": {"max_seq_length": 8, "do_lower_case": True},
         "config_sentence_transformers.json": {"prompts": {"query": "query : ", "passage": "passage : "}},

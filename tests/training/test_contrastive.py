@@ -192,14 +192,13 @@ def test_images_find_their_texts_better_after_it(tiny_project: Project, tmp_path
 
 
 def test_cold_items_take_no_part(tiny_project: Project, tmp_path: Path) -> None:
-    from ptmrec_dist.training.contrastive import _pairs
+    from ptmrec_dist.training.contrastive import _batches
     from ptmrec_dist.training.encoder_folder import untuned_encoder
 
     config, dataset = _config(tiny_project, tmp_path / "clip"), Dataset(tiny_project.shards)
-    stream = _pairs(
-        config, dataset, untuned_encoder(config, load_backbone(config.encoder)), World(0, 1, torch.device("cpu"))
-    )
-    seen = torch.cat([batch.items for batch in stream.epoch(0)]).tolist()
+    encoder = untuned_encoder(config, load_backbone(config.encoder))
+    batches = _batches(config, dataset, encoder, World(0, 1, torch.device("cpu")))
+    seen = torch.cat([batch.items for batch in batches.stream.epoch(0)]).tolist()
     cold = set(dataset.cold_items("cold_validation")) | set(dataset.cold_items("cold_test"))
     assert cold
     assert sorted(seen) == sorted(set(range(dataset.num_items)) - cold)

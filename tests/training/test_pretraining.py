@@ -60,7 +60,7 @@ def _contrast(step: Step, text: Tensor, image: Tensor, *choice: Any) -> Tensor:
     users, current, following = torch.tensor(step.positions()).T
     hidden = torch.tensor([[j in items for j in range(ITEMS)] for items in step.histories])
     log_counts = torch.tensor(step.counts, dtype=torch.float64).log()
-    return contrast(text, image, current, following, hidden[users], log_counts, *choice)
+    return contrast(text, image, current, following, log_counts.where(~hidden[users], -torch.inf), *choice)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
@@ -84,11 +84,10 @@ def test_the_printed_denominator_gives_no_probability_and_the_complete_one_does(
         alike[:, 0] = 1
         rows = torch.cat([alike, others]).double()
         one, two = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-        hidden = torch.tensor([[True, True] + [False] * number])
+        log_negatives = torch.tensor([[-math.inf, -math.inf] + [0.0] * number], dtype=torch.float64)
         losses = {}
         for complete in (True, False):
-            none = torch.zeros(number + 2, dtype=torch.float64)
-            losses[complete] = contrast(rows, rows, one, two, hidden, none, "nicl", complete, 1.0).item()
+            losses[complete] = contrast(rows, rows, one, two, log_negatives, "nicl", complete, 1.0).item()
         assert losses[True] == pytest.approx(math.log((3 * math.e + 2 * number) / (3 * math.e)))
         assert losses[False] == pytest.approx(math.log((math.e + 2 * number) / (3 * math.e)))
         assert losses[True] > 0

@@ -150,21 +150,7 @@ def read_modules(folder: Path) -> SentenceModules:
     if not (folder / MODULES_FILE).is_file():
         return SentenceModules(folder, ("mean",), True, {}, (folder,), json.dumps([["mean"], True]))
     listed = read_settings(folder / MODULES_FILE, list)
-    kinds = [str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else "" for module in listed]
-    ours = [
-        str(module.get("type", "")).startswith("sentence_transformers.")
-        for module in listed
-        if isinstance(module, dict)
-    ]
-    if (
-        kinds[:2] != ["Transformer", "Pooling"]
-        or not all(ours)
-        or not set(kinds[2:]) <= {"Dense", "Normalize", "Dropout"}
-    ):
-        raise UserError(
-            f"{OPTION}: {folder / MODULES_FILE} lists {', '.join(kinds) or 'nothing'}; expected Transformer and Pooling of "
-            "sentence-transformers, then any of Dense and Normalize"
-        )
+    kinds = _kinds(listed, folder)
     paths = [_inside(folder, str(module.get("path", ""))) for module in listed]
     pooling = read_settings(paths[1] / "config.json", dict)
     modes = _modes(pooling, paths[1])
@@ -180,6 +166,19 @@ def read_modules(folder: Path) -> SentenceModules:
     return SentenceModules(
         paths[0], modes, bool(described[1]), behind, tuple(paths), json.dumps(described, sort_keys=True)
     )
+
+
+def _kinds(listed: list[Any], folder: Path) -> list[str]:
+    """Names of the modules, all of which are supported, in order."""
+    types = [str(module.get("type", "")) if isinstance(module, dict) else "" for module in listed]
+    kinds = [kind.rpartition(".")[2] for kind in types]
+    ours = all(kind.startswith("sentence_transformers.") for kind in types)
+    if kinds[:2] != ["Transformer", "Pooling"] or not ours or not set(kinds[2:]) <= {"Dense", "Normalize", "Dropout"}:
+        raise UserError(
+            f"{OPTION}: {folder / MODULES_FILE} lists {', '.join(kinds) or 'nothing'}; expected Transformer and Pooling of "
+            "sentence-transformers, then any of Dense and Normalize"
+        )
+    return kinds
 
 
 def read_settings(path: Path, kind: type[Kind]) -> Kind:

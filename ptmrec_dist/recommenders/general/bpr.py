@@ -39,6 +39,7 @@ class BPR(TableRecommender):
 
     multimodal: ClassVar[bool] = False
     cuts_tables: ClassVar[bool] = True
+    starts_from_factors: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: BPRConfig) -> None:
         super().__init__(inputs)

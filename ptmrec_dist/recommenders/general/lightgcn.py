@@ -41,6 +41,7 @@ class LightGCN(Recommender):
     """
 
     multimodal: ClassVar[bool] = False
+    starts_from_factors: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: LightGCNConfig) -> None:
         super().__init__(inputs)

@@ -52,6 +52,7 @@ class VBPR(Recommender):
     multimodal: ClassVar[bool] = True
     propagates_features: ClassVar[bool] = False
     cuts_tables: ClassVar[bool] = True
+    starts_from_factors: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
         super().__init__(inputs)

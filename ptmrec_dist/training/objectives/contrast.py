@@ -27,8 +27,7 @@ def contrast(
     image_GD: Tensor,
     current_R: Tensor,
     next_R: Tensor,
-    hidden_RG: Tensor,
-    log_counts_G: Tensor,
+    log_negatives_RG: Tensor,
     kind: Kind,
     complete: bool,
     temperature: float,
@@ -40,8 +39,7 @@ def contrast(
         image_GD: Vectors of images, of any length, [G, D].
         current_R: Column of the item at each position, int64 [R].
         next_R: Column of the item after it, int64 [R].
-        hidden_RG: Items that the position's user took, which are no negatives, bool [R, G].
-        log_counts_G: Logarithm of how often an item counts as a negative, [G].
+        log_negatives_RG: Logarithm of how often an item is a negative of the position, [R, G].
         kind: Which of the three.
         complete: NICL: the denominator has all terms of the numerator.
         temperature: Divides the cosines.
@@ -58,10 +56,9 @@ def contrast(
         positives = [across_RG.gather(1, own_R1)]
         if kind == "nicl":
             positives += [across_RG.gather(1, next_R1), within_RG.gather(1, next_R1)]
-        negatives = [across_RG] if kind == "vcl" else [across_RG, within_RG]
-        negatives = [(scores_RG + log_counts_G).masked_fill(hidden_RG, -torch.inf) for scores_RG in negatives]
-        compared = positives if complete else positives[:1]
-        return _log_sum(compared + negatives) - _log_sum(positives)
+        others = [across_RG] if kind == "vcl" else [across_RG, within_RG]
+        negatives = [scores_RG + log_negatives_RG for scores_RG in others]
+        return _log_sum((positives if complete else positives[:1]) + negatives) - _log_sum(positives)
 
     text_GD, image_GD = F.normalize(text_GD, dim=1), F.normalize(image_GD, dim=1)
     return (direction(text_GD, image_GD) + direction(image_GD, text_GD)) / 2

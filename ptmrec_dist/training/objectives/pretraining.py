@@ -68,13 +68,13 @@ class Pretraining:
         text_GD, image_GD = views["text"], views["image"]
         kind = self.config.contrast
         assert kind != "none"
+        hidden_RG = hidden_VG[batch.rows // batch.inputs.shape[1]]
         losses_R = contrast(
             text_GD,
             image_GD,
             batch.inputs.flatten()[batch.rows],
             batch.targets,
-            hidden_VG[batch.rows // batch.inputs.shape[1]],
-            log_counts_G.to(text_GD),
+            log_counts_G.to(text_GD).expand(len(hidden_RG), -1).masked_fill(hidden_RG, -torch.inf),
             kind,
             self.config.nicl_denominator == "complete",
             self.config.temperature,
