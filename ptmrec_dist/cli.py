@@ -6,9 +6,11 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -16,7 +18,8 @@ from typing import Any, get_args, get_origin
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory
+from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory, nearest
+from ptmrec_dist.processes import Terminated, raising_on_sigterm
 from ptmrec_dist.storage import with_local_copies
 
 _REMEDIES = {
@@ -112,6 +115,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     """Run one command: a `UserError` becomes one line and exit code 2; a `Fault`, one line and exit code 3.
 
     So do errors of the system that a user can remove: a full disk, a file that may not be read or written, too little memory.
+    Ctrl-C and SIGTERM are one line and 130 or 143.
 
     Args:
         command: A key of `COMMANDS`.
@@ -124,8 +128,9 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     prog = prog or f"ptmrec {command}"
     _prepare_process()
     try:
-        settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
-        code = _function(COMMANDS[command].function)(settings)
+        with _ending_in_order():
+            settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
+            code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
         # All ranks read the same input, so the first one reports for all.
         if os.environ.get("RANK", "0") == "0":
@@ -142,8 +147,8 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
             raise
         remedy = "use smaller batches or a smaller model, or a machine with more memory"
         return _report_fault(prog, Fault(f"out of memory ({first_line(error)}); {remedy}"))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return _report_interrupt(prog, stop)
     return code if isinstance(code, int) else 0
 
 
@@ -157,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if argv[0] == "--version":
@@ -166,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("ptmrec-dist"))
         return 0
     if argv[0] not in COMMANDS:
-        print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        known = f"expected one of {', '.join(COMMANDS)}{nearest(argv[0].lower(), COMMANDS)}"
+        print(f"ptmrec: error: unknown command {argv[0]!r}; {known}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
 
@@ -174,6 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report_fault(prog: str, error: Fault) -> int:
     print(f"{prog}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
     return FAULT_CODE
+
+
+def _ending_in_order() -> AbstractContextManager[None]:
+    """SIGTERM ends a command as Ctrl-C does; a rank ends at once, since it may wait for one that is gone."""
+    return raising_on_sigterm(Terminated) if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext()
+
+
+def _report_interrupt(prog: str, stop: KeyboardInterrupt) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: interrupted; run the same command again", file=sys.stderr, flush=True)
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def _summary(settings: type) -> str:

@@ -1,9 +1,44 @@
-"""Child processes that end with their parent: one that outlives it would write into the next attempt."""
+"""Ends of processes: children that end with their parent, or they would write into the next attempt, and an orderly SIGTERM."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it had begun to write is removed, its lock is released."""
+
+
+@contextmanager
+def raising_on_sigterm(error: type[BaseException], *arguments: object) -> Iterator[None]:
+    """Make SIGTERM raise an error while the block runs, where nothing else handles it: its default leaves files behind.
+
+    A second SIGTERM ends the process at once.
+
+    Args:
+        error: Type of the error.
+        *arguments: What it is made with.
+
+    Yields:
+        Nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise error(*arguments)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
