@@ -73,7 +73,7 @@ def staged(out: Path) -> Iterator[Path]:
             os.replace(old, out)
         fresh.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
     try:
         yield fresh
         if out.exists():
@@ -83,6 +83,22 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def unwritable(out: Path, error: OSError) -> UserError:
+    """Say why an output cannot be written.
+
+    Args:
+        out: File or folder.
+        error: What the system said when its parent folder was made, or written to.
+
+    Returns:
+        The error to raise; it names the file that is in the way, where there is one.
+    """
+    in_the_way = next((path for path in out.resolve().parents if path.exists() and not path.is_dir()), None)
+    if in_the_way is not None:
+        return UserError(f"out: got {out}, but {in_the_way} is a file, expected a folder; choose another --out")
+    return UserError(f"out: cannot write to {out.resolve().parent} ({error.strerror}); choose another --out")
 
 
 def link_or_copy(file: Path, name: Path) -> None:

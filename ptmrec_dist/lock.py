@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import parse_json, typed
+from ptmrec_dist.files import parse_json, typed, unwritable
 
 COVERED_BY = "PTMREC_LOCKED"
 """Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
@@ -111,7 +111,7 @@ def locked(out: Path) -> Iterator[None]:
             _remove_stale(path, out)
             _create(path, owner, out)
     except OSError as error:
-        raise UserError(f"out: cannot write to {path.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import yaml
 
 from ptmrec_dist import cli, config
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.hardware import cores
 from tests.conftest import REPOSITORY, Project
 from tests.permissions import bound_by_permissions
 
@@ -144,6 +145,33 @@ def test_settings_within_settings_are_read_and_refused_as_those_of_a_command_lin
     ):
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             config.from_plain(config.PackConfig, pack | key)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("pack", ("--interactions", "a.csv", "--out", "x", "--workers")),
+        ("features", ("--shards", "a", "--encoder.model", "b", "--out", "x", "--workers")),
+        ("stage2", (*STAGE2, "--workers")),
+        ("experiment", ("--shards", "a", "--encoder.model", "m", "--out", "x", "--processes")),
+        ("serve", ("--model", "models:/m@a", "--workers")),
+    ],
+)
+def test_more_processes_than_the_cores_can_serve_are_refused_with_their_number(
+    command: str, arguments: tuple[str, ...]
+) -> None:
+    name, most = arguments[-1].removeprefix("--"), 32 * cores()
+    expected = f"{name}: got {most + 1}, expected [01] to {most}, which is 32 for each of the {cores()} cores here"
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        _parse(command, *arguments, most + 1)
+    assert getattr(_parse(command, *arguments, most), name) == most
+
+
+def test_an_unknown_command_is_told_the_nearest_and_help_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["Stagge2"]) == 2
+    assert capsys.readouterr().err.endswith("serve, demo; the nearest is stage2\n")
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == f"{cli.usage()}\n"
 
 
 @pytest.mark.parametrize("column", ["attributes", "user", "rating", "time"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ptmrec_dist.config import RecommendConfig
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import unwritable
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.serving.batch import write_lists
@@ -102,7 +103,7 @@ def _check_writable(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
 
 
 def _print_users(columns: dict[str, list[Any]]) -> None:
