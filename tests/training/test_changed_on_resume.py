@@ -58,7 +58,7 @@ def test_fewer_epochs_than_were_begun_are_refused_and_the_run_still_resumes(
 def test_a_folder_of_a_run_of_another_command_is_refused_as_that(tiny_project: Project) -> None:
     """Not by all settings that the two commands do not have in common."""
     config = Stage2Config(stage1=tiny_project.stage1, out=tiny_project.stage1)
-    with pytest.raises(UserError, match="stage1 holds a run of another command; choose another --out$"):
+    with pytest.raises(UserError, match=r"stage1 holds a run of another command; choose another --out$"):
         RunFolder(config.out, config, {})
 
 
