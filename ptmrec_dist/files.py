@@ -65,6 +65,7 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         UserError: The folder cannot be made.
     """
+    refuse_file_above(out)
     out = out.resolve()
     fresh, old = (out.with_name(f".{out.name}{state}") for state in (UNFINISHED, ".old"))
     shutil.rmtree(fresh, ignore_errors=True)  # left by a process that was killed
@@ -85,19 +86,31 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def refuse_file_above(out: Path, name: str = "out") -> None:
+    """Refuse an output below a file.
+
+    Args:
+        out: File or folder to write.
+        name: Option that names it.
+
+    Raises:
+        UserError: One of the folders that it would be in is a file.
+    """
+    for path in out.resolve().parents:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{name}: got {out}, but {path} is a file, expected a folder; choose another --{name}")
+
+
 def unwritable(out: Path, error: OSError) -> UserError:
-    """Say why an output cannot be written.
+    """Word what the system said when the folder of an output was to be made or written to.
 
     Args:
         out: File or folder.
-        error: What the system said when its parent folder was made, or written to.
+        error: The system's error.
 
     Returns:
-        The error to raise; it names the file that is in the way, where there is one.
+        The error to raise.
     """
-    in_the_way = next((path for path in out.resolve().parents if path.exists() and not path.is_dir()), None)
-    if in_the_way is not None:
-        return UserError(f"out: got {out}, but {in_the_way} is a file, expected a folder; choose another --out")
     return UserError(f"out: cannot write to {out.resolve().parent} ({error.strerror}); choose another --out")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import parse_json, typed, unwritable
+from ptmrec_dist.files import parse_json, refuse_file_above, typed, unwritable
 
 COVERED_BY = "PTMREC_LOCKED"
 """Environment variable: an output folder locked by the parent process. Outputs inside need no lock of their own, which another
@@ -101,6 +101,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or the lock cannot be written.
     """
+    refuse_file_above(out)
     path = lock_file(out)
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     owner = Owner.this_process()
