@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from typing import Any, get_args, get_origin
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, Fault, UserError, first_line, is_out_of_memory, nearest
+from ptmrec_dist.errors import FAULT_CODE, Fault, FoundByFirst, UserError, first_line, is_out_of_memory, nearest
 from ptmrec_dist.processes import Terminated, raising_on_sigterm
 from ptmrec_dist.storage import with_local_copies
 
@@ -28,6 +29,9 @@ _REMEDIES = {
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
 }
 """What the user can do about errors of the system; others are mistakes of ours, shown with a traceback."""
+
+_GRACE = 10.0
+"""Seconds by which another rank than the first reports a mistake later: more than their starts lie apart."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
             settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
             code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
-        # All ranks read the same input, so the first one reports for all.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _report_mistake(prog, error)
     except Fault as error:
         return _report_fault(prog, error)
     except OSError as error:
@@ -175,6 +176,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ptmrec: error: unknown command {argv[0]!r}; {known}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
+
+
+def _report_mistake(prog: str, error: UserError) -> int:
+    """All ranks read the same input, so the first reports for all; another only what the first has not found by then."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(_GRACE)  # a launcher ends the first rank, perhaps before it reports, as soon as any has ended
+        prog = f"{prog}: rank {rank}"
+    if not isinstance(error, FoundByFirst):
+        print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _report_fault(prog: str, error: Fault) -> int:

@@ -89,6 +89,10 @@ class UserError(_OneLine, ValueError):
     """
 
 
+class FoundByFirst(UserError):
+    """A mistake that the first rank has found, and reports for all."""
+
+
 class Fault(_OneLine, RuntimeError):
     """An external failure during a run: of a rank, the network, a disk, a shard. Exit code 3.
 
