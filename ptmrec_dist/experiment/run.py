@@ -23,6 +23,9 @@ from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.tracking import Tracker
 
+_SECONDS = 0.5
+"""Longest wait in one piece: polars' handler of SIGINT lets a wait continue, so that Ctrl-C is seen after it."""
+
 
 @exclusive_out
 def run_experiment(config: ExperimentConfig) -> None:
@@ -80,7 +83,7 @@ def _run_all(config: ExperimentConfig, steps: dict[str, Step], parent: str | Non
             while order.is_active():
                 for name in order.get_ready():
                     running[pool.submit(_run, config, execute, name, waiting[name], parent)] = name
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                ended, _ = wait(running, _SECONDS, FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
                     future.result()

@@ -1,5 +1,6 @@
 """Processes that run an experiment's steps."""
 
+import os
 import re
 import signal
 import subprocess
@@ -39,6 +40,27 @@ def test_a_running_step_that_is_asked_to_end_saves_a_checkpoint(tiny_project: Pr
         assert code.result(timeout=300) == 0
     assert re.search(r"interrupted at step \d+; run the same command to resume\n$", log.read_text())
     assert list((out / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_experiment_lets_its_running_step_save_a_checkpoint(
+    number: signal.Signals, tiny_project: Project, tmp_path: Path
+) -> None:
+    out, run = tmp_path / "out", tmp_path / "out" / "runs" / "bpr-both-frozen-seed0"
+    words = ["experiment", "--shards", tiny_project.shards, "--recommenders", "bpr", "--paradigms", "frozen"]
+    words += ["--seeds", "0", "--stage1", "{epochs: 100000, patience: 100000}", "--device", "cpu", "--out", out]
+    command = [sys.executable, "-m", "ptmrec_dist", *map(str, words), "--tracking.enabled", "false"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as experiment:
+        while not (run / "history.jsonl").exists():
+            assert experiment.poll() is None
+            time.sleep(0.2)
+        os.killpg(experiment.pid, number)  # as a terminal sends it
+        _, errors = experiment.communicate(timeout=100)
+    assert errors.endswith("ptmrec experiment: interrupted; run the same command again\n")
+    assert experiment.returncode == 128 + number
+    assert "interrupted at step" in (out / "logs" / f"{run.name}.log").read_text()
+    assert list((run / "checkpoints").glob("step-*"))
 
 
 @pytest.mark.slow
