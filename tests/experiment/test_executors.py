@@ -47,7 +47,7 @@ def test_a_running_step_that_is_asked_to_end_saves_a_checkpoint(tiny_project: Pr
 def test_an_interrupted_experiment_lets_its_running_step_save_a_checkpoint(
     number: signal.Signals, tiny_project: Project, tmp_path: Path
 ) -> None:
-    out, run = tmp_path / "out", tmp_path / "out" / "runs" / "bpr-both-frozen-seed0"
+    out, run = tmp_path / "out", tmp_path / "out" / "runs" / "bpr-none-frozen-seed0"
     words = ["experiment", "--shards", tiny_project.shards, "--recommenders", "bpr", "--paradigms", "frozen"]
     words += ["--seeds", "0", "--stage1", "{epochs: 100000, patience: 100000}", "--device", "cpu", "--out", out]
     command = [sys.executable, "-m", "ptmrec_dist", *map(str, words), "--tracking.enabled", "false"]
