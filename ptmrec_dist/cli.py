@@ -1,23 +1,36 @@
 """`ptmrec COMMAND …`: the only module that handles argv, `--config` and `--local_rank`. Imports nothing heavy."""
 
 import importlib
-import itertools
-import json
 import logging
 import os
+import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from ptmrec_dist import config
 from ptmrec_dist.config.messages import in_our_form
-from ptmrec_dist.config.yaml_files import read_settings
-from ptmrec_dist.errors import FAULT_CODE, REMEDIES, Fault, UserError, fault_of, first_line, is_out_of_memory
-from ptmrec_dist.processes import is_first_rank
+from ptmrec_dist.config.words import chosen_recommender, in_full, with_files
+from ptmrec_dist.errors import (
+    FAULT_CODE,
+    REMEDIES,
+    Fault,
+    FoundByFirst,
+    UserError,
+    fault_of,
+    first_line,
+    is_out_of_memory,
+    nearest,
+)
+from ptmrec_dist.processes import Terminated, is_first_rank, raising_on_sigterm
 from ptmrec_dist.storage import with_local_copies
+
+_GRACE = 10.0
+"""Seconds by which another rank than the first reports a mistake later: more than their starts lie apart."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,9 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
     """
     from jsonargparse import ArgumentError
 
-    argv = _with_leading(argv, settings)
-    words = _with_lists(_with_switches([_underscored(word) for word in argv], settings), settings)
-    words = [word for word in words if not word.startswith("--local_rank=")]
-    recommender = _recommender_of(words) if config.chooses_recommender(settings) else None
-    words = _with_files(words, settings)
+    words = in_full(argv, settings)
+    recommender = chosen_recommender(words) if config.chooses_recommender(settings) else None
+    words = with_files(words, settings)
     parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings), epilog=epilog)
     try:
         return config.build(settings, parser, parser.parse_args(words))
@@ -105,6 +116,7 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     """Run one command: a `UserError` becomes one line and exit code 2; a `Fault`, one line and exit code 3.
 
     So do errors of the system that a user can remove: a full disk, a file that may not be read or written, too little memory.
+    Ctrl-C and SIGTERM are one line and 130 or 143.
 
     Args:
         command: A key of `COMMANDS`.
@@ -117,13 +129,11 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     prog = prog or f"ptmrec {command}"
     _prepare_process()
     try:
-        settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
-        code = _function(COMMANDS[command].function)(settings)
+        with _ending_in_order():
+            settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
+            code = _function(COMMANDS[command].function)(settings)
     except UserError as error:
-        # All ranks read the same input, so the first one reports for all.
-        if is_first_rank():
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _report_mistake(prog, error)
     except Fault as error:
         return _report_fault(prog, error)
     except OSError as error:
@@ -135,8 +145,8 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
             raise
         remedy = "use smaller batches or a smaller model, or a machine with more memory"
         return _report_fault(prog, Fault(f"out of memory ({first_line(error)}); {remedy}"))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return _report_interrupt(prog, stop)
     return code if isinstance(code, int) else 0
 
 
@@ -150,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if argv[0] == "--version":
@@ -159,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("ptmrec-dist"))
         return 0
     if argv[0] not in COMMANDS:
-        print(f"ptmrec: error: unknown command {argv[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        known = f"expected one of {', '.join(COMMANDS)}{nearest(argv[0].lower(), COMMANDS)}"
+        print(f"ptmrec: error: unknown command {argv[0]!r}; {known}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
 
@@ -176,9 +187,30 @@ def launch(command: str) -> NoReturn:
     raise SystemExit(run(command, sys.argv[1:], prog=f"launchers/{command}.py"))
 
 
+def _report_mistake(prog: str, error: UserError) -> int:
+    """All ranks read the same input, so the first reports for all; another only what the first has not found by then."""
+    if not is_first_rank():
+        time.sleep(_GRACE)  # a launcher ends the first rank, perhaps before it reports, as soon as any has ended
+        prog = f"{prog}: rank {os.environ['RANK']}"
+    if not isinstance(error, FoundByFirst):
+        print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
 def _report_fault(prog: str, error: Fault) -> int:
     print(f"{prog}: rank {os.environ.get('RANK', '0')}: error: {error}", file=sys.stderr, flush=True)
     return FAULT_CODE
+
+
+def _ending_in_order() -> AbstractContextManager[None]:
+    """SIGTERM ends a command as Ctrl-C does; a rank ends at once, since it may wait for one that is gone."""
+    return raising_on_sigterm(Terminated) if os.environ.get("WORLD_SIZE", "1") == "1" else nullcontext()
+
+
+def _report_interrupt(prog: str, stop: KeyboardInterrupt) -> int:
+    if is_first_rank():
+        print(f"{prog}: interrupted; run the same command again", file=sys.stderr, flush=True)
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def _summary(settings: type) -> str:
@@ -202,106 +234,6 @@ def _prepare_process() -> None:
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     for message in ("Sparse", "`torch.jit.script` is deprecated"):
         warnings.filterwarnings("ignore", message=message)
-
-
-def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
-    """`ptmrec import movielens` is `ptmrec import --format movielens`; a list takes all words before the first option."""
-    setting = getattr(settings, "leading", None)
-    if setting is None or not words or words[0].startswith("-"):
-        return words
-    if f"--{setting}" not in _list_options(settings):
-        return [f"--{setting}={words[0]}", *words[1:]]
-    leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    return [f"--{setting}={json.dumps(leading)}", *words[len(leading) :]]
-
-
-def _underscored(word: str) -> str:
-    """`--on-error` is accepted for `--on_error`, and `--from`, a word of Python that no setting can be called."""
-    option, equals, value = word.partition("=")
-    if not option.startswith("--"):
-        return word
-    option = option.replace("-", "_").replace("__", "--", 1)
-    return {"--from": "--from_run"}.get(option, option) + equals + value
-
-
-def _with_switches(words: list[str], settings: type) -> list[str]:
-    """A switch without a value is turned on: `--all` is `--all true`."""
-    switches = {f"--{item.name}" for item in fields(settings) if item.type is bool}
-    alone = [following.startswith("--") for following in [*words[1:], "--"]]
-    return [f"{word}=true" if word in switches and last else word for word, last in zip(words, alone)]
-
-
-def _with_lists(words: list[str], settings: type) -> list[str]:
-    """A list is written as its values: `--seeds 0,1` is `--seeds [0,1]`, and one name is a list of one."""
-    lists = _list_options(settings)
-    written, option = [], ""
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name in lists and equals:
-            word = f"{name}={_as_list(value, lists[name])}"
-        elif option in lists and not word.startswith("--"):
-            word = _as_list(word, lists[option])
-        written.append(word)
-        option = word
-    return written
-
-
-def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
-    """The options that take a list, those of nested settings too, and the type of their values."""
-    found = {}
-    types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | config.groups(settings)
-    for name, kind in types.items():
-        if get_origin(kind) is tuple:
-            found[prefix + name] = get_args(kind)[0]
-        for nested in (kind, *get_args(kind)):
-            if is_dataclass(nested) and isinstance(nested, type):
-                found |= _list_options(nested, f"{prefix}{name}.")
-    return found
-
-
-def _as_list(value: str, element: type) -> str:
-    if value.lstrip().startswith("["):
-        return value
-    values = [part.strip() for part in value.split(",")] if value.strip() else []
-    return f"[{','.join(values)}]" if element in (int, float, bool) else json.dumps(values)
-
-
-def _with_files(words: list[str], settings: type) -> list[str]:
-    """Put the content of each `--config` file in its place, in the types that the settings declare."""
-    written, option = [], ""
-    for word in words:
-        name, equals, value = word.partition("=")
-        if option == "--config":
-            word = _content_of(word, settings)
-        elif name == "--config" and equals:
-            word = f"{name}={_content_of(value, settings)}"
-        written.append(word)
-        option = word
-    return written
-
-
-def _content_of(path: str, settings: type) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"config: got {path!r}, which is not a file; expected one with settings as YAML")
-    return json.dumps(config.as_declared(settings, read_settings(Path(path))), default=str)
-
-
-def _recommender_of(words: list[str]) -> str | None:
-    """The recommender that a command line chooses, by itself or in a file: its hyper-parameters are options, too."""
-    chosen = None
-    for option, value in _options(words):
-        if option == "--recommender":
-            chosen = value
-        elif option == "--config" and Path(value).is_file():
-            named = read_settings(Path(value)).get("recommender")
-            chosen = named if isinstance(named, str) else chosen
-    return chosen
-
-
-def _options(words: list[str]) -> Iterator[tuple[str, str]]:
-    for word, following in zip(words, [*words[1:], ""]):
-        option, equals, value = word.partition("=")
-        yield option, value if equals else following
 
 
 def _function(path: str) -> Callable[[Any], object]:

@@ -1,6 +1,8 @@
 """The two kinds of errors that are reported in a single line, without a traceback, and what they quote of others."""
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 FAULT_CODE = 3
 """Exit code of a process ended by an external fault; a user's mistake is 2."""
@@ -37,6 +39,8 @@ def on_one_line(error: BaseException) -> str:
     Returns:
         Words separated by single blanks; the type of the error where it has no message.
     """
+    if isinstance(error, KeyError):
+        return f"no {error}"  # its message is the key alone
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -66,6 +70,19 @@ def in_brief(error: BaseException) -> str:
     return on_one_line(error)[:300]
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest what an unknown name may have been meant for.
+
+    Args:
+        name: What was got.
+        known: Names that there are.
+
+    Returns:
+        End of a message; empty where no name is like it.
+    """
+    return "".join(f"; the nearest is {match}" for match in get_close_matches(name, known, n=1))
+
+
 class _OneLine(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(str(message).translate(_CONTROLS))
@@ -77,6 +94,10 @@ class UserError(_OneLine, ValueError):
     The message states what was got, what was expected and what to do. Code that uses the package as a library can catch it
     as a `ValueError`.
     """
+
+
+class FoundByFirst(UserError):
+    """A mistake that the first rank has found, and reports for all."""
 
 
 class Fault(_OneLine, RuntimeError):

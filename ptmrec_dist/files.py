@@ -65,6 +65,7 @@ def staged(out: Path) -> Iterator[Path]:
     Raises:
         UserError: The folder cannot be made.
     """
+    refuse_file_above(out)
     out = out.resolve()
     fresh, old = (out.with_name(f".{out.name}{state}") for state in (UNFINISHED, ".old"))
     shutil.rmtree(fresh, ignore_errors=True)  # left by a process that was killed
@@ -73,7 +74,7 @@ def staged(out: Path) -> Iterator[Path]:
             os.replace(old, out)
         fresh.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
     try:
         yield fresh
         if out.exists():
@@ -83,6 +84,34 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def refuse_file_above(out: Path, name: str = "out") -> None:
+    """Refuse an output below a file.
+
+    Args:
+        out: File or folder to write.
+        name: Option that names it.
+
+    Raises:
+        UserError: One of the folders that it would be in is a file.
+    """
+    for path in out.resolve().parents:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{name}: got {out}, but {path} is a file, expected a folder; choose another --{name}")
+
+
+def unwritable(out: Path, error: OSError) -> UserError:
+    """Word what the system said when the folder of an output was to be made or written to.
+
+    Args:
+        out: File or folder.
+        error: The system's error.
+
+    Returns:
+        The error to raise.
+    """
+    return UserError(f"out: cannot write to {out.resolve().parent} ({error.strerror}); choose another --out")
 
 
 def link_or_copy(file: Path, name: Path) -> None:

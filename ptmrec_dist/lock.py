@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.files import parse_json, typed
+from ptmrec_dist.files import parse_json, refuse_file_above, typed, unwritable
 from ptmrec_dist.processes import is_first_rank
 
 COVERED_BY = "PTMREC_LOCKED"
@@ -102,6 +102,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or the lock cannot be written.
     """
+    refuse_file_above(out)
     path = lock_file(out)
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     owner = Owner.this_process()
@@ -112,7 +113,7 @@ def locked(out: Path) -> Iterator[None]:
             _remove_stale(path, out)
             _create(path, owner, out)
     except OSError as error:
-        raise UserError(f"out: cannot write to {path.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
     try:
         yield
     finally:

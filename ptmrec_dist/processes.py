@@ -1,12 +1,44 @@
-"""What this process is among others: a rank that a launcher started, or a child that must end with its parent.
-
-One that outlives its parent would write into the next attempt.
-"""
+"""What a process is among others: a rank of several, a child that must end with its parent; and how it ends in order."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it had begun to write is removed, its lock is released."""
+
+
+@contextmanager
+def raising_on_sigterm(error: type[BaseException], *arguments: object) -> Iterator[None]:
+    """Make SIGTERM raise an error while the block runs, where nothing else handles it: its default leaves files behind.
+
+    A second SIGTERM ends the process at once.
+
+    Args:
+        error: Type of the error.
+        *arguments: What it is made with.
+
+    Yields:
+        Nothing.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise error(*arguments)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def is_first_rank() -> bool:

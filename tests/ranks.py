@@ -78,6 +78,7 @@ def _rank(
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
+    cli._GRACE = 0.0  # no launcher ends the first of them
     warnings.filters[:] = filters  # those of pytest's process
     try:
         results.put((rank, _plain(function(*arguments)), ""))

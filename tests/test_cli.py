@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ptmrec_dist import cli, config
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import FoundByFirst, UserError
+from ptmrec_dist.hardware import cores
 from tests.conftest import REPOSITORY, Project
 from tests.permissions import bound_by_permissions
 
@@ -147,6 +148,33 @@ def test_settings_within_settings_are_read_and_refused_as_those_of_a_command_lin
             config.from_plain(config.PackConfig, pack | key)
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("pack", ("--interactions", "a.csv", "--out", "x", "--workers")),
+        ("features", ("--shards", "a", "--encoder.model", "b", "--out", "x", "--workers")),
+        ("stage2", (*STAGE2, "--workers")),
+        ("experiment", ("--shards", "a", "--encoder.model", "m", "--out", "x", "--processes")),
+        ("serve", ("--model", "models:/m@a", "--workers")),
+    ],
+)
+def test_more_processes_than_the_cores_can_serve_are_refused_with_their_number(
+    command: str, arguments: tuple[str, ...]
+) -> None:
+    name, most = arguments[-1].removeprefix("--"), 32 * cores()
+    expected = f"{name}: got {most + 1}, expected [01] to {most}, which is 32 for each of the {cores()} cores here"
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        _parse(command, *arguments, most + 1)
+    assert getattr(_parse(command, *arguments, most), name) == most
+
+
+def test_an_unknown_command_is_told_the_nearest_and_help_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["Stagge2"]) == 2
+    assert capsys.readouterr().err.endswith("serve, demo; the nearest is stage2\n")
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == f"{cli.usage()}\n"
+
+
 @pytest.mark.parametrize("column", ["attributes", "user", "rating", "time"])
 def test_columns_that_new_items_are_not_read_by_are_no_options(column: str) -> None:
     given = ("--model", "models:/m@a", "--items", "new.csv", f"--columns.{column}", "year")
@@ -174,6 +202,42 @@ def test_mistakes_end_with_code_2_and_one_line_without_a_traceback(tiny_project:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert "error:" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+_LATE = """
+import os, sys, time
+from ptmrec_dist.cli import run
+if os.environ["RANK"] == sys.argv.pop(1):
+    time.sleep(2)
+sys.exit(run("stage1", sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_is_reported_though_the_launcher_ends_all_ranks_when_the_first_ends(tmp_path: Path) -> None:
+    """The first rank is late: it has not read anything yet when another has found the mistake."""
+    (tmp_path / "late.py").write_text(_LATE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*launcher, tmp_path / "late.py", "0", "--shards", tmp_path / "nowhere", "--out", tmp_path / "x"]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+    mistakes = [line for line in done.stderr.splitlines() if ": error: " in line]
+    assert mistakes == [
+        f"ptmrec stage1: error: shards: no files at {tmp_path}/nowhere; expected a folder that `ptmrec pack` wrote"
+    ]
+
+
+def test_a_mistake_that_another_rank_alone_finds_is_reported_by_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_GRACE", 0.01)
+    monkeypatch.setenv("RANK", "1")
+    for error, said in (
+        (UserError("shards: lost"), "ptmrec demo: rank 1: error: shards: lost\n"),
+        (FoundByFirst("a mistake"), ""),
+    ):
+        monkeypatch.setattr(cli, "_function", lambda path, error=error: lambda settings: _raise(error))
+        assert cli.run("demo", []) == 2
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("name", ["read", "written"])

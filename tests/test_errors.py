@@ -16,6 +16,10 @@ def test_a_sentence_that_a_library_divides_is_joined() -> None:
     assert on_one_line(ValueError("expected one of\n  a,\n  b")) == "expected one of a, b"
 
 
+def test_a_missing_key_is_said_to_be_missing() -> None:
+    assert on_one_line(KeyError("version")) == "no 'version'"
+
+
 def test_a_message_that_is_pages_long_is_cut() -> None:
     assert in_brief(ValueError("size mismatch\n" * 90)) == ("size mismatch " * 90)[:300]
     assert in_brief(ValueError("one\n  two")) == "one two"

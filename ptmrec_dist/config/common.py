@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.hardware import cores
 from ptmrec_dist.lineage import split_scheme
 
 _LONGEST = 1_000_000_000
 """Seconds; Python waits for at most nine times as many."""
+_PROCESSES_PER_CORE = 32
+"""Some wait for disks or the network while others compute; each takes hundreds of megabytes and seconds to start."""
 
 
 def require(ok: bool, name: str, got: object, expected: str) -> None:
@@ -89,6 +92,22 @@ def require_timeout(seconds: float) -> None:
         UserError: It is not positive, or more than thirty years.
     """
     require(0 < seconds <= _LONGEST, "timeout", seconds, f"more than 0 seconds, at most {_LONGEST}")
+
+
+def require_processes(name: str, got: int | None, least: int = 1) -> None:
+    """Refuse more processes than this machine can sensibly start.
+
+    Args:
+        name: The setting.
+        got: Its value; None where it has a default of its own.
+        least: Smallest value.
+
+    Raises:
+        UserError: It is smaller than `least`, or more than `_PROCESSES_PER_CORE` for each core.
+    """
+    most = _PROCESSES_PER_CORE * cores()
+    expected = f"{least} to {most}, which is {_PROCESSES_PER_CORE} for each of the {cores()} cores here"
+    require(got is None or least <= got <= most, name, got, expected)
 
 
 def require_seeds(name: str, *seeds: int) -> None:

@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ptmrec_dist.config.common import EncoderConfig, require, require_device, require_seeds, require_timeout
+from ptmrec_dist.config.common import (
+    EncoderConfig,
+    require,
+    require_device,
+    require_processes,
+    require_seeds,
+    require_timeout,
+)
 from ptmrec_dist.config.pattern import Pattern, is_pattern
 
 MAX_ASPECT_RATIO = 100
@@ -139,7 +146,7 @@ class PackConfig(ReadsTables):
         super().__post_init__()
         require_seeds("seed", self.seed)
         require(self.num_shards is None or self.num_shards >= 1, "num_shards", self.num_shards, "1 or more")
-        require(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        require_processes("workers", self.workers)
         require_timeout(self.timeout)
         require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
         require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
@@ -193,7 +200,7 @@ class FeaturesConfig:
         require(self.reuse is None or self.encoder is not None, "reuse", self.reuse, "none with arrays of your own")
         require_timeout(self.timeout)
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require_processes("workers", self.workers, least=0)
         require_device(self.device)
 
 

@@ -12,6 +12,7 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     require,
     require_device,
+    require_processes,
     require_seeds,
 )
 from ptmrec_dist.config.recommenders import RECOMMENDERS
@@ -144,8 +145,11 @@ class ExperimentConfig:
         known = [*self.paradigms, *(PARADIGMS_OF_THE_PAPER.get(name, name) for name in self.paradigms), "best"]
         expected = f"one of {', '.join(dict.fromkeys(known))}, or {self.baseline} among --paradigms"
         require(self.baseline in known, "baseline", self.baseline, expected)
-        for name in ("processes", "ranks"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.ranks >= 1, "ranks", self.ranks, "1 or more")
+        if self.ray is None:
+            require_processes("processes", self.processes)
+        else:
+            require(self.processes >= 1, "processes", self.processes, "1 or more")
         require(self.cold_below is None or self.cold_below >= 1, "cold_below", self.cold_below, "1 or more")
         require_device(self.device, indexed=self.ranks == 1 and self.ray is None)
         self._check_data()

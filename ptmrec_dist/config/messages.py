@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from ptmrec_dist.config.values import EMPTY_PATH
+from ptmrec_dist.errors import nearest
 
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: ?(?P<got>.*)')
 _NO_PATH = re.compile(rf'Parser key "(?P<name>[^"]+)": .*{EMPTY_PATH}')
@@ -52,8 +52,7 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
 
 
 def _unknown(given: str, name: str, options: Iterable[str]) -> str:
-    nearest = get_close_matches(name, options, n=1)
-    return f"unknown: {given}" + (f"; the nearest is {nearest[0]}" if nearest else "")
+    return f"unknown: {given}{nearest(name, options)}"
 
 
 def _expected(why: str) -> str:

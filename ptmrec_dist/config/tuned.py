@@ -10,6 +10,7 @@ from ptmrec_dist.config.common import (
     TrackingConfig,
     require,
     require_device,
+    require_processes,
     require_seeds,
     require_timeout,
 )
@@ -95,7 +96,7 @@ class TunesEncoder:
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         require(self.cache_gib >= 0, "cache_gib", self.cache_gib, "0 or more")
         self._check_cuda_graphs()
-        require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require_processes("workers", self.workers, least=0)
         require(self.check_every is None or self.check_every >= 1, "check_every", self.check_every, "1 or more")
         require_timeout(self.timeout)
         require(0 <= self.max_damaged < 1, "max_damaged", self.max_damaged, "a fraction in [0, 1)")

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from ptmrec_dist.config.common import ReadsRun, check_alias, check_model_name, require, require_device, require_seeds
+from ptmrec_dist.config.common import (
+    ReadsRun,
+    check_alias,
+    check_model_name,
+    require,
+    require_device,
+    require_processes,
+    require_seeds,
+)
 from ptmrec_dist.config.data import CatalogueColumnsConfig
 
 
@@ -247,7 +255,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         require(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
-        require(self.workers >= 1, "workers", self.workers, "1 or more")
+        require_processes("workers", self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

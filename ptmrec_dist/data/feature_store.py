@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ptmrec_dist.data.npy import open_npy
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.files import parse_json, staged, typed
 from ptmrec_dist.lineage import with_hints, without_hints
 
@@ -76,7 +76,10 @@ def read_feature_manifest(folder: Path) -> FeatureManifest:
             raise ValueError(f"got {outside[0]!r}, expected {' and '.join(_TABLES)}")
         return manifest
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"features: {folder}/manifest.json was not written by `ptmrec features` ({error})") from error
+        raise UserError(
+            f"features: {folder}/manifest.json was not written by `ptmrec features` ({on_one_line(error)}); give its --out, or "
+            "run it again"
+        ) from error
 
 
 def open_features(folder: Path, data_fingerprint: str, num_items: int) -> FeatureStore:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ptmrec_dist.errors import UserError
+from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.files import parse_json, typed, write_atomically
 
 SCHEMA_VERSION = 2
@@ -148,7 +148,10 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{option}: {path} was not written by `ptmrec pack` ({error!r}); pack again") from error
+            raise UserError(
+                f"{option}: {path} was not written by `ptmrec pack` ({on_one_line(error)}); give a packed data set, or pack "
+                "again"
+            ) from error
 
     def _check_sources(self) -> None:
         """Refuse sources that do not add up to the whole."""

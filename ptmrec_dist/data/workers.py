@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from ptmrec_dist.errors import Fault, UserError, fault_of, first_line
+from ptmrec_dist.errors import Fault, FoundByFirst, UserError, fault_of, first_line
 from ptmrec_dist.hardware import cores
 from ptmrec_dist.processes import end_with_parent
 
@@ -142,13 +142,13 @@ class RankPool:
         """Run the tasks that the first rank sends, until it has finished; for the other ranks.
 
         Raises:
-            UserError: The first rank found a mistake in the input, and reports it.
+            FoundByFirst: The first rank found a mistake in the input, and reports it.
             Fault: A rank was lost.
         """
         while isinstance(message := self._scatter(None), tuple):
             self._answer(*message)
         if not message:
-            raise UserError("the first rank found a mistake in the input")
+            raise FoundByFirst("the first rank found a mistake in the input")
 
     def _scatter(self, tasks: list[Any] | None) -> Any:
         """Send each rank its tasks, or None when there are no more."""

@@ -21,7 +21,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import check_metric
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
-from ptmrec_dist.files import read_json, read_yaml, sha256
+from ptmrec_dist.files import read_json, read_yaml, refuse_file_above, sha256
 from ptmrec_dist.lineage import check_inputs, is_foreign, read_inputs
 from ptmrec_dist.training.run_folder import PATHS, changed_settings
 
@@ -56,6 +56,8 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
     begun = (config.out / "settings").is_dir()
     if not begun and is_foreign(config.out):
         raise UserError(f"out: {config.out} exists and holds no experiment; choose another --out")
+    if config.results is not None:
+        refuse_file_above(config.results / "tables", "results")
     for metric in config.metrics:
         check_metric(metric)
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}

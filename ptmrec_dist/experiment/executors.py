@@ -57,8 +57,15 @@ def run_locally(arguments: list[str], ranks: int, log: Path) -> int | None:
     return process.exitcode
 
 
+def end_running() -> None:
+    """Ask the commands that `run_locally` runs in other threads to save what they have and to end."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
 def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict[str, str]) -> None:
     """Run `ptmrec` with these arguments in this process, or its launcher, and exit with the exit code."""
+    os.setpgrp()  # what ends the experiment reaches this process once, by `end_running`: a second signal would cost it its step
     # An experiment's step ends with it, or the same command, run again, would find its output in use.
     end_with_parent(signal.SIGTERM if ranks > 1 else signal.SIGKILL)  # the launcher first ends the ranks
     os.environ |= environment  # the fork server may have another

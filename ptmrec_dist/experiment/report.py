@@ -33,7 +33,7 @@ def report(config: ReportConfig) -> None:
         UserError: No such run, one that is not finished or of other data, or two of the same name; nothing is written.
     """
     folders = _folders(config.runs)
-    records = {folder: read_record(folder, config) for folder in folders}
+    records = {folder: read_record(folder, config, "runs") for folder in folders}
     first = records[folders[0]]
     for folder, record in records.items():
         if record.data["fingerprint"] != first.data["fingerprint"]:

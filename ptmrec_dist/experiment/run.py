@@ -4,6 +4,7 @@ ptmrec experiment --config EXPERIMENT.yaml
 ptmrec experiment --config EXPERIMENT.yaml --dry_run true     # print the plan
 """
 
+import signal
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 
@@ -12,7 +13,7 @@ import yaml
 from ptmrec_dist.config import ExperimentConfig, encoder_label
 from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.experiment.checks import check_data, check_settings
-from ptmrec_dist.experiment.executors import Executor, open_executor
+from ptmrec_dist.experiment.executors import Executor, end_running, open_executor
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import Step, file_name, lay_out, settings_file, settings_of
 from ptmrec_dist.experiment.results import write_results
@@ -21,6 +22,9 @@ from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.tracking import Tracker
+
+_SECONDS = 0.5
+"""Longest wait in one piece: polars' handler of SIGINT lets a wait continue, so that Ctrl-C is seen after it."""
 
 
 @exclusive_out
@@ -79,16 +83,19 @@ def _run_all(config: ExperimentConfig, steps: dict[str, Step], parent: str | Non
             while order.is_active():
                 for name in order.get_ready():
                     running[pool.submit(_run, config, execute, name, waiting[name], parent)] = name
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                ended, _ = wait(running, _SECONDS, FIRST_COMPLETED)
                 for future in ended:
                     name = running.pop(future)
                     future.result()
                     order.done(name)
                     bar.update()
                     bar.line(f"{name}: done")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # running steps finish; the same command resumes the rest
-            raise
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)  # the same command resumes the rest
+            if isinstance(error, KeyboardInterrupt):
+                bar.line(f"waiting for {', '.join(running.values())} to save what they have")
+                end_running()
+            raise  # of other errors, once running steps have finished
 
 
 def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, parent: str | None) -> None:
@@ -98,7 +105,7 @@ def _run(config: ExperimentConfig, execute: Executor, name: str, step: Step, par
     log = config.out / "logs" / f"{file_name(name)}.log"
     ranks = config.ranks if step.command in ("stage2", "joint", "contrastive") else 1
     code = execute(arguments, ranks, log)
-    if code == 130 or (code == 0 and not step.is_complete):
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM) or (code == 0 and not step.is_complete):
         raise KeyboardInterrupt
     if code:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]

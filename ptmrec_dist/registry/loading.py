@@ -5,16 +5,15 @@ A model is read into memory completely: the downloaded files are gone when `load
 
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import connect, reason, tracking_uri
+from ptmrec_dist.processes import raising_on_sigterm
 from ptmrec_dist.registry.versions import all_models
 from ptmrec_dist.serving.digests import tree_digest
 
@@ -76,7 +75,7 @@ def verified_files(uri: str) -> Iterator[Path]:
     client = client_of_registry(must_exist=True)
     import mlflow.artifacts
 
-    with _ending_orderly(), TemporaryDirectory(prefix="ptmrec-model-") as files:
+    with raising_on_sigterm(SystemExit, 128 + signal.SIGTERM), TemporaryDirectory(prefix="ptmrec-model-") as files:
         with _naming_models(uri, client):
             version = _version_of(client, uri)  # before its files: an alias may move meanwhile
             fixed = f"{_SCHEME}{version.name}/{version.version}"
@@ -178,20 +177,3 @@ def _naming_models(uri: str, client: "MlflowClient | None") -> Iterator[None]:
         names = [f"{model.name}@{alias}" for model in all_models(client) for alias in model.aliases]
         known = ", ".join(names) or "none"
         raise UserError(f"model: cannot load {uri} ({reason(error)}); registered are: {known}") from error
-
-
-@contextmanager
-def _ending_orderly() -> Iterator[None]:
-    """Make SIGTERM raise SystemExit, where nothing else handles it: its default would leave temporary files behind."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -9,6 +9,7 @@ import polars as pl
 
 from ptmrec_dist.config import PromoteConfig, RollbackConfig
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.beyond import LIST_PROPERTIES
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric
@@ -49,10 +50,12 @@ def promote(config: PromoteConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: No such version, or one trained on other data than the champion.
+        UserError: No such version or data set, or one trained on other data than the champion.
         NotPromoted: The gate refused it.
     """
     check_metric(config.metric or SELECT)
+    if config.on is not None:
+        Manifest.read(config.on, option="on")  # also where there is no champion to compare with
     client = client_of_registry(must_exist=True)
     with mlflow_errors():
         aliases = aliases_of(client, config.name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ptmrec_dist.config import RecommendConfig
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import refuse_file_above, unwritable
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.serving.batch import write_lists
@@ -104,10 +105,11 @@ def _served(folder: Path) -> "ServedModel":
 def _check_writable(out: Path) -> None:
     if out.is_dir():
         raise UserError(f"out: {out} is a folder, expected the name of a file")
+    refuse_file_above(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out: cannot write to {out.parent} ({error.strerror}); choose another --out") from error
+        raise unwritable(out, error) from error
 
 
 def _print_users(columns: dict[str, list[Any]]) -> None:

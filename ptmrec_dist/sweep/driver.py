@@ -55,7 +55,7 @@ def run_sweep(config: SweepConfig) -> None:
         KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
     space = read_space(config)
-    start = load_run(config.stage1, config, with_test=False)
+    start = load_run(config.stage1, config, with_test=False, name="stage1")
     settings = _check(config, space, start)
     part = selecting_part(start.dataset.parts, settings.select_on)
     with connected(config.ray):
@@ -131,7 +131,6 @@ class Sweep:
                 self._run({}, "search", num_samples=-1, search_alg=search, scheduler=scheduler)
         trials = self.book.read()
         if any(trial.state == "open" for trial in trials):
-            print("interrupted; run the same command to resume")
             raise KeyboardInterrupt
         count = Counter(trial.state for trial in trials)
         print(f"{len(trials)} trials: " + ", ".join(f"{number} {state}" for state, number in sorted(count.items())))

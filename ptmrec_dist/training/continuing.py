@@ -63,7 +63,7 @@ class PreviousRun:
     def __init__(self, config: Stage1Config, dataset: Dataset, record: RunRecord) -> None:
         assert config.from_run is not None
         self._folder = config.from_run
-        self._record = read_record(self._folder, ReadsRun(shards=config.from_shards))
+        self._record = read_record(self._folder, ReadsRun(shards=config.from_shards), "from")
         self._refuse_others(record, config.train_features)
         before = self._open_data()
         self._users = _matches(dataset.user_ids, before.user_ids)

@@ -35,13 +35,14 @@ class FinishedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) -> FinishedRun:
+def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, name: str = "run") -> FinishedRun:
     """Read a finished run and everything that it was made from, checking every fingerprint.
 
     Args:
         folder: Run folder of stage 1 or stage 2.
         now: Where its inputs are now; by default beside it as before, or else where they were.
         with_test: Whether the data set's test split can be read.
+        name: Option that names the folder, for messages.
 
     Returns:
         The run, on the CPU.
@@ -49,7 +50,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
     Raises:
         UserError: No finished run there, or data or features that are not those it was made from.
     """
-    record = read_record(folder, now)
+    record = read_record(folder, now, name)
     dataset = open_data_of(folder, record, with_test)
     store = open_features_of(folder, record, dataset)
     # Features that a run has written itself may be vectors made of several modalities, too.
@@ -58,7 +59,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
     try:
         weights = load_file(folder / RECOMMENDER_FILE)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"run: cannot read {folder / RECOMMENDER_FILE} ({error}); train again") from error
+        raise UserError(f"{name}: cannot read {folder / RECOMMENDER_FILE} ({error}); train again") from error
     for modality in features:
         features[modality] = weights.pop(f"features.{modality}", features[modality])
     recommender = untrained_recommender(record, dataset, folder)
@@ -66,7 +67,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True) 
         recommender.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"run: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({on_one_line(error)}); train again"
+            f"{name}: {folder / RECOMMENDER_FILE} does not fit {record.recommender} ({on_one_line(error)}); train again"
         ) from error
     return FinishedRun(folder, record, dataset, features, recommender)
 

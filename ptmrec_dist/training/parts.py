@@ -54,7 +54,7 @@ def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
     folder = config.transfer_from
     if folder is None:
         return record
-    source = read_record(folder)
+    source = read_record(folder, name="transfer_from")
     reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
     if config.transfer == "prompts":
         _refuse_other_encoder(folder, source, record)

@@ -87,12 +87,13 @@ def write_record(folder: Path, record: RunRecord) -> None:
     write_atomically(folder / "run.json", json.dumps(_with_hints(asdict(written), folder), indent=1))
 
 
-def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
+def read_record(folder: Path, now: ReadsRun | None = None, name: str = "run") -> RunRecord:
     """Read the lineage of a finished run.
 
     Args:
         folder: Run folder.
         now: Where its inputs are now; by default beside it as before, or else where they were.
+        name: Option that names the folder, for messages.
 
     Returns:
         Its record.
@@ -101,10 +102,10 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
         UserError: No finished run there, or one whose files were changed.
     """
     if not (folder / "metrics.json").is_file() or not (folder / "run.json").is_file():
-        begun = (folder / "config.yaml").is_file()
-        state = "is not finished; run its command again to resume it" if begun else "is not a run folder"
-        raise UserError(f"run: {folder} {state}")
-    content = read_json(folder / "run.json", "run")
+        if (folder / "config.yaml").is_file():
+            raise UserError(f"{name}: {folder} is not finished; run its command again to resume it")
+        raise UserError(f"{name}: {folder} is not a run folder; expected the --out of a finished run")
+    content = read_json(folder / "run.json", name)
     try:
         record = typed(RunRecord, _without_hints(content, folder))
         named = (record.data, record.features, record.graph_features, record.stage1, record.stage2)
@@ -112,11 +113,13 @@ def read_record(folder: Path, now: ReadsRun | None = None) -> RunRecord:
             if made is not None and not {"path", "fingerprint"} <= made.keys():
                 raise ValueError("an input without path or fingerprint")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"run: {folder}/run.json is not one that this version writes ({error}); train again") from error
+        raise UserError(
+            f"{name}: {folder}/run.json is not one that this version writes ({error}); train again"
+        ) from error
     found = _fingerprint(folder, record)
     if found != record.fingerprint:
         raise UserError(
-            f"run: the files of {folder} are {found[:12]}, but its run.json says {record.fingerprint[:12]}: they were "
+            f"{name}: the files of {folder} are {found[:12]}, but its run.json says {record.fingerprint[:12]}: they were "
             "changed; train again or bring the old files back"
         )
     return record if now is None else _relocated(record, folder, now)

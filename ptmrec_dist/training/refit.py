@@ -140,7 +140,7 @@ def _stage1_of(config: RefitConfig, begun: RunRecord) -> Path | None:
         return None
     folder = config.stage1 or Path(recorded["path"])
     require_files("stage1", str(folder), config.run)
-    found = read_record(folder).fingerprint
+    found = read_record(folder, name="stage1").fingerprint
     if found != recorded["fingerprint"]:
         raise UserError(
             f"stage1: {folder} is {found[:12]}, but {config.run} started from {recorded['fingerprint'][:12]}; give the folder "

@@ -136,6 +136,8 @@ class RunFolder:
         if list(changed) == ["epochs"]:
             schedule = flatten(old).get("optim.schedule", "constant")
             self._check_epochs(old["epochs"], self.settings["epochs"], schedule)
+        elif _is_of_another_command(old, self.settings):
+            raise UserError(f"out: {self.folder} holds a run of another command; choose another --out")
         elif changed:
             what = ", ".join(changed.values())
             raise UserError(f"out: {self.folder} holds a run of other settings ({what}); choose another --out")
@@ -167,6 +169,12 @@ class RunFolder:
         state = found[1]
         is_evaluated = not state.step and any(line["epoch"] == state.epoch for line in state.history)
         return max([state.epoch + (not is_evaluated), *evaluated])
+
+
+def _is_of_another_command(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether each has settings that the other does not know; those of another version of one command may lack some."""
+    old, new = (settings.keys() - INCIDENTAL - PATHS for settings in (before, now))
+    return bool(old - new and new - old)
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _teacher_of(config: Stage2Config, start: FinishedRun) -> FinishedRun:
     """The run that teaches, if it fits."""
     folder = config.teacher_run
     assert folder is not None
-    teacher = load_run(folder, ReadsRun(shards=config.shards))
+    teacher = load_run(folder, ReadsRun(shards=config.shards), name="teacher_run")
     read = start.recommender.history_length
     found, expected = teacher.dataset.fingerprint[:12], start.dataset.fingerprint[:12]
     require(found == expected, "teacher_run", f"a run on {found}", f"one on the data set of {start.folder}, {expected}")

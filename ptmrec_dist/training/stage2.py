@@ -29,7 +29,7 @@ def train_stage2(config: Stage2Config) -> None:
         UserError: A stage 1 run that is missing, unfinished, ID-only or of other data; an encoder that is not the one that
             the features came from; a method that a tower cannot take; a run folder of other settings.
     """
-    tune_from(config, load_run(config.stage1, config))
+    tune_from(config, load_run(config.stage1, config, name="stage1"))
     refit_if_asked(config)
 
 

@@ -1,5 +1,8 @@
 """Replacing a folder: whole or not at all, and never one that holds something else."""
 
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest
 from ptmrec_dist.data.staging import check_replaceable
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import staged
+from ptmrec_dist.lock import locked
 
 
 def _packed(folder: Path) -> Path:
@@ -62,7 +66,11 @@ def test_what_is_not_a_packed_data_set_is_never_replaced(tmp_path: Path) -> None
             check_replaceable(tmp_path / name)
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_users_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", [staged, locked])
+def test_a_file_in_the_way_of_an_output_is_named(
+    writer: Callable[[Path], AbstractContextManager[object]], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="out: cannot write to"), staged(tmp_path / "file" / "out"):
+    in_the_way = re.escape(f"but {tmp_path / 'file'} is a file, expected a folder; choose another --out")
+    with pytest.raises(UserError, match=rf"out: got .*/file/a/out, {in_the_way}"), writer(tmp_path / "file/a/out"):
         pass

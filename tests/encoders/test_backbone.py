@@ -62,7 +62,7 @@ def test_an_encoder_that_changed_since_is_refused_with_both_fingerprints(tiny_cl
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (EncoderConfig(model="ViT-B-33"), "'ViT-B-33' is neither a folder nor a model that open_clip knows"),
+        (EncoderConfig(model="ViT-B-33"), "neither a folder nor a model that open_clip knows; the nearest is ViT-B-32"),
         (EncoderConfig(model="ViT-B-32"), r"encoder.pretrained: ViT-B-32 needs a tag of its weights \(.*openai"),
         (EncoderConfig(model="ViT-B-32", pretrained="unknown"), "encoder.model: cannot load 'ViT-B-32'"),
     ],

@@ -13,7 +13,7 @@ CASES = [(name, {}) for name in RECOMMENDERS] + [("vbpr", {"reg_weight": 0.0})]
 def test_whatever_scores_cold_items_is_trained_by_a_term_or_fitted(
     name: str, settings: dict[str, float], toy: Toy
 ) -> None:
-    model = toy.build(name, **({"dim": 4} | settings))
+    model = toy.build(name, **settings)
     if not model.multimodal:
         pytest.skip("it knows items by their IDs only")
     with torch.no_grad():

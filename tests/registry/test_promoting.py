@@ -43,6 +43,11 @@ def champion_of(registry: MlflowClient, name: str) -> str:
 PROMOTE = ("--metric", "ndcg@10")
 
 
+def test_a_data_set_to_compare_on_must_be_one_also_where_there_is_no_champion(tmp_path, capsys):
+    line = refusal(capsys, "promote", "--name", "unknown", "--on", str(tmp_path))
+    assert line.startswith(f"ptmrec promote: error: on: {tmp_path} has no manifest.json; expected a folder that")
+
+
 def test_better_candidate_becomes_champion_and_a_worse_one_does_not(catalogue, oracle, registry, name, capsys):
     register(RegisterConfig(run=catalogue.ids_only, name=name))
     assert main(["promote", "--name", name, *PROMOTE]) == 0

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,26 @@ def test_the_kubernetes_job_mounts_what_it_names_and_starts_a_command_that_we_ha
     assert program == "ptmrec"
     options[options.index("--config") + 1] = str(CONFIGS / "search-prompt.yaml")
     assert cli.parse(cli.COMMANDS[command].settings, options, command).out == Path("/shared/sweeps/prompt")
+
+
+_CONNECTED = """
+import os, signal
+from ptmrec_dist.config import RayConfig
+from ptmrec_dist.distributed.cluster import connected
+from ptmrec_dist.processes import Terminated, raising_on_sigterm
+try:
+    with raising_on_sigterm(Terminated), connected(RayConfig()):
+        os.kill(os.getpid(), signal.SIGTERM)
+except Terminated:
+    print("ended in order")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_is_connected_to_ray_in_order() -> None:
+    """Ray's own handlers abort with a stack trace, or exit at once."""
+    done = subprocess.run([sys.executable, "-c", _CONNECTED], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr, done.returncode) == ("ended in order\n", "", 0)
 
 
 @pytest.mark.parametrize(("name", "setting", "values"), [("last-n", "n", {1, 2, 4}), ("prompt", "length", {1, 16})])

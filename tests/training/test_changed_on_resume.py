@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, EncoderOptimConfig, OptimConfig, Stage2Config
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.contrastive import fine_tune
+from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
@@ -52,6 +53,13 @@ def test_fewer_epochs_than_were_begun_are_refused_and_the_run_still_resumes(
     with pytest.raises(UserError, match=r"other settings \(epochs 6 -> 8, lr 0.02 -> 0.5\)"):
         train_stage1(replace(config, epochs=8, lr=0.5))
     train_stage1(config)
+
+
+def test_a_folder_of_a_run_of_another_command_is_refused_as_that(tiny_project: Project) -> None:
+    """Not by all settings that the two commands do not have in common."""
+    config = Stage2Config(stage1=tiny_project.stage1, out=tiny_project.stage1)
+    with pytest.raises(UserError, match=r"stage1 holds a run of another command; choose another --out$"):
+        RunFolder(config.out, config, {})
 
 
 def test_a_complete_run_says_that_it_cannot_be_extended(tiny_project: Project, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tiny_project: Project, tmp_path: Path, p
             "prompt.depth: got 9, but the image tower has 3 layers, the text tower has 2",
         ),
         ({"cuda_graphs": True}, "cuda_graphs: got true, but the device is cpu; expected a GPU"),
-        ({"stage1": Path("nowhere")}, "run: nowhere is not a run folder"),
+        ({"stage1": Path("nowhere")}, "stage1: nowhere is not a run folder; expected the --out of a finished run"),
         ({"shards": Path("nowhere")}, "nowhere"),
     ],
 )

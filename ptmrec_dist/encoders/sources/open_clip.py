@@ -26,7 +26,7 @@ from ptmrec_dist.encoders.base import Backbone, weights_digest
 from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
 from ptmrec_dist.encoders.tower import Tower
-from ptmrec_dist.errors import UserError, in_brief
+from ptmrec_dist.errors import UserError, in_brief, nearest
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -149,8 +149,11 @@ def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any] |
         if settings.pretrained is not None:
             raise UserError(f"encoder.pretrained: got {settings.pretrained!r} with {model}, which has its own weights")
         return model, None, None
-    if model not in open_clip.list_models():
-        raise UserError(f"encoder.model: {model!r} is neither a folder nor a model that open_clip knows")
+    known = open_clip.list_models()
+    if model not in known:
+        raise UserError(
+            f"encoder.model: {model!r} is neither a folder nor a model that open_clip knows{nearest(model, known)}"
+        )
     if settings.pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none is published"
         raise UserError(f"encoder.pretrained: {model} needs a tag of its weights ({tags})")

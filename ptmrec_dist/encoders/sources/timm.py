@@ -24,7 +24,7 @@ from ptmrec_dist.encoders.sources.layouts import timm_blocks
 from ptmrec_dist.encoders.sources.normalisation import Normalisation
 from ptmrec_dist.encoders.sources.token_states import timm_token_states
 from ptmrec_dist.encoders.tower import TokenStates, output_width
-from ptmrec_dist.errors import UserError, in_brief
+from ptmrec_dist.errors import UserError, in_brief, nearest
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _OPTION = "encoder.image"
@@ -110,7 +110,8 @@ def load_timm(source: str) -> TimmTower:
     except Exception as error:  # timm, the hub and safetensors raise all kinds of errors
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{_OPTION}: cannot load {source!r}: {in_brief(error)}") from error
+        meant = "" if timm.is_model(source) else nearest(source, timm.list_models())
+        raise UserError(f"{_OPTION}: cannot load {source!r}: {in_brief(error)}{meant}") from error
     model.eval().requires_grad_(False)
     channels = resolve_model_data_config(model)["input_size"][0]
     if channels != 3:

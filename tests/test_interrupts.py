@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM: one line, the exit code of the signal, nothing half-written, and the same command starts again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ptmrec_dist import cli
+from ptmrec_dist.processes import Terminated, raising_on_sigterm
+from tests.conftest import Project
+
+_PTMREC = [sys.executable, "-c", "import sys; from ptmrec_dist.cli import main; sys.exit(main())"]
+
+
+def _packing(project: Project, out: Path) -> subprocess.Popen[str]:
+    tables = ["--items", project.source / "items.csv", "--interactions", project.source / "interactions.csv"]
+    words = ["pack", *tables, "--out", out, "--core", "2", "--workers", "2"]
+    return subprocess.Popen([*_PTMREC, *map(str, words)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_command_that_is_interrupted_says_so_leaves_nothing_and_starts_again(
+    number: signal.Signals, send: object, tiny_project: Project, tmp_path: Path
+) -> None:
+    """Ctrl-C reaches all processes at once, those too that are just being started; a scheduler's signal the first alone."""
+    assert callable(send)
+    out = tmp_path / "shards"
+    with _packing(tiny_project, out) as pack:
+        while not (tmp_path / ".shards.new" / "spool").exists():
+            assert pack.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)  # its workers are importing what they need
+        send(pack.pid, number)
+        _, errors = pack.communicate(timeout=60)
+    assert errors == "ptmrec pack: interrupted; run the same command again\n"
+    assert pack.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    with _packing(tiny_project, out) as pack:
+        assert pack.wait(timeout=60) == 0
+
+
+def test_of_several_ranks_the_first_says_that_they_were_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_function", lambda path: interrupt)
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.run("demo", []) == 130
+        said.append(capsys.readouterr().err)
+    assert said == ["ptmrec demo: interrupted; run the same command again\n", ""]
+
+
+def test_a_second_sigterm_ends_the_process_at_once() -> None:
+    handlers = []
+    with raising_on_sigterm(Terminated):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Terminated:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+    assert handlers == [signal.SIG_DFL]
+
+
+def test_a_handler_of_sigterm_that_is_there_is_kept() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with raising_on_sigterm(Terminated):
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
