@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
+from ptmrec_dist.config.tuning import groups
 from ptmrec_dist.config.written import as_declared
 from ptmrec_dist.config.yaml_files import read_settings
 from ptmrec_dist.errors import UserError
@@ -72,7 +73,7 @@ def _with_lists(words: list[str], settings: type) -> list[str]:
 def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
     """The options that take a list, those of nested settings too, and the type of their values."""
     found = {}
-    types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | config.groups(settings)
+    types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | groups(settings)
     for name, kind in types.items():
         if get_origin(kind) is tuple:
             found[prefix + name] = get_args(kind)[0]
