@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ptmrec_dist import cli, config
+from ptmrec_dist.config.words import list_options
 from ptmrec_dist.errors import FoundByFirst, UserError
 from ptmrec_dist.hardware import cores
 from tests.conftest import REPOSITORY, Project
@@ -114,7 +115,7 @@ def test_every_setting_that_takes_a_list_takes_one_value_and_shows_how_in_its_he
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for command, entry in cli.COMMANDS.items():
-        options = cli._list_options(entry.settings)
+        options = list_options(entry.settings)
         if not options:
             continue
         with pytest.raises(SystemExit):

@@ -33,7 +33,7 @@ def _with_leading(words: Sequence[str], settings: type) -> Sequence[str]:
     setting = getattr(settings, "leading", None)
     if setting is None or not words or words[0].startswith("-"):
         return words
-    if f"--{setting}" not in _list_options(settings):
+    if f"--{setting}" not in list_options(settings):
         return [f"--{setting}={words[0]}", *words[1:]]
     leading = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     return [f"--{setting}={json.dumps(leading)}", *words[len(leading) :]]
@@ -57,7 +57,7 @@ def _with_switches(words: list[str], settings: type) -> list[str]:
 
 def _with_lists(words: list[str], settings: type) -> list[str]:
     """A list is written as its values: `--seeds 0,1` is `--seeds [0,1]`, and one name is a list of one."""
-    lists = _list_options(settings)
+    lists = list_options(settings)
     written, option = [], ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -70,8 +70,16 @@ def _with_lists(words: list[str], settings: type) -> list[str]:
     return written
 
 
-def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
-    """The options that take a list, those of nested settings too, and the type of their values."""
+def list_options(settings: type, prefix: str = "--") -> dict[str, type]:
+    """Find the options that take a list, those of nested settings too.
+
+    Args:
+        settings: A dataclass of settings.
+        prefix: What their names begin with.
+
+    Returns:
+        Option to the type of its values.
+    """
     found = {}
     types: dict[str, Any] = {item.name: item.type for item in fields(settings)} | groups(settings)
     for name, kind in types.items():
@@ -79,7 +87,7 @@ def _list_options(settings: type, prefix: str = "--") -> dict[str, type]:
             found[prefix + name] = get_args(kind)[0]
         for nested in (kind, *get_args(kind)):
             if is_dataclass(nested) and isinstance(nested, type):
-                found |= _list_options(nested, f"{prefix}{name}.")
+                found |= list_options(nested, f"{prefix}{name}.")
     return found
 
 
