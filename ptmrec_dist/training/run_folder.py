@@ -172,8 +172,14 @@ class RunFolder:
 
 
 def _is_of_another_command(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether each has settings that the other does not know; those of another version of one command may lack some."""
-    old, new = (settings.keys() - INCIDENTAL - PATHS for settings in (before, now))
+    """Whether each has settings that the other does not know; those of another version of one command may lack some.
+
+    Groups are not looked at: those that a choice does not use, such as another tuning method's, are left out.
+    """
+    old, new = (
+        {key for key, value in settings.items() if not isinstance(value, dict)} - INCIDENTAL - PATHS
+        for settings in (before, now)
+    )
     return bool(old - new and new - old)
 
 
