@@ -10,6 +10,7 @@ does; popularity does not help, only personal taste does.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -26,17 +27,29 @@ from ptmrec_dist.training.finished_run import FinishedRun, load_run
 
 def main() -> None:
     """Print a line for each name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    print_means(
+        __doc__.splitlines()[0], ("training items, by user", "by item", "new items, by user", "by item"), _areas
+    )
+
+
+def print_means(description: str, columns: Sequence[str], measure: Callable[[Path], Sequence[float]]) -> None:
+    """Print a line for each NAME=PATTERN of the command line, with the means over its run folders.
+
+    Args:
+        description: What the script is for.
+        columns: Titles of the measures.
+        measure: Run folder to the measures.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="+", metavar="NAME=PATTERN", help="run folders that differ in the split alone")
     options = parser.parse_args()
-    print("| | runs | training items, by user | by item | new items, by user | by item |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| | runs |", " | ".join(columns), "|\n|", " | ".join(["---"] * (len(columns) + 2)), "|")
     for name, _, pattern in (given.partition("=") for given in options.runs):
         folders = sorted(Path(file).parent for file in glob(f"{pattern}/metrics.json"))
         if not folders:
             parser.error(f"{name}: no finished run in {pattern or name}; expected NAME=PATTERN of run folders")
-        areas = np.array([_areas(folder) for folder in folders]).T
-        print(f"| {name} | {len(folders)} | {' | '.join(map(mean_of_seeds, areas))} |")
+        found = np.array([measure(folder) for folder in folders]).T
+        print(f"| {name} | {len(folders)} | {' | '.join(map(mean_of_seeds, found))} |")
 
 
 def _areas(folder: Path) -> tuple[float, float, float, float]:

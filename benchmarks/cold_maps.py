@@ -1,22 +1,19 @@
 """How should a finished run score new items: by the maps that it has, or by maps fitted to its vectors of items?
 
-python benchmarks/cold_maps.py "vbpr=DIR/runs/split*-vbpr-both-frozen-*" "freedom=DIR/runs/split*-freedom-both-frozen-*"
+python -m benchmarks.cold_maps "vbpr=DIR/runs/split*-vbpr-both-frozen-*" "freedom=DIR/runs/split*-freedom-both-frozen-*"
 
 Each argument is a name and a pattern of run folders, one run for each split. Prints Recall@20 and NDCG@20 of cold validation:
 with the run's own vectors of cold items, and with the mean over modalities of ridge regressions from features to the vectors
 of items with training interactions. The test split is not read.
 """
 
-import argparse
-from glob import glob
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.cold_auc import print_means
 from ptmrec_dist.distributed import join_world
-from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.recommenders.ridge import best_strength, ridge_weights
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.evaluate import Evaluator
@@ -27,16 +24,7 @@ METRICS = ("recall@20", "ndcg@20")
 
 def main() -> None:
     """Print a line for each name."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="NAME=PATTERN", help="run folders that differ in the split alone")
-    options = parser.parse_args()
-    print("| | runs | own Recall@20 | NDCG@20 | fitted Recall@20 | NDCG@20 |\n| --- | --- | --- | --- | --- | --- |")
-    for name, _, pattern in (given.partition("=") for given in options.runs):
-        folders = sorted(Path(file).parent for file in glob(f"{pattern}/metrics.json"))
-        if not folders:
-            parser.error(f"{name}: no finished run in {pattern or name}; expected NAME=PATTERN of run folders")
-        found = np.array([_metrics(folder) for folder in folders]).T
-        print(f"| {name} | {len(folders)} | {' | '.join(map(mean_of_seeds, found))} |")
+    print_means(__doc__.splitlines()[0], ("own Recall@20", "NDCG@20", "fitted Recall@20", "NDCG@20"), _metrics)
 
 
 def _metrics(folder: Path) -> list[float]:
