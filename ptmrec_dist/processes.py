@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+DEFERRED = frozenset((signal.SIGINT, signal.SIGTERM))
+"""Signals that `deferring_signals` defers."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: what it had begun to write is removed, its lock is released."""
 
@@ -39,6 +43,23 @@ def raising_on_sigterm(error: type[BaseException], *arguments: object) -> Iterat
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def deferring_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block ends; for the start of a process, which is no use half-done.
+
+    Processes and threads started in the block inherit that they wait, until they unblock them: an interpreter that is still
+    starting would print a traceback.
+
+    Yields:
+        Nothing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEFERRED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_first_rank() -> bool:

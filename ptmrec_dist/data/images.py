@@ -5,7 +5,6 @@ The bytes to store go to spool files (one for each chunk of images), so that not
 
 import hashlib
 import io
-import signal
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -61,7 +60,6 @@ def start_worker(max_pixels: int) -> None:
     Args:
         max_pixels: Images with more pixels are refused before they are decoded.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("ignore")
     warnings.simplefilter("error", Image.DecompressionBombWarning)

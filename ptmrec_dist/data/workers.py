@@ -8,8 +8,9 @@ only run tasks. Tasks contain paths, not file contents: all ranks see the same f
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from ptmrec_dist.errors import Fault, FoundByFirst, UserError, fault_of, first_line
 from ptmrec_dist.hardware import cores
-from ptmrec_dist.processes import end_with_parent
+from ptmrec_dist.processes import DEFERRED, deferring_signals, end_with_parent
 
 _Result = TypeVar("_Result")
 _TASKS_PER_PROCESS = 16
@@ -63,7 +64,7 @@ def open_workers(
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", ranks)))
     processes = processes or max(1, cores() // neighbours)
-    own = ProcessPoolExecutor(
+    own = _Processes(
         processes,
         mp_context=multiprocessing.get_context("spawn"),  # polars has threads, which do not survive a fork
         initializer=_start_process,
@@ -177,6 +178,26 @@ class RankPool:
             ) from error
 
 
+class _Processes(ProcessPoolExecutor):
+    """Starts its processes where no signal reaches them, nor this one while it starts them."""
+
+    def submit(self, function: Callable[..., _Result], /, *arguments: Any, **options: Any) -> Future[_Result]:
+        """Schedule a call, and start a process for it where none is idle.
+
+        Args:
+            function: A module-level function.
+            *arguments: Its arguments.
+            **options: Its keyword arguments.
+
+        Returns:
+            What will hold its result.
+        """
+        with deferring_signals():
+            return super().submit(function, *arguments, **options)
+
+
 def _start_process(start: Callable[..., None], *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEFERRED)
     end_with_parent()
     start(*arguments)

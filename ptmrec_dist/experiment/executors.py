@@ -5,8 +5,10 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from ptmrec_dist.config import ExperimentConfig
@@ -16,6 +18,9 @@ from ptmrec_dist.processes import end_with_parent
 
 Executor = Callable[[list[str], int, Path], int | None]
 """Runs `ptmrec` with given arguments on a number of ranks, with output to a log file, and returns its exit code."""
+
+_CHILDREN = threading.Lock()
+"""Held while `multiprocessing` may ask its children for their exit codes: of two threads that ask at once, one gets 255."""
 
 
 @contextmanager
@@ -52,15 +57,19 @@ def run_locally(arguments: list[str], ranks: int, log: Path) -> int | None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ptmrec_dist.experiment.preload"])
     process = context.Process(target=_command_line, args=(arguments, ranks, log, _environment()))
-    process.start()
-    process.join()
+    with _CHILDREN:
+        process.start()
+    wait([process.sentinel])
+    with _CHILDREN:
+        process.join()
     return process.exitcode
 
 
 def end_running() -> None:
     """Ask the commands that `run_locally` runs in other threads to save what they have and to end."""
-    for process in multiprocessing.active_children():
-        process.terminate()
+    with _CHILDREN:
+        for process in multiprocessing.active_children():
+            process.terminate()
 
 
 def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict[str, str]) -> None:

@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,22 @@ def _endless(project: Project, out: Path) -> list[str]:
     step = ["stage1", "--shards", project.shards, "--features", project.features, "--out", out]
     options = ["--epochs", "100000", "--patience", "100000", "--device", "cpu", "--tracking.enabled", "false"]
     return [*map(str, step), *options]
+
+
+@pytest.mark.slow
+def test_exit_codes_of_steps_that_end_and_start_at_once_are_all_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = forkserver.read_signed
+
+    def read_late(descriptor: int) -> int:
+        threading.Event().wait(0.02)  # other threads would read, too
+        return read(descriptor)
+
+    monkeypatch.setattr(forkserver, "read_signed", read_late)
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(lambda name: run_locally(["--help"], 1, tmp_path / str(name)), range(24)))
+    assert codes == [0] * 24
 
 
 @pytest.mark.slow
