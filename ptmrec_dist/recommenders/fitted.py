@@ -25,6 +25,7 @@ class FittedRecommender(Recommender):
 
     def __init__(self, inputs: Inputs, width: int) -> None:
         super().__init__(inputs)
+        self.owners = inputs.owners
         self.projections = fitted_maps(inputs.features, width)
         self.warm_items: Tensor
         self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
@@ -39,4 +40,4 @@ class FittedRecommender(Recommender):
         training = self.training
         targets_ID = self.eval().items(features, self.tables(features))
         self.train(training)
-        fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items])
+        fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items], self.owners)

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmrec_dist.config.recommenders import VBPRConfig
-from ptmrec_dist.recommenders.base import Batch, Inputs, LinearMap, Queries, Recommender, Tables
-from ptmrec_dist.recommenders.layers import embedding_table, fitted_maps, modal_maps
+from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Tables
+from ptmrec_dist.recommenders.fitted import FittedRecommender
+from ptmrec_dist.recommenders.layers import embedding_table, modal_maps
 from ptmrec_dist.recommenders.losses import bpr_term, l2_term, penalty_weight
-from ptmrec_dist.recommenders.ridge import fit_maps
 from ptmrec_dist.recommenders.rows import FeatureRows, Features, row_gaps, rows_of
 
 
-class VBPR(Recommender):
+class VBPR(FittedRecommender):
     r"""VBPR, for any modalities.
 
     He and McAuley, VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback, AAAI 2016,
@@ -33,11 +33,9 @@ class VBPR(Recommender):
     modality is the same function as one map of the concatenated features, and provides the Linear of eq. 12 for each
     modality.
 
-    In stage 2 a modality's projection (eq. 12) covers both halves, [P_m ; M W_m] with M modalities: P_m predicts from
-    features what an item's ID half would be. It is zero until `fit_cold_map` fits it, by ridge regression to the ID
-    halves of items with training interactions. A cold item, which has no gamma_i, is scored by the mean over its
-    modalities, [gamma_u ; theta_u] . [mean_m P_m x_im ; sum_m W_m x_im]. The ID half alone is a poor teacher here: it is what
-    features left unexplained, so use whole scores as the teacher.
+    A cold item has no gamma_i, and W fits the training interactions also along directions of the features in which items hardly
+    differ: `FittedRecommender` scores cold items, with maps fitted to both halves. The ID half alone is a poor teacher of
+    stage 2: it is what features left unexplained, so use whole scores as the teacher.
 
     Features are used unchanged, normalised or not. The paper's biases (an item's own
     and one linear in its features) are left out, as in common implementations, so that a score is a dot product. Those
@@ -55,16 +53,12 @@ class VBPR(Recommender):
     starts_from_factors: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: VBPRConfig) -> None:
-        super().__init__(inputs)
+        super().__init__(inputs, 2 * config.dim)
         self.dim = config.dim
         self.reg_weight = penalty_weight(config.reg_weight, inputs.train)
-        self.owners = inputs.owners
         self.user_embeddings = embedding_table(inputs.num_users, 2 * config.dim, inputs.owners)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim, inputs.owners)
         self.maps = modal_maps(inputs.features, config.dim)
-        self.id_maps = fitted_maps(inputs.features, config.dim)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
 
     @property
     def id_columns(self) -> int:
@@ -103,22 +97,6 @@ class VBPR(Recommender):
     def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the ID halves, users [B, dim] and items [C, dim]."""
         return self.users(queries, tables)[:, : self.dim], rows_of(self.item_embeddings.weight, chosen)
-
-    def cold_map(self) -> dict[str, LinearMap]:
-        """Return [P_m ; M W_m], [2 dim, d_m], for each modality."""
-        weights = {
-            modality: (self.id_maps[modality].get_parameter("weight"), self.maps[modality].get_parameter("weight"))
-            for modality in self.modalities
-        }
-        return {
-            modality: (torch.cat([ids_DX, len(weights) * contents_DX]), None)
-            for modality, (ids_DX, contents_DX) in weights.items()
-        }
-
-    def fit_cold_map(self, features: Features) -> None:
-        """Fit each P_m separately to the ID halves of items with training interactions."""
-        targets_ND = self.item_embeddings.weight[self.warm_items]
-        fit_maps(self.id_maps, features, self.warm_items, targets_ND, self.owners)
 
     def _project(self, rows: Features) -> Tensor:
         projected = [
