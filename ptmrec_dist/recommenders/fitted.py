@@ -16,7 +16,8 @@ class FittedRecommender(Recommender):
     """A recommender with projections P_m for eq. 12 of PTMRec, one per modality.
 
     They are zero until `fit_cold_map` fits them: ridge regression from features to the vectors of items with training
-    interactions. A cold item is scored by f_u . mean_m P_m x_im. In stage 2, knowledge transfer trains them.
+    interactions. A cold item is scored by f_u . mean_m P_m x_im. In stage 2, knowledge transfer
+    trains them for the encoder's sake; what is evaluated and kept is fitted again.
 
     Args:
         inputs: Numbers of users and items, the training interactions, and the features.

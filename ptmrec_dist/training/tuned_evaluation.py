@@ -72,12 +72,9 @@ class TunedEvaluation:
         self.weights = Weights({}, {})
         self.refresh = self._all_items()
         self.features_are_current = False
-        # Where nothing trains the maps for cold items, a second recommender gets them fitted: ZeRO's optimiser would undo a
-        # change in the one in training. Under ZeRO-3 the second one is what is evaluated anyway: ranks ask for different
-        # numbers of users, and each call of the one in training is collective.
-        self.fitted: Recommender | None = None
-        if not objective.trains_cold_maps or config.zero.stage == 3:
-            self.fitted = untrained_recommender(start.record, start.dataset, start.folder).to(self.world.device)
+        # A second recommender gets maps for cold items fitted: ZeRO's optimiser would undo a change in the one in training, and
+        # under ZeRO-3, where ranks ask for different numbers of users, each call of that one is collective.
+        self.fitted = untrained_recommender(start.record, start.dataset, start.folder).to(self.world.device)
 
     def measure(self, engine: Engine) -> Metrics:
         """Refresh the features of all items, and evaluate on validation."""
@@ -157,11 +154,8 @@ class TunedEvaluation:
 
     def _fitted_recommender(self) -> Recommender:
         """The recommender that is evaluated and kept, with maps for cold items that fit the features in use."""
-        if self.fitted is None:
-            return self.objective.recommender
         self.fitted.load_state_dict(self.weights.recommender)
-        if not self.objective.trains_cold_maps:
-            self.fitted.fit_cold_map(self.objective.features)
+        self.fitted.fit_cold_map(self.objective.features)
         self.weights = replace(self.weights, recommender=_copied(self.fitted.state_dict()))
         return self.fitted
 

@@ -69,9 +69,9 @@ def test_recommenders_fit_their_projections_to_items_with_interactions(name: str
     model = toy.build(name, dim=4).train()
     before = toy.vectors(model)
     model.fit_cold_map(toy.features)
-    maps = model.id_maps if name == "vbpr" else model.projections
-    targets = (model.item_embeddings.weight if name == "vbpr" else before[1])[: toy.cold_items[0]].detach()
-    expected = nn.ModuleDict({key: nn.Linear(table.shape[1], 4, bias=False) for key, table in toy.features.items()})
+    maps, targets = model.projections, before[1][: toy.cold_items[0]].detach()
+    widths = {modality: table.shape[1] for modality, table in toy.features.items()}
+    expected = nn.ModuleDict({name: nn.Linear(width, targets.shape[1], bias=False) for name, width in widths.items()})
     ridge.fit_maps(expected, toy.features, torch.arange(toy.cold_items[0]), targets)
     for modality in toy.features:
         assert maps[modality].weight.abs().sum() > 0

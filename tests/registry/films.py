@@ -129,13 +129,12 @@ def reference_scores(run: FinishedRun) -> tuple[torch.Tensor, torch.Tensor]:
     full, cold = torch.zeros(len(users), len(items)), torch.zeros(len(users), len(items))
     for item in range(len(items)):
         projected = sum(maps[modality] @ run.features[modality][item] for modality in ("image", "text"))
-        ids = sum(
-            weights[f"id_maps.{modality}.weight"] @ run.features[modality][item] for modality in ("image", "text")
+        predicted = sum(
+            weights[f"projections.{modality}.weight"] @ run.features[modality][item] for modality in ("image", "text")
         )
         for user in range(len(users)):
-            modal = users[user, 8:] @ projected
-            cold[user, item] = users[user, :8] @ ids / 2 + modal
-            full[user, item] = users[user, :8] @ items[item] + modal
+            cold[user, item] = users[user] @ predicted / 2
+            full[user, item] = users[user, :8] @ items[item] + users[user, 8:] @ projected
     return full, cold
 
 

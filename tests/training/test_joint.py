@@ -101,7 +101,7 @@ def test_maps_for_cold_items_are_fitted_to_the_weights_and_features_that_are_kep
     run_on_ranks(2, train_joint, _config(tiny_project, tmp_path / "run", zero=ZeroConfig(stage=zero)))  # type: ignore[arg-type]
     run = load_run(tmp_path / "run")
     kept = {name: value.clone() for name, value in run.recommender.state_dict().items()}
-    assert kept["id_maps.image.weight"].any()
+    assert kept["projections.image.weight"].any()
     run.recommender.fit_cold_map(run.features)
     for name, value in run.recommender.state_dict().items():
         torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=1e-5, msg=name)

@@ -47,7 +47,6 @@ class LiveNextItem(TrainsEncoder, NextItem):
         NextItem.__init__(self, recommender, features, False, world, sequences, config, seed)
         self.encoder = encoder
         self.has = {modality: has_I for modality, has_I in has.items() if not has_I.all()}
-        self.trains_cold_maps = False
 
     def own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
         """Compute the features by the encoder; the stored ones stand for those of items that could not be read."""

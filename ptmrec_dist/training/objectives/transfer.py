@@ -78,7 +78,6 @@ class Transfer(TrainsEncoder):
         self.encoder, self.recommender = encoder, recommender
         self.known, self.transfer, self.seed, self.rows = known, transfer, seed, rows
         self.features = dict(features)
-        self.trains_cold_maps = bool(transfer.weight)
         self.has = {modality: has_I for modality, has_I in (has or {}).items() if not has_I.all()}
         self.recent = recent
         frozen = bool(transfer.weight) and not transfer.live_teacher

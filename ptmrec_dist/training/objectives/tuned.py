@@ -29,8 +29,6 @@ class TrainsEncoder(TrainsRecommender):
     """Stored features, float32 [I, D] by modality."""
     has: Mapping[str, Tensor]
     """Modality to which items have it, bool [I]; a modality that all have is left out."""
-    trains_cold_maps: bool
-    """Whether some term trains the maps that score cold items; otherwise they are fitted."""
     _features_written = False
 
     def encoded(self, content: ItemBatch) -> dict[str, Tensor]:
