@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-
 DEFERRED = frozenset((signal.SIGINT, signal.SIGTERM))
 """Signals that `deferring_signals` defers."""
 
