@@ -134,7 +134,13 @@ def test_a_list_or_a_mapping_given_twice_is_refused(command: str, words: tuple[s
 def test_of_a_single_value_given_twice_the_last_counts_and_a_list_replaces_that_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("columns: {text: [title]}\ncore: 3")
     read = _parse(
-        "pack", "--config", tmp_path / "a.yaml", "--interactions=a", "--interactions=b", "--out=x", "--columns.text=plot"
+        "pack",
+        "--config",
+        tmp_path / "a.yaml",
+        "--interactions=a",
+        "--interactions=b",
+        "--out=x",
+        "--columns.text=plot",
     )
     assert (read.interactions, read.core, read.columns.text) == (Path("b"), 3, ("plot",))
 
