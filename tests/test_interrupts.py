@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.processes import Terminated, raising_on_sigterm
-from tests.conftest import Project
+from tests.conftest import REPOSITORY, Project
 
 _PTMREC = [sys.executable, "-c", "import sys; from ptmrec_dist.cli import main; sys.exit(main())"]
 
@@ -20,6 +21,26 @@ def _packing(project: Project, out: Path) -> subprocess.Popen[str]:
     tables = ["--items", project.source / "items.csv", "--interactions", project.source / "interactions.csv"]
     words = ["pack", *tables, "--out", out, "--core", "2", "--workers", "2"]
     return subprocess.Popen([*_PTMREC, *map(str, words)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("module", ["ptmrec_dist.cli", "ptmrec_dist.config", "yaml", "ptmrec_dist.storage"])
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(module: str) -> None:
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    entry, function = scripts["ptmrec"].split(":")
+    code = f"""
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from {entry} import {function}
+sys.exit({function}())
+"""
+    ended = subprocess.run([sys.executable, "-c", code, "pack"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "ptmrec: interrupted; run the same command again\n")
 
 
 @pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
