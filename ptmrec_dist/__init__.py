@@ -2,7 +2,6 @@
 
 import importlib
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +10,8 @@ if TYPE_CHECKING:
     from ptmrec_dist.registry.loading import load_model
     from ptmrec_dist.training.finished_run import load_run
 
-__version__ = version("ptmrec-dist")
+    __version__: str
+
 __all__ = ["Encoder", "__version__", "build_recommender", "load_model", "load_run"]
 
 # Ray reads this when it is first imported. Under `uv run` it would upload the working folder and build an environment anew for
@@ -28,7 +28,11 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from the module that defines it."""
+    """Import a public name from the module that defines it; look up the version, which takes a tenth of a second."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ptmrec-dist")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

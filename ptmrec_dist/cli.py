@@ -26,7 +26,7 @@ from ptmrec_dist.errors import (
     is_out_of_memory,
     nearest,
 )
-from ptmrec_dist.processes import Terminated, is_first_rank, raising_on_sigterm
+from ptmrec_dist.processes import Terminated, deferring_signals, is_first_rank, raising_on_sigterm
 from ptmrec_dist.storage import with_local_copies
 
 _GRACE = 10.0
@@ -131,7 +131,9 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     try:
         with _ending_in_order():
             settings = with_local_copies(parse(COMMANDS[command].settings, argv, prog, _epilog(command, argv)))
-            code = _function(COMMANDS[command].function)(settings)
+            with deferring_signals():  # numpy and others do not survive an interrupt while they are imported
+                function = _function(COMMANDS[command].function)
+            code = function(settings)
     except UserError as error:
         return _report_mistake(prog, error)
     except Fault as error:

@@ -111,6 +111,40 @@ def test_a_list_is_written_as_its_values(written: str, read: tuple[str, ...]) ->
         assert _parse("pack", *words, *rest).columns.text == read
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (
+            "pack",
+            ("--columns.text", "title", "--columns.text=plot"),
+            "columns.text: got 'title' and 'plot', expected the option once, with all its values: --columns.text A,B",
+        ),
+        ("merge", ("a", "b", "--sources", "c"), "sources: got '[\"a\", \"b\"]' and 'c', expected the option once"),
+        ("recommend", ("--for-items", "1", "--for_items", "2"), "for_items: got '1' and '2', expected the option once"),
+        ("experiment", ("--variants", "{a: {}}", "--variants", "{b: {}}"), "all its values: --variants '{A: 1, B: 2}'"),
+    ],
+)
+def test_a_list_or_a_mapping_given_twice_is_refused(command: str, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _parse(command, *words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_of_a_single_value_given_twice_the_last_counts_and_a_list_replaces_that_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("columns: {text: [title]}\ncore: 3")
+    read = _parse(
+        "pack",
+        "--config",
+        tmp_path / "a.yaml",
+        "--interactions=a",
+        "--interactions=b",
+        "--out=x",
+        "--columns.text=plot",
+    )
+    assert (read.interactions, read.core, read.columns.text) == (Path("b"), 3, ("plot",))
+
+
 def test_every_setting_that_takes_a_list_takes_one_value_and_shows_how_in_its_help(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.processes import Terminated, raising_on_sigterm
-from tests.conftest import Project
+from tests.conftest import REPOSITORY, Project
 
 _PTMREC = [sys.executable, "-c", "import sys; from ptmrec_dist.cli import main; sys.exit(main())"]
 
@@ -20,6 +21,47 @@ def _packing(project: Project, out: Path) -> subprocess.Popen[str]:
     tables = ["--items", project.source / "items.csv", "--interactions", project.source / "interactions.csv"]
     words = ["pack", *tables, "--out", out, "--core", "2", "--workers", "2"]
     return subprocess.Popen([*_PTMREC, *map(str, words)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+_INTERRUPTED_AT = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                if {swallowed}:
+                    return
+                raise
+
+sys.meta_path.insert(0, Interrupts())
+from {entry} import {function}
+sys.exit({function}())
+"""
+
+
+def _interrupted_at(module: str, *words: object, swallowed: bool = False) -> tuple[int, str]:
+    """Exit code and messages of `ptmrec`, with Ctrl-C when a module is imported, by libraries that may take it for an error."""
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    entry, function = scripts["ptmrec"].split(":")
+    code = _INTERRUPTED_AT.format(module=module, swallowed=swallowed, entry=entry, function=function)
+    command = [sys.executable, "-c", code, *map(str, words)]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("module", ["ptmrec_dist.cli", "ptmrec_dist.config", "yaml", "ptmrec_dist.storage"])
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(module: str) -> None:
+    assert _interrupted_at(module, "pack") == (130, "ptmrec: interrupted; run the same command again\n")
+
+
+def test_ctrl_c_while_the_libraries_of_a_command_are_imported_waits_for_them(tmp_path: Path) -> None:
+    """Some take it for an error of theirs, and leave a module half-imported."""
+    words = ("pack", "--interactions", tmp_path / "none.csv", "--out", tmp_path / "out")
+    interrupted = (130, "ptmrec pack: interrupted; run the same command again\n")
+    assert _interrupted_at("numpy", *words, swallowed=True) == interrupted
 
 
 @pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])

@@ -172,7 +172,8 @@ class AddItemsConfig:
     model: str
     """Model to extend: `models:/NAME@ALIAS` or `models:/NAME/VERSION`. With an alias, the alias moves to the new version."""
     items: Path
-    """Catalogue of the new items, in any of the formats that `ptmrec pack` reads."""
+    """Catalogue of the new items, in any of the formats that `ptmrec pack` reads. They may lack an image or a text where items
+    of the model's own data do (`pack --missing keep`)."""
     images: Path | None = None
     """Folder that image paths are relative to; by default the catalogue's own folder."""
     columns: CatalogueColumnsConfig = field(default_factory=CatalogueColumnsConfig)

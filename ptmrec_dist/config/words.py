@@ -22,8 +22,12 @@ def in_full(argv: Sequence[str], settings: type) -> list[str]:
 
     Returns:
         The words.
+
+    Raises:
+        UserError: A list or a mapping that is given twice.
     """
     words = [_underscored(word) for word in _with_leading(argv, settings)]
+    _refuse_repeats(words, settings)
     words = _with_lists(_with_switches(words, settings), settings)
     return [word for word in words if not word.startswith("--local_rank=")]
 
@@ -46,6 +50,19 @@ def _underscored(word: str) -> str:
         return word
     option = option.replace("-", "_").replace("__", "--", 1)
     return {"--from": "--from_run"}.get(option, option) + equals + value
+
+
+def _refuse_repeats(words: list[str], settings: type) -> None:
+    """The last of several would be used alone, though all may be meant; of single values that is the convention."""
+    together = dict.fromkeys(list_options(settings), "A,B")
+    together |= {f"--{item.name}": "'{A: 1, B: 2}'" for item in fields(settings) if get_origin(item.type) is dict}
+    given: dict[str, str] = {}
+    for option, value in _options(words):
+        if option in given:
+            got = f"{option.removeprefix('--')}: got {given[option]!r} and {value!r}"
+            raise UserError(f"{got}, expected the option once, with all its values: {option} {together[option]}")
+        if option in together:
+            given[option] = value
 
 
 def _with_switches(words: list[str], settings: type) -> list[str]:

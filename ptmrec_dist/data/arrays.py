@@ -70,8 +70,11 @@ def unit_rows(table_ID: np.ndarray) -> np.ndarray:
     Returns:
         float32 [I, D].
     """
-    lengths_I1 = np.linalg.norm(table_ID, axis=1, keepdims=True)
-    found: np.ndarray = (table_ID / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
+    # By powers of two, which change no digit: squares of numbers near 1e30 or 1e-30 are infinite or zero in float32.
+    _, exponents_I1 = np.frexp(np.abs(table_ID).max(axis=1, keepdims=True))
+    scaled_ID = np.ldexp(table_ID, -exponents_I1)
+    lengths_I1 = np.linalg.norm(scaled_ID, axis=1, keepdims=True)
+    found: np.ndarray = (scaled_ID / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
     return found
 
 

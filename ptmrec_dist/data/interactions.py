@@ -41,7 +41,8 @@ def read_interactions(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple
         `timestamp` (seconds since 1970, float64) and `label` (int8); with the counts of the rows.
 
     Raises:
-        UserError: The file cannot be read, has no rows, lacks a column that the settings need, or mixes units of time.
+        UserError: The file cannot be read, has no rows, lacks a column that the settings need, mixes units of time, or has
+            dates of which the order of day and month is unknown.
     """
     columns = config.columns
     table = Table(config.interactions, "interactions", config.separator, config.header, columns=asdict(columns))
@@ -106,12 +107,12 @@ def _numbers(texts: pl.Series, extra: str, separator: str) -> pl.Series:
 
 
 def _in_seconds(rows: pl.DataFrame, times: Times, table: Table, column: str, scratch: Scratch) -> pl.DataFrame:
-    read = rows.select("dated", time="timestamp")
+    read = rows.select("dated", "swap", time="timestamp")
     try:
         seconds = scratch.table(times.seconds(read[block]).to_frame() for block in slices_of(rows.height))
     except ValueError as error:
         raise UserError(f"interactions: {table.path}: column {column!r} {error}") from error
-    return rows.drop("dated").with_columns(seconds.to_series().alias("timestamp"))
+    return rows.drop("dated", "swap").with_columns(seconds.to_series().alias("timestamp"))
 
 
 def _drop_bad_rows(rows: pl.DataFrame, tally: Tally, config: PackConfig, scratch: Scratch) -> pl.DataFrame:

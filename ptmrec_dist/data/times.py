@@ -25,6 +25,9 @@ _CANONICAL = (
 """Substitutions, applied in order, that bring a date to `_FORMAT` or `_NAMED_MONTH`; without a zone it is UTC."""
 _FORMAT = "%Y-%m-%d %H:%M:%S%.f%z"
 _NAMED_MONTH = "%Y-%b-%d %H:%M:%S%.f%z"  # "Jul" or "July"
+_SLASHES = r"^(\d{1,2})/(\d{1,2})/(\d{4})"
+"""Day and month in either order, and the year: the column decides the order."""
+_DAY = 86400
 _CTIME = "%a %b %d %H:%M:%S %z %Y"  # "Wed Mar 22 11:37:04 -0700 2017", as in Goodreads and Twitter
 
 
@@ -38,7 +41,8 @@ class Times:
 
     Numbers are taken as seconds, milliseconds, microseconds or nanoseconds by their size. Dates are written year first
     (`2017-07-14`, `2017/07/14`) or with the name of the month (`14 Jul 2017`, `July 14, 2017`), alone or with a time of day
-    (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`).
+    (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`). Dates that end with the year (`14/07/2017`, `07/14/2017`) have the day
+    and the month in the order that those of the column tell which have a day above 12.
     """
 
     def __init__(self) -> None:
@@ -52,18 +56,19 @@ class Times:
             texts: One time per row.
 
         Returns:
-            `time`, float64, null where a text is neither number nor date, and `dated`, whether it is a date.
+            `time`, float64, null where a text is neither number nor date; `dated`, whether it is a date; and `swap`, int16, the
+            days by which it is another date with day and month swapped, 0 where this gives none.
         """
         numbers = texts.cast(pl.Float64, strict=False)
         numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
-        dates = _dates(pl.select(pl.when(numbers.is_null()).then(texts)).to_series())
+        dates, swap = self._read_dates(texts, pl.select(pl.when(numbers.is_null()).then(texts)).to_series())
         low, _ = _UNITS["seconds"]
         self._note("dates", texts, dates.is_not_null())
         self._note("others", texts, numbers.abs() < low)
         for unit, (low, _) in _UNITS.items():
             self._note(unit, texts, numbers.abs().is_between(low, low * _BAND))
         self._rows += len(texts)
-        return pl.select(time=pl.coalesce(numbers, dates), dated=dates.is_not_null())
+        return pl.select(time=pl.coalesce(numbers, dates), dated=dates.is_not_null(), swap=swap)
 
     def seconds(self, times: pl.DataFrame) -> pl.Series:
         """Convert what was read, when all batches have been.
@@ -75,9 +80,12 @@ class Times:
             Seconds since 1970, float64.
 
         Raises:
-            ValueError: Numbers of two units in one column, or dates and numbers of none.
+            ValueError: Numbers of two units in one column, dates and numbers of none, or dates of two orders or of none that
+                the column tells.
         """
         self._refuse_other_numbers()
+        if self._months_come_first():
+            times = times.with_columns(pl.col("time") + _DAY * pl.col("swap"))
         units = [unit for unit in _UNITS if unit in self._found]
         if len(units) > 1:
             values = " and ".join(f"{unit} ({self._shown(unit)})" for unit in units)
@@ -86,6 +94,33 @@ class Times:
         if a_second == 1:
             return times["time"]
         return times.select(pl.when("dated").then("time").otherwise(pl.col("time") / a_second)).to_series()
+
+    def _read_dates(self, texts: pl.Series, undecided: pl.Series) -> tuple[pl.Series, pl.Series]:
+        """Dates, the day before the month where both orders give one, and the days by which the other order differs."""
+        dates, slashes = _dates(undecided), undecided.str.contains(_SLASHES).fill_null(False)
+        if not slashes.any():
+            return dates, pl.zeros(len(texts), pl.Int16, eager=True)
+        orders = [_dates(undecided.str.replace(_SLASHES, order)) for order in ("$3-$2-$1", "$3-$1-$2")]
+        days, months = (pl.select(pl.when(slashes).then(read)).to_series() for read in orders)
+        swap = ((months - days) / _DAY).fill_null(0).cast(pl.Int16)
+        self._note("days first", texts, days.is_not_null() & months.is_null())
+        self._note("months first", texts, months.is_not_null() & days.is_null())
+        self._note("either first", texts, swap != 0)
+        return pl.select(pl.coalesce(dates, days, months)).to_series(), swap
+
+    def _months_come_first(self) -> bool:
+        """Whether the dates with slashes have the month before the day, as those with a day above 12 tell."""
+        if {"days first", "months first"} <= self._found.keys():
+            raise ValueError(
+                f"holds dates with the day first ({self._shown('days first')}) and with the month first "
+                f"({self._shown('months first')}); expected one order: write them as 2017-07-14"
+            )
+        if "either first" in self._found and not {"days first", "months first"} & self._found.keys():
+            raise ValueError(
+                f"holds dates in which day and month cannot be told apart ({self._shown('either first')}): no day is above "
+                "12; expected the year first: write them as 2017-07-14"
+            )
+        return "months first" in self._found
 
     def _note(self, kind: str, texts: pl.Series, found: pl.Series) -> None:
         """Remember the first text of a kind."""

@@ -21,7 +21,7 @@ from ptmrec_dist.encoders.lengths import encode_by_length
 from ptmrec_dist.encoders.recorded import RecordedTower
 from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import load_backbone
-from ptmrec_dist.encoders.tower import TokenStates, checkpoint_blocks
+from ptmrec_dist.encoders.tower import TokenStates, call_inner_modules, checkpoint_blocks
 from ptmrec_dist.encoders.tuning.base import TuningMethod
 from ptmrec_dist.errors import UserError
 
@@ -146,6 +146,7 @@ class Encoder(nn.Module):
             raise UserError("tuning.method: got prompt, but this encoder already has prompts; choose another method")
         self._method: TuningMethod[MethodConfig] = method_entry(method).load()(settings)
         chosen = self._method.chosen(self.towers)
+        call_inner_modules(chosen)
         self.attached.update(self._method.attach(chosen, generator) if chosen else {})
         for parameter in itertools.chain.from_iterable(map(self.backbone.heads, objectives)):
             parameter.requires_grad_()

@@ -126,6 +126,24 @@ def output_width(option: str, tower: Tower) -> int:
     return int(shape[-1])
 
 
+def call_inner_modules(towers: Mapping[str, Tower]) -> None:
+    """Keep torch's own blocks from their fused path, which reads the weights of the modules inside them and calls none.
+
+    What a tuning method wraps would be passed over. The path is not taken by a block that has a hook.
+
+    Args:
+        towers: Modality to tower.
+    """
+    blocks = {module for tower in towers.values() for block in tower.blocks for module in block.modules()}
+    for block in blocks:
+        if isinstance(block, nn.TransformerEncoderLayer):
+            block.register_forward_pre_hook(_unchanged)
+
+
+def _unchanged(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A hook that does nothing."""
+
+
 def checkpoint_blocks(towers: Mapping[str, Tower]) -> None:
     """Recompute every block in the backward pass instead of keeping its activations.
 

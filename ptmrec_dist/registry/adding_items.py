@@ -88,8 +88,9 @@ def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFr
     tally = Tally("items", catalogue.height)
     images = config.items.parent if config.images is None else config.images
     items = drop_bad_items(catalogue, tally, images, keep_incomplete=True)
+    needed = set(model.new_items.modalities) - model.new_items.fillers.keys()
     for modality, reason in (("text", "empty text"), ("image", "no image path")):
-        if modality in model.new_items.modalities:
+        if modality in needed:
             items = tally.drop(items, pl.col(modality) == "", reason, show=_SHOW)
     known = pl.col("item_id").is_in(model.item_ids.implode())
     return tally.drop(items, known, "already in the model", show=_SHOW, fault=False), tally
@@ -113,12 +114,17 @@ def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally) -> tuple[T
     return torch.cat(vectors), items
 
 
-def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image"], list[str]]:
-    """Images of the rows that have no problem, and the problem of each row, empty for none."""
+def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image | None"], list[str]]:
+    """Images of the rows that have no problem, None without one, and the problem of each row, empty for none."""
     if not wanted:
         return [], [""] * batch.height
-    images, problems = [], []
+    images: list[Image.Image | None] = []
+    problems = []
     for path in batch["path"]:
+        if not path:
+            images.append(None)
+            problems.append("")
+            continue
         try:
             with decoded(path) as image:
                 images.append(to_rgb(image))

@@ -36,6 +36,7 @@ from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
+from ptmrec_dist.serving.tables import FILLER
 from ptmrec_dist.serving.users import Requesters, UserIndex
 from ptmrec_dist.serving.vectors import open_vectors
 
@@ -295,4 +296,5 @@ class ServedModel:
         from ptmrec_dist.serving.new_items import NewItems  # takes seconds; needed for new items only
 
         width = self._tables["modal_items"].shape[1]
-        return NewItems(folder, modalities, self._scoring, width, self._limits)
+        fillers = {name: self._tables[FILLER + name] for name in modalities if FILLER + name in self._tables}
+        return NewItems(folder, modalities, self._scoring, width, self._limits, fillers)

@@ -1,6 +1,6 @@
 """New items of a request: from images and texts to item vectors of the cold score.
 
-Legend: B rows, N distinct new items, D width of the scores.
+Legend: B rows, N distinct new items, D width of the scores, d_m width of a modality's features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ptmrec_dist.encoders.encoder import load_encoder
+from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving.ids import shown
 from ptmrec_dist.serving.image_source import ImageSource
@@ -38,13 +39,22 @@ class NewItems:
         scoring: What the model scores with, which makes vectors of features.
         width: Width of these vectors D.
         limits: Limits of a request.
+        fillers: Modality to the features [d_m] that stand for it where an item lacks it, of modalities that items may lack.
     """
 
-    def __init__(self, folder: Path, modalities: tuple[str, ...], scoring: Scoring, width: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        modalities: tuple[str, ...],
+        scoring: Scoring,
+        width: int,
+        limits: Limits,
+        fillers: Mapping[str, Tensor],
+    ) -> None:
         tuned = folder / ENCODER_FILE
         self._encoder = load_encoder(folder, tuned if tuned.is_file() else None, modalities)
         self._features = encoder_of(scoring.recommender, self._encoder)
-        self.modalities, self.width = modalities, width
+        self.modalities, self.width, self.fillers = modalities, width, fillers
         self._cold_vectors, self._limits = scoring.cold_vectors, limits
         self._lock = Lock()
         self.observer: Observer | None = None
@@ -111,19 +121,24 @@ class NewItems:
         return [item[self.modalities.index("text")] for item in items] if "text" in self.modalities else []
 
     @torch.no_grad()
-    def vectors(self, images: Sequence[Image.Image], texts: list[str]) -> Tensor:
+    def vectors(self, images: Sequence[Image.Image | None], texts: list[str]) -> Tensor:
         """Compute the vectors of items.
 
         Args:
-            images: RGB image of each item; none where the model reads texts alone.
-            texts: Text of each item; none where it reads images alone.
+            images: RGB image of each item, None where it lacks one; none at all where the model reads texts alone.
+            texts: Text of each item, empty where it lacks one; none at all where the model reads images alone. Items lack
+                modalities with `fillers` alone.
 
         Returns:
             Vectors of the cold score, float32 [N, D].
         """
-        pixels = [self._encoder.backbone.load_image(image) for image in images]
-        tokens = self._encoder.tokenize(texts) if texts else None
+        load_image = self._encoder.backbone.load_image
+        loaded = [None if image is None else load_image(image) for image in images]
+        pixels, tokens = reader_of(self._encoder).collate(loaded, texts)
         with self._lock:  # hooks of a tuned tower may keep state between blocks; torch uses all cores anyway
-            features = self._features.encode(torch.stack(pixels) if pixels else None, tokens)
+            features = self._features.encode(pixels, tokens)
+        has = {"image": [image is not None for image in images], "text": [text != "" for text in texts]}
+        for modality, filler_D in self.fillers.items():
+            features[modality] = features[modality].where(torch.tensor(has[modality])[:, None], filler_D)
         ordered = {modality: features[modality] for modality in self.modalities}
         return self._cold_vectors(ordered | features)

@@ -5,7 +5,7 @@
     tables.safetensors   items [I, D]; users [U, D] with fold_in.centre [D], fold_in.weight [D, D], fold_in.bias [D], or
                          neither if vectors of users are computed from histories; of recommenders that read features also
                          modal_items [I, D] and, unless they are stored themselves, projection [sum of d_m, D] and
-                         projection_bias [D]
+                         projection_bias [D]; filler.image and filler.text [d_m] of modalities that items lack
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
     items.parquet        item_id, title, warm, and what the catalogue was packed with for filters
@@ -48,6 +48,8 @@ from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun
 
 PER_USER_FILE = "per_user.parquet"
+FILLER = "filler."
+"""Begins the names of the features that stand for a modality which an item lacks."""
 _USERS_OF_SCORES = 2000
 
 
@@ -73,6 +75,7 @@ def write_tables(
         _refuse_faiss(run, index)
         save_recommender(folder, run)
     tables, scorer = _tables_of(run, train)
+    tables |= _fillers(run, modalities)
     _refuse_not_finite(run, tables)
     warm = _warm_items(dataset)
     baselines = {BEST_SCORE: _best_scores(scorer, train, dataset.num_users, warm)}
@@ -139,6 +142,12 @@ def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor]
             "fold_in.bias": fitted.bias_T,
         }
     return tables, scorer
+
+
+def _fillers(run: FinishedRun, modalities: Sequence[str]) -> dict[str, Tensor]:
+    """The features that training read for a lacking modality, of which all items that lack it have the same."""
+    lacking = {modality: np.flatnonzero(~run.dataset.has(modality)) for modality in modalities}
+    return {FILLER + name: run.features[name][items[0]].clone() for name, items in lacking.items() if len(items)}
 
 
 def _best_scores(scorer: Scorer, train: Interactions, num_users: int, warm: np.ndarray) -> Baseline | None:

@@ -9,7 +9,7 @@ import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import FeaturesConfig, PackConfig
-from ptmrec_dist.data.arrays import read_array
+from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.features import extract_features
@@ -63,6 +63,19 @@ def test_rows_follow_the_packed_items_where_ids_are_names(named: Path, rows: np.
     expected = rows.astype(np.float16).astype(np.float32)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found["text"], expected, rtol=1e-6)
+
+
+def test_rows_of_every_size_are_scaled_to_length_1_and_zeros_stay(rows: np.ndarray) -> None:
+    table = rows.astype(np.float32)
+    sizes = np.float32([3e38, 1e30, 1e19, 1, 1e-3, 1e-20, 1e-30, 1e-38])[:, None]
+    directions = np.abs(table[: len(sizes)]) / np.abs(table[: len(sizes)]).max(axis=1, keepdims=True)
+    sized = directions * sizes
+    exact = sized.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit_rows(sized), exact, rtol=1e-6)
+    np.testing.assert_array_equal(unit_rows(np.zeros((2, 3), np.float32)), np.zeros((2, 3)))
+    # Of other rows, every digit is what dividing by the length gives.
+    np.testing.assert_array_equal(unit_rows(table), table / np.linalg.norm(table, axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("form", ["lists", "columns"])

@@ -96,9 +96,9 @@ def test_labels_may_be_floats(tmp_path: Path) -> None:
 def test_values_that_are_not_needed_and_cannot_be_read_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,10,5\n1,11,17/07/2014\n1,12,\n")
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,10,5\n1,11,17.07.2014\n1,12,\n")
     assert [row[2] for row in _read(tmp_path / "a.csv")[0]] == [5.0, None, None]
-    assert "1 of 3 values of timestamp cannot be read and are packed empty; the first is '17/07/2014'" in caplog.text
+    assert "1 of 3 values of timestamp cannot be read and are packed empty; the first is '17.07.2014'" in caplog.text
 
 
 def test_seconds_and_milliseconds_in_one_column_are_refused_with_both(tmp_path: Path) -> None:
@@ -134,12 +134,22 @@ def test_bad_rows_are_left_out_and_counted_by_reason(tmp_path: Path) -> None:
 _NOON = datetime.datetime(2024, 2, 1, 12, 0, 0, 500_000)
 
 
-def test_times_may_be_numbers_or_iso_dates_but_nothing_ambiguous(tmp_path: Path) -> None:
+def test_times_may_be_numbers_or_dates_in_one_column(tmp_path: Path) -> None:
     good = ["1706788800.5", "2024-02-01 12:00:00.5", "2024-02-01T12:00:00.5", "2024-02-01T14:00:00.5+02:00"]
-    texts = [*good, "01/02/2024"]
+    texts = [*good, "yesterday"]
     pl.DataFrame({"user_id": texts, "item_id": texts, "timestamp": texts}).write_csv(tmp_path / "a.csv")
     rows, _ = _read(tmp_path / "a.csv", split="leave_one_out")
     assert rows == [(text, text, _NOON.replace(tzinfo=datetime.UTC).timestamp()) for text in good]
+
+
+def test_the_column_tells_day_from_month_or_is_refused(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp", "1,10,02/01/2024", "1,11,2024/02/01"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"a\.csv: column 'timestamp' holds dates .* \(02/01/2024 in row 1\)"):
+        _read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("\n".join([*lines, "2,10,02/13/2024"]))
+    first, same, later = (row[2] for row in _read(tmp_path / "a.csv")[0])
+    assert first == same == later - 12 * 86400 == datetime.datetime(2024, 2, 1, tzinfo=datetime.UTC).timestamp()
 
 
 @pytest.mark.parametrize("zone", [None, datetime.UTC])

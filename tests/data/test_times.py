@@ -27,6 +27,10 @@ _SPELLINGS = {
     "14-JUL-2017": datetime(2017, 7, 14),
     "Fri, 14 Jul 2017 03:59:07 GMT": datetime(2017, 7, 14, 3, 59, 7),
     "Fri, 14 Jul 2017 03:59:07 +0200": datetime(2017, 7, 14, 1, 59, 7),
+    "14/07/2017": datetime(2017, 7, 14),
+    "07/14/2017": datetime(2017, 7, 14),
+    "7/7/2017": datetime(2017, 7, 7),
+    "31/12/2017 23:30 -02:00": datetime(2018, 1, 1, 1, 30),
     "Fri Jul 14 03:59:07 -0700 2017": datetime(2017, 7, 14, 10, 59, 7),
 }
 
@@ -48,10 +52,55 @@ def test_dates_are_read_to_the_second_and_are_utc_without_a_zone(text: str) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["17/07/2014", "07/17/2014", "07/08/2014", "2017-02-30", "Jul 14", "14 Foo 2017", "yesterday", "", "nan", "inf"],
+    [
+        "30/02/2014",
+        "13/13/2014",
+        "07/08/14",
+        "2017/13/01",
+        "2017-02-30",
+        "Jul 14",
+        "14 Foo 2017",
+        "yesterday",
+        "",
+        "nan",
+        "inf",
+    ],
 )
-def test_dates_that_are_ambiguous_or_none_are_not_guessed(text: str) -> None:
+def test_dates_that_are_incomplete_or_none_are_not_guessed(text: str) -> None:
     assert seconds_of(pl.Series([text, "5"])).to_list() == [None, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("telling", "form"), [("13/07/2017", "%d/%m/%Y"), ("07/13/2017 00:00", "%m/%d/%Y"), ("1/31/2017", "%m/%d/%Y")]
+)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_day_above_12_tells_the_order_of_all_dates_of_the_column(telling: str, form: str, place: int) -> None:
+    texts = ["01/02/2017", "12/1/2016", "5/5/2017"]
+    expected = [datetime.strptime(text, form).replace(tzinfo=UTC).timestamp() for text in texts]
+    found = seconds_of(pl.Series([*texts[:place], telling, *texts[place:]])).to_list()
+    assert found[:place] + found[place + 1 :] == expected
+
+
+def test_the_zone_shifts_a_date_after_its_day_and_month_were_told_apart() -> None:
+    texts = ["01/02/2017 23:30 -02:00", "2017/01/02 23:30-02:00", "1500000000000", "", "01/13/2017"]
+    first, second, *others = seconds_of(pl.Series(texts)).to_list()
+    assert first == second == datetime(2017, 1, 3, 1, 30, tzinfo=UTC).timestamp()
+    assert others == [1.5e9, None, datetime(2017, 1, 13, tzinfo=UTC).timestamp()]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["5/5/2017", "01/02/2017", "03/04/2017"], r"cannot be told apart \(01/02/2017 in row 2\): no day is above 12"),
+        (
+            ["01/02/2017", "13/02/2017", "01/31/2017"],
+            r"day first \(13/02/2017 in row 2\) and with the month first \(01/31/2017 in row 3\)",
+        ),
+    ],
+)
+def test_dates_whose_order_the_column_does_not_tell_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        seconds_of(pl.Series(texts))
 
 
 @pytest.mark.parametrize("text", ["1500000000", "1.5e9", "1500000000000", "1500000000000000.0", "1500000000000000000"])

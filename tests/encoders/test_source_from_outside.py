@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ptmrec_dist import cli, load_model
+from ptmrec_dist.config.tuning import method_config
 from ptmrec_dist.encoders.base import Backbone, weights_digest
+from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources import loading
 from ptmrec_dist.encoders.tower import Layout, TokenStates, Tower
+from ptmrec_dist.errors import UserError
 from tests.conftest import Project
 
 WIDTH, LENGTH = 16, 12
@@ -45,7 +48,7 @@ class LetterTower:
 
     kind = "Letters"
     out_width = WIDTH
-    layout: Layout | None = Layout(WIDTH, ("self_attn", "linear2"))
+    layout: Layout | None = Layout(WIDTH, ("dropout1", "dropout2"))
 
     def __init__(self, model: Letters) -> None:
         self.model, self.blocks = model, cast(Sequence[nn.Module], model.blocks)
@@ -92,6 +95,37 @@ def load_letters(folder: Path) -> LetterBackbone:
     model = Letters()
     model.load_state_dict(load_file(folder / "letters.safetensors"))
     return LetterBackbone(model.eval().requires_grad_(False), weights_digest(model, "letters"))
+
+
+@pytest.mark.parametrize("method", ["prompt", "adapter", "last_n", "full"])
+def test_what_a_method_tunes_counts_in_torchs_own_blocks_with_gradients_and_without(method: str) -> None:
+    """Without gradients of their own weights these take a fused path, which calls no module inside them."""
+    torch.manual_seed(0)
+    model = Letters().eval().requires_grad_(False)
+    encoder = Encoder(LetterBackbone(model, weights_digest(model, "letters")), ("text",))
+    letters = encoder.tokenize(["a green chair", "a red lamp"])
+    before = encoder.encode(None, letters)["text"]
+    encoder.tune(method, method_config(method), torch.Generator().manual_seed(0))
+    if method != "prompt":
+        torch.testing.assert_close(encoder.encode(None, letters)["text"], before, rtol=0, atol=1e-6)
+    tuned = [weight for weight in encoder.parameters() if weight.requires_grad]
+    for weight in tuned:
+        weight.data.normal_()
+    after = encoder.encode(None, letters)["text"]
+    after.sum().backward()
+    with torch.no_grad():
+        again = encoder.encode(None, letters)["text"]
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(again, after.detach(), rtol=0, atol=1e-5)
+    assert all(weight.grad is not None for weight in tuned)
+
+
+def test_lora_refuses_attention_that_it_does_not_reach_and_changes_nothing() -> None:
+    model = Letters().eval().requires_grad_(False)
+    encoder = Encoder(LetterBackbone(model, weights_digest(model, "letters")), ("text",))
+    with pytest.raises(UserError, match=r"the text tower \(Letters\) has torch's MultiheadAttention at self_attn"):
+        encoder.tune("lora", method_config("lora", rank=2), torch.Generator())
+    assert weights_digest(model, "letters") == encoder.backbone.fingerprint
 
 
 @pytest.fixture

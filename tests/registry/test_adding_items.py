@@ -9,10 +9,14 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ptmrec_dist.cli import main
-from ptmrec_dist.config import RegisterConfig
+from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, RegisterConfig, Stage1Config
+from ptmrec_dist.config.recommenders import VBPRConfig
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register
-from tests.registry.films import Catalogue, in_base64
+from ptmrec_dist.training.stage1 import train_stage1
+from tests.registry.films import OFF, Catalogue, in_base64, make_catalogue
 
 HEADER = "item_id,title,text,image"
 
@@ -91,3 +95,53 @@ def test_what_cannot_be_added_is_one_line_and_registers_nothing(
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
         assert message in line
         assert len(registry.search_model_versions()) == versions
+
+
+def _register_with_incomplete_items(root: Path, clip: Path) -> None:
+    """A model of films of which some lack an image (film 1) and some a text (film 2)."""
+    make_catalogue(root)
+    films = pd.read_csv(root / "items.csv", dtype=str)
+    films.loc[films["item_id"].isin(["1", "5"]), "image"] = ""
+    films.loc[films["item_id"] == "2", "text"] = ""
+    films.to_csv(root / "items.csv", index=False)
+    pack(
+        PackConfig(
+            items=root / "items.csv",
+            interactions=root / "interactions.csv",
+            out=root / "shards",
+            core=0,
+            workers=1,
+            num_shards=1,
+            missing="keep",
+        )
+    )
+    encoder = EncoderConfig(model=str(clip))
+    extract_features(FeaturesConfig(shards=root / "shards", encoder=encoder, out=root / "features", device="cpu"))
+    settings = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": VBPRConfig(dim=8)}
+    train_stage1(Stage1Config(shards=root / "shards", features=root / "features", out=root / "run", **settings))
+    register(RegisterConfig(run=root / "run", name="incomplete", alias="champion"))
+
+
+def test_a_new_item_that_lacks_what_items_of_the_data_lack_is_ranked_as_they_are(
+    empty_registry: MlflowClient, tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _register_with_incomplete_items(tmp_path, tiny_clip)
+    rows = [
+        "n1,No image,a film about the number 1,",
+        "n2,No text,,images/2.jpg",
+        "n3,Neither,,",
+        "n4,Gone,a film,x.jpg",
+    ]
+    (tmp_path / "new.csv").write_text("\n".join([HEADER, *rows]))
+    capsys.readouterr()
+    assert main(["add-items", "--model", "models:/incomplete@champion", "--items", str(tmp_path / "new.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "1 left out: neither text nor image (row 3: item 'n3')" in printed
+    assert "1 left out: image file is missing" in printed
+    users = pd.DataFrame({"user_id": ["0", "5"]})
+    wanted = {"top_k": 4, "candidates": "items", "items": ["n1", "n2", "1", "2"], "exclude_seen": False}
+    found = load_model("models:/incomplete@champion").predict(users, wanted).set_index(["user_id", "item_id"])["score"]
+    for user in ("0", "5"):
+        for new, same in (("n1", "1"), ("n2", "2")):
+            assert found[user, new] == pytest.approx(found[user, same], abs=1e-5)
+        assert found[user, "1"] != pytest.approx(found[user, "2"], abs=1e-3)

@@ -84,6 +84,12 @@ class Lora(TuningMethod[LoraConfig]):
                     (block.attn,) = attention.fused
 
     def _check(self, modality: str, tower: Tower) -> None:
+        for name, layer in (named for block in tower.blocks for named in block.named_modules()):
+            if isinstance(layer, nn.MultiheadAttention) and name != "attn":
+                raise UserError(
+                    f"tuning.method: got lora, but the {modality} tower ({tower.kind}) has torch's MultiheadAttention at "
+                    f"{name} of its blocks, expected it at attn, as in open_clip's; choose another method"
+                )
         for attention in (block.attn for block in tower.blocks if _is_fused(block)):
             opened(attention)  # refuses what it does not know
         widths = [width for block in tower.blocks for width in _widths(block).values()]
