@@ -110,6 +110,7 @@ def test_the_epoch_that_is_asked_for_is_kept(tiny_project: Project, tmp_path: Pa
         patience=1,
         select_on="validation",
         optim=optim,
+        seed=3,
     )
     run_on_ranks(1, train_stage2, config)
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
@@ -129,8 +130,9 @@ def _assert_equal_runs(found: Path, expected: Path) -> None:
         assert _json(found / "metrics.json")[part] == pytest.approx(values, rel=1e-5)
     weights = _weights(found)
     for name, value in _weights(expected).items():
+        near = 1e-4 if name.startswith("projections.") else 1e-5  # equations that are solved multiply differences
         torch.testing.assert_close(
-            weights[name], value, rtol=1e-5, atol=1e-5, msg=lambda why, name=name: f"{name}: {why}"
+            weights[name], value, rtol=near, atol=near, msg=lambda why, name=name: f"{name}: {why}"
         )
 
 
