@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.cold_auc import print_means
 from ptmrec_dist.distributed import join_world
-from ptmrec_dist.recommenders.ridge import best_strength, ridge_weights
+from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
@@ -49,10 +49,7 @@ def _fitted(run: FinishedRun) -> dict[str, Tensor]:
     warm_N = torch.tensor(run.dataset.interactions("train").items).unique()
     targets_ND = run.recommender.items(run.features, run.recommender.tables(run.features))[warm_N]
     tables = {modality: run.features[modality][warm_N] for modality in run.recommender.modalities}
-    return {
-        modality: ridge_weights(table_NX, targets_ND, best_strength(table_NX, targets_ND)).float()
-        for modality, table_NX in tables.items()
-    }
+    return {modality: Ridge(table_NX).weights(table_NX, targets_ND).float() for modality, table_NX in tables.items()}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,55 @@
 Shape suffixes: I items, D width of the vectors, d_m width of a modality's features.
 """
 
+from functools import partial
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmrec_dist.recommenders.base import Inputs, LinearMap, Recommender
-from ptmrec_dist.recommenders.layers import fitted_maps
-from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.layers import modal_maps
+from ptmrec_dist.recommenders.once import OncePerTable
+from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.recommenders.rows import Features
+
+
+class FittedMaps(nn.ModuleDict):
+    """Linear maps P_m from features to vectors of items, [*, d_m] -> [*, D], one per modality; zero until they are fitted.
+
+    Args:
+        inputs: Features, and the training interactions, which say what items to learn from.
+        width: Width of the vectors D.
+    """
+
+    def __init__(self, inputs: Inputs, width: int) -> None:
+        # These consume random numbers, on which the initialisation of later layers depends.
+        super().__init__(dict(modal_maps(inputs.features, width)))
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+        self.owners = inputs.owners
+        self.warm_items: Tensor
+        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
+        self._ridges = {modality: OncePerTable[Ridge]() for modality in self}
+
+    @torch.no_grad()
+    def fit(self, features: Features, targets_ID: Tensor) -> None:
+        """Fit each map separately to predict vectors from features: ridge regression, in closed form.
+
+        An intercept is fitted and dropped: it would add the same constant to all of a user's scores. The best penalty depends
+        on how informative the features are: each map has its own.
+
+        Collective where items are cut over ranks: every rank must call this, and has the same maps afterwards.
+
+        Args:
+            features: Modality to its table, float32 [I, d_m].
+            targets_ID: Vectors of all items, float32 [I, D]; those of items with training interactions are read.
+        """
+        targets_ND = targets_ID[self.warm_items]
+        for modality, linear in self.items():
+            table_IX = features[modality]
+            inputs_NX = table_IX[self.warm_items]
+            ridge = self._ridges[modality].get(table_IX, partial(Ridge, inputs_NX, owners=self.owners))
+            linear.get_parameter("weight").copy_(ridge.weights(inputs_NX, targets_ND).T)
 
 
 class FittedRecommender(Recommender):
@@ -26,10 +68,12 @@ class FittedRecommender(Recommender):
 
     def __init__(self, inputs: Inputs, width: int) -> None:
         super().__init__(inputs)
-        self.owners = inputs.owners
-        self.projections = fitted_maps(inputs.features, width)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
+        self.projections = FittedMaps(inputs, width)
+
+    @property
+    def warm_items(self) -> Tensor:
+        """Items with training interactions, int64, ascending."""
+        return self.projections.warm_items
 
     def cold_map(self) -> dict[str, LinearMap]:
         """Return P_m, [D, d_m], for each modality."""
@@ -41,4 +85,4 @@ class FittedRecommender(Recommender):
         training = self.training
         targets_ID = self.eval().items(features, self.tables(features))
         self.train(training)
-        fit_maps(self.projections, features, self.warm_items, targets_ID[self.warm_items], self.owners)
+        self.projections.fit(features, targets_ID)

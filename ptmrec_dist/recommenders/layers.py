@@ -79,24 +79,6 @@ def modal_maps(features: Features, dim: int, bias: bool = False) -> nn.ModuleDic
     return nn.ModuleDict({modality: linear_map(table.shape[1], dim, bias) for modality, table in features.items()})
 
 
-def fitted_maps(features: Features, dim: int) -> nn.ModuleDict:
-    """Create linear maps that are zero until `fit_maps` fits them.
-
-    They consume the random numbers of `modal_maps`, on which the initialisation of later layers depends.
-
-    Args:
-        features: Tables of the modalities, [I, d_m].
-        dim: Width that features are mapped to.
-
-    Returns:
-        Modality to its map, [*, d_m] -> [*, dim].
-    """
-    maps = modal_maps(features, dim)
-    for weight in maps.parameters():
-        nn.init.zeros_(weight)
-    return maps
-
-
 def linear_map(width: int, dim: int, bias: bool = True) -> nn.Linear:
     """Create a linear map with Xavier's uniform initialisation.
 

@@ -4,7 +4,6 @@ Shape suffixes: I items, R directions, D width of the outputs, d_m width of a mo
 """
 
 import logging
-import weakref
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.recommenders.base import Inputs
+from ptmrec_dist.recommenders.once import OncePerTable
 
 _log = logging.getLogger(__name__)
 _ROWS = 2**14  # of larger tables, as many rows at equal distances give the directions
@@ -46,25 +46,16 @@ class PrincipalMap(nn.Linear):
             nn.init.zeros_(self.bias)
         directions = _of_all_ranks(principal_directions(table_ID, rank), world) if is_wide else None
         self.register_buffer("directions", directions)
-        self._reduced: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+        self._reduced = OncePerTable[Tensor]()
 
     def forward(self, table_ID: Tensor) -> Tensor:
         """Map the features of all items, [I, d_m], to [I, D]."""
-        if self.directions is None:
+        directions_RD = self.directions
+        if directions_RD is None:
             return super().forward(table_ID)
         if table_ID.requires_grad:
-            return F.linear(table_ID, self.weight @ self.directions, self.bias)
-        return super().forward(self._reduce(table_ID, self.directions))
-
-    def _reduce(self, table_ID: Tensor, directions_RD: Tensor) -> Tensor:
-        """X V of a table, computed anew only where it is another one, or has changed."""
-        if self._reduced is not None:
-            table, version, reduced_IR = self._reduced
-            if table() is table_ID and version == table_ID._version:
-                return reduced_IR
-        reduced_IR = table_ID @ directions_RD.T
-        self._reduced = weakref.ref(table_ID), table_ID._version, reduced_IR
-        return reduced_IR
+            return F.linear(table_ID, self.weight @ directions_RD, self.bias)
+        return super().forward(self._reduced.get(table_ID, lambda: table_ID @ directions_RD.T))
 
 
 def principal_maps(inputs: Inputs, dim: int, rank: int, bias: bool) -> nn.ModuleDict:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
-from ptmrec_dist.recommenders.ridge import ridge_weights
+from ptmrec_dist.recommenders.ridge import Ridge
 
 PRIOR = 5.0
 """n_0: items that the mean counts for."""
@@ -85,7 +85,7 @@ def fit_fold_in(users_UT: Tensor, items_ID: Tensor, train: Interactions) -> Fold
     centre_D = popularity_I / len(train.items) @ items_ID
     active = torch.from_numpy(np.flatnonzero(np.bincount(train.users, minlength=len(users_UT))))
     inputs_UD = _history_features(items_ID, train, len(users_UT), centre_D)[active]
-    weight_DT = ridge_weights(inputs_UD, users_UT[active], PENALTY).float()
+    weight_DT = Ridge(inputs_UD, strengths=(PENALTY,)).weights(inputs_UD, users_UT[active]).float()
     return FoldIn(centre_D, weight_DT, users_UT[active].mean(dim=0) - inputs_UD.mean(dim=0) @ weight_DT)
 
 

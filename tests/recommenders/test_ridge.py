@@ -1,9 +1,10 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from ptmrec_dist.recommenders import ridge
+from ptmrec_dist.recommenders.ridge import STRENGTHS, Ridge
 from tests.recommenders.conftest import Toy
 
 
@@ -32,49 +33,67 @@ def left_out_cosine(table: np.ndarray, targets: np.ndarray, strength: float) -> 
     return float(np.mean(cosines))
 
 
-def test_each_map_is_its_own_ridge_regression_with_a_free_intercept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "STRENGTHS", (0.3,))
+@pytest.mark.parametrize("strength", [0.003, 0.3])
+def test_weights_are_those_of_a_ridge_regression_with_a_free_intercept(strength: float) -> None:
     rng = np.random.default_rng(0)
-    features = {
-        name: torch.tensor(rng.normal(2, 1, (9, width)), dtype=torch.float32) for name, width in (("a", 3), ("b", 2))
-    }
-    items, targets = torch.tensor([0, 1, 2, 4, 5, 7, 8]), torch.tensor(rng.normal(5, 1, (7, 4)), dtype=torch.float32)
-    maps = nn.ModuleDict({name: nn.Linear(table.shape[1], 4, bias=False) for name, table in features.items()})
-    ridge.fit_maps(maps, features, items, targets)
-    for name, table in features.items():
-        inputs = table[items].numpy().astype(float)
-        expected, _ = augmented_least_squares(inputs, targets.numpy().astype(float), penalty_of(inputs, 0.3))
-        np.testing.assert_allclose(maps[name].weight.detach().numpy().T, expected, rtol=1e-4, atol=1e-5)
+    inputs, targets = rng.normal(2, 1, (9, 3)), rng.normal(5, 1, (9, 4))
+    tensors = [torch.tensor(table, dtype=torch.float32) for table in (inputs, targets)]
+    found = Ridge(tensors[0], strengths=(strength,)).weights(*tensors)
+    expected, _ = augmented_least_squares(inputs, targets, penalty_of(inputs, strength))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_strength_is_the_one_that_predicts_left_out_items_best() -> None:
+def test_the_strength_is_the_one_that_predicts_left_out_rows_best() -> None:
     rng = np.random.default_rng(0)
-    chosen = []
-    for noise in (0.01, 0.5, 2, 8):
-        inputs = rng.normal(2, 1, (30, 12))
+    inputs, chosen = rng.normal(2, 1, (30, 12)), []
+    ridge = Ridge(torch.tensor(inputs, dtype=torch.float32))
+    for noise in (0.01, 0.2, 0.5, 1, 2):
         targets = inputs @ rng.normal(0, 1, (12, 4)) + noise * rng.normal(3, 4, (30, 4))
-        chosen.append(ridge.best_strength(*(torch.tensor(table, dtype=torch.float32) for table in (inputs, targets))))
-        assert chosen[-1] == max(ridge.STRENGTHS, key=lambda strength: left_out_cosine(inputs, targets, strength))
+        tensors = [torch.tensor(table, dtype=torch.float32) for table in (inputs, targets)]
+        chosen.append(ridge.best_strength(*tensors))
+        assert chosen[-1] == max(STRENGTHS, key=lambda strength: left_out_cosine(inputs, targets, strength))
+        expected, _ = augmented_least_squares(inputs, targets, penalty_of(inputs, chosen[-1]))
+        np.testing.assert_allclose(ridge.weights(*tensors).numpy(), expected, rtol=1e-3, atol=1e-3)
     assert len(set(chosen)) > 2
 
 
-def test_features_that_are_all_the_same_predict_nothing() -> None:
-    maps = nn.ModuleDict({"image": nn.Linear(3, 2, bias=False)})
-    ridge.fit_maps(maps, {"image": torch.ones(5, 3)}, torch.arange(5), torch.randn(5, 2))
-    assert (maps["image"].weight == 0).all()
+def test_inputs_that_are_all_the_same_predict_nothing() -> None:
+    inputs = torch.ones(5, 3)
+    assert (Ridge(inputs).weights(inputs, torch.randn(5, 2)) == 0).all()
 
 
 @pytest.mark.parametrize("name", ["vbpr", "mgcn", "smore", "slmrec", "mmgcl"])
-def test_recommenders_fit_their_projections_to_items_with_interactions(name: str, toy: Toy) -> None:
+def test_recommenders_fit_each_projection_to_items_with_interactions(name: str, toy: Toy) -> None:
     model = toy.build(name, dim=4).train()
     before = toy.vectors(model)
     model.fit_cold_map(toy.features)
-    maps, targets = model.projections, before[1][: toy.cold_items[0]].detach()
-    widths = {modality: table.shape[1] for modality, table in toy.features.items()}
-    expected = nn.ModuleDict({name: nn.Linear(width, targets.shape[1], bias=False) for name, width in widths.items()})
-    ridge.fit_maps(expected, toy.features, torch.arange(toy.cold_items[0]), targets)
-    for modality in toy.features:
-        assert maps[modality].weight.abs().sum() > 0
-        torch.testing.assert_close(maps[modality].weight, expected[modality].weight)
+    targets = before[1][: toy.cold_items[0]].detach()
+    for modality, table in toy.features.items():
+        inputs = table[: toy.cold_items[0]]
+        found = model.projections[modality].weight
+        assert found.abs().sum() > 0
+        torch.testing.assert_close(found.T, Ridge(inputs).weights(inputs, targets).float())
     assert model.training
     torch.testing.assert_close(toy.vectors(model), before)
+
+
+def test_maps_are_fitted_to_the_features_and_vectors_of_now(toy: Toy) -> None:
+    model, features = toy.build("vbpr", dim=4), dict(toy.features)
+
+    def assert_fitted() -> None:
+        model.fit_cold_map(features)
+        twin = deepcopy(model)
+        for weight in twin.projections.parameters():
+            weight.data.zero_()
+        twin.fit_cold_map({modality: table.clone() for modality, table in features.items()})
+        torch.testing.assert_close(
+            dict(model.projections.named_parameters()), dict(twin.projections.named_parameters())
+        )
+
+    assert_fitted()
+    model.item_embeddings.weight.data.normal_()
+    assert_fitted()
+    features["image"].mul_(torch.linspace(0.5, 2, features["image"].shape[1]))  # in place, as training of features does
+    assert_fitted()
+    features["image"] = features["image"].flip(1)
+    assert_fitted()

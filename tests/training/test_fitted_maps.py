@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ptmrec_dist.config import Stage1Config, Stage2Config, TuningConfig, ZeroConfig, recommender_config
-from ptmrec_dist.recommenders import ridge
+from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
@@ -50,7 +50,7 @@ def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str,
 
 def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Ridge regression with an intercept, as least squares with rows that stand for the penalty."""
-    strength = ridge.best_strength(torch.tensor(inputs), torch.tensor(targets))
+    strength = Ridge(torch.tensor(inputs)).best_strength(torch.tensor(inputs), torch.tensor(targets))
     inputs, targets = (table.astype(float) - table.mean(axis=0) for table in (inputs, targets))
     penalty = strength * np.square(inputs).sum(axis=0).mean()
     rows = np.vstack([inputs, np.sqrt(penalty) * np.eye(inputs.shape[1])])

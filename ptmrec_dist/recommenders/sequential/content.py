@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ptmrec_dist.config.sequences import CosineSequenceConfig, SequenceConfig
 from ptmrec_dist.recommenders.base import Inputs, Tables
-from ptmrec_dist.recommenders.layers import embedding_table, fitted_maps
-from ptmrec_dist.recommenders.ridge import fit_maps
+from ptmrec_dist.recommenders.fitted import FittedMaps
+from ptmrec_dist.recommenders.layers import embedding_table
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
@@ -69,9 +69,7 @@ class MixedRecommender(SequenceRecommender):
     def __init__(self, inputs: Inputs, config: SequenceConfig) -> None:
         super().__init__(inputs, config)
         self.item_embeddings = embedding_table(inputs.num_items, config.dim)
-        self.id_maps = fitted_maps(inputs.features, config.dim)
-        self.warm_items: Tensor
-        self.register_buffer("warm_items", inputs.warm_items(), persistent=False)
+        self.id_maps = FittedMaps(inputs, config.dim)
 
     @abstractmethod
     def mixed(self, ids_CE: Tensor, features: Features) -> Tensor:
@@ -91,12 +89,13 @@ class MixedRecommender(SequenceRecommender):
 
     def fit_cold_map(self, features: Features) -> None:
         """Fit each P_m separately to the ID vectors of items with training interactions."""
-        fit_maps(self.id_maps, features, self.warm_items, self.item_embeddings.weight[self.warm_items])
+        self.id_maps.fit(features, self.item_embeddings.weight)
 
     def tables(self, features: Features) -> Tables:
         """Compute the vectors of all items, [I, D]; ID vectors of those without training interactions are predicted."""
-        known = self.item_embeddings.weight[self.warm_items]
-        return {ITEMS: self.mixed(self._predicted_ids(features).index_copy(0, self.warm_items, known), features)}
+        warm_items = self.id_maps.warm_items
+        known = self.item_embeddings.weight[warm_items]
+        return {ITEMS: self.mixed(self._predicted_ids(features).index_copy(0, warm_items, known), features)}
 
     def cold_items(self, features: Features) -> Tensor:
         """Compute what is scored of items whose ID vectors are predicted from their features, [C, N]."""
