@@ -68,7 +68,7 @@ class RunRecord:
 
     @property
     def made_from(self) -> dict[str, dict[str, Any]]:
-        """All that the run was made from, directly or by the runs before it, by field."""
+        """What the run was made from, by field; each has its `fingerprint`, and all but the encoder their `path`."""
         made = {name: getattr(self, name) for name in (*_FIRST_INPUTS, *_LATER_INPUTS)}
         return {name: value for name, value in made.items() if value is not None}
 

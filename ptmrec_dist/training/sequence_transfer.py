@@ -15,6 +15,7 @@ from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.end_to_end import files_read_by, live_arguments
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
@@ -45,7 +46,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
     teacher = start if config.teacher_run is None else _teacher_of(config, start)
     _refuse_other_widths(config, recommender, start, teacher)
     if teacher is not start:
-        reference = {"path": str(teacher.folder.resolve()), "fingerprint": teacher.record.fingerprint}
+        reference = reference_to(teacher.folder, teacher.record.fingerprint)
         start = replace(start, record=replace(start.record, teacher=reference))
     encoder = check_start(config, start)
     run = RunFolder(config.out, config, start.record.inputs)
