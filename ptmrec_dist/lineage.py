@@ -77,6 +77,19 @@ def check_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
             )
 
 
+def reference_to(folder: Path, fingerprint: str) -> dict[str, str]:
+    """Name an input in a record.
+
+    Args:
+        folder: Where it lies now.
+        fingerprint: Fingerprint of its content.
+
+    Returns:
+        `path`, absolute, and `fingerprint`.
+    """
+    return {"path": str(folder.resolve()), "fingerprint": fingerprint}
+
+
 def relative_to(path: str, folder: Path) -> str:
     """Make a path relative to a folder that may be moved together with it.
 

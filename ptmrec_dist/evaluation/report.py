@@ -8,7 +8,7 @@ import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +199,8 @@ def _facts(dataset: Dataset, runs: list[_Run], seconds: Mapping[str, float]) -> 
 def _user(user: ShownUser, items: Mapping[int, Item]) -> UserRows:
     return UserRows(
         user.user_id,
-        [
-            ItemRow(row.heading, [_ticked(items[item]) if item in row.hits else items[item] for item in row.items])
-            for row in user.rows
-        ],
+        [ItemRow(row.heading, [replace(items[item], hit=item in row.hits) for item in row.items]) for row in user.rows],
     )
-
-
-def _ticked(item: Item) -> Item:
-    return Item(item.title, item.picture, item.new, hit=True)
 
 
 def _items(dataset: Dataset, shown: Iterable[int]) -> dict[int, Item]:

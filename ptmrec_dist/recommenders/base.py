@@ -235,7 +235,7 @@ class Recommender(nn.Module, ABC):
         """
         if self.multimodal and not self.vectors_from_ids:
             raise UserError(
-                f"teacher_scores: got id, but {type(self).__name__} has no vectors that come from IDs alone; choose all"
+                f"teacher_scores: got id, but {type(self).__name__} has no vectors that come from IDs alone; choose whole"
             )
         return self.users(queries, tables), self.items({}, tables, chosen)
 

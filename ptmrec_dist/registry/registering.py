@@ -99,8 +99,7 @@ def _write_model(
 
 def _lineage(run: FinishedRun) -> dict[str, str]:
     record = run.record
-    made_from = {name: getattr(record, name) for name in ("data", "features", "stage1", "stage2", "encoder")}
-    fingerprints = {name: source["fingerprint"] for name, source in made_from.items() if source is not None}
+    fingerprints = {name: made["fingerprint"] for name, made in record.made_from.items()}
     metrics = flatten(read_metrics(run.folder))
     measured = beyond_accuracy(run.dataset, "validation", run.recommender, run.features, masking_of(record))
     lists = measured.get("validation", {})

@@ -44,7 +44,7 @@ class Audience:
         score: Score,
     ) -> None:
         self._vectors, self._num_users, self._score = vectors, num_users, score
-        self._taken = Interactions(taken.items, taken.users)  # of each item, its users
+        self._taken = taken
         self._items_ID, self._modal_items_ID, self._warm = items_ID, modal_items_ID, warm
 
     def search(self, items_N: Sequence[int], k: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
@@ -69,10 +69,13 @@ class Audience:
         if self._modal_items_ID is not None:
             vectors_ND = vectors_ND.where(warm_N1, self._modal_items_ID[items])
         scorer = table_scorer(vectors_ND, self._users_UD, lambda items_BD, users_CD: self._score(users_CD, items_BD).T)
-        # Rows of `taken` are item indices; the scorer's rows are those of the request.
-        of_item = Histories(self._taken, len(self._items_ID), self._num_users).of(items)
-        seen = Histories(of_item, len(items), self._num_users) if exclude_seen else None
+        seen = Histories(self._takers.of(items), len(items), self._num_users) if exclude_seen else None
         return top_items(scorer, np.arange(len(items)), seen, k)
+
+    @cached_property
+    def _takers(self) -> Histories:
+        """The users of each item: items stand in for users here, and users for items."""
+        return Histories(Interactions(self._taken.items, self._taken.users), len(self._items_ID), self._num_users)
 
     @cached_property
     def _users_UD(self) -> Tensor:

@@ -23,6 +23,7 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import World
 from ptmrec_dist.distributed.rows import row_tables
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.training.finished_run import open_data_of
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
@@ -73,7 +74,7 @@ class PreviousRun:
     @property
     def reference(self) -> dict[str, str]:
         """Path and fingerprint of the run, for the lineage of the new one."""
-        return {"path": str(self._folder.resolve()), "fingerprint": self._record.fingerprint}
+        return reference_to(self._folder, self._record.fingerprint)
 
     def take_over(self, objective: RecommenderObjective, world: World) -> None:
         """Overwrite initial weights by those of the run, rows of users and items by id.

@@ -1,14 +1,12 @@
 """Train an encoder with a recommender of the next item, on users and their sequences: MoRec and PMMRec as published."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ptmrec_dist.config import JointConfig, TunesEncoder
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.content_sequences import PMMRecConfig
-from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
 from ptmrec_dist.data.sequences import TrainingSequences
@@ -17,7 +15,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
-from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
+from ptmrec_dist.training.objectives.live_sequence import LiveInputs, LiveNextItem
 from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.sequence_batches import SequenceBatches
@@ -51,7 +49,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         return
     if taken and world.is_first:
         print(taken)
-    objective = LiveNextItem(*live_arguments(start, encoder, sequences, config, config.seed, world))
+    objective = LiveNextItem(live_inputs(start, encoder, sequences, world), config, config.seed)
     files = files_read_by(encoder, start.dataset, config)
     batches = SequenceBatches(sequences, config.batch_size, world, config.negatives, files, config.workers)
     train_both(config, run, start, objective, batches)
@@ -83,37 +81,26 @@ def _with_tokens(config: JointConfig, start: FinishedRun, encoder: Encoder | Non
     return replace(start, record=record, features={}, recommender=recommender)
 
 
-def live_arguments(
-    start: FinishedRun,
-    encoder: Encoder | None,
-    sequences: TrainingSequences,
-    config: NextItemConfig,
-    seed: int,
-    world: World,
-) -> tuple[Any, ...]:
+def live_inputs(start: FinishedRun, encoder: Encoder | None, sequences: TrainingSequences, world: World) -> LiveInputs:
     """Move what `LiveNextItem` takes to the device.
 
     Args:
         start: A recommender of the next item with its features.
         encoder: The encoder, with what is tuned; None keeps all features frozen.
         sequences: What is trained on.
-        config: Settings of the loss.
-        seed: Seed of dropout and noise.
         world: This rank and its peers.
 
     Returns:
-        The arguments of `LiveNextItem`.
+        The inputs.
     """
     dataset, device = start.dataset, world.device
-    return (
-        None if encoder is None else encoder.to(device),
-        _recommender_of(start).to(device),
-        {modality: table.to(device) for modality, table in start.features.items()},
-        {modality: torch.from_numpy(dataset.has(modality)).to(device) for modality in start.record.modalities},
-        world,
-        sequences,
-        config,
-        seed,
+    return LiveInputs(
+        encoder=None if encoder is None else encoder.to(device),
+        recommender=_recommender_of(start).to(device),
+        features={modality: table.to(device) for modality, table in start.features.items()},
+        has={modality: torch.from_numpy(dataset.has(modality)).to(device) for modality in start.record.modalities},
+        sequences=sequences,
+        world=world,
     )
 
 

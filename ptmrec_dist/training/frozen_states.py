@@ -151,7 +151,7 @@ def _write_part(
             rows = [prefix.rows(cast(Tensor, inputs[modality])) for modality, prefix in prefixes.items()]
             for item, *states in zip(batch.items.tolist(), *rows, strict=True):
                 if room > 0:
-                    room -= sum(writer.add(item, own) for writer, own in zip(writers, states, strict=True))
+                    room -= sum(writer.add(item, state) for writer, state in zip(writers, states, strict=True))
             bar.update(len(batch.items))
             if room <= 0:
                 break

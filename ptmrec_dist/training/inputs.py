@@ -6,6 +6,7 @@ from ptmrec_dist.config import ChoosesRecommender
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import FeatureStore, open_features
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders import lacking_modalities, recommender_class
 from ptmrec_dist.training.records import RunRecord
 
@@ -46,7 +47,7 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
     features = encoder = None
     if store is not None:
         made = store.manifest
-        features = {"path": str(store.folder.resolve()), "fingerprint": made.fingerprint}
+        features = reference_to(store.folder, made.fingerprint)
         if made.encoder is not None:
             encoder = {**made.encoder_settings, "fingerprint": made.encoder}
     return RunRecord(
@@ -54,7 +55,7 @@ def untrained_record(config: ChoosesRecommender, dataset: Dataset, store: Featur
         recommender=config.recommender,
         modalities=list(modalities_of(config, store)),
         hyperparameters=asdict(config.model),
-        data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
+        data=reference_to(dataset.folder, dataset.fingerprint),
         features=features,
         graph_features=features,
         encoder=encoder,

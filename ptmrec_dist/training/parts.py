@@ -25,6 +25,7 @@ from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.saved_tuning import read_tuned
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record
 
@@ -55,7 +56,7 @@ def with_source(config: JointConfig, record: RunRecord) -> RunRecord:
     if folder is None:
         return record
     source = read_record(folder, name="transfer_from")
-    reference = {"path": str(folder.resolve()), "fingerprint": source.fingerprint}
+    reference = reference_to(folder, source.fingerprint)
     if config.transfer == "prompts":
         _refuse_other_encoder(folder, source, record)
         return replace(record, source=reference)

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.evaluation.metrics import COLD_SHOWN, SELECT, SHOWN, read_metrics
+from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.records import RunRecord
-
-Metrics = Mapping[str, Mapping[str, float]]
-"""Part to metric to value."""
 
 
 def print_metrics(metrics: Metrics) -> None:

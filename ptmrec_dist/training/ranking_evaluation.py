@@ -43,10 +43,11 @@ class RankingEvaluation:
         self.evaluator = Evaluator(dataset, "validation", self.masking, MOST_USERS)
 
     def measure(self, engine: Engine) -> Metrics:
-        """Evaluate on validation."""
-        if self.evaluator.cold_items is not None:
-            self.objective.recommender.fit_cold_map(self.objective.features)
-        return self.evaluator(self.objective.recommender, self.objective.features, self.world)
+        """Evaluate on validation; maps for cold items are fitted before where they are read."""
+        recommender, features = self.objective.recommender, self.objective.features
+        if self.evaluator.cold_items is not None or recommender.reads_cold_items:
+            recommender.fit_cold_map(features)
+        return self.evaluator(recommender, features, self.world)
 
     def deciding_part(self, metrics: Metrics) -> str:
         """Return `validation`."""

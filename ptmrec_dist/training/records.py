@@ -14,6 +14,8 @@ from ptmrec_dist.lineage import split_scheme, with_hints, without_hints
 
 RECOMMENDER_FILE = "recommender.safetensors"
 ENCODER_FILE = "encoder.safetensors"
+_FIRST_INPUTS = ("data", "features", "graph_features", "encoder", "stage1")
+_LATER_INPUTS = ("stage2", "source", "teacher", "previous")  # names that older records do not have
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class RunRecord:
     """sha256 over weights and lineage, wherever the latter lies."""
 
     @property
+    def made_from(self) -> dict[str, dict[str, Any]]:
+        """What the run was made from, by field; each has its `fingerprint`, and all but the encoder their `path`."""
+        made = {name: getattr(self, name) for name in (*_FIRST_INPUTS, *_LATER_INPUTS)}
+        return {name: value for name, value in made.items() if value is not None}
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Fingerprint of each input of a run that starts from here: a run, or what a run from scratch is made from."""
         named = {"shards": self.data, "features": self.features, "encoder": self.encoder}
@@ -108,10 +116,10 @@ def read_record(folder: Path, now: ReadsRun | None = None, name: str = "run") ->
     content = read_json(folder / "run.json", name)
     try:
         record = typed(RunRecord, _without_hints(content, folder))
-        named = (record.data, record.features, record.graph_features, record.stage1, record.stage2)
-        for made in (*named, record.teacher, record.previous):
-            if made is not None and not {"path", "fingerprint"} <= made.keys():
-                raise ValueError("an input without path or fingerprint")
+        for field_name, made in record.made_from.items():
+            needed = {"fingerprint"} if field_name == "encoder" else {"path", "fingerprint"}
+            if not needed <= made.keys():
+                raise ValueError(f"{field_name} without {' or '.join(sorted(needed))}")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(
             f"{name}: {folder}/run.json is not one that this version writes ({error}); train again"
@@ -157,14 +165,9 @@ def require_encoder(record: RunRecord, folder: Path) -> None:
 def _fingerprint(folder: Path, record: RunRecord) -> str:
     """Digest of weights and lineage; of what the run is made from only fingerprints count."""
     lineage = asdict(record) | {"mlflow_run": None, "fingerprint": ""}
-    if record.stage2 is None:
-        del lineage["stage2"]  # as digested before there were refits
-    if record.source is None:
-        del lineage["source"]  # as digested before parts were taken over
-    if record.teacher is None:
-        del lineage["teacher"]  # as digested before another run could teach
-    if record.previous is None:
-        del lineage["previous"]  # as digested before runs were continued
+    for name in _LATER_INPUTS:
+        if lineage[name] is None:
+            del lineage[name]  # as digested before there was such an input
     if record.mask_history:
         del lineage["mask_history"]  # as digested before there was a choice
     content = {name: value["fingerprint"] if _names_files(value) else value for name, value in lineage.items()}

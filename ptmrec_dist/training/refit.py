@@ -28,6 +28,7 @@ from ptmrec_dist.data.feature_store import read_feature_manifest
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.errors import UserError, on_one_line
 from ptmrec_dist.files import read_yaml
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.finished_run import open_data_of, open_features_of
@@ -68,7 +69,7 @@ def refit(config: RefitConfig) -> None:
     slower = _SLOWER if config.start == "run" and config.lr is None else 1
     learning_rate = learning_rate_of(settings, dataset) / slower
     settings = replace(settings, batch_size=batch_size_of(settings, dataset), lr=learning_rate)
-    reference = {"path": str(config.run.resolve()), "fingerprint": begun.fingerprint}
+    reference = reference_to(config.run, begun.fingerprint)
     stage1 = None if first is None or begun.stage1 is None else begun.stage1 | {"path": str(first.resolve())}
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)
     chosen = {name: getattr(settings, name) for name in _SHARED} | {"model": asdict(settings.model)}

@@ -12,11 +12,11 @@ import torch
 
 from ptmrec_dist.config import ReadsRun, Stage2Config
 from ptmrec_dist.config.common import require
-from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
-from ptmrec_dist.training.end_to_end import files_read_by, live_arguments
+from ptmrec_dist.training.end_to_end import files_read_by, live_inputs
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
@@ -45,7 +45,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
     teacher = start if config.teacher_run is None else _teacher_of(config, start)
     _refuse_other_widths(config, recommender, start, teacher)
     if teacher is not start:
-        reference = {"path": str(teacher.folder.resolve()), "fingerprint": teacher.record.fingerprint}
+        reference = reference_to(teacher.folder, teacher.record.fingerprint)
         start = replace(start, record=replace(start.record, teacher=reference))
     encoder = check_start(config, start)
     run = RunFolder(config.out, config, start.record.inputs)
@@ -54,7 +54,8 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
     world = join_world(config.device, config.timeout)
     torch.manual_seed(config.seed)
     objective = NextItemTransfer(
-        *live_arguments(start, encoder, sequences, NextItemConfig(), config.seed, world),
+        live_inputs(start, encoder, sequences, world),
+        config.seed,
         teacher=_taught_by(teacher, world),
         weight=config.kt_weight,
         temperature=config.temperature,

@@ -19,6 +19,7 @@ from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.encoders.encoding import count_absent, encode_all, reader_of
 from ptmrec_dist.encoders.sources.loading import tuned_fingerprint
 from ptmrec_dist.evaluation.metrics import selecting_part
+from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.batches import item_stream
@@ -115,9 +116,9 @@ class TunedEvaluation:
         record = replace(
             begun.record,
             stage=2,
-            data={"path": str(dataset.folder.resolve()), "fingerprint": dataset.fingerprint},
-            features={"path": str(store.folder.resolve()), "fingerprint": store.manifest.fingerprint},
-            stage1=_reference(begun) if begun.record.stage == 1 else None,
+            data=reference_to(dataset.folder, dataset.fingerprint),
+            features=reference_to(store.folder, store.manifest.fingerprint),
+            stage1=reference_to(begun.folder, begun.record.fingerprint) if begun.record.stage == 1 else None,
             stage2=None,
             previous=None,
             parameters=self.parameters,
@@ -185,10 +186,6 @@ def _parameter_counts(objective: TrainsEncoder) -> dict[str, int]:
     encoder = 0 if objective.encoder is None else objective.encoder.num_tuned
     recommender = sum(parameter.numel() for parameter in objective.recommender.parameters() if parameter.requires_grad)
     return {"encoder": encoder, "recommender": recommender, "trainable": encoder + recommender}
-
-
-def _reference(start: FinishedRun) -> dict[str, str]:
-    return {"path": str(start.folder.resolve()), "fingerprint": start.record.fingerprint}
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ def test_vectors_of_some_users_and_items_are_rows_of_those_of_all(name: str, toy
     torch.testing.assert_close(model.users(toy.queries(model, users), tables), all_users[users])
     torch.testing.assert_close(model.items(rows, tables, items), all_items[items])
     if is_sequential(name) and model.multimodal:
-        with pytest.raises(UserError, match="has no vectors that come from IDs alone; choose all"):
+        with pytest.raises(UserError, match="has no vectors that come from IDs alone; choose whole"):
             toy.id_vectors(model)
         return
     id_users, id_items = toy.id_vectors(model)

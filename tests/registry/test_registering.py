@@ -102,6 +102,18 @@ def test_version_carries_its_lineage(catalogue, registry):
     assert tags["validation/recall_at_20"] == "0.25"
 
 
+def test_version_names_every_run_that_its_run_was_made_from(catalogue, registry, tmp_path):
+    record, other = read_record(catalogue.stage2), read_record(catalogue.stage1)
+    shutil.copytree(catalogue.stage2, tmp_path / "run")
+    names = ("stage2", "source", "teacher", "previous")
+    made = {name: {"path": str(catalogue.stage1), "fingerprint": other.fingerprint[:-1] + name[0]} for name in names}
+    write_record(tmp_path / "run", replace(record, **made))
+    register(RegisterConfig(run=tmp_path / "run", name="made"))
+    tags = registry.get_model_version_by_alias("made", "candidate").tags
+    assert {name: tags.get(name) for name in names} == {name: found["fingerprint"] for name, found in made.items()}
+    assert tags["graph_features"] == record.graph_features["fingerprint"]
+
+
 def test_version_of_a_merged_data_set_names_its_sources(catalogue, registered, tmp_path):
     other = replace(write_catalogue(tmp_path / "other"), split="cold_items", core=0)
     pack(other)

@@ -1,19 +1,33 @@
-"""What scores cold items at the end of stage 2 fits the vectors and the features that are kept, whatever trained them."""
+"""The maps by which cold items are scored and read fit the vectors and features that are evaluated, whatever trained them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from ptmrec_dist.config import Stage1Config, Stage2Config, TuningConfig, ZeroConfig, recommender_config
+from ptmrec_dist.config import (
+    FeaturesConfig,
+    Stage1Config,
+    Stage2Config,
+    TuningConfig,
+    ZeroConfig,
+    recommender_config,
+)
+from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.pack import pack
+from ptmrec_dist.encoders.features import extract_features
+from ptmrec_dist.files import read_json, read_json_lines
 from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
+from tests.data.small_catalogue import write_catalogue
 from tests.ranks import run_on_ranks
 from tests.vectors import all_vectors
 
@@ -86,6 +100,40 @@ def test_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
     # The history, the metrics of the finished run and the kept weights speak of the same maps.
     again = Evaluator(run.dataset, "validation")(run.recommender, run.features, _alone())
     assert (tmp_path / "stage2" / "history.jsonl").read_text().count(f"{again['cold_validation']['recall@20']}") > 0
+
+
+@pytest.mark.parametrize("recommender", ["fdsa", "carca"])
+def test_items_without_training_rows_are_scored_alike_between_epochs_and_at_the_end(
+    tmp_path: Path, recommender: str
+) -> None:
+    """Leave-one-out holds no cold items out, but some items stand in no training row, and are ranked among the others."""
+    catalogue = write_catalogue(tmp_path, num_items=200, num_users=24, density=0.03)
+    rows = pl.read_csv(catalogue.interactions).with_columns(timestamp=pl.int_range(pl.len()).shuffle(seed=3))
+    rows.write_csv(catalogue.interactions)
+    pack(replace(catalogue, items=None, core=0, split="leave_one_out"))
+    dataset = Dataset(catalogue.out)
+    assert len(np.setdiff1d(dataset.interactions("validation").items, dataset.interactions("train").items))
+    np.save(tmp_path / "text.npy", np.random.default_rng(0).normal(size=(dataset.num_items, 6)).astype(np.float32))
+    features, out = tmp_path / "features", tmp_path / "run"
+    extract_features(FeaturesConfig(shards=catalogue.out, out=features, text_npy=tmp_path / "text.npy"))
+    model = recommender_config(recommender, dim=8)
+    train_stage1(
+        Stage1Config(
+            shards=catalogue.out,
+            features=features,
+            out=out,
+            recommender=recommender,
+            model=model,
+            epochs=3,
+            batch_size=64,
+            lr=0.01,
+            tracking=UNTRACKED,
+        )
+    )
+    kept = read_json(out / "run.json", "run")["kept_epoch"]
+    (line,) = [line for line in read_json_lines(out / "history.jsonl", "run") if line["epoch"] == kept]
+    for name, value in read_json(out / "metrics.json", "run")["validation"].items():
+        assert line[f"validation.{name}"] == pytest.approx(value), name
 
 
 def _alone() -> Any:

@@ -19,7 +19,6 @@ from ptmrec_dist.config import (
     ZeroConfig,
     recommender_config,
 )
-from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.data.sequences import TrainingSequences
@@ -30,6 +29,7 @@ from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.training.batches import item_stream
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.objectives.live_sequence import LiveInputs
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.records import read_record
 from ptmrec_dist.training.sequence_batches import SequenceBatches
@@ -101,10 +101,14 @@ def _objective(data: Path, teachers_states: bool) -> NextItemTransfer:
         models.append(model)
     world, sequences = World(0, 1, torch.device("cpu")), TrainingSequences(dataset, LENGTH)
     features = {name: table.double() for name, table in tables.items()}
-    arguments = (None, models[0], features, {}, world, sequences, NextItemConfig(), 3)
-    teacher = NextItemTeacher(models[1], {})
-    kind = {"weight": WEIGHT, "temperature": TEMPERATURE, "teachers_states": teachers_states}
-    return NextItemTransfer(*arguments, teacher=teacher, **kind)  # type: ignore[arg-type]
+    return NextItemTransfer(
+        LiveInputs(None, models[0], features, {}, sequences, world),
+        3,
+        teacher=NextItemTeacher(models[1], {}),
+        weight=WEIGHT,
+        temperature=TEMPERATURE,
+        teachers_states=teachers_states,
+    )
 
 
 def _written_out(objective: NextItemTransfer, data: Path, users: list[int]) -> Tensor:

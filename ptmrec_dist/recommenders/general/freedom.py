@@ -37,7 +37,7 @@ class FREEDOM(FittedRecommender):
     training graph after `start_epoch` has dropped the fraction rho of its edges, with higher probability between nodes of
     high degree; until then, and in evaluation, it is the whole graph. Nothing else is regularised.
 
-    A cold item is scored by fitted maps of its features (see `FittedRecommender`), not by W_m, which lambda leaves far from the
+    A cold item is scored by fitted maps of its features (see `FittedRecommender`), not by W_m, which no term compares with the
     vectors of items. Items without training interactions stay outside S, so that their untrained embeddings affect no other
     node; their own vectors are their layer 0 of LightGCN, times 1 / (L + 1).
 

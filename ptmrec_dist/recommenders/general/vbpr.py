@@ -33,9 +33,12 @@ class VBPR(FittedRecommender):
     modality is the same function as one map of the concatenated features, and provides the Linear of eq. 12 for each
     modality.
 
-    A cold item has no gamma_i, and W fits the training interactions also along directions of the features in which items hardly
-    differ: `FittedRecommender` scores cold items, with maps fitted to both halves. The ID half alone is a poor teacher of
-    stage 2: it is what features left unexplained, so use whole scores as the teacher.
+    A cold item has no gamma_i: it is scored by maps fitted to both halves (see `FittedRecommender`). On MovieLens they scored
+    new films better than W, on the generated data of `ptmrec demo` worse (`docs/results.md`). A likely reason, not tested: W
+    fits the training interactions also along directions of the features in which items hardly differ.
+
+    The ID half alone, which is what features left unexplained, taught stage 2 less well on MovieLens than whole scores
+    (`docs/notes.md`).
 
     Features are used unchanged, normalised or not. The paper's biases (an item's own
     and one linear in its features) are left out, as in common implementations, so that a score is a dot product. Those

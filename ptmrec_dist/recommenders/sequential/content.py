@@ -19,19 +19,25 @@ from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 
 
-class CosineRecommender(SequenceRecommender):
-    """A causal transformer over vectors that features alone give, which are scored by their cosine with the state.
+class ContentRecommender(SequenceRecommender):
+    """A recommender whose vectors of items come from features alone: cold items are scored as all others are."""
+
+    multimodal: ClassVar[bool] = True
+
+    def cold_items(self, features: Features) -> Tensor:
+        """Compute what is scored of items from their features, as for all items, [C, N]."""
+        return self.candidates(self.item_vectors(features))
+
+
+class CosineRecommender(ContentRecommender):
+    """A causal transformer over vectors that are scored by their cosine with the state.
 
     score(u, i) = h_L . e_i / (|h_L| |e_i| temperature)
-
-    Cold items are scored as all others are.
 
     Args:
         inputs: What it is built from.
         config: Hyper-parameters.
     """
-
-    multimodal: ClassVar[bool] = True
 
     def __init__(self, inputs: Inputs, config: CosineSequenceConfig) -> None:
         super().__init__(inputs, config)
@@ -47,10 +53,6 @@ class CosineRecommender(SequenceRecommender):
     def candidates(self, vectors_CD: Tensor) -> Tensor:
         """Scale vectors to length 1, [C, D]."""
         return F.normalize(vectors_CD, dim=1)
-
-    def cold_items(self, features: Features) -> Tensor:
-        """Compute what is scored of items from their features alone, as for all items, [C, D]."""
-        return self.candidates(self.item_vectors(features))
 
 
 class MixedRecommender(SequenceRecommender):

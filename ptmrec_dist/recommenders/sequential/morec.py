@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from ptmrec_dist.config.content_sequences import MoRecConfig
 from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.recommenders.sequences import SequenceRecommender
+from ptmrec_dist.recommenders.sequential.content import ContentRecommender
 from ptmrec_dist.recommenders.sequential.projection import FeatureProjection
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 
 
-class MoRec(SequenceRecommender):
+class MoRec(ContentRecommender):
     """A causal transformer over projected features.
 
     Args:
@@ -34,7 +34,6 @@ class MoRec(SequenceRecommender):
         config: Hyper-parameters.
     """
 
-    multimodal: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {
         "projections.text.": "text",
         "projections.image.": "image",
@@ -60,7 +59,3 @@ class MoRec(SequenceRecommender):
         """Attend to items before and to the item itself, [B, L, D]."""
         states_BLD: Tensor = self.transformer(items_BLD, mask_BL)
         return states_BLD
-
-    def cold_items(self, features: Features) -> Tensor:
-        """Project features: no vector comes from an ID, [C, D]."""
-        return self.item_vectors(features)

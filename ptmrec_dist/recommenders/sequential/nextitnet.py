@@ -1,7 +1,7 @@
 """NextItNet: dilated causal convolutions over a history (Yuan et al., WSDM 2019, arXiv 1808.05163).
 
-    block:  x + ReLU(LN(conv_2d(ReLU(LN(conv_d(x))))))   with kernels of 3 items, dilations d and 2d, zeros before the
-    first item h = blocks with d = 1, 4, 1, 4, ..,   score(u, i) = h_L . e_i
+    block_d(x) = x + ReLU(LN(conv_2d(ReLU(LN(conv_d(x)))))),   conv_d: a kernel of 3 items, dilation d, zeros before the first,
+    h = .. block_4(block_1(block_4(block_1(e)))),   score(u, i) = h_L . e_i
 
 As in PMMRec's comparison (arXiv 2312.09602) scores are by the table that is read, without a last layer; the first paper
 has a table of its own for them, and a softmax over all items (`--loss full`). Dropout on the items is ours.

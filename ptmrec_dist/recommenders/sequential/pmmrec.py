@@ -25,7 +25,7 @@ from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.layers import linear_map
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import ITEMS
-from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
+from ptmrec_dist.recommenders.sequential.content import ContentRecommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED, MergeAttention, Tokens
 from ptmrec_dist.recommenders.sequential.projection import FeatureProjection
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
@@ -33,7 +33,7 @@ from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 _NOISES = 3  # none, shuffled, replaced
 
 
-class PMMRec(FusedRecommender):
+class PMMRec(ContentRecommender):
     """A causal transformer over fused images and texts.
 
     Args:
@@ -42,6 +42,7 @@ class PMMRec(FusedRecommender):
         config: Hyper-parameters.
     """
 
+    reads_tokens: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {
         "fusion.projections.text.": "text",
         "fusion.projections.image.": "image",
@@ -55,6 +56,7 @@ class PMMRec(FusedRecommender):
         self.config = config
         given = {"image": config.image_width, "text": config.text_width}
         self.fuses_tokens = any(given.values())
+        """Whether it is built for an encoder's tokens, and not for its features."""
         self.modalities = tuple(modality for modality in self.modalities if modality != FUSED)
         projections = {
             modality: linear_map(given[modality] or inputs.features[modality].shape[1], config.dim)
@@ -107,12 +109,15 @@ class PMMRec(FusedRecommender):
         states_BLD: Tensor = self.transformer(items_BLD, mask_BL)
         return states_BLD
 
-    def cold_items(self, features: Features) -> Tensor:
-        """Fuse images and texts: no vector comes from an ID, [C, D]."""
-        return self.item_vectors(features)
-
     def classify_noise(self, states: Tensor) -> Tensor:
-        """Apply the classifier; see `FusedRecommender`."""
+        """Compute the outputs of the classifier of noise (eq. 10).
+
+        Args:
+            states: States of noised histories, [*, D].
+
+        Returns:
+            Unchanged, shuffled, replaced: [*, K], without a ReLU.
+        """
         assert self.noise_classifier is not None  # the objective asks where the hyper-parameters do
         outputs: Tensor = self.noise_classifier(states)
         return outputs

@@ -1,9 +1,10 @@
 """Training of an encoder with a recommender of the next item: each distinct item of a step is encoded once, on one rank.
 
-Legend: B items that a rank encodes, D width.
+Legend: B items that a rank encodes, I items, D width.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,34 +20,39 @@ from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 from ptmrec_dist.training.objectives.tuned import TrainsEncoder
 
 
+@dataclass(frozen=True)
+class LiveInputs:
+    """What is trained, and on what, all of it on the rank's device."""
+
+    encoder: Encoder | None
+    """The encoder, with what is tuned inside it; None keeps all features frozen."""
+    recommender: SequenceRecommender
+    """The recommender."""
+    features: Features
+    """Stored features, float32 [I, D] by modality."""
+    has: Mapping[str, Tensor]
+    """Modality to which items have it, bool [I]."""
+    sequences: TrainingSequences
+    """Users and their sequences."""
+    world: World
+    """This rank and its peers."""
+
+
 class LiveNextItem(TrainsEncoder, NextItem):
     """Encoder and recommender of the next item, trained together.
 
     Args:
-        encoder: The encoder, with what is tuned inside it; None keeps all features frozen.
-        recommender: The recommender.
-        features: Stored features, float32 [I, D] by modality.
-        has: Modality to which items have it, bool [I].
-        world: This rank and its peers.
-        sequences: What is trained on.
+        inputs: What is trained, and on what.
         config: Settings of the loss, which compares the items of a step.
         seed: Seed of dropout and noise.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder | None,
-        recommender: SequenceRecommender,
-        features: Features,
-        has: Mapping[str, Tensor],
-        world: World,
-        sequences: TrainingSequences,
-        config: NextItemConfig,
-        seed: int,
-    ) -> None:
-        NextItem.__init__(self, recommender, features, False, world, sequences, config, seed)
-        self.encoder = encoder
-        self.has = {modality: has_I for modality, has_I in has.items() if not has_I.all()}
+    def __init__(self, inputs: LiveInputs, config: NextItemConfig, seed: int) -> None:
+        NextItem.__init__(
+            self, inputs.recommender, inputs.features, False, inputs.world, inputs.sequences, config, seed
+        )
+        self.encoder = inputs.encoder
+        self.has = {modality: has_I for modality, has_I in inputs.has.items() if not has_I.all()}
 
     def own_features(self, batch: SequenceBatch, items: Tensor) -> dict[str, Tensor]:
         """Compute the features by the encoder; the stored ones stand for those of items that could not be read."""

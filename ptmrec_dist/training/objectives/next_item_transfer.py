@@ -16,16 +16,16 @@ target, B some of them, D width of what is scored, S width of the teacher's stat
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.recommenders.blocks import in_blocks
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
-from ptmrec_dist.training.objectives.live_sequence import LiveNextItem
+from ptmrec_dist.training.objectives.live_sequence import LiveInputs, LiveNextItem
 from ptmrec_dist.training.objectives.losses import knowledge_transfer
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 
@@ -74,7 +74,8 @@ class NextItemTransfer(LiveNextItem):
     """Encoder and recommender of the next item, trained together with a teacher.
 
     Args:
-        *arguments: Those of `LiveNextItem`; the recommender has `modal_vectors`.
+        inputs: What is trained, and on what; the recommender has `modal_vectors`.
+        seed: Seed of dropout.
         teacher: The teacher.
         weight: Weight of L_KT.
         temperature: Divides the scores of both distributions.
@@ -82,9 +83,16 @@ class NextItemTransfer(LiveNextItem):
     """
 
     def __init__(
-        self, *arguments: Any, teacher: NextItemTeacher, weight: float, temperature: float, teachers_states: bool
+        self,
+        inputs: LiveInputs,
+        seed: int,
+        *,
+        teacher: NextItemTeacher,
+        weight: float,
+        temperature: float,
+        teachers_states: bool,
     ) -> None:
-        super().__init__(*arguments)
+        super().__init__(inputs, NextItemConfig(), seed)
         self.teacher, self.teachers_states = teacher, teachers_states
         self.weight, self.temperature = weight, temperature
 

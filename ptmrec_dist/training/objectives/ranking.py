@@ -43,6 +43,8 @@ class Ranking(RecommenderObjective):
         Every term is a mean over the rows of all ranks: a rank returns W / G times the sum of its rows, so that the mean over
         the W ranks, as data parallel training takes it of gradients, is exact however unevenly rows are distributed.
 
+        Collective: every rank must call this.
+
         Args:
             batch: This rank's rows.
             step: Not used.
