@@ -16,14 +16,15 @@ class Meter:
 
     def __init__(self) -> None:
         self._items = 0
-        self._epochs, self._seconds = 0, 0.0
+        self._epochs, self._seconds = 0.0, 0.0
 
     @contextmanager
-    def epoch(self, objective: Objective) -> Iterator[None]:
+    def epoch(self, objective: Objective, share: float) -> Iterator[None]:
         """Time one epoch, without evaluation, and count the items that its encoder reads.
 
         Args:
             objective: What is trained.
+            share: How much of the epoch is left to train: less than 1 where an interrupted one goes on.
 
         Yields:
             Nothing.
@@ -32,7 +33,7 @@ class Meter:
         yield
         self._items += objective.encoded_items - read
         self._seconds += time.perf_counter() - start
-        self._epochs += 1
+        self._epochs += share
 
     def summary(self, world: World) -> dict[str, float]:
         """Compute what an epoch cost.

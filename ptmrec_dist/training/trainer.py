@@ -98,7 +98,8 @@ class Trainer:
         state, plan = self.state, self.plan
         with self.session.interrupt:
             while state.epoch < plan.epochs and not state.stopping.should_stop:
-                with self.session.meter.epoch(self.objective):
+                left = 1 - state.step / max(self.batches.steps(state.epoch), 1)
+                with self.session.meter.epoch(self.objective, left):
                     finished = self.train_epoch()
                 if not finished:
                     self.save()
