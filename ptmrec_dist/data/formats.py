@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.data.compression import COMPRESSED, for_polars, open_bytes, without_compression
-from ptmrec_dist.data.parquet import parts_of
+from ptmrec_dist.data.parquet import scan_parquet
 
 _ATOMIC = (".inter", ".item", ".user")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(_ATOMIC, "\t")}
@@ -76,7 +76,7 @@ def scan(path: Path, form: Format) -> pl.LazyFrame:
         PolarsError: The file is found to be malformed on opening.
     """
     if form.kind == "parquet":
-        return pl.scan_parquet(parts_of(path), glob=False)
+        return scan_parquet(path)
     if form.kind == "json":
         return _scan_json(path)
     return _scan_text(path, form) if len(form.separator.encode()) == 1 else _split_lines(path, form)

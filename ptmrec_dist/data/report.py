@@ -122,10 +122,11 @@ class Tally:
         """Format the counts as one line.
 
         Returns:
-            Rows read, left out for each reason, with examples, and kept.
+            Rows read, left out for each reason, with examples, and kept, and how many of these lack something.
         """
         dropped = [f"{dropped.count:,} left out: {dropped}" for dropped in self.dropped]
-        return ", ".join([f"{self.read:,} {self.name} read", *dropped, f"{self.kept:,} kept"])
+        lacking = [f"{noted['count']:,} of them with: {reason}" for reason, noted in self._incomplete.items()]
+        return ", ".join([f"{self.read:,} {self.name} read", *dropped, f"{self.kept:,} kept", *lacking])
 
     def counts(self) -> str:
         """Format the counts as one line without examples.

@@ -13,13 +13,14 @@ from ptmrec_dist.data.compression import open_bytes
 from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
-from ptmrec_dist.data.parquet import panics_as_errors, parts_of
+from ptmrec_dist.data.parquet import MAGIC, panics_as_errors, parts_of
 from ptmrec_dist.data.text_rows import read_text_columns
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
 T = TypeVar("T")
 _OTHER_SEPARATORS = ("\t", ";", "::", "|", ",", " ")
+_SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _MOST_NAMES = 30
 _SAMPLE = 5
 """Lines by which a separator is guessed."""
@@ -58,15 +59,15 @@ class Table:
             raise UserError(f"{setting}: got {path}, which is not a file; expected one that ends in {ENDINGS}")
         form = format_of(path, separator, header)
         if form is None:
-            raise UserError(
-                f"{setting}: got {path}, expected a file that ends in {ENDINGS}; for other text files give "
-                f"{self._flags}separator"
-            )
+            sheet = "save the sheet as .csv" if path.suffix.lower() in _SHEETS else ""
+            remedy = sheet or f"for other text files give {self._flags}separator"
+            raise UserError(f"{setting}: got {path}, expected a file that ends in {ENDINGS}; {remedy}")
         if path.stat().st_size == 0:
             raise UserError(f"{setting}: {path} is empty; expected a header and at least one row")
         self.format = form
         self._frame: pl.LazyFrame | None = None
         try:
+            self._refuse_other_kind(form.kind)
             with panics_as_errors():
                 self._frame = scan(path, form)
                 self.columns = self._frame.collect_schema().names()
@@ -176,6 +177,19 @@ class Table:
             return read()
         except (ValueError, RecursionError, OSError, EOFError):
             raise self._unreadable(error) from error
+
+    def _refuse_other_kind(self, kind: str) -> None:
+        """Refuse Parquet in a file with the name of a text table, and the other way round."""
+        if self.path.is_dir():
+            return
+        with self.path.open("rb") as file:
+            is_parquet = file.read(len(MAGIC)) == MAGIC
+        if is_parquet and kind != "parquet":
+            raise UserError(f"{self._setting}: {self.path} is a Parquet file; rename it to end in .parquet")
+        if kind == "parquet" and not is_parquet:
+            raise UserError(
+                f"{self._setting}: {self.path} is not a Parquet file; rename it by its format, such as .csv or .jsonl"
+            )
 
     def _refuse_one_column(self) -> None:
         if self._frame is None or self.format.kind != "text" or len(self.columns) > 1:

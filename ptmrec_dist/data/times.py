@@ -9,26 +9,33 @@ _UNITS = {"seconds": (1e8, 1.0), "milliseconds": (1e11, 1e3), "microseconds": (1
 unit ends at a hundred times that; numbers outside all ranges (positions, years, days) are kept unchanged."""
 _BAND = 1e2
 _CANONICAL = (
-    (r"^(\d{4})/(\d{1,2})/(\d{1,2})", "$1-$2-$3"),
-    (r"^(\d{1,2}) (\d{1,2}), (\d{4})$", "$3-$1-$2"),  # "07 14, 2014", as in Amazon's reviews of 2014
-    (r"^[A-Z][a-z]{2}, ", ""),  # "Fri, 14 Jul 2017 03:59:07 GMT", as in mails and HTTP
-    (r"^(\d{1,2})[ -]([A-Za-z]{3})[a-z]{0,6}[ -](\d{4})", "$3-$2-$1"),
-    (r"^([A-Za-z]{3})[a-z]{0,6} (\d{1,2}), (\d{4})", "$3-$1-$2"),
-    (r"^(\d{4}-\w+-\d{1,2})[Tt ]+", "$1 "),
+    (r"^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? ", ""),  # "Fri, 14 Jul 2017 03:59:07 GMT", as in mails and HTTP
+    (r"^([A-Za-z]{3}) +(\d{1,2}) ([\d:]{8})( [+-]\d{4})? (\d{4})$", "$5-$1-$2 $3$4"),  # "Jul 14 03:59:07 2017", as in C
+    (r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "$1-$2-$3"),
+    (r"^(\d{4})(\d{2})(\d{2})T(\d{2})(\d{2})(\d{2})", "$1-$2-$3 $4:$5:$6"),  # basic format of ISO 8601
+    (r"^(\d{1,2}) (\d{1,2}), (\d{4})", "$3-$1-$2"),  # "07 14, 2014", as in Amazon's reviews of 2014
+    (r"^(\d{1,2})\.?[ -]([A-Za-z]{3})[a-z]{0,6}\.?[ -](\d{4})", "$3-$2-$1"),
+    (r"^([A-Za-z]{3})[a-z]{0,6}\.? (\d{1,2}),? (\d{4})", "$3-$1-$2"),
+    (r"^(\d{4}-\w+-\d{1,2})(?:[Tt]|,?\s+)", "$1 "),
     (r"^(\d{4}-\w+-\d{1,2})$", "$1 00:00"),
     (r"^(\S+ \d{1,2}:\d{2})([^:\d].*)?$", "$1:00$2"),
+    (r"(:\d{2}),(\d+)", "$1.$2"),
+    (r"\s*([AaPp])\.?[Mm]\b\.?", " ${1}M"),
+    (r" \([A-Z][A-Za-z ]+\)$", ""),  # "GMT+0200 (Central European Summer Time)", as in JavaScript
     (r" ?(?:[Zz]|UTC|GMT)$", "+0000"),
-    (r" ?([+-]\d{2}):?(\d{2})?$", "$1$2"),
-    (r"(:\d{2}(?:\.\d+)?[+-]\d{2})$", "${1}00"),
-    (r"(:\d{2}(?:\.\d+)?)$", "$1+0000"),
+    (r" ?(?:UTC|GMT)?([+-]\d{2}):?(\d{2})?$", "$1$2"),
+    (r"(:\d{2}(?:\.\d+)?(?: [AaPp]M)?[+-]\d{2})$", "${1}00"),
+    (r"(:\d{2}(?:\.\d+)?(?: [AaPp]M)?)$", "$1+0000"),
 )
-"""Substitutions, applied in order, that bring a date to `_FORMAT` or `_NAMED_MONTH`; without a zone it is UTC."""
-_FORMAT = "%Y-%m-%d %H:%M:%S%.f%z"
-_NAMED_MONTH = "%Y-%b-%d %H:%M:%S%.f%z"  # "Jul" or "July"
-_SLASHES = r"^(\d{1,2})/(\d{1,2})/(\d{4})"
+"""Substitutions, applied in order, that bring a date to one of `_FORMATS`; without a zone it is UTC."""
+_FORMATS = tuple(
+    f"%Y-{month}-%d {time}%z"
+    for month in ("%m", "%b")  # "Jul" or "July"
+    for time in ("%H:%M:%S%.f", "%I:%M:%S%.f %p")
+)
+_YEAR_LAST = r"^(\d{1,2})[/.-](\d{1,2})[/.-](\d{4})"
 """Day and month in either order, and the year: the column decides the order."""
 _DAY = 86400
-_CTIME = "%a %b %d %H:%M:%S %z %Y"  # "Wed Mar 22 11:37:04 -0700 2017", as in Goodreads and Twitter
 
 
 class _Example(NamedTuple):
@@ -41,8 +48,8 @@ class Times:
 
     Numbers are taken as seconds, milliseconds, microseconds or nanoseconds by their size. Dates are written year first
     (`2017-07-14`, `2017/07/14`) or with the name of the month (`14 Jul 2017`, `July 14, 2017`), alone or with a time of day
-    (`03:59`, `T03:59:00.5`) and a zone (`Z`, `+02:00`). Dates that end with the year (`14/07/2017`, `07/14/2017`) have the day
-    and the month in the order that those of the column tell which have a day above 12.
+    (`03:59`, `T03:59:00.5`, `3:59 AM`) and a zone (`Z`, `+02:00`). Dates that end with the year (`14/07/2017`, `14.07.2017`,
+    `07-14-2017`) have the day and the month in the order that those of the column tell which have a day above 12.
     """
 
     def __init__(self) -> None:
@@ -97,11 +104,11 @@ class Times:
 
     def _read_dates(self, texts: pl.Series, undecided: pl.Series) -> tuple[pl.Series, pl.Series]:
         """Dates, the day before the month where both orders give one, and the days by which the other order differs."""
-        dates, slashes = _dates(undecided), undecided.str.contains(_SLASHES).fill_null(False)
-        if not slashes.any():
+        dates, year_last = _dates(undecided), undecided.str.contains(_YEAR_LAST).fill_null(False)
+        if not year_last.any():
             return dates, pl.zeros(len(texts), pl.Int16, eager=True)
-        orders = [_dates(undecided.str.replace(_SLASHES, order)) for order in ("$3-$2-$1", "$3-$1-$2")]
-        days, months = (pl.select(pl.when(slashes).then(read)).to_series() for read in orders)
+        orders = [_dates(undecided.str.replace(_YEAR_LAST, order)) for order in ("$3-$2-$1", "$3-$1-$2")]
+        days, months = (pl.select(pl.when(year_last).then(read)).to_series() for read in orders)
         swap = ((months - days) / _DAY).fill_null(0).cast(pl.Int16)
         self._note("days first", texts, days.is_not_null() & months.is_null())
         self._note("months first", texts, months.is_not_null() & days.is_null())
@@ -109,7 +116,7 @@ class Times:
         return pl.select(pl.coalesce(dates, days, months)).to_series(), swap
 
     def _months_come_first(self) -> bool:
-        """Whether the dates with slashes have the month before the day, as those with a day above 12 tell."""
+        """Whether the dates that end with the year have the month before the day, as those with a day above 12 tell."""
         if {"days first", "months first"} <= self._found.keys():
             raise ValueError(
                 f"holds dates with the day first ({self._shown('days first')}) and with the month first "
@@ -145,6 +152,5 @@ def _dates(texts: pl.Series) -> pl.Series:
     dates = texts
     for pattern, replacement in _CANONICAL:
         dates = dates.str.replace(pattern, replacement)
-    parsed = [dates.str.to_datetime(form, time_unit="us", strict=False) for form in (_FORMAT, _NAMED_MONTH)]
-    parsed.append(texts.str.to_datetime(_CTIME, time_unit="us", strict=False))
+    parsed = (dates.str.to_datetime(form, time_unit="us", strict=False) for form in _FORMATS)
     return pl.select(pl.coalesce(*parsed).dt.epoch("us") / 1e6).to_series()

@@ -4,6 +4,7 @@ ptmrec add-items --model models:/movies@champion --items new.csv --images images
 """
 
 import shutil
+from itertools import compress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ def add_items(config: AddItemsConfig) -> None:
         shutil.copytree(files / "artifacts" / "model", served)
         model = _loaded(served)
         items, tally = _read_items(config, model)
-        vectors_ND, items = _encoded(model, items, tally)
+        vectors_ND, items = _encoded(model, items, tally, config.on_error)
         if config.on_error == "fail" and tally.faults():
             raise UserError(
                 f"bad input: {'; '.join(tally.faults())}; fix it, or leave such rows out with --on_error skip"
@@ -96,41 +97,55 @@ def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFr
     return tally.drop(items, known, "already in the model", show=_SHOW, fault=False), tally
 
 
-def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally) -> tuple[Tensor, pl.DataFrame]:
-    """Vectors of the items whose images can be decoded, [N, D], and these items."""
+def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally, on_error: str) -> tuple[Tensor, pl.DataFrame]:
+    """Vectors of the items that can be ranked, [N, D], and these items."""
     assert model.new_items is not None
-    vectors, problems = [torch.zeros(0, model.new_items.width)], []
+    may_lack_image = on_error == "skip" and "image" in model.new_items.fillers
+    vectors, encoded, problems = [torch.zeros(0, model.new_items.width)], [], []
     with Progress(total=items.height, desc="items", unit="item") as bar:
         for batch in items.iter_slices(_BATCH):
             images, found = _decoded(batch, "image" in model.new_items.modalities)
-            texts = batch.filter(pl.Series(found, dtype=pl.String) == "")["text"].to_list()
-            problems += found
+            stays = [not problem or (may_lack_image and text != "") for problem, text in zip(found, batch["text"])]
+            texts = batch.filter(stays)["text"].to_list()
             if texts:
-                vectors.append(model.new_items.vectors(images, texts if "text" in model.new_items.modalities else []))
+                wanted = texts if "text" in model.new_items.modalities else []
+                vectors.append(model.new_items.vectors(list(compress(images, stays)), wanted))
+            problems += found
+            encoded += batch.filter(stays)["row"].to_list()
             bar.update(batch.height)
-    items = items.with_columns(problem=pl.Series(problems, dtype=pl.String))
-    for problem in sorted(set(problems) - {""}):
-        items = tally.drop(items, pl.col("problem") == problem, problem, show=_SHOW_IMAGE)
-    return torch.cat(vectors), items
+    items = _without_unreadable(items.with_columns(problem=pl.Series(problems, dtype=pl.String)), tally, may_lack_image)
+    kept = pl.Series(encoded, dtype=items["row"].dtype).is_in(items["row"].implode())
+    return torch.cat(vectors)[kept.to_torch()], items
+
+
+def _without_unreadable(items: pl.DataFrame, tally: Tally, may_lack_image: bool) -> pl.DataFrame:
+    """Leave out items whose image cannot be read, unless they may lack one, by the rule of `ptmrec pack`."""
+    readable = (items["problem"] == "") & (items["path"] != "")
+    # If no image at all can be read, the image folder is wrong, rather than every item without an image.
+    stays = pl.lit(may_lack_image and readable.any()) & (pl.col("text") != "")
+    for problem in sorted(set(items["problem"]) - {""}):
+        found = pl.col("problem") == problem
+        items = tally.drop(items, found & ~stays, problem, show=_SHOW_IMAGE)
+        tally.note_incomplete(items.filter(found), problem, show=_SHOW_IMAGE)
+    return items
 
 
 def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image | None"], list[str]]:
-    """Images of the rows that have no problem, None without one, and the problem of each row, empty for none."""
+    """The image of each row, None where it has none that can be read, and the problem of each row, empty for none."""
     if not wanted:
         return [], [""] * batch.height
     images: list[Image.Image | None] = []
     problems = []
     for path in batch["path"]:
+        images.append(None)
+        problems.append("")
         if not path:
-            images.append(None)
-            problems.append("")
             continue
         try:
             with decoded(path) as image:
-                images.append(to_rgb(image))
-            problems.append("")
+                images[-1] = to_rgb(image)
         except BadImageError as bad:
-            problems.append(bad.problem)
+            problems[-1] = bad.problem
     return images, problems
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ptmrec_dist.encoders.encoder import load_encoder
 from ptmrec_dist.encoders.encoding import reader_of
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.serving.ids import shown
+from ptmrec_dist.serving.ids import is_absent, shown
 from ptmrec_dist.serving.image_source import ImageSource
 from ptmrec_dist.serving.images import read_image
 from ptmrec_dist.serving.limits import Limits
@@ -63,7 +63,8 @@ class NewItems:
         """Encode the items of rows; an item of several rows is encoded once.
 
         Args:
-            columns: `image` (as `ImageSource.read` takes it) and `text` of each row's item, those that the model reads.
+            columns: `image` (as `ImageSource.read` takes it) and `text` of each row's item, those that the model reads. Either
+                may be absent or None where there is one of `fillers` for it.
 
         Returns:
             Vectors of the distinct items, float32 [N, D], and which of them each row has, int64 [B].
@@ -71,10 +72,12 @@ class NewItems:
         Raises:
             UserError: A missing column, cells that are no strings, an image that is refused, more than the limits.
         """
-        missing = [modality for modality in self.modalities if modality not in columns]
+        missing = [name for name in self.modalities if name not in columns and name not in self.fillers]
         if missing:
             raise UserError(f"new items: got no column {', '.join(missing)}; expected {', '.join(self.modalities)}")
-        items_B = list(zip(*(columns[modality] for modality in self.modalities), strict=True))
+        nothing = [None] * len(next(iter(columns.values())))
+        cells = ([self._cell(name, value) for value in columns.get(name, nothing)] for name in self.modalities)
+        items_B = list(zip(*cells, strict=True))
         for row, item in enumerate(items_B):
             self._check(item, row)
         distinct = list(dict.fromkeys(items_B))
@@ -94,8 +97,17 @@ class NewItems:
         image = [Image.new("RGB", (32, 32))] if "image" in self.modalities else []
         self.vectors(image, ["an item"] if "text" in self.modalities else [])
 
+    def _cell(self, modality: str, value: Any) -> Any:
+        """What a row gives for a modality, empty text where it gives nothing and may lack it."""
+        lacks = is_absent(value) or (isinstance(value, str) and not value.strip())
+        return "" if lacks and modality in self.fillers else value
+
     def _check(self, item: tuple[Any, ...], row: int) -> None:
+        if not any(item):
+            raise UserError(f"row {row}: got none of {', '.join(self.modalities)}, expected one or more of a new item")
         for modality, value in zip(self.modalities, item):
+            if value == "" and modality in self.fillers:
+                continue
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
             if modality == "text":
@@ -103,19 +115,22 @@ class NewItems:
                 if not value.isascii() and value != value.encode(errors="ignore").decode():
                     raise UserError(f"row {row}: text: got half of a surrogate pair, expected Unicode text")
 
-    def _images(self, items: Sequence[Item], row_of: Mapping[Item, int], source: ImageSource) -> list[Image.Image]:
+    def _images(
+        self, items: Sequence[Item], row_of: Mapping[Item, int], source: ImageSource
+    ) -> list[Image.Image | None]:
         if "image" not in self.modalities:
             return []
         column = self.modalities.index("image")
-        images = []
-        for item in items:
-            try:
-                images.append(read_image(source.read(item[column])))
-                if self.observer is not None:
-                    self.observer.read_image(*images[-1].size)
-            except UserError as error:
-                raise UserError(f"row {row_of[item]}: {error}") from error
-        return images
+        return [self._image(item[column], row_of[item], source) if item[column] else None for item in items]
+
+    def _image(self, given: str, row: int, source: ImageSource) -> Image.Image:
+        try:
+            image = read_image(source.read(given))
+        except UserError as error:
+            raise UserError(f"row {row}: {error}") from error
+        if self.observer is not None:
+            self.observer.read_image(*image.size)
+        return image
 
     def _texts(self, items: Sequence[Item]) -> list[str]:
         return [item[self.modalities.index("text")] for item in items] if "text" in self.modalities else []

@@ -104,8 +104,8 @@ _NUMBER_FLOAT = pl.col("item_id") + ".0"
         ),
         (
             {},
-            {"timestamp": pl.lit("17.07.2014")},
-            r"time is neither a number nor a date such as 2017-07-14 03:59 \(row 1: .*, time '17.07.2014'; row 2: ",
+            {"timestamp": pl.lit("July 2014")},
+            r"time is neither a number nor a date such as 2017-07-14 03:59 \(row 1: .*, time 'July 2014'; row 2: ",
         ),
     ],
 )

@@ -19,6 +19,10 @@ from ptmrec_dist.errors import UserError
 
 _BAD_FILES = {
     "empty.csv": (b"", "is empty"),
+    "sheet.xlsx": (b"PK\x03\x04", "expected a file that ends in .*; save the sheet as .csv"),
+    "parquet.csv": (b"PAR1\x15\x04", "is a Parquet file; rename it to end in .parquet"),
+    "parquet.jsonl": (b"PAR1\x15\x04", "is a Parquet file; rename it to end in .parquet"),
+    "text.parquet": (b"a,b\n1,2\n", "is not a Parquet file; rename it by its format, such as .csv"),
     "header.csv": (b"a,b\n", "has a header but no rows"),
     "columns.csv": (b"x,y\n1,2\n", "has no column 'a', 'b'; it has 'x', 'y'"),
     "ragged.csv": (b"a,b\n1,2\n1,2,3\n", "row 2 has 3 columns, the first line 2: '1,2,3'"),
@@ -47,7 +51,6 @@ _BAD_FILES = {
     "ratings.dat": (b"a::b\n1::2\n", "expected a file that ends in .*; for other text files give --separator"),
     "latin.csv": ("a,b\né,2\n".encode("latin-1"), "line 2 has byte 0xe9 at position 0, which is not UTF-8"),
     "broken.csv.gz": (b"\x1f\x8b\x08\x00nonsense", "cannot read"),
-    "text.parquet": (b"a,b\n1,2\n", "cannot read"),
     "broken.jsonl": (b'{"a": 1, "b": 2}\n{"a": 1, "b"\n', 'line 2 is not a JSON object: \'{"a": 1, "b"\''),
     "python.json": (b"{'a': 1, 'b': 2}\n{'a': 1, 'b'\n", "line 2 is not a JSON object"),
     "lists.jsonl": (b'{"a": 1, "b": [2]}\n', r"column 'b' has type List\(Int64\); expected one text"),
@@ -228,3 +231,22 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
         pl.DataFrame({"a": values}).write_parquet(tmp_path / f"t/part-0000{part}.snappy.parquet")
     (tmp_path / "t/_SUCCESS").touch()
     assert Table(tmp_path / "t", "items").read(["a"]).rows() == [(1, "1"), (2, "2"), (3, "3")]
+
+
+def test_folders_that_name_a_value_are_columns_of_a_table_of_parquet_files(tmp_path: Path) -> None:
+    table = tmp_path / "run=3" / "t"
+    for day, shop, values in (
+        ("2017-07-14", "007", [1, 2]),
+        ("2017-07-15", "a%2Fb", [3]),
+        ("__HIVE_DEFAULT_PARTITION__", "x=y", [4]),
+    ):
+        folder = table / f"day={day}" / f"shop={shop}"
+        folder.mkdir(parents=True)
+        pl.DataFrame({"a": values}).write_parquet(folder / "part-00000.parquet")
+    (table / "_delta_log").mkdir()
+    pl.DataFrame({"other": [1]}).write_parquet(table / "_delta_log" / "1.checkpoint.parquet")
+    rows = [("1", "2017-07-14", "007"), ("2", "2017-07-14", "007"), ("3", "2017-07-15", "a/b"), ("4", "", "x=y")]
+    assert Table(table, "items").read(["a", "day", "shop"]).drop("row").rows() == rows
+    batches = Table(table, "interactions").batches(["a", "day", "shop"])
+    assert pl.concat(batches).drop("row").rows() == rows
+    assert Table(table, "items").columns == ["a", "day", "shop"]

@@ -31,6 +31,20 @@ _SPELLINGS = {
     "07/14/2017": datetime(2017, 7, 14),
     "7/7/2017": datetime(2017, 7, 7),
     "31/12/2017 23:30 -02:00": datetime(2018, 1, 1, 1, 30),
+    "14.07.2017 23:59": datetime(2017, 7, 14, 23, 59),
+    "14-07-2017": datetime(2017, 7, 14),
+    "2017.07.04": datetime(2017, 7, 4),
+    "14. Juli 2017": datetime(2017, 7, 14),
+    "14/07/2017, 03:59:07": datetime(2017, 7, 14, 3, 59, 7),
+    "7/14/2017, 3:59:07\u202fPM": datetime(2017, 7, 14, 15, 59, 7),
+    "7/14/2017 12:05 AM": datetime(2017, 7, 14, 0, 5),
+    "2017-07-14 12:05pm": datetime(2017, 7, 14, 12, 5),
+    "14-Jul-2017 3:59:07.5 p.m. +02:00": datetime(2017, 7, 14, 13, 59, 7, 500_000),
+    "July 14, 2017, 3:59 a.m. UTC": datetime(2017, 7, 14, 3, 59),
+    "20170714T035907Z": datetime(2017, 7, 14, 3, 59, 7),
+    "2017-07-14 03:59:07,250": datetime(2017, 7, 14, 3, 59, 7, 250_000),
+    "Fri Jul 14 2017 03:59:07 GMT+0200 (Central European Summer Time)": datetime(2017, 7, 14, 1, 59, 7),
+    "Tue Jul  4 03:59:07 2017": datetime(2017, 7, 4, 3, 59, 7),
     "Fri Jul 14 03:59:07 -0700 2017": datetime(2017, 7, 14, 10, 59, 7),
 }
 
@@ -55,6 +69,11 @@ def test_dates_are_read_to_the_second_and_are_utc_without_a_zone(text: str) -> N
     [
         "30/02/2014",
         "13/13/2014",
+        "13.13.2014",
+        "14.07.17",
+        "14-JUL-17",
+        "2017-07-14 13:59 PM",
+        "2017-07-14 03:59 EST",
         "07/08/14",
         "2017/13/01",
         "2017-02-30",
@@ -92,6 +111,10 @@ def test_the_zone_shifts_a_date_after_its_day_and_month_were_told_apart() -> Non
     ("texts", "message"),
     [
         (["5/5/2017", "01/02/2017", "03/04/2017"], r"cannot be told apart \(01/02/2017 in row 2\): no day is above 12"),
+        (
+            ["05.05.2017", "01.02.2017 3:59 PM"],
+            r"cannot be told apart \(01.02.2017 3:59 PM in row 2\): no day is above 12",
+        ),
         (
             ["01/02/2017", "13/02/2017", "01/31/2017"],
             r"day first \(13/02/2017 in row 2\) and with the month first \(01/31/2017 in row 3\)",

@@ -80,6 +80,18 @@ def test_a_folder_that_lacks_a_file_is_refused_by_its_name(tiny_clip: Path, tmp_
         load_backbone(EncoderConfig(model=str(tmp_path / "clip")))
 
 
+def test_models_of_one_modality_are_refused_as_image_text_models_with_the_option_that_takes_them(
+    tmp_path: Path,
+) -> None:
+    for model, option in (("hf:bert", "--encoder.text hf:bert"), ("timm:resnet18", "--encoder.image timm:resnet18")):
+        with pytest.raises(UserError, match=f"encoder.model: got '{model}', expected .*; name this one by {option}$"):
+            EncoderConfig(model=model)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    options = f"by --encoder.text hf:{tmp_path}, one of timm by --encoder.image timm:{tmp_path}$"
+    with pytest.raises(UserError, match=rf"has no open_clip_config.json; .* {options}"):
+        load_backbone(EncoderConfig(model=str(tmp_path)))
+
+
 def test_weights_that_are_cut_or_of_another_model_are_refused(tiny_clip: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_clip, tmp_path / "cut")
     weights = tmp_path / "cut" / "open_clip_model.safetensors"

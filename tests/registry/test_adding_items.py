@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from ptmrec_dist.cli import main
@@ -130,18 +131,44 @@ def test_a_new_item_that_lacks_what_items_of_the_data_lack_is_ranked_as_they_are
         "n1,No image,a film about the number 1,",
         "n2,No text,,images/2.jpg",
         "n3,Neither,,",
-        "n4,Gone,a film,x.jpg",
+        "n4,Gone,a film about the number 1,x.jpg",
+        "n5,Gone and no text,,y.jpg",
     ]
     (tmp_path / "new.csv").write_text("\n".join([HEADER, *rows]))
     capsys.readouterr()
     assert main(["add-items", "--model", "models:/incomplete@champion", "--items", str(tmp_path / "new.csv")]) == 0
     printed = capsys.readouterr().out
     assert "1 left out: neither text nor image (row 3: item 'n3')" in printed
-    assert "1 left out: image file is missing" in printed
+    assert "1 left out: image file is missing (row 5: item 'n5', image 'y.jpg')" in printed
+    assert "3 kept, 1 of them with: image file is missing" in printed
     users = pd.DataFrame({"user_id": ["0", "5"]})
-    wanted = {"top_k": 4, "candidates": "items", "items": ["n1", "n2", "1", "2"], "exclude_seen": False}
-    found = load_model("models:/incomplete@champion").predict(users, wanted).set_index(["user_id", "item_id"])["score"]
+    wanted = {"top_k": 5, "candidates": "items", "items": ["n1", "n2", "n4", "1", "2"], "exclude_seen": False}
+    model = load_model("models:/incomplete@champion")
+    found = model.predict(users, wanted).set_index(["user_id", "item_id"])["score"]
     for user in ("0", "5"):
-        for new, same in (("n1", "1"), ("n2", "2")):
+        for new, same in (("n1", "1"), ("n2", "2"), ("n4", "1")):
             assert found[user, new] == pytest.approx(found[user, same], abs=1e-5)
         assert found[user, "1"] != pytest.approx(found[user, "2"], abs=1e-3)
+    image = in_base64(Image.open(tmp_path / "images" / "2.jpg"), "PNG")
+    for request, same in (
+        (users.assign(text="a film about the number 1"), "1"),
+        (users.assign(text="a film about the number 1", image=[None, " "]), "1"),
+        (users.assign(image=image), "2"),
+    ):
+        scores = model.predict(request).set_index("user_id")["score"]
+        assert scores.to_dict() == pytest.approx({user: found[user, same] for user in ("0", "5")}, abs=1e-5)
+    with pytest.raises(MlflowException, match="row 1: got none of image, text, expected one or more of a new item"):
+        model.predict(users.assign(text=["a film", ""], image=None))
+    _refuse_where_all_or_any_are_strict(tmp_path, capsys)
+
+
+def _refuse_where_all_or_any_are_strict(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No image at all that can be read, or --on_error fail: what cannot be read is then a mistake."""
+    (root / "gone.csv").write_text(f"{HEADER}\nn6,Gone,a film,x.jpg\n")
+    added = ["add-items", "--model", "models:/incomplete@champion", "--items"]
+    assert main([*added, str(root / "gone.csv")]) == 2
+    assert "has no new item" in capsys.readouterr().err
+    rows = (root / "new.csv").read_text().replace("n", "m")
+    (root / "new.csv").write_text(HEADER + rows[len(HEADER) :])
+    assert main([*added, str(root / "new.csv"), "--on_error", "fail"]) == 2
+    assert "2 image file is missing" in capsys.readouterr().err
