@@ -171,6 +171,8 @@ class EncoderConfig:
             value = getattr(self, name)
             known = value is None or (value.startswith(scheme) and value != scheme)
             require(known, f"encoder.{name}", value, f"{scheme}NAME or {scheme}FOLDER")
+            elsewhere = f"an image-text model; name this one by --encoder.{name} {self.model}"
+            require(not (self.model or "").startswith(scheme), "encoder.model", self.model, elsewhere)
         for name in ("prefix", "prompt_name"):
             require(
                 bool(getattr(self, name) is None or self.text), f"encoder.{name}", getattr(self, name), "--encoder.text"

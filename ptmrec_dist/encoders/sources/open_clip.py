@@ -164,7 +164,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """`model_cfg` of a folder, with the paths of the files it refers to."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"encoder.model: {folder} has no {CONFIG_FILE}; expected a folder with it and {WEIGHTS_FILE}")
+        others = (
+            f"name a model of transformers by --encoder.text hf:{folder}, one of timm by --encoder.image timm:{folder}"
+        )
+        other_kind = f"; {others}" if (folder / HF_CONFIG_FILE).is_file() else ""
+        raise UserError(
+            f"encoder.model: {folder} has no {CONFIG_FILE}; expected a folder with it and {WEIGHTS_FILE}{other_kind}"
+        )
     try:
         model_config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
         text, _ = model_config["text_cfg"], model_config["vision_cfg"]
