@@ -96,6 +96,9 @@ class ReadsTables:
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
     min_rating: float | None = None
     """Keep only interactions rated at least this; `true` and `false` are 1 and 0."""
+    missing: Literal["drop", "keep"] = "drop"
+    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
+    interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     image_size: int = 224
     """Shorter side in pixels to which larger images are reduced, once; smaller images are kept as they are."""
     max_image_pixels: int = 100_000_000
@@ -123,9 +126,6 @@ class PackConfig(ReadsTables):
     `.bz2`, `.xz`, `.zst`, `.zip`), `.parquet`, or a folder of Parquet files."""
     out: Path
     """Folder of the packed data set; must be new or contain a packed data set to replace."""
-    missing: Literal["drop", "keep"] = "drop"
-    """What to do with items that lack one of image and text in a catalogue that has both: leave them out with their
-    interactions, or keep them. The missing features of kept items are the mean of the other items'."""
     repeats: Literal["drop", "keep"] = "drop"
     """Repeated pairs of user and item: drop all but the earliest, or keep them, for sequences in which users take items again;
     the parts then have pairs in common."""

@@ -214,6 +214,20 @@ def test_a_catalogue_with_one_fault_gives_that_finding_alone(fault: str, tmp_pat
     assert {finding.kind for finding in findings} - _ALSO.get(kind, set()) == {kind}
 
 
+def test_items_that_pack_is_to_keep_without_image_or_text_are_examined_as_it_keeps_them(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    config = write_catalogue(folder)
+    items, number = pl.read_csv(folder / "items.csv"), pl.int_range(pl.len())
+    for name, lacks in (("image", number % 3 == 0), ("text", number == 1)):
+        items = items.with_columns(pl.when(lacks).then(pl.lit("")).otherwise(name).alias(name))
+    items.write_csv(folder / "items.csv")
+    assert [finding.kind for finding in _examine(folder)] == ["missing-content"] * 2
+    given = DoctorConfig(items=config.items, interactions=config.interactions, images=config.images, missing="keep")
+    report = examine(given)
+    assert report.findings == []
+    assert ("items", f"{items.height} read, {items.height} kept") in [fact[1:] for fact in report.facts]
+
+
 @pytest.mark.parametrize("title", ["Nan", "None but the brave", "The null device", "A banana of nannies"])
 def test_a_title_that_is_or_holds_such_a_word_is_a_note_at_most(title: str, tmp_path: Path) -> None:
     write_catalogue(tmp_path / "c")
