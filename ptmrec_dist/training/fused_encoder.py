@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.encoding import EncodesItems
 from ptmrec_dist.recommenders.base import Recommender
+from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.recommenders.sequential.fusion import MergeAttention
-from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
 
 
 class FusedEncoder(nn.Module):
@@ -54,6 +54,6 @@ def encoder_of(recommender: Recommender | None, encoder: Encoder) -> EncodesItem
     Returns:
         The encoder itself, or joined with the recommender's fusion.
     """
-    if isinstance(recommender, PMMRec) and recommender.fuses_tokens:
+    if isinstance(recommender, FusedRecommender) and recommender.fuses_tokens:
         return FusedEncoder(encoder, recommender.fusion)
     return encoder

@@ -25,7 +25,7 @@ from ptmrec_dist.recommenders.base import Inputs
 from ptmrec_dist.recommenders.layers import linear_map
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import ITEMS
-from ptmrec_dist.recommenders.sequential.content import ContentRecommender
+from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED, MergeAttention, Tokens
 from ptmrec_dist.recommenders.sequential.projection import FeatureProjection
 from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
@@ -33,7 +33,7 @@ from ptmrec_dist.recommenders.sequential.transformer import CausalTransformer
 _NOISES = 3  # none, shuffled, replaced
 
 
-class PMMRec(ContentRecommender):
+class PMMRec(FusedRecommender):
     """A causal transformer over fused images and texts.
 
     Args:
@@ -42,7 +42,6 @@ class PMMRec(ContentRecommender):
         config: Hyper-parameters.
     """
 
-    reads_tokens: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {
         "fusion.projections.text.": "text",
         "fusion.projections.image.": "image",
@@ -56,7 +55,6 @@ class PMMRec(ContentRecommender):
         self.config = config
         given = {"image": config.image_width, "text": config.text_width}
         self.fuses_tokens = any(given.values())
-        """Whether it is built for an encoder's tokens, and not for its features."""
         self.modalities = tuple(modality for modality in self.modalities if modality != FUSED)
         projections = {
             modality: linear_map(given[modality] or inputs.features[modality].shape[1], config.dim)
@@ -110,14 +108,7 @@ class PMMRec(ContentRecommender):
         return states_BLD
 
     def classify_noise(self, states: Tensor) -> Tensor:
-        """Compute the outputs of the classifier of noise (eq. 10).
-
-        Args:
-            states: States of noised histories, [*, D].
-
-        Returns:
-            Unchanged, shuffled, replaced: [*, K], without a ReLU.
-        """
+        """Apply the classifier; see `FusedRecommender`."""
         assert self.noise_classifier is not None  # the objective asks where the hyper-parameters do
         outputs: Tensor = self.noise_classifier(states)
         return outputs

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.recommenders.sequences import ITEMS
-from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
+from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.training.objectives.contrast import contrast
 from ptmrec_dist.training.objectives.noised_items import detection_loss, noised
 from ptmrec_dist.training.objectives.robust import pooled, robust_contrast
@@ -28,7 +28,7 @@ class Pretraining:
         seed: Seed of the noise.
     """
 
-    def __init__(self, recommender: PMMRec, world: World, seed: int) -> None:
+    def __init__(self, recommender: FusedRecommender, world: World, seed: int) -> None:
         self.recommender, self.config = recommender, recommender.config
         self.world, self.seed = world, seed
 

@@ -19,7 +19,7 @@ from ptmrec_dist.distributed import World, gather_rows
 from ptmrec_dist.recommenders.blocks import in_blocks
 from ptmrec_dist.recommenders.rows import Features, rows_of
 from ptmrec_dist.recommenders.sequences import ITEMS, SequenceRecommender
-from ptmrec_dist.recommenders.sequential.pmmrec import PMMRec
+from ptmrec_dist.recommenders.sequential.fused import FusedRecommender
 from ptmrec_dist.training.negatives import NegativeSampler
 from ptmrec_dist.training.objectives.losses import hashed_choice
 from ptmrec_dist.training.objectives.pretraining import Pretraining
@@ -56,7 +56,7 @@ class NextItem(RecommenderObjective):
         self.sequences, self.config, self.seed = sequences, config, seed
         occurrences_I = torch.from_numpy(sequences.occurrences).to(world.device, torch.float64)
         self.log_frequency_I = (occurrences_I / occurrences_I.sum()).log()
-        self.pretraining = Pretraining(recommender, world, seed) if isinstance(recommender, PMMRec) else None
+        self.pretraining = Pretraining(recommender, world, seed) if isinstance(recommender, FusedRecommender) else None
         self.sampler = None
         if config.negatives_per_position:
             train = sequences.histories.pairs
