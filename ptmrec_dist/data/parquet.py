@@ -76,7 +76,7 @@ def scan_parquet(path: Path) -> pl.LazyFrame:
 
 def _values_in(folder: Path) -> dict[str, pl.Expr]:
     """The columns that the names of a partition's folders give; characters that file systems refuse are quoted in them."""
-    values = dict(unquote(name).split("=", 1) for name in folder.parts)
+    values = {unquote(name): unquote(value) for name, _, value in (part.partition("=") for part in folder.parts)}
     return {name: pl.lit(None if value == _NULL else value, pl.String) for name, value in values.items()}
 
 
