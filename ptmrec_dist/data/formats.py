@@ -37,6 +37,8 @@ class Format:
     """Whether values of a text file may be quoted."""
     header: bool = True
     """Whether the first row of a text file names the columns; else they are named 1, 2, 3 and so on."""
+    escaped: bool = False
+    """Whether quotes inside of quoted values have a backslash before them, rather than being written twice."""
 
 
 def format_of(path: Path, separator: str | None, header: bool) -> Format | None:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -73,11 +73,8 @@ def _is_json(line: str) -> bool:
 
 
 def _not_rows(lines: Iterator[str], form: Format) -> str | None:
-    rows: Iterable[list[str]]
-    if len(form.separator) == 1:
-        rows = records(lines, form.separator, form.quoted)
-    else:
-        rows = (line.rstrip("\r\n").split(form.separator) for line in lines)
+    divided = (line.rstrip("\r\n").split(form.separator) for line in lines)
+    rows = records(lines, form) if len(form.separator) == 1 else divided
     width, number = 0, 0 if form.header else 1  # the row that is read next
     try:
         for row in rows:

@@ -1,6 +1,7 @@
 """Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
 from ptmrec_dist.data.parquet import MAGIC, panics_as_errors, parts_of
-from ptmrec_dist.data.text_rows import read_text_columns
+from ptmrec_dist.data.text_rows import escapes_quotes, read_text_columns
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
@@ -78,6 +79,8 @@ class Table:
         if not self.columns:
             raise UserError(f"{setting}: {path} has no rows; expected at least one")
         self._refuse_one_column()
+        if form.quoted and self._escapes_quotes():
+            self.format, self._frame = replace(form, escaped=True), None
 
     def read(self, required: Iterable[str], optional: Iterable[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
         """Read some columns.
@@ -176,6 +179,12 @@ class Table:
         try:
             return read()
         except (ValueError, RecursionError, OSError, EOFError):
+            raise self._unreadable(error) from error
+
+    def _escapes_quotes(self) -> bool:
+        try:
+            return escapes_quotes(self.path, self.format)
+        except (OSError, EOFError) as error:
             raise self._unreadable(error) from error
 
     def _refuse_other_kind(self, kind: str) -> None:

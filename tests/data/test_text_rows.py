@@ -1,12 +1,13 @@
 """Text tables with quotes that polars refuses are read as Python's `csv` reads them."""
 
 import csv
+import gzip
 import io
 from pathlib import Path
 
 import pytest
 
-from ptmrec_dist.data import tables
+from ptmrec_dist.data import tables, text_rows
 from ptmrec_dist.data.tables import Table
 from ptmrec_dist.errors import UserError
 
@@ -60,4 +61,53 @@ _REFUSED = {
 def test_a_row_that_cannot_be_divided_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=_REFUSED[text]):
+        _read(tmp_path / "t.csv")
+
+
+_ESCAPED = {
+    "a,b,c\n" + r'1,"He said \"hi\" there",x' + "\n": [(1, r'He said "hi" there', "1", "x")],
+    "a,b,c\n" + r'1,"\"hi\", he said",x' + "\n" + '2,"q, ""w""",\n': [
+        (1, '"hi", he said', "1", "x"),
+        (2, 'q, "w"', "2", ""),
+    ],
+    "a,b,c\n" + r'1,"two\nwords \"of' + "\n" + r'C:\new\",",x' + "\n": [
+        (1, r'two\nwords "of' + "\n" + r'C:\new",', "1", "x")
+    ],
+    "a,b,c\n" + r'1,"\"C:\\",x' + "\n" + r'2,\\server\e,"\\\""' + "\n": [
+        (1, '"C:\\', "1", "x"),
+        (2, r"\\server\e", "2", r"\""),
+    ],
+}
+
+
+@pytest.mark.parametrize("text", _ESCAPED, ids=["middle", "comma", "two lines", "backslashes"])
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_quotes_that_are_escaped_by_backslashes_are_quotes(text: str, name: str, tmp_path: Path) -> None:
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert _read(tmp_path / name) == _ESCAPED[text]
+    (batch,) = Table(tmp_path / name, "items").batches(["b", "a"], ["c"])
+    assert batch.rows() == _ESCAPED[text]
+
+
+@pytest.mark.parametrize("last", ["C:\\", '5\\" pipe', '{"a": "b\\"c"}', 'q \\" w'])
+def test_a_backslash_before_a_quote_that_ends_its_value_is_a_backslash(last: str, tmp_path: Path) -> None:
+    rows = [["a", "b", "c"], ["1", "x, y", last], ["2", last, "z, w"]]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert _read(tmp_path / "t.csv") == [(row, b, a, c) for row, (a, b, c) in enumerate(rows[1:], start=1)]
+
+
+def test_an_escaped_quote_is_found_wherever_the_file_is_divided_to_be_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "_CHUNK", 5)
+    for blanks in range(6):
+        (tmp_path / "t.csv").write_text("a,b,c\n1," + f'"{" " * blanks}x \\"y\\" z",w\n')
+        assert _read(tmp_path / "t.csv") == [(1, 'x "y" z', "1", "w")]
+
+
+def test_a_row_that_cannot_be_divided_is_named_beside_escaped_quotes(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,"x \\"y\\" z"\n3,"open\n4,5\n')
+    with pytest.raises(UserError, match="row 1 has a quote that does not end its value"):
         _read(tmp_path / "t.csv")
