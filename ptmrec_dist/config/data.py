@@ -152,6 +152,11 @@ class PackConfig(ReadsTables):
         require(self.shard_bytes >= 1_000_000, "shard_bytes", self.shard_bytes, "1000000 or more")
         require(self.images is None or self.items is not None, "images", str(self.images), "a catalogue: add --items")
 
+    @property
+    def keeps_unreadable(self) -> bool:
+        """Whether an item with a text is kept without its image, if that cannot be read."""
+        return self.missing == "keep" and self.on_error == "skip"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:

@@ -124,7 +124,9 @@ def _content_columns(source: Table, columns: CatalogueColumnsConfig) -> tuple[Se
 
 
 def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_incomplete: bool = False) -> pl.DataFrame:
-    """Drop the rows that are invalid in themselves; of rows with the same id, the first valid one stays.
+    """Drop the rows that are invalid in themselves, and those that repeat the id, the text and the image of one before.
+
+    Other rows of the same id stay: which of them is the item is decided once their images were read (`keep_readable`).
 
     Args:
         catalogue: What `read_catalogue` returns.
@@ -146,7 +148,8 @@ def drop_bad_items(catalogue: pl.DataFrame, tally: Tally, images: Path, keep_inc
         if has_image or not has_text:
             catalogue = tally.drop(catalogue, no_image, "no image path", show=_SHOW)
     catalogue = with_paths(catalogue, tally, images)
-    return tally.drop(catalogue, ~pl.col("item_id").is_first_distinct(), "duplicate item id", show=_SHOW)
+    repeated = ~pl.struct("item_id", "text", "path").is_first_distinct()
+    return tally.drop(catalogue, repeated, "duplicate item id", show=_SHOW)
 
 
 def where_instead(missing: pl.DataFrame) -> str:

@@ -16,12 +16,12 @@ import polars as pl
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
 from ptmrec_dist.data.blocks import counts_of
-from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue, where_instead
-from ptmrec_dist.data.decoding import MISSING
+from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
 from ptmrec_dist.data.filters import drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
 from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import read_interactions
+from ptmrec_dist.data.item_rows import keep_readable, note_incomplete
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
 from ptmrec_dist.data.packed_tables import write_tables
 from ptmrec_dist.data.report import Report, Tally
@@ -34,10 +34,8 @@ from ptmrec_dist.errors import UserError, fault_of
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
 
-_SHOW_ITEM = "row {row}: item {item_id!r}"
 _LIST_LENGTH = 20
 """Length of the lists on which models are compared."""
-_SHOW_IMAGE = _SHOW_ITEM + ", image {image!r}: {detail}"
 
 
 @dataclass
@@ -188,15 +186,7 @@ def _read_images(tables: Tables, pool: Pool, spool: Path, config: PackConfig) ->
     prepared = iter(prepare_images(pool, [path for path in items["path"] if path], spool, limits))
     rows_I = [next(prepared) if path else NO_IMAGE for path in items["path"]]
     items = items.hstack(pl.DataFrame(rows_I, schema=list(Prepared._fields), orient="row"))
-    # If no image at all can be read, the image folder is wrong, rather than every item without an image.
-    keeps = config.missing == "keep" and config.on_error == "skip" and bool((items["size"] > 0).any())
-    stays = pl.lit(keeps) & (pl.col("text") != "")
-    for problem in sorted(set(items["problem"]) - {""}):
-        bad = (pl.col("problem") == problem) & ~stays
-        missing = items.filter(bad)
-        looked = f"looked for {' and '.join(missing['path'].head(2))}"
-        hint = looked + where_instead(missing) if problem == MISSING and missing.height else ""
-        items = report.items.drop(items, bad, problem, show=_SHOW_IMAGE, hint=hint)
+    items = keep_readable(items, report.items, config.keeps_unreadable)
     _check_report(report, config)
     tables.items = items
     tally, reason = report.interactions, "item was left out"
@@ -207,13 +197,8 @@ def _mark_absent(items: pl.DataFrame, report: Report) -> tuple[pl.DataFrame, tup
     """Return the modalities of the items, and record which items lack one of them."""
     has = items.select(image=pl.col("size") > 0, text=pl.col("text") != "")
     modalities = tuple(name for name in has.columns if has[name].any())
-    for name in modalities:
-        if not has[name].all():
-            items = items.with_columns(has[name].alias(f"has_{name}"))
-            without = items.filter(~has[name])
-            reasons = without["problem"].replace("", "no image path") if name == "image" else pl.lit("empty text")
-            for (reason, *_), group in without.group_by(reasons.alias("reason"), maintain_order=True):
-                report.items.note_incomplete(group, str(reason), show=_SHOW_ITEM)
+    items = items.with_columns(has[name].alias(f"has_{name}") for name in modalities if not has[name].all())
+    note_incomplete(items, report.items, modalities)
     return items, modalities
 
 

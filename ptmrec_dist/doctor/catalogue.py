@@ -4,20 +4,23 @@ The tables are read as pack reads them: the columns it needs, in memory. Images 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ptmrec_dist.config import DoctorConfig, PackConfig
+from ptmrec_dist.data.filters import drop_unknown_items
 from ptmrec_dist.data.images import Limits
+from ptmrec_dist.data.item_rows import READABLE, keep_readable
 from ptmrec_dist.data.pack import read_tables
 from ptmrec_dist.data.report import Dropped, Tally
+from ptmrec_dist.data.report import Report as Counts
 from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.doctor.estimates import Sizes, check_sizes, packed_bytes
 from ptmrec_dist.doctor.findings import Finding, Report
-from ptmrec_dist.doctor.images import check_images, look_at
+from ptmrec_dist.doctor.images import check_images, check_readable, look_at
 from ptmrec_dist.doctor.interactions import check_core, check_log, check_missing_times, check_repeats
 from ptmrec_dist.doctor.kinds import Severity
 from ptmrec_dist.doctor.missing_words import check_words_of_texts
@@ -55,20 +58,37 @@ def examine_tables(config: DoctorConfig, packing: PackConfig, encoder: "LoadedEn
     except UserError as error:
         report.add([Finding("unreadable-table", where, str(error))])
         return
+    looked, problems = items, frozenset[str]()
+    if packing.items is not None:
+        looked = _with_looks(items, packing)
+        problems = frozenset(looked["problem"])
+        items, rows = _as_packed(looked, rows, counts, packing)
     for tally, table in ((counts.items, packing.items), (counts.interactions, packing.interactions)):
         report.facts.append((str(table or where), tally.name, tally.counts()))
-        report.add(_left_out(tally, str(table or where)))
+        report.add(_left_out(tally, str(table or where), problems))
     log = rows.rename({"user_id": "user", "item_id": "item"})
     if packing.items is not None:
-        items = _with_looks(items, packing)
+        report.add(check_readable(looked.filter(pl.col("path") != ""), str(packing.items)))
         report.add(_content(items, encoder, str(packing.items)))
     report.add(_interactions(log, packing, items, where))
     report.add(_estimates(config, packing, items, log, encoder, report))
 
 
-def _left_out(tally: Tally, where: str) -> Iterator[Finding]:
+def _as_packed(
+    looked: pl.DataFrame, rows: pl.DataFrame, counts: Counts, packing: PackConfig
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The items that pack keeps, and their interactions; where no image can be read, all: the folder of images is wrong."""
+    items = keep_readable(looked, counts.items, packing.keeps_unreadable)
+    if items.is_empty():
+        return looked.filter(pl.col("item_id").is_first_distinct()), rows
+    left = drop_unknown_items(rows, counts.interactions, items["item_id"], "item was left out", fault=False)
+    return items, left
+
+
+def _left_out(tally: Tally, where: str, problems: Container[str]) -> Iterator[Finding]:
+    """Rows that are bad in themselves; problems of images are found by `check_readable`."""
     for dropped in tally.dropped:
-        if dropped.fault:
+        if dropped.fault and dropped.reason not in problems:
             kind = (
                 "unreadable-times" if dropped.reason.startswith("time is") else _KIND_OF.get(dropped.reason, "bad-rows")
             )
@@ -85,13 +105,14 @@ def _with_looks(items: pl.DataFrame, packing: PackConfig) -> pl.DataFrame:
     with_image = items.filter(pl.col("path") != "")
     limits = Limits(packing.image_size, packing.max_image_pixels, packing.max_aspect_ratio)
     looks = look_at(with_image["path"].to_list(), limits, None)
-    return items.join(with_image.select("item_id").hstack(looks), on="item_id", how="left", maintain_order="left")
+    looked = items.join(with_image.select("row").hstack(looks), on="row", how="left", maintain_order="left")
+    return looked.with_columns(pl.col("problem", "detail").fill_null(""))
 
 
 def _content(items: pl.DataFrame, encoder: "LoadedEncoder | None", where: str) -> Iterator[Finding]:
     yield from check_words_of_texts(items, where)
     pixels = encoder.image_size if encoder is not None else 0
-    yield from check_images(items.filter(pl.col("problem").is_not_null()), pixels, where)
+    yield from check_images(items.filter(READABLE), pixels, where)
     if encoder is not None:
         yield from check_texts(items["text"].to_list(), encoder, where)
 
@@ -127,13 +148,14 @@ def _estimates(
     encoder: "LoadedEncoder | None",
     report: Report,
 ) -> Iterator[Finding]:
-    paths = items.filter(pl.col("problem") == "")["path"] if "problem" in items.columns else pl.Series(dtype=pl.String)
-    texts = int(items["text"].str.len_bytes().sum()) if packing.items is not None else 0
+    described = packing.items is not None
+    paths = items.filter(READABLE)["path"].to_list() if described else []
+    texts = int(items["text"].str.len_bytes().sum()) if described else 0
     sizes = Sizes(
         users=log["user"].n_unique(),
         items=items.height,
         interactions=log.height,
-        shard_bytes=texts + packed_bytes(paths.to_list(), packing),
+        shard_bytes=texts + packed_bytes(paths, packing),
         widths=encoder.widths if encoder is not None else {},
     )
     yield from check_sizes(sizes, config, encoder, Path(packing.interactions).parent, report)

@@ -78,12 +78,11 @@ def look_at(paths: Sequence[str], limits: Limits, workers: int | None) -> pl.Dat
     return pl.DataFrame(looks, schema=schema, orient="row")
 
 
-def check_images(items: pl.DataFrame, pixels: int, where: str) -> Iterator[Finding]:
-    """Check the images of a catalogue.
+def check_readable(rows: pl.DataFrame, where: str) -> Iterator[Finding]:
+    """Find images of a catalogue that cannot be read.
 
     Args:
-        items: `item_id`, `image`, `path`, and the columns of `Look`.
-        pixels: Pixels that the encoder takes; 0 where none was given.
+        rows: Rows with an image: `item_id`, `image`, `path`, and the columns of `Look`.
         where: What is examined.
 
     Yields:
@@ -93,21 +92,33 @@ def check_images(items: pl.DataFrame, pixels: int, where: str) -> Iterator[Findi
         "missing-images": pl.col("problem") == MISSING,
         "damaged-images": ~pl.col("problem").is_in(["", MISSING]),
     }.items():
-        rows = items.filter(bad)
-        if rows.height:
-            severity = Severity.ERROR if rows.height == items.height else None
+        found = rows.filter(bad)
+        if found.height:
+            severity = Severity.ERROR if found.height == rows.height else None
             reasons = ", ".join(
-                f"{count:,} {reason}" for reason, count in rows["problem"].value_counts(sort=True).rows()
+                f"{count:,} {reason}" for reason, count in found["problem"].value_counts(sort=True).rows()
             )
-            instead = where_instead(rows) if kind == "missing-images" else ""
-            found = f"{rows.height:,} of {items.height:,} images: {reasons}{instead}"
-            yield Finding(kind, where, found, _paths(rows), severity)
-    good = items.filter(pl.col("problem") == "")
-    yield from _duplicates(good, where)
-    small = good.filter(pl.col("side") < pixels)
+            instead = where_instead(found) if kind == "missing-images" else ""
+            counted = f"{found.height:,} of {rows.height:,} images: {reasons}{instead}"
+            yield Finding(kind, where, counted, _paths(found), severity)
+
+
+def check_images(items: pl.DataFrame, pixels: int, where: str) -> Iterator[Finding]:
+    """Check the images of a catalogue that can be read.
+
+    Args:
+        items: Items with such an image: `item_id`, `path`, and the columns of `Look`.
+        pixels: Pixels that the encoder takes; 0 where none was given.
+        where: What is examined.
+
+    Yields:
+        Findings.
+    """
+    yield from _duplicates(items, where)
+    small = items.filter(pl.col("side") < pixels)
     if small.height:
-        found = f"{small.height:,} of {good.height:,} images have a side of less than the encoder's {pixels} pixels"
-        yield Finding("small-images", where, found, _paths(small), note_if_rare(small.height, good.height))
+        found = f"{small.height:,} of {items.height:,} images have a side of less than the encoder's {pixels} pixels"
+        yield Finding("small-images", where, found, _paths(small), note_if_rare(small.height, items.height))
 
 
 def first_near_duplicates(gradients_N: np.ndarray, colours_N3: np.ndarray) -> np.ndarray:

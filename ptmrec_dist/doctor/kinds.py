@@ -33,7 +33,7 @@ KINDS = {
     "unreadable-table": Kind(_ERROR, "fix the file or the option that the message names"),
     "unknown-items": Kind(_WARNING, "write ids in both tables alike, or name the right columns with --columns.item"),
     "bad-rows": Kind(_WARNING, "fill in or remove these rows; pack leaves them out"),
-    "duplicate-ids": Kind(_WARNING, "give each item one row; pack keeps the first"),
+    "duplicate-ids": Kind(_WARNING, "give each item one row; pack keeps the first that has image and text"),
     "missing-content": Kind(_WARNING, "fill in image and text, or pack with --missing keep"),
     "missing-words": Kind(
         _WARNING, "leave missing values empty; in pandas, do not turn columns into text before writing"

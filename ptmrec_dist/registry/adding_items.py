@@ -16,6 +16,7 @@ from torch import Tensor
 from ptmrec_dist.config import AddItemsConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
+from ptmrec_dist.data.item_rows import keep_readable, note_incomplete
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import mlflow_errors
@@ -37,7 +38,6 @@ SOURCE_TAG, COUNT_TAG = "items_added_to", "items_added"
 """Tags of a version: the version that it extends, and by how many items."""
 _BATCH = 32
 _SHOW = "row {row}: item {item_id!r}"
-_SHOW_IMAGE = _SHOW + ", image {image!r}"
 
 
 def add_items(config: AddItemsConfig) -> None:
@@ -87,6 +87,8 @@ def _read_items(config: AddItemsConfig, model: "ServedModel") -> tuple[pl.DataFr
     kept = model.attributes.columns
     catalogue = read_catalogue(config.items, config.columns, config.separator, config.header, attributes=kept)
     tally = Tally("items", catalogue.height)
+    unread = {"image", "text"}.difference(model.new_items.modalities)
+    catalogue = catalogue.with_columns(pl.lit("").alias(name) for name in unread)
     images = config.items.parent if config.images is None else config.images
     items = drop_bad_items(catalogue, tally, images, keep_incomplete=True)
     needed = set(model.new_items.modalities) - model.new_items.fillers.keys()
@@ -105,7 +107,7 @@ def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally, on_error: 
     with Progress(total=items.height, desc="items", unit="item") as bar:
         for batch in items.iter_slices(_BATCH):
             images, found = _decoded(batch, "image" in model.new_items.modalities)
-            stays = [not problem or (may_lack_image and text != "") for problem, text in zip(found, batch["text"])]
+            stays = [not problem or (may_lack_image and text != "") for (problem, _), text in zip(found, batch["text"])]
             texts = batch.filter(stays)["text"].to_list()
             if texts:
                 wanted = texts if "text" in model.new_items.modalities else []
@@ -113,39 +115,29 @@ def _encoded(model: "ServedModel", items: pl.DataFrame, tally: Tally, on_error: 
             problems += found
             encoded += batch.filter(stays)["row"].to_list()
             bar.update(batch.height)
-    items = _without_unreadable(items.with_columns(problem=pl.Series(problems, dtype=pl.String)), tally, may_lack_image)
+    described = pl.DataFrame(problems, schema={"problem": pl.String, "detail": pl.String}, orient="row")
+    items = keep_readable(items.hstack(described), tally, may_lack_image)
+    note_incomplete(items, tally, model.new_items.modalities)
     kept = pl.Series(encoded, dtype=items["row"].dtype).is_in(items["row"].implode())
     return torch.cat(vectors)[kept.to_torch()], items
 
 
-def _without_unreadable(items: pl.DataFrame, tally: Tally, may_lack_image: bool) -> pl.DataFrame:
-    """Leave out items whose image cannot be read, unless they may lack one, by the rule of `ptmrec pack`."""
-    readable = (items["problem"] == "") & (items["path"] != "")
-    # If no image at all can be read, the image folder is wrong, rather than every item without an image.
-    stays = pl.lit(may_lack_image and readable.any()) & (pl.col("text") != "")
-    for problem in sorted(set(items["problem"]) - {""}):
-        found = pl.col("problem") == problem
-        items = tally.drop(items, found & ~stays, problem, show=_SHOW_IMAGE)
-        tally.note_incomplete(items.filter(found), problem, show=_SHOW_IMAGE)
-    return items
-
-
-def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image | None"], list[str]]:
-    """The image of each row, None where it has none that can be read, and the problem of each row, empty for none."""
+def _decoded(batch: pl.DataFrame, wanted: bool) -> tuple[list["Image.Image | None"], list[tuple[str, str]]]:
+    """The image of each row, None where it has none that can be read, and each row's problem and detail, empty for none."""
     if not wanted:
-        return [], [""] * batch.height
+        return [], [("", "")] * batch.height
     images: list[Image.Image | None] = []
     problems = []
     for path in batch["path"]:
         images.append(None)
-        problems.append("")
+        problems.append(("", ""))
         if not path:
             continue
         try:
             with decoded(path) as image:
                 images[-1] = to_rgb(image)
         except BadImageError as bad:
-            problems[-1] = bad.problem
+            problems[-1] = (bad.problem, bad.detail)
     return images, problems
 
 

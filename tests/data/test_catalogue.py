@@ -64,14 +64,15 @@ def test_image_paths_inside_the_folder_are_resolved_against_it(tmp_path: Path) -
     assert paths == [str(tmp_path / "1.jpg"), str(tmp_path / "2.jpg")]
 
 
-def test_of_rows_with_one_id_the_first_good_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "items.csv").write_text("item_id,text,image\n1,,1.jpg\n1,first,1.jpg\n1,second,1.jpg\n")
-    tally = Tally("items", 3)
+def test_rows_with_one_id_stay_until_their_images_are_read_if_they_differ(tmp_path: Path) -> None:
+    rows = "item_id,text,image\n1,,1.jpg\n1,first,1.jpg\n1,second,1.jpg\n1,first,x/../1.jpg\n1,first,2.jpg\n"
+    (tmp_path / "items.csv").write_text(rows)
+    tally = Tally("items", 5)
     good = drop_bad_items(read_catalogue(tmp_path / "items.csv", ColumnsConfig()), tally, tmp_path)
-    assert good["text"].to_list() == ["first"]
+    assert good.select("text", "image").rows() == [("first", "1.jpg"), ("second", "1.jpg"), ("first", "2.jpg")]
     dropped = tally.to_dict()["dropped"]
     assert {reason: entry["count"] for reason, entry in dropped.items()} == {"empty text": 1, "duplicate item id": 1}
-    assert dropped["duplicate item id"]["examples"] == ["row 3: item '1'"]
+    assert dropped["duplicate item id"]["examples"] == ["row 4: item '1'"]
 
 
 @pytest.mark.parametrize(

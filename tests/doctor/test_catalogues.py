@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.doctor.findings import Finding
 from ptmrec_dist.doctor.images import first_near_duplicates
 from ptmrec_dist.errors import UserError
-from tests.data.small_catalogue import append, write_catalogue
+from tests.data.small_catalogue import append, read_report, write_catalogue
 from tests.resident_memory import memory_below
 
 _DAY = 86_400
@@ -226,6 +227,43 @@ def test_items_that_pack_is_to_keep_without_image_or_text_are_examined_as_it_kee
     report = examine(given)
     assert report.findings == []
     assert ("items", f"{items.height} read, {items.height} kept") in [fact[1:] for fact in report.facts]
+
+
+def _dropped(report: dict[str, Any]) -> dict[str, int]:
+    return {reason: entry["count"] for reason, entry in report["dropped"].items()}
+
+
+@pytest.mark.parametrize("missing", ["drop", "keep"])
+def test_its_counts_are_those_that_pack_then_prints(missing: str, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    config = replace(write_catalogue(folder), missing=missing)
+    for break_it in (_cut_image, _id_twice, _empty_texts, _row_without_user, _repeated_pair, _rare_users):
+        break_it(folder)
+    append(folder / "items.csv", "i3,whole,images/5.jpg", "lone,text,images/none.jpg")
+    append(folder / "interactions.csv", *(f"fan{user},lone" for user in range(8)))
+    given = {name: getattr(config, name) for name in ("items", "interactions", "images", "missing")}
+    found = examine(DoctorConfig(**given))
+    pack(config)
+    packed = read_report(config.out)
+    core = "user or item with fewer than 5 interactions"
+    facts = {name: value for _, name, value in found.facts}
+    for name, later in (("items", ["fewer than 5 interactions"]), ("interactions", ["repeated user and item", core])):
+        report = packed[name]
+        dropped = {reason: count for reason, count in _dropped(report).items() if reason not in later}
+        parts = [f"{report['read']:,} read", *(f"{count:,} left out: {reason}" for reason, count in dropped.items())]
+        assert facts[name] == ", ".join([*parts, f"{report['read'] - sum(dropped.values()):,} kept"])
+    (below,) = (finding.found for finding in found.findings if finding.kind == "below-core")
+    stay, lost = packed["interactions"]["kept"], _dropped(packed["interactions"])[core]
+    assert below.endswith(f"; {stay:,} of {stay + lost:,} interactions stay")
+
+
+def test_what_a_wrong_folder_of_images_does_not_concern_is_found_too(tmp_path: Path) -> None:
+    config = write_catalogue(tmp_path / "c")
+    _repeated_pair(tmp_path / "c")
+    (tmp_path / "wrong").mkdir()
+    wrong = DoctorConfig(items=config.items, interactions=config.interactions, images=tmp_path / "wrong")
+    kinds = [finding.kind for finding in examine(wrong).findings]
+    assert kinds == ["missing-images", "repeated-interactions"]
 
 
 @pytest.mark.parametrize("title", ["Nan", "None but the brave", "The null device", "A banana of nannies"])

@@ -133,14 +133,18 @@ def test_a_new_item_that_lacks_what_items_of_the_data_lack_is_ranked_as_they_are
         "n3,Neither,,",
         "n4,Gone,a film about the number 1,x.jpg",
         "n5,Gone and no text,,y.jpg",
+        "n6,Gone,a film about the number 1,z.jpg",
+        "n6,Whole,a film about the number 2,images/2.jpg",
     ]
     (tmp_path / "new.csv").write_text("\n".join([HEADER, *rows]))
     capsys.readouterr()
     assert main(["add-items", "--model", "models:/incomplete@champion", "--items", str(tmp_path / "new.csv")]) == 0
     printed = capsys.readouterr().out
     assert "1 left out: neither text nor image (row 3: item 'n3')" in printed
-    assert "1 left out: image file is missing (row 5: item 'n5', image 'y.jpg')" in printed
-    assert "3 kept, 1 of them with: image file is missing" in printed
+    assert "1 left out: image file is missing (row 5: item 'n5', image 'y.jpg': no such file; looked for " in printed
+    assert "1 left out: duplicate item id (row 6: item 'n6')" in printed
+    lacking = ("no image path", "image file is missing", "empty text")
+    assert "4 kept, " + ", ".join(f"1 of them with: {reason}" for reason in lacking) in printed
     users = pd.DataFrame({"user_id": ["0", "5"]})
     wanted = {"top_k": 5, "candidates": "items", "items": ["n1", "n2", "n4", "1", "2"], "exclude_seen": False}
     model = load_model("models:/incomplete@champion")
@@ -171,4 +175,27 @@ def _refuse_where_all_or_any_are_strict(root: Path, capsys: pytest.CaptureFixtur
     rows = (root / "new.csv").read_text().replace("n", "m")
     (root / "new.csv").write_text(HEADER + rows[len(HEADER) :])
     assert main([*added, str(root / "new.csv"), "--on_error", "fail"]) == 2
-    assert "2 image file is missing" in capsys.readouterr().err
+    assert "3 image file is missing" in capsys.readouterr().err
+
+
+def test_images_of_new_items_are_left_alone_by_a_model_that_reads_texts(
+    empty_registry: MlflowClient, tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _register_with_incomplete_items(tmp_path, tiny_clip)
+    settings = {"epochs": 0, "device": "cpu", "tracking": OFF, "model": VBPRConfig(dim=8), "modalities": "text"}
+    train_stage1(
+        Stage1Config(shards=tmp_path / "shards", features=tmp_path / "features", out=tmp_path / "t", **settings)
+    )
+    register(RegisterConfig(run=tmp_path / "t", name="texts", alias="champion"))
+    rows = [
+        "n1,,a film,https://example.org/1.jpg",
+        "n2,,another film,../2.jpg",
+        "n2,,a third film,",
+        "n3,,,images/2.jpg",
+    ]
+    (tmp_path / "new.csv").write_text("\n".join([HEADER, *rows]))
+    capsys.readouterr()
+    assert main(["add-items", "--model", "models:/texts@champion", "--items", str(tmp_path / "new.csv")]) == 0
+    printed = capsys.readouterr().out
+    left_out = ("empty text (row 4: item 'n3')", "duplicate item id (row 3: item 'n2')")
+    assert ", ".join(["4 items read", *(f"1 left out: {reason}" for reason in left_out), "2 kept\n"]) in printed
