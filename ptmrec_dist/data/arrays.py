@@ -6,18 +6,20 @@ A Parquet table names its items itself.
 Shape suffixes: R rows of the array, I items, D width.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.ids import without_fraction
+from ptmrec_dist.data.ids import range_of, without_fraction
 from ptmrec_dist.data.npy import open_npy
 from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, on_one_line
 
+_log = logging.getLogger(__name__)
 _EXAMPLES = 2
 BY_ID = "item ids"
 """Row r of an array belongs to the item with id r, or a table names its items."""
@@ -33,8 +35,8 @@ def read_array(path: Path, name: str, dataset: Dataset, item_column: str = "item
         item_column: Column of the item ids in a Parquet file.
 
     Returns:
-        float32 [I, D], row = item index; how many rows the file has; and how they were matched, `item ids` or `the order of the
-        packed items`.
+        float32 [I, D], row = item index; how many rows the file has; and how they were matched: `item ids`, `item ids, which
+        count from 1`, or `the order of the packed items`.
 
     Raises:
         UserError: A file that cannot be read, numbers that are not finite, items without a row, or several rows of one.
@@ -90,9 +92,25 @@ def _read_npy(path: Path, name: str) -> np.ndarray:
 
 
 def _ids_of_rows(rows: int, path: Path, name: str, dataset: Dataset) -> tuple[list[str], str]:
-    """The item of each row: row r is item r where ids are row numbers, else the rows follow the packed items."""
+    """The item of each row: row r is item r where ids are row numbers, else the rows follow the packed items.
+
+    A data set may have lost its first or last items, so what counts is the range of the ids that were read.
+    """
     ids = dataset.item_ids
-    if all(item.isdecimal() and str(int(item)) == item and int(item) < rows for item in ids):
+    recorded, packed = dataset.manifest.ids, range_of(pl.Series(ids))
+    least, greatest = recorded or packed or (0, 0)
+    if packed is not None and least >= 1 and greatest == rows:
+        return [str(row) for row in range(1, rows + 1)], f"{BY_ID}, which count from 1"
+    if packed is not None and packed[1] < rows:
+        if least >= 1 and (recorded is None or greatest < rows - 1):
+            _log.warning(
+                "%s: the first row of %s is taken as that of item 0, which is not among the items (%d to %d); if the rows "
+                "begin with item 1, give a .parquet table with a column of item ids",
+                name,
+                path,
+                least,
+                greatest,
+            )
         return [str(row) for row in range(rows)], BY_ID
     if rows == dataset.num_items:
         return ids, "the order of the packed items"

@@ -15,6 +15,7 @@ from ptmrec_dist.data.blocks import computed, slices_of
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 
 _WHOLE_FLOAT = r"^-?\d+\.0+$"
+_ROW_NUMBER = r"^(?:0|[1-9][0-9]{0,17})$"
 
 
 def without_fraction(ids: pl.Series) -> pl.Series:
@@ -28,6 +29,22 @@ def without_fraction(ids: pl.Series) -> pl.Series:
     """
     whole = ids.filter(ids != "").str.contains(_WHOLE_FLOAT)
     return ids.str.replace(r"\.0+$", "") if len(whole) and whole.all() else ids
+
+
+def range_of(ids: pl.Series) -> tuple[int, int] | None:
+    """Find the least and the greatest id where all are row numbers: `0`, `17`, but not `017`.
+
+    Args:
+        ids: Ids as text, empty where there is none.
+
+    Returns:
+        Both; None where some id is no such number, or there is none.
+    """
+    given = ids.filter(ids != "")
+    if given.is_empty() or not given.str.contains(_ROW_NUMBER).all():
+        return None
+    numbers = given.cast(pl.Int64)
+    return cast(int, numbers.min()), cast(int, numbers.max())
 
 
 def spelled_as(ids: pl.Series, known: pl.Series) -> pl.Series:

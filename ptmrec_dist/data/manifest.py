@@ -100,6 +100,14 @@ class Manifest:
         return bool(self.modalities)
 
     @property
+    def ids(self) -> tuple[int, int] | None:
+        """Least and greatest id of all items that were read, where they are row numbers and this was recorded."""
+        match self.report:
+            case {"items": {"ids": [int(least), int(greatest)]}}:
+                return least, greatest
+        return None
+
+    @property
     def members(self) -> dict[str, Members]:
         """Name of each source to its users and items."""
         found, first_user, first_item = {}, 0, 0

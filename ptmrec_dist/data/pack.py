@@ -18,7 +18,7 @@ from ptmrec_dist.data import splits
 from ptmrec_dist.data.blocks import counts_of
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
 from ptmrec_dist.data.filters import drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
-from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, sort_ids
+from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, range_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import read_interactions
 from ptmrec_dist.data.item_rows import keep_readable, note_incomplete
@@ -157,6 +157,7 @@ def read_tables(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple[pl.Da
             )
         items = catalogue_of_ids(sort_ids(rows["item_id"]))
         report = Report(Tally("items", items.height), row_tally)
+        report.items.ids = range_of(items["item_id"])
     else:
         images = config.images or config.items.parent
         if not images.is_dir():
@@ -168,6 +169,7 @@ def read_tables(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple[pl.Da
         columns = config.columns
         catalogue = read_catalogue(config.items, columns, separator, header, "--items_", columns.attributes)
         report = Report(Tally("items", catalogue.height), row_tally)
+        report.items.ids = range_of(catalogue["item_id"])
         rows = match_items(rows, catalogue["item_id"], scratch)
         rows = drop_unknown_items(rows, row_tally, catalogue["item_id"], "unknown item", fault=True, scratch=scratch)
         items = drop_bad_items(catalogue, report.items, images, config.missing == "keep")

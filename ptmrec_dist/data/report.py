@@ -40,6 +40,8 @@ class Tally:
     def __init__(self, name: str, rows: int) -> None:
         self.name = name
         self.read = rows
+        self.ids: tuple[int, int] | None = None
+        """Least and greatest id of the rows read, where ids are row numbers."""
         self._dropped: dict[str, Dropped] = {}
         self._incomplete: dict[str, dict[str, Any]] = {}
 
@@ -142,11 +144,12 @@ class Tally:
 
         Returns:
             `read`, `kept`, `dropped`: reason to `count` and `examples`; in the same way `incomplete`, of rows that are
-            kept, where there are any.
+            kept, where there are any; and `ids`, the least and the greatest of the rows read, where they are row numbers.
         """
         dropped = {drop.reason: {"count": drop.count, "examples": drop.examples} for drop in self.dropped}
         incomplete = {"incomplete": self._incomplete} if self._incomplete else {}
-        return {"read": self.read, "kept": self.kept, "dropped": dropped} | incomplete
+        ids = {"ids": list(self.ids)} if self.ids else {}
+        return {"read": self.read, "kept": self.kept, "dropped": dropped} | incomplete | ids
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,31 @@ def test_rows_of_every_size_are_scaled_to_length_1_and_zeros_stay(rows: np.ndarr
     np.testing.assert_array_equal(unit_rows(table), table / np.linalg.norm(table, axis=1, keepdims=True))
 
 
+_NUMBERED = {
+    "from 1, first and last lost": (range(1, ITEMS + 1), ITEMS, 1, False),
+    "from 1 behind a row of padding": (range(1, ITEMS + 1), ITEMS + 1, 0, False),
+    "from 0, first and last lost": (range(ITEMS), ITEMS, 0, False),
+    "from 0 or 1, more rows than ids": (range(1, ITEMS + 1), ITEMS + 3, 0, True),
+}
+
+
+@pytest.mark.parametrize("case", _NUMBERED)
+def test_where_ids_count_from_is_told_by_all_that_were_read(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids, length, first, doubtful = _NUMBERED[case]
+    taken = [(user, item) for user in range(10) for item in ids[1:-1]] + [(0, ids[0]), (0, ids[-1])]
+    pl.DataFrame(taken, schema=["user_id", "item_id"], orient="row").write_csv(tmp_path / "log.csv")
+    pack(PackConfig(interactions=tmp_path / "log.csv", out=tmp_path / "shards", core=2, workers=1))
+    packed = [int(item) for item in Dataset(tmp_path / "shards").item_ids]
+    assert packed == list(ids[1:-1])
+    rows = np.arange(length, dtype=np.float32)[:, None] + [0.5, 0]
+    np.save(tmp_path / "image.npy", rows)
+    found = _features(tmp_path / "shards", tmp_path / "out", image_npy=tmp_path / "image.npy", raw=True)
+    np.testing.assert_array_equal(found["image"], rows[[item - first for item in packed]])
+    assert ("taken as that of item 0" in caplog.text) == doubtful
+
+
 @pytest.mark.parametrize("form", ["lists", "columns"])
 def test_a_table_names_its_items(named: Path, rows: np.ndarray, tmp_path: Path, form: str) -> None:
     ids = Dataset(named).item_ids
