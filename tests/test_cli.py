@@ -403,6 +403,9 @@ def test_yaml_takes_numbers_with_exponents_where_any_value_may_stand(number: str
         ("columns: {text: null}", "columns.text: got null, expected a list"),
         ("columns: [a]", "columns: got .*, expected settings by name"),
         ("columns: {itm: a}", "itm"),
+        ("core: 1\nseed: 0\ncore: 2", "'core' is there twice, from line 1; remove one"),
+        ("columns:\n  {item: a, text: b, item: c}", "'item' is there twice, from line 2; remove one"),
+        ("items: [a]", "items: got .*'a'.*, expected a path"),
     ],
 )
 def test_yaml_of_another_shape_is_refused_in_one_line(written: str, message: str, tmp_path: Path) -> None:

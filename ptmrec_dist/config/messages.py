@@ -7,6 +7,10 @@ from ptmrec_dist.config.values import EMPTY_PATH
 from ptmrec_dist.errors import nearest
 
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: ?(?P<got>.*)')
+_NONE_OF = re.compile(
+    r'Parser key "(?P<name>[^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>[^]]*)\] '
+    r"Errors: (?!.*Parser key).* Given value: (?P<got>.*)"
+)
 _NO_PATH = re.compile(rf'Parser key "(?P<name>[^"]+)": .*{EMPTY_PATH}')
 _UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
 _NOT_ACCEPTED = re.compile(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '(?P<name>[^']+)'")
@@ -17,6 +21,7 @@ _KINDS = {
     "str": "text",
     "tuple": "a list such as [a, b]",
     "dict": "settings by name, such as {a: 1}",
+    "Path": "a path",
 }
 _REQUIRED = "the following arguments are required: "
 _UNKNOWN = "unrecognized arguments: "
@@ -46,6 +51,8 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
         return f"{empty['name']}: got '', expected a path"
     if unreadable := _UNREADABLE.fullmatch(message):
         return f"{unreadable['name']}: got {unreadable['got']!r}, expected {_KINDS['dict']}, or a file of them"
+    if (none := _NONE_OF.fullmatch(message)) and (expected := _any_of(none["kinds"])):
+        return f"{none['name']}: got {none['got']!r}, expected {expected}"
     if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):
         return f"{wrong['name']}: got {wrong['got']!r}, expected {expected}"
     return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
@@ -53,6 +60,15 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
 
 def _unknown(given: str, name: str, options: Iterable[str]) -> str:
     return f"unknown: {given}{nearest(name, options)}"
+
+
+def _any_of(classes: str) -> str:
+    """Classes of Python in words; empty where one of them is not known."""
+    kinds = [name.rpartition(".")[2] for name in re.findall(r"<class '([\w.]+)'>", classes)]
+    words = [
+        _KINDS["dict"] if kind.endswith("Config") else _KINDS.get(kind, "") for kind in kinds if kind != "NoneType"
+    ]
+    return "" if "" in words else " or ".join(words)
 
 
 def _expected(why: str) -> str:
