@@ -1,6 +1,6 @@
 """Which users an item is for: the same scores as in their lists, sorted by user.
 
-Legend: U users, I items, N items asked about, K users wanted, D width of the scores.
+Legend: U users, I items, N items asked about, K users wanted, B users of a block, D width of the scores.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,17 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.evaluation.scoring import Score, table_scorer, top_items
+from ptmrec_dist.evaluation.scoring import NO_ITEM, Score, table_scorer, top_items
 from ptmrec_dist.serving.vectors import UserVectors
 
 _BLOCK = 4096
 """Users whose vectors are computed at once."""
+_KEPT_BYTES = 2**28
+"""Vectors that are kept for later requests: to compute those of a recommender that reads histories takes long."""
 
 
 class Audience:
-    """Finds the users with the highest scores for an item.
+    """Finds the users with the highest scores for an item, block by block of users.
 
     Args:
         vectors: Vectors of users.
@@ -46,6 +48,8 @@ class Audience:
         self._vectors, self._num_users, self._score = vectors, num_users, score
         self._taken = taken
         self._items_ID, self._modal_items_ID, self._warm = items_ID, modal_items_ID, warm
+        self._kept: dict[int, Tensor] = {}
+        self._room = _KEPT_BYTES
 
     def search(self, items_N: Sequence[int], k: int, exclude_seen: bool) -> tuple[Tensor, Tensor]:
         """Find the users with the highest scores, full ones for warm items and cold ones for the others.
@@ -68,16 +72,43 @@ class Audience:
         vectors_ND = self._items_ID[items]
         if self._modal_items_ID is not None:
             vectors_ND = vectors_ND.where(warm_N1, self._modal_items_ID[items])
-        scorer = table_scorer(vectors_ND, self._users_UD, lambda items_BD, users_CD: self._score(users_CD, items_BD).T)
-        seen = Histories(self._takers.of(items), len(items), self._num_users) if exclude_seen else None
-        return top_items(scorer, np.arange(len(items)), seen, k)
+        takers = self._takers.of(items) if exclude_seen else None
+        users_NK = torch.full((len(items), k), NO_ITEM)
+        scores_NK = torch.full((len(items), k), -torch.inf)
+        for start in range(0, self._num_users, _BLOCK):
+            users_NB, scores_NB = self._best_of_block(start, vectors_ND, k, takers)
+            # Stable, and earlier blocks first: ties by user index, as in lists by item index.
+            scores, order = torch.cat([scores_NK, scores_NB], dim=1).sort(dim=1, descending=True, stable=True)
+            scores_NK = scores[:, :k]
+            users_NK = torch.cat([users_NK, users_NB], dim=1).gather(1, order[:, :k])
+        return users_NK, scores_NK
+
+    def _best_of_block(
+        self, start: int, vectors_ND: Tensor, k: int, takers: Interactions | None
+    ) -> tuple[Tensor, Tensor]:
+        """Users of a block with the highest scores for each item, and the scores; `takers` has the rows and users to leave out."""
+        users_BD = self._users_from(start)
+        number, size = len(vectors_ND), len(users_BD)
+        seen = None
+        if takers is not None:
+            here = (takers.items >= start) & (takers.items < start + size)
+            seen = Histories(Interactions(takers.users[here], takers.items[here] - start), number, size)
+        # Items stand in for users here, and users for items.
+        scorer = table_scorer(vectors_ND, users_BD, lambda items_BD, users_CD: self._score(users_CD, items_BD).T)
+        found, scores = top_items(scorer, np.arange(number), seen, min(k, size))
+        return found.where(found == NO_ITEM, found + start), scores
+
+    def _users_from(self, start: int) -> Tensor:
+        """Vectors of the users of a block, [B, D]."""
+        if start in self._kept:
+            return self._kept[start]
+        users_BD = self._vectors.known(np.arange(start, min(start + _BLOCK, self._num_users)))
+        if users_BD.nbytes <= self._room:
+            self._room -= users_BD.nbytes
+            self._kept[start] = users_BD
+        return users_BD
 
     @cached_property
     def _takers(self) -> Histories:
-        """The users of each item: items stand in for users here, and users for items."""
+        """The users of each item, in the place of the items of each user."""
         return Histories(Interactions(self._taken.items, self._taken.users), len(self._items_ID), self._num_users)
-
-    @cached_property
-    def _users_UD(self) -> Tensor:
-        blocks = np.array_split(np.arange(self._num_users), -(-self._num_users // _BLOCK))
-        return torch.cat([self._vectors.known(users) for users in blocks])
