@@ -204,9 +204,8 @@ class Recommender(nn.Module, ABC):
         """
         return None
 
-    @abstractmethod
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        """Compute the objective, row by row.
+        """Compute the objective, row by row; a recommender of the next item has none: it is trained on whole sequences.
 
         Args:
             batch: The rows.
@@ -215,7 +214,11 @@ class Recommender(nn.Module, ABC):
 
         Returns:
             Named terms, weights included, float32 [B] each. The objective is the mean over the rows of their sum.
+
+        Raises:
+            NotImplementedError: The recommender has none.
         """
+        raise NotImplementedError(f"{type(self).__name__}.loss")
 
     def collaborative(self, queries: Queries, tables: Tables, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the vectors that come from IDs alone (eq. 11 of PTMRec), propagated if the model does so.

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.recommenders.base import Batch, Inputs, Queries, Recommender, Tables
+from ptmrec_dist.recommenders.base import Inputs, Queries, Recommender, Tables
 from ptmrec_dist.recommenders.layers import embedding_table
-from ptmrec_dist.recommenders.rows import FeatureRows, Features, rows_of
+from ptmrec_dist.recommenders.rows import Features, rows_of
 
 ITEMS = "items"
 """Name of the vectors that histories are read by."""
@@ -169,16 +169,6 @@ class SequenceRecommender(Recommender):
             [B, K].
         """
         return torch.vmap(lambda user_S, items_KN: self.score(user_S[None], items_KN)[0])(users_BS, items_BKN)
-
-    def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        """Compute `bce`, [B]: the binary cross-entropy of the item that follows a history, against one negative.
-
-        It is that of one target; stage 1, which has all targets of a sequence at once, does not call it.
-        """
-        pairs_B2 = torch.stack([batch.positives, batch.negatives], dim=1)
-        pairs_B2N = self.candidates(F.embedding(pairs_B2, tables[ITEMS]).flatten(0, 1)).unflatten(0, pairs_B2.shape)
-        positives_B, negatives_B = self.score_own(self.users(batch.queries, tables), pairs_B2N).unbind(dim=1)
-        return {"bce": -(F.logsigmoid(positives_B) + F.logsigmoid(-negatives_B)) / 2}
 
 
 class IDSequenceRecommender(SequenceRecommender):

@@ -86,7 +86,7 @@ class Audience:
     def _best_of_block(
         self, start: int, vectors_ND: Tensor, k: int, takers: Interactions | None
     ) -> tuple[Tensor, Tensor]:
-        """Users of a block with the highest scores for each item, and the scores; `takers` has the rows and users to leave out."""
+        """The best users of a block for each item, and their scores; `takers` has rows, and the users to leave out in them."""
         users_BD = self._users_from(start)
         number, size = len(vectors_ND), len(users_BD)
         seen = None

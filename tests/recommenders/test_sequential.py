@@ -10,7 +10,7 @@ from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import PaddedHistories
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import build_recommender
-from ptmrec_dist.recommenders.base import Batch, Queries
+from ptmrec_dist.recommenders.base import Queries
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.recommenders.sequential.transformer import hidden_keys
@@ -107,17 +107,17 @@ def test_an_empty_history_scores_all_items_the_same(model: SequenceRecommender) 
     histories = PaddedHistories(torch.zeros(2, LENGTH, dtype=torch.int64), torch.zeros(2, LENGTH, dtype=torch.bool))
     rows = torch.tensor([0, 1])
     model.train()
-    model.loss(Batch(rows, rows, rows.flip(0), histories), model.tables(FEATURES), FEATURES)["bce"].sum().backward()
+    tables = model.tables(FEATURES)
+    model.score(model.users(Queries(rows, histories), tables), model.items(FEATURES, tables)).sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_the_loss_of_a_row_is_the_binary_cross_entropy_of_its_pair(model: SequenceRecommender) -> None:
-    histories = PaddedHistories(torch.tensor([[0, 0, 1, 2, 3, 4]]), torch.arange(LENGTH)[None] >= 2)
-    batch = Batch(torch.tensor([-1]), torch.tensor([5]), torch.tensor([6]), histories)
-    scores = _scores(model, _state(model, [1, 2, 3, 4], padding=0))
-    chances = torch.sigmoid(scores.double())
-    expected = -(chances[5].log() + (1 - chances[6]).log()) / 2
-    torch.testing.assert_close(model.loss(batch, model.tables(FEATURES), FEATURES)["bce"][0], expected.float())
+def test_items_of_a_users_own_have_the_scores_that_they_have_among_all(model: SequenceRecommender) -> None:
+    states = torch.stack([_state(model, [1, 2, 3, 4], padding=0), _state(model, [5], padding=2)])
+    own = torch.tensor([[5, 6, 1], [0, 0, 2]])
+    candidates = model.candidates(model.tables(FEATURES)["items"])
+    expected = torch.stack([_scores(model, state)[items] for state, items in zip(states, own, strict=True)])
+    torch.testing.assert_close(model.score_own(states, candidates[own]), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

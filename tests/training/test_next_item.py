@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmrec_dist.config import PackConfig, recommender_config
@@ -21,7 +22,7 @@ from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.recommenders import blocks, recommender_class
-from ptmrec_dist.recommenders.base import Batch, Inputs
+from ptmrec_dist.recommenders.base import Inputs, Queries
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.objectives import sequence
@@ -232,7 +233,7 @@ def test_every_distinct_item_of_a_step_is_encoded_once(data: Path) -> None:
     assert len(batch.items) == len(set(batch.items.tolist())) < int(batch.counts.sum())
 
 
-def test_the_binary_loss_is_that_of_the_rows_of_a_batch_of_interactions(data: Path) -> None:
+def test_the_binary_loss_is_that_of_each_target_and_its_negative_after_the_history_alone(data: Path) -> None:
     """Of a model whose state is the same wherever a history stands in the window: SASRec's positions count from its end."""
     objective = _objective(data, NextItemConfig(loss="bce"), _alone(), "gru4rec")
     batch = _batch(objective, _all(data))
@@ -241,10 +242,12 @@ def test_the_binary_loss_is_that_of_the_rows_of_a_batch_of_interactions(data: Pa
         for end in range(1, len(items)):
             padded = torch.tensor([[0] * (LENGTH - end) + items[:end]])
             histories = PaddedHistories(padded, torch.arange(LENGTH)[None] >= LENGTH - end)
-            negative = _negatives(objective, user, LENGTH - len(items) + end)
-            one = Batch(torch.tensor([user]), torch.tensor([items[end]]), torch.tensor(negative), histories)
+            (negative,) = _negatives(objective, user, LENGTH - len(items) + end)
             model = objective.recommender
-            expected.append(model.loss(one, model.tables({}), {})["bce"][0])
+            tables = model.tables({})
+            state = model.users(Queries(torch.tensor([user]), histories), tables)
+            (scores,) = model.score(state, model.items({}, tables))
+            expected.append(F.softplus(-scores[items[end]]) / 2 + F.softplus(scores[negative]) / 2)
     torch.testing.assert_close(objective(batch, STEP)["next_item"], torch.stack(expected).mean())
 
 
