@@ -79,17 +79,18 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     threading.Thread(target=_wait_for_parent, args=(by,), daemon=True).start()
 
 
-def leave_signals_to_parent(worker: int = 0) -> None:
-    """Ignore SIGINT and SIGTERM in this process.
+def start_loader(worker: int = 0) -> None:
+    """Ignore SIGINT and SIGTERM in this process, which loads data, and end it with its parent.
 
-    Terminals and schedulers send them to all processes at once; the parent needs its workers to finish the step that it is in,
-    and ends them itself.
+    Terminals and schedulers send signals to all processes at once; the parent needs its loaders to finish the step that it is
+    in, and ends them itself. Those of a parent that was killed see it by themselves only where it forked them.
 
     Args:
-        worker: Number of a loader's worker, for `DataLoader(worker_init_fn=...)`.
+        worker: Number of the process, for `DataLoader(worker_init_fn=...)`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _wait_for_parent(by: signal.Signals) -> None:

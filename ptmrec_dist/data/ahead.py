@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ptmrec_dist.processes import leave_signals_to_parent
+from ptmrec_dist.processes import start_loader
 
 Task = TypeVar("Task")
 Made = TypeVar("Made")
@@ -39,7 +39,7 @@ def made_ahead(make: Callable[[Task], Made], tasks: Sequence[Task], workers: int
         return
     # A generator of its own: a loader would otherwise use torch's global one.
     options: dict[str, Any] = {"generator": torch.Generator(), "collate_fn": _unchanged}
-    options["worker_init_fn"] = leave_signals_to_parent
+    options["worker_init_fn"] = start_loader
     yield from DataLoader(_Tasks(make, tasks), batch_size=None, num_workers=workers, **options)
 
 

@@ -24,7 +24,7 @@ from ptmrec_dist.data.damage import DamageBudget
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.reader import Reader, decode_item
 from ptmrec_dist.errors import Fault, UserError, on_one_line
-from ptmrec_dist.processes import leave_signals_to_parent
+from ptmrec_dist.processes import start_loader
 
 SHUFFLE_BUFFER = 2048
 """Size of the shuffle buffer, in samples that are still encoded."""
@@ -191,7 +191,7 @@ class ItemStream:
             own = order[worker_of == worker].tolist()
             samples = _OrderedSamples(sources, own, self.wanted, self.item_shards, self.digests, self.reader)
             # A generator of its own: a loader would otherwise use torch's global one.
-            options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": leave_signals_to_parent}
+            options: dict[str, Any] = {"generator": torch.Generator(), "worker_init_fn": start_loader}
             loader = DataLoader(samples, batch_size=None, num_workers=1, **options)
             loaders.append(iter(loader if self.workers else samples))
         for worker in worker_of:
