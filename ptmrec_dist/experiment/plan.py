@@ -8,6 +8,7 @@ from typing import Any
 
 from ptmrec_dist.config import ExperimentConfig, RefitConfig, merged, used_settings
 from ptmrec_dist.config.common import encoder_folders
+from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.grid import AXES, Cell, Grid, encoders_of, make_grid, modalities_of, splits_of
 
 SOURCE = "source"
@@ -93,7 +94,8 @@ def lay_out(config: ExperimentConfig) -> Plan:
         The plan.
 
     Raises:
-        UserError: An unknown recommender, or one that reads features, of which there are none.
+        UserError: An unknown recommender, or one that reads features, of which there are none; names that make one of two
+            steps.
     """
     grid = make_grid(config)
     steps: dict[str, Step] = {}
@@ -102,7 +104,11 @@ def lay_out(config: ExperimentConfig) -> Plan:
         made = _Steps(config, cell)
         shards[cell.split] = made.shards
         for name, step in made.all():
-            steps.setdefault(name, step)
+            if steps.setdefault(name, step) != step:
+                raise UserError(
+                    f"encoders: two different steps would be called {name}, after the names of encoders, models and "
+                    "variants; rename one of these, best without '-'"
+                )
     return Plan(grid, steps, shards)
 
 

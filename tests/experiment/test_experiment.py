@@ -76,6 +76,36 @@ def test_common_steps_of_cells_run_once(tiny_project: Project, tmp_path: Path) -
     assert {cell.name for cell in plan.cells} <= seen
 
 
+@pytest.mark.parametrize(
+    ("axes", "name"),
+    [
+        (
+            {
+                "recommenders": ("wide", "large-wide"),
+                "models": {name: {"recommender": "vbpr"} for name in ("wide", "large-wide")},
+                "paradigms": ("frozen",),
+            },
+            "clip-large-wide-both-frozen-seed0",
+        ),
+        (
+            {
+                "methods": ("slow", "large-slow"),
+                "variants": {name: {"tuning": {"method": "lora"}} for name in ("slow", "large-slow")},
+                "paradigms": ("frozen", "contrastive"),
+            },
+            "encoders/clip-large-slow-seed0",
+        ),
+    ],
+)
+def test_names_that_would_make_one_of_two_different_steps_are_refused(
+    tiny_project: Project, tmp_path: Path, axes: dict[str, Any], name: str
+) -> None:
+    encoders = {kind: EncoderConfig(model=str(tiny_project.clip)) for kind in ("clip", "clip-large")}
+    config = _config(tiny_project, tmp_path, encoder=None, encoders=encoders, **axes)
+    with pytest.raises(UserError, match=rf"\Aencoders: two different steps would be called {name}, .*; rename one"):
+        lay_out(config)
+
+
 def test_runs_that_tune_an_encoder_are_told_where_it_is_now(tiny_project: Project, tmp_path: Path) -> None:
     axes: dict[str, Any] = {"paradigms": ("frozen", "two_stage_refit", "joint"), "methods": ("lora",)}
     whole = lay_out(_config(tiny_project, tmp_path, **axes)).steps.values()
