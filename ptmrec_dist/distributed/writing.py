@@ -23,7 +23,7 @@ def writing(world: World, what: str, kept: str, fresh: Path | None = None) -> It
         world: This rank and its peers.
         what: What is written.
         kept: What is not harmed if it fails.
-        fresh: File or folder to remove on the rank that fails.
+        fresh: Folder to remove on the rank that fails.
 
     Yields:
         Nothing.

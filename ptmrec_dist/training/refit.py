@@ -37,7 +37,7 @@ from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.printing import print_comparison, stages_of
 from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunRecord, read_record, require_files
 from ptmrec_dist.training.run_folder import INCIDENTAL, PATHS, RunFolder
-from ptmrec_dist.training.stage1 import batch_size_of, learning_rate_of, train_recommender
+from ptmrec_dist.training.stage1 import batch_size_of, initial_factors, learning_rate_of, train_recommender
 
 REFIT_FOLDER = "refit"
 """In the folder of a run that was asked for its refit: the run folder of the latter."""
@@ -74,7 +74,7 @@ def refit(config: RefitConfig) -> None:
     start = replace(untrained_record(settings, dataset, store), stage1=stage1, stage2=reference)
     chosen = {name: getattr(settings, name) for name in _SHARED} | {"model": asdict(settings.model)}
     run = RunFolder(config.out, replace(config, **chosen), start.inputs)
-    take_over = partial(_take_over, config.run) if config.start == "run" else None
+    take_over = partial(_take_over, config.run) if config.start == "run" else initial_factors(settings, dataset)
     train_recommender(settings, run, dataset, store, start, take_over, parent=begun.mlflow_run)
     if run.is_complete and join_world(config.device, config.timeout).is_first:
         print_comparison(stages_of(config.out, start))

@@ -75,12 +75,10 @@ def train_stage1(config: Stage1Config) -> None:
     store = open_store(config, dataset)
     start = untrained_record(config, dataset, store)
     config = replace(config, batch_size=batch_size_of(config, dataset), lr=learning_rate_of(config, dataset))
-    take_over: TakeOver | None = None
+    take_over = initial_factors(config, dataset)
     if config.from_run is not None:
         previous = PreviousRun(config, dataset, start)
         start, take_over = replace(start, previous=previous.reference), previous.take_over
-    elif config.init == "als":
-        take_over = partial(start_from_als, dataset, vars(config.model)["dim"], config.seed)
     train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start, take_over)
 
 
@@ -135,6 +133,19 @@ def learning_rate_of(config: Stage1Config, dataset: Dataset) -> float:
     if config.lr is not None or config.batch_size is not None:
         return config.learning_rate
     return config.learning_rate * math.sqrt(batch_size_of(config, dataset) / _BATCH_SIZE)
+
+
+def initial_factors(config: Stage1Config, dataset: Dataset) -> TakeOver | None:
+    """Choose what a run of new weights starts from.
+
+    Args:
+        config: Settings.
+        dataset: Packed data set.
+
+    Returns:
+        What sets embeddings to factors of the interactions; None where the settings ask for random numbers.
+    """
+    return None if config.init is None else partial(start_from_als, dataset, vars(config.model)["dim"], config.seed)
 
 
 def train_recommender(

@@ -56,6 +56,10 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_three(
     tiny_project: Project, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +85,20 @@ def test_it_trains_what_stage_1_trains_on_the_tuned_features_and_compares_all_th
         cells = [cell.strip() for cell in line.strip("│ ").split("│")]
         parts = ("validation", "test", "cold_validation", "cold_test")
         assert cells == ["recall@20", name, *(f"{values[part]['recall@20']:.4f}" for part in parts)]
+
+
+def test_from_scratch_it_starts_from_factors_where_stage_1_did(
+    tiny_project: Project, tmp_path: Path, implicit: Any
+) -> None:
+    common = {"device": "cpu", "tracking": UNTRACKED, **STAGE1, "epochs": 1}
+    data = {"shards": tiny_project.shards, "init": "als"}
+    train_stage1(Stage1Config(features=tiny_project.features, out=tmp_path / "stage1", **data, **common))
+    run_on_ranks(1, train_stage2, replace(_stage2(tiny_project, tmp_path / "tuned"), stage1=tmp_path / "stage1"))
+    refit(_refit(tmp_path / "tuned", tmp_path / "refit"))
+    train_stage1(Stage1Config(features=tmp_path / "tuned" / "features", out=tmp_path / "reference", **data, **common))
+    weights = [(tmp_path / name / "recommender.safetensors").read_bytes() for name in ("refit", "reference")]
+    assert weights[0] == weights[1]
+    assert _json_lines(tmp_path / "refit" / "history.jsonl")[0]["epoch"] == 0
 
 
 def test_its_lineage_names_the_tuned_encoder_and_both_stages(
@@ -134,7 +152,7 @@ def test_it_starts_from_the_weights_that_the_run_left_and_takes_smaller_steps(
     assert cli.run("refit", [*words, "--tracking.enabled", "false"]) == 0
     stage1, own = (read_yaml(folder / "config.yaml", "out") for folder in (tiny_project.stage1, tmp_path / "refit"))
     assert own["lr"] == pytest.approx(stage1["lr"] / 3)
-    first = json.loads((tmp_path / "refit" / "history.jsonl").read_text().splitlines()[0])
+    first = _json_lines(tmp_path / "refit" / "history.jsonl")[0]
     assert first["epoch"] == 0
     for name, value in _json(tuned / "metrics.json")["validation"].items():
         assert first[f"validation.{name}"] == pytest.approx(value, abs=1e-6), name
