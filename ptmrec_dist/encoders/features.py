@@ -161,5 +161,5 @@ def _report(dataset: Dataset, out: Path, manifest: FeatureManifest) -> None:
     for modality, count in manifest.filled.items():
         print(f"{count} items have no {modality}: their {modality} rows are the mean of the others")
     if manifest.cut_texts:
-        share = manifest.cut_texts / dataset.num_items
-        print(f"{manifest.cut_texts} texts ({share:.0%}) are longer than the encoder reads: their ends were cut off")
+        fraction = manifest.cut_texts / dataset.num_items
+        print(f"{manifest.cut_texts} texts ({fraction:.0%}) are longer than the encoder reads: their ends were cut off")

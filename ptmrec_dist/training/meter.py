@@ -19,12 +19,12 @@ class Meter:
         self._epochs, self._seconds = 0.0, 0.0
 
     @contextmanager
-    def epoch(self, objective: Objective, share: float) -> Iterator[None]:
+    def epoch(self, objective: Objective, fraction: float) -> Iterator[None]:
         """Time one epoch, without evaluation, and count the items that its encoder reads.
 
         Args:
             objective: What is trained.
-            share: How much of the epoch is left to train: less than 1 where an interrupted one goes on.
+            fraction: How much of the epoch is left to train: less than 1 where an interrupted one resumes.
 
         Yields:
             Nothing.
@@ -33,7 +33,7 @@ class Meter:
         yield
         self._items += objective.encoded_items - read
         self._seconds += time.perf_counter() - start
-        self._epochs += share
+        self._epochs += fraction
 
     def summary(self, world: World) -> dict[str, float]:
         """Compute what an epoch cost.

@@ -48,7 +48,7 @@ class KnownPositives:
 
 
 class NegativeSampler:
-    """Draws items uniformly among the training items that a user did not take in training.
+    """Samples items uniformly among the training items that a user did not take in training.
 
     Nothing is sampled twice: with the user's n items s_0 < s_1 < ... among the I training items, the r-th item that is
     not one of them is r + j, where j counts the i with s_i - i <= r. A uniform r in [0, I - n) and one binary search
@@ -83,7 +83,7 @@ class NegativeSampler:
         self._keys = (users_E * self._stride + places_E - skipped_E).to(device)
 
     def sample(self, users_B: Tensor, generator: Generator) -> Tensor:
-        """Draw one item for each row.
+        """Sample one item for each row.
 
         Args:
             users_B: User indices, int64 [B], on the sampler's device.
