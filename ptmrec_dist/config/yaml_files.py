@@ -1,6 +1,7 @@
 """Configuration files: YAML that is not trusted."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ class _Loader(yaml.SafeLoader):
     """Reads `1e-4` as a number, as YAML 1.2 and command lines do; to YAML 1.1 it is text. Refuses repeated names."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
-        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        counts = Counter(name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode))
+        twice = next((name for name, count in counts.items() if count > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"{twice!r} is there twice, from line {node.start_mark.line + 1}; remove one")
         return super().construct_mapping(node, deep)
