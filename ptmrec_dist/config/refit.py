@@ -36,6 +36,8 @@ class RefitConfig:
     """Evaluations added to `patience`, as a fraction of those up to the best one."""
     patience_after: int | None = None
     """Steps before patience starts to count."""
+    average: bool | None = None
+    """Evaluate and keep an average of the weights after each epoch in place of the latest weights."""
     eval_every: int | None = None
     """Epochs between evaluations."""
     seed: int | None = None

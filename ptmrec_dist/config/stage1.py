@@ -79,6 +79,9 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     patience_after: int = 1000
     """Steps before patience starts to count: a recommender may stay at chance level for hundreds of steps before it
     learns."""
+    average: bool = True
+    """Evaluate and keep an average of the weights after each epoch, half of it over the latest twelfth of them, in place of the
+    latest weights. It costs as much memory as the weights."""
     eval_every: int = 1
     """Epochs between evaluations."""
     checkpoint_every: int = 1000

@@ -19,6 +19,8 @@ from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter besides its number of steps."""
+AVERAGE = "average"
+"""What a parameter's average over epochs is called in a checkpoint, after the parameter's name."""
 
 
 class TensorReader(Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ptmrec_dist.distributed.collectives import fetch_rows, gather_rows, sum_over_ranks
-from ptmrec_dist.distributed.engine import MOMENTS, OneProcess, TensorReader, gradient_norm, moments_of
+from ptmrec_dist.distributed.engine import AVERAGE, MOMENTS, OneProcess, TensorReader, gradient_norm, moments_of
 from ptmrec_dist.distributed.tensor_file import Piece, pieces_of
 from ptmrec_dist.distributed.world import World
 
@@ -127,8 +127,8 @@ class RowEngine(OneProcess):
     ) -> None:
         super().__init__(module, optimizer, grad_clip)
         self._world, weights = world, row_tables(module)
-        moments = {f"{name}.{key}": table for name, table in weights.items() for key in MOMENTS}
-        self._tables = weights | moments
+        alike = {f"{name}.{key}": table for name, table in weights.items() for key in (*MOMENTS, AVERAGE)}
+        self._tables = weights | alike
         cut = {id(table.weight) for table in weights.values()}
         self._cut = [parameter for parameter in module.parameters() if id(parameter) in cut]
         self._whole = [parameter for parameter in module.parameters() if id(parameter) not in cut]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from safetensors import safe_open
+from torch import Tensor
 
 from ptmrec_dist.config import Stage1Config
 from ptmrec_dist.data.dataset import Dataset
@@ -11,6 +12,7 @@ from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.rows import OwnRows, row_tables, whole_pieces
 from ptmrec_dist.distributed.tensor_file import save_pieces
 from ptmrec_dist.distributed.writing import writing
+from ptmrec_dist.training.averaging import EpochAverage
 from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
@@ -41,23 +43,29 @@ class RankingEvaluation:
         self.path = session.run.folder / RECOMMENDER_FILE
         self.masking = Masking(config.mask_history, config.mask_validation_at_test)
         self.evaluator = Evaluator(dataset, "validation", self.masking, MOST_USERS)
+        self.average = EpochAverage(objective.trained() if config.average else {})
 
     def measure(self, engine: Engine) -> Metrics:
-        """Evaluate on validation; maps for cold items are fitted before where they are read."""
+        """Evaluate the average of the weights on validation; maps for cold items are fitted before where they are read."""
         recommender, features = self.objective.recommender, self.objective.features
-        if self.evaluator.cold_items is not None or recommender.reads_cold_items:
-            recommender.fit_cold_map(features)
-        return self.evaluator(recommender, features, self.world)
+        self.average.add()
+        with self.average.in_place():
+            if self.evaluator.cold_items is not None or recommender.reads_cold_items:
+                recommender.fit_cold_map(features)
+            return self.evaluator(recommender, features, self.world)
 
     def deciding_part(self, metrics: Metrics) -> str:
         """Return `validation`."""
         return "validation"
 
     def keep(self) -> None:
-        """Write the weights."""
-        path, tables = self.path if self.world.is_first else None, row_tables(self.objective.recommender)
-        with writing(self.world, f"the weights to {self.path}", "what was written before is still there"):
-            save_pieces(path, whole_pieces(self.objective.weights(), tables))
+        """Write the average of the weights."""
+        with self.average.in_place():
+            self._write()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the average of the weights."""
+        return self.average.state()
 
     def finish(self, start: RunRecord, stopping: EarlyStopping) -> None:
         """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.
@@ -71,14 +79,14 @@ class RankingEvaluation:
             stopping: Early stopping, which knows what was kept.
         """
         if stopping.kept is None:  # no epoch was asked for
-            self.keep()
+            self._write()
         barrier()
         with safe_open(self.path, "pt") as file:
             kept = OwnRows(file, row_tables(self.objective.recommender))
             self.objective.load_weights({name: kept.get_tensor(name) for name in self.objective.weights()})
         self.objective.recommender.fit_cold_map(self.objective.features)
         barrier()
-        self.keep()
+        self._write()
         record = replace(
             start,
             stage=1,
@@ -97,3 +105,8 @@ class RankingEvaluation:
                 f"parameters: {counts['trainable']:,} trainable; {counts['ids']:,} of IDs, {counts['rest']:,} of the rest, "
                 f"{counts['feature_tables']:,} of feature tables ({tables})"
             )
+
+    def _write(self) -> None:
+        path, tables = self.path if self.world.is_first else None, row_tables(self.objective.recommender)
+        with writing(self.world, f"the weights to {self.path}", "what was written before is still there"):
+            save_pieces(path, whole_pieces(self.objective.weights(), tables))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ptmrec_dist.distributed import gather_rows
 from ptmrec_dist.distributed.engine import Engine
@@ -38,6 +39,9 @@ class Evaluation(Protocol):
 
     def keep(self) -> None:
         """Write the weights that were measured."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold of it, by name; to resume, its values are overwritten."""
 
 
 class Trainer:
@@ -218,9 +222,13 @@ class Trainer:
         self.session.checkpoints.save(self.state, self._write, self.world)
 
     def _write(self, folder: Path) -> None:
-        save_engine(self.engine, self.objective.trained(), folder)
+        save_engine(self.engine, self._trained(), folder)
         if self.world.is_first:
             self.objective.write(folder)
+
+    def _trained(self) -> dict[str, Tensor]:
+        """All tensors that training changes."""
+        return self.objective.trained() | ({} if self.evaluation is None else self.evaluation.state())
 
     def _resumed(self, stopping: EarlyStopping) -> TrainState:
         """State of the newest complete checkpoint, whose weights and moments the engine has now, or of a run that begins."""
@@ -235,7 +243,7 @@ class Trainer:
         if found is None:
             return TrainState(world_size=self.world.size, layout=self.batches.layout, stopping=stopping)
         folder, state = found
-        load_engine(self.engine, self.objective.trained(), folder)
+        load_engine(self.engine, self._trained(), folder)
         self.objective.read(folder)
         changed = ""
         if state.world_size != self.world.size:

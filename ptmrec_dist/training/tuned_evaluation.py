@@ -97,6 +97,10 @@ class TunedEvaluation:
             if self.world.is_first:
                 self._write(folder)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing: what is measured are the weights themselves."""
+        return {}
+
     def finish(self, kept_epoch: int) -> None:
         """Evaluate what was kept on every part, the test split for the first time, and write lineage and metrics.
 
