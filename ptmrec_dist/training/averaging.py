@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrec_dist.distributed.engine import AVERAGE, trainable
 
@@ -43,7 +43,7 @@ class EpochAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the parameters have the values of their averages while the block runs.
+        """Let the parameters have the values of their averages while the block runs; what it sets becomes part of the average.
 
         Yields:
             Nothing.
