@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _SAMPLE = 32
 """Images that are reduced to estimate what all take."""
 _FLOAT = 4
-_STATE = 16
-"""Bytes per trained value: weight, gradient, and two moments of Adam, 4 bytes each."""
+_STATE = 20
+"""Bytes per trained value: weight, its average over epochs, gradient, and two moments of Adam, 4 bytes each."""
 _PAIR = 16
 """Bytes per interaction: two indices of 8 bytes."""
 _SCRATCH = 80
