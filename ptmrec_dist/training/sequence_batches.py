@@ -38,11 +38,15 @@ def require_negatives(config: NextItemConfig, sequences: TrainingSequences, batc
     if config.loss != "inbatch":
         return
     several = bool((sequences.users != sequences.users[0]).any())
-    require(several, "shards", "training sequences of 1 user", "those of 2 or more, whose items are each other's negatives")
+    require(
+        several, "shards", "training sequences of 1 user", "those of 2 or more, whose items are each other's negatives"
+    )
     sharing = world.size if config.negatives == "rank" else 1
     enough = math.ceil(2 * sharing * sequences.num_targets / len(sequences.users))
     where = "a rank's step" if config.negatives == "rank" else "a step"
-    expected = f"more, such as {enough}: {where} would have 1 sequence, whose own items are no negatives, and a loss of 0"
+    expected = (
+        f"more, such as {enough}: {where} would have 1 sequence, whose own items are no negatives, and a loss of 0"
+    )
     require(sequences.per_step(batch_size) > sharing, "batch_size", batch_size, expected)
 
 
