@@ -145,7 +145,9 @@ def initial_factors(config: Stage1Config, dataset: Dataset) -> TakeOver | None:
     Returns:
         What sets embeddings to factors of the interactions; None where the settings ask for random numbers.
     """
-    return None if config.init is None else partial(start_from_als, dataset, vars(config.model)["dim"], config.seed)
+    if config.init is None:
+        return None
+    return partial(start_from_als, dataset, vars(config.model)["dim"], config.seed, config.timeout)
 
 
 def train_recommender(
