@@ -34,7 +34,7 @@ class Load:
     latencies: np.ndarray
     """Seconds of each request."""
     statuses: Counter[int]
-    """Responses by HTTP status; 0 for a connection that failed."""
+    """Responses by HTTP status; 0 for a connection that failed and for a response that is no HTTP."""
 
     def summary(self) -> dict[str, float]:
         """Return requests per second, latencies in milliseconds, and how many requests failed."""
@@ -78,7 +78,7 @@ def _send(url: str, rows: Sequence[dict[str, Any]], top_k: int) -> list[tuple[fl
             answer = connection.getresponse()
             answer.read()
             status = answer.status
-        except OSError:
+        except (OSError, http.client.HTTPException):
             connection.close()
         found.append((time.perf_counter() - start, status))
     connection.close()

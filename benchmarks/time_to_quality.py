@@ -74,7 +74,7 @@ def _best_epochs(name: str, init: str | None, folder: Path, seconds: float, sett
     with trainer_of(name, folder, **settings) as (trainer, dataset):
         validation, test = (evaluator(dataset, phase) for phase in ("validation", "test"))
         work: list[Callable[[], None]] = (
-            [] if init is None else [lambda: start_from_als(dataset, _DIM, 0, trainer.objective, trainer.world)]
+            [] if init is None else [lambda: start_from_als(dataset, _DIM, 0, 600.0, trainer.objective, trainer.world)]
         )
         spent, best, epoch = 0.0, 0.0, -len(work)
         while spent < seconds:

@@ -70,6 +70,18 @@ def with_local_copies(settings: _Settings) -> _Settings:
     return replace(settings, **copies) if copies else settings  # type: ignore[type-var]
 
 
+def is_url(path: Path) -> bool:
+    """Return whether a path is a URL, which `with_local_copies` replaces.
+
+    Args:
+        path: A setting of a command.
+
+    Returns:
+        Whether it is.
+    """
+    return _url_of(path) is not None
+
+
 def _url_of(value: object) -> str | None:
     found = _URL.fullmatch(str(value)) if isinstance(value, Path) else None
     return None if found is None else f"{found[1].lower()}://{found[2] or ''}"

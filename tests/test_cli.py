@@ -413,3 +413,34 @@ def test_yaml_of_another_shape_is_refused_in_one_line(written: str, message: str
     with pytest.raises(UserError, match=message) as error:
         _parse("pack", "--interactions", "a.csv", "--out", "x", "--config", tmp_path / "c.yaml")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("ray: {cpus: x}", "ray.cpus: got 'x', expected a number; "),
+        ("ray: {placement: odd}", "ray.placement: got 'odd', expected PACK, SPREAD, STRICT_PACK or STRICT_SPREAD; "),
+        ("ray: {cpu: 4}", "unknown: ray.cpu; "),
+        ("encoder: {model: [a]}", """encoder.model: got "['a']", expected text; """),
+        ("encoders: {clip: {model: [a]}}", """encoders.NAME.model: got "['a']", expected text; """),
+        ("encoders: {clip: 3}", "encoders: got '3', expected settings by name, such as {a: 1}; "),
+        ("out: [a]", "out: got ['a'], expected a path; "),
+        ("out: {a: b}", "out: got {'a': 'b'}, expected a path; "),
+        ("source: [a]", "source: got ['a'], expected a path; "),
+        ("source: true", "source: got True, expected a path; "),
+    ],
+)
+def test_values_of_another_kind_are_named_with_the_setting_that_they_are_of(
+    written: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(written)
+    with pytest.raises(UserError) as error:
+        _parse("experiment", "--shards", "a", "--out", "x", "--config", tmp_path / "c.yaml")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_in_yaml_may_be_a_number(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("out: 2024\nitems: 7")
+    settings = _parse("pack", "--interactions", "a.csv", "--config", tmp_path / "c.yaml")
+    assert (settings.out, settings.items) == (Path("2024"), Path("7"))

@@ -175,7 +175,8 @@ class FeaturesConfig:
     item_column: str = "item_id"
     """Column of the item ids in a `.parquet` file of features."""
     reuse: Path | None = None
-    """Features folder to copy instead of computing it again: that of another split of the same items, by the same encoder."""
+    """Features folder to copy instead of computing it again: that of another split of the same items, by the same encoder in
+    the same precision."""
     raw: bool = False
     """Keep rows as the encoder or your own arrays give them; by default they are scaled to length 1."""
     out: Path

@@ -185,7 +185,10 @@ class ExperimentConfig:
         require(allowed, "baseline_encoder", chosen, expected)
         for name in self.variants:
             require(name not in METHODS, "variants", name, "a name that is not a tuning method's")
-            self.method_of(name)
+            method = self.method_of(name)
+            for other in sorted(METHODS.keys() & self.variants[name].keys() - {method}):
+                got = self.variants[name][other]
+                require(False, f"variants.{name}.{other}", got, f"none: the tuning method of this variant is {method}")
         for name in self.models:
             require(name not in RECOMMENDERS, "models", name, "a name that is not a recommender's")
             self.recommender_of(name)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from ptmrec_dist.config.values import EMPTY_PATH
+from ptmrec_dist.config.values import NO_PATH
 from ptmrec_dist.errors import nearest
 
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: ?(?P<got>.*)')
@@ -11,7 +11,17 @@ _NONE_OF = re.compile(
     r'Parser key "(?P<name>[^"]+)": Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>[^]]*)\] '
     r"Errors: (?!.*Parser key).* Given value: (?P<got>.*)"
 )
-_NO_PATH = re.compile(rf'Parser key "(?P<name>[^"]+)": .*{EMPTY_PATH}')
+_NO_PATH = re.compile(
+    rf'Parser key "(?P<name>[^"]+)": .*?{NO_PATH} (?P<got>.*?)(?: Expected a <class \'NoneType\'> .*)?'
+)
+_NO_SETTINGS = re.compile(
+    r'Parser key "(?P<name>[^"]+)": Not a valid subclass of \w+\. Got value: (?P<got>.*?) Subclass types .*'
+)
+_INSIDE = re.compile(
+    r'Parser key "(?P<name>[^"]+)": (?P<union>Does not validate against any of the Union subtypes .*?)?'
+    r"Problem with given class_path '[^']+': (?P<inner>.*)"
+)
+_END_OF_UNION = " Expected a <class 'NoneType'> Given value type: "
 _UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
 _NOT_ACCEPTED = re.compile(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '(?P<name>[^']+)'")
 _KINDS = {
@@ -38,6 +48,8 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
         What was got and what was expected; a message of another form as it is.
     """
     message = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    if inside := _INSIDE.fullmatch(message):
+        return in_our_form(_of_inner(inside), options)
     if message.startswith(_REQUIRED):
         missing = message.removeprefix(_REQUIRED).split(", ")
         return f"{', '.join(missing)}: got none, expected {' and '.join(f'--{name}' for name in missing)}"
@@ -46,9 +58,12 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
         return _unknown(given, given.split()[0].partition("=")[0], options)
     if refused := _NOT_ACCEPTED.search(message):
         name = ".".join(filter(None, (refused["group"], refused["name"])))
-        return _unknown(name, name, [option.removeprefix("--") for option in options])
-    if empty := _NO_PATH.match(message):
-        return f"{empty['name']}: got '', expected a path"
+        own = [option.removeprefix("--") for option in options if not option.endswith(".help")]
+        return _unknown(name, name, own)
+    if no_path := _NO_PATH.fullmatch(message):
+        return f"{no_path['name']}: got {no_path['got']}, expected a path"
+    if no_settings := _NO_SETTINGS.fullmatch(message):
+        return f"{no_settings['name']}: got {no_settings['got']!r}, expected {_KINDS['dict']}"
     if unreadable := _UNREADABLE.fullmatch(message):
         return f"{unreadable['name']}: got {unreadable['got']!r}, expected {_KINDS['dict']}, or a file of them"
     if (none := _NONE_OF.fullmatch(message)) and (expected := _any_of(none["kinds"])):
@@ -56,6 +71,14 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
     if (wrong := _WRONG.fullmatch(message)) and (expected := _expected(wrong["why"])):
         return f"{wrong['name']}: got {wrong['got']!r}, expected {expected}"
     return re.sub(r'^Parser key "([^"]+)": ', r"\1: ", message)
+
+
+def _of_inner(inside: re.Match[str]) -> str:
+    """The message about one of the settings that may be absent together, or that are there under several names."""
+    inner, outer = inside["inner"], f"{inside['name']}.NAME"
+    if inside["union"]:
+        inner, outer = inner.rpartition(_END_OF_UNION)[0], inside["name"]
+    return re.sub(r"""^(Parser key "|Option ')""", rf"\1{outer}.", inner)
 
 
 def _unknown(given: str, name: str, options: Iterable[str]) -> str:

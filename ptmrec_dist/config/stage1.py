@@ -117,7 +117,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
         require(alone, "from_shards", self.from_shards, "none without --from")
         require(self.init is None or self.from_run is None, "init", self.init, "none with --from")
         whole = self.init is None or self.tables == "whole"
-        require(whole, "init", self.init, "none with --tables rows, since every rank would compute factors of all rows")
+        require(whole, "init", self.init, "none with --tables rows, since one rank computes the factors of all rows")
         frozen = not self.train_features or self.tables == "whole"
         require(frozen, "train_features", True, "False with --tables rows")
         require_seeds("seed", self.seed)

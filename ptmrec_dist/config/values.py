@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 _LARGEST = 2**63 - 1
-EMPTY_PATH = "an empty path"
-"""What the parser's message about an empty path contains."""
+NO_PATH = "not the text of a path:"
+"""What the parser's message about a value that is no path contains, before the value."""
 
 
-def path_of(text: str) -> Path:
+def path_of(text: Any) -> Path:
     """Turn text into a path.
 
     Args:
-        text: As written, perhaps empty where a variable of a shell was not set.
+        text: As written, perhaps empty where a variable of a shell was not set, or something else than text.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: It is empty: to `Path` that is the working directory, which nobody named.
+        ValueError: It is no text, or empty: to `Path` that is the working directory, which nobody named.
     """
-    if not text:
-        raise ValueError(EMPTY_PATH)
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{NO_PATH} {text!r}")
     return Path(text)
 
 

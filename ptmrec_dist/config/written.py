@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ptmrec_dist.config.tuning import groups
 from ptmrec_dist.errors import UserError
+
+_TEXTS = (str, Path)
+"""Types of settings that are written as text, perhaps one that YAML takes for a number: `out: 2024`."""
 
 
 def as_declared(settings: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -37,7 +41,7 @@ def as_declared(settings: type, values: Mapping[str, Any], prefix: str = "") -> 
             raise UserError(f"{prefix}{name}: got {value!r}, expected settings by name ({names}, …)")
         elif get_origin(declared) is tuple:
             found[name] = _as_list(value, get_args(declared)[0], f"{prefix}{name}")
-        elif declared is str or set(get_args(declared)) == {str, type(None)}:
+        elif declared in _TEXTS or {*get_args(declared)} in [{kind, type(None)} for kind in _TEXTS]:
             found[name] = _as_text(value)
     return found
 
@@ -52,7 +56,7 @@ def _as_list(value: Any, element: Any, name: str) -> list[Any]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     values = list(value) if isinstance(value, list | tuple) else [value]
-    return [_as_text(one) for one in values] if element is str else values
+    return [_as_text(one) for one in values] if element in _TEXTS else values
 
 
 def _as_text(value: Any) -> Any:

@@ -38,6 +38,9 @@ class FeatureManifest:
     """Texts that are longer than the encoder reads."""
     content: str | None = None
     """Fingerprint of the images and texts that were read (`Dataset.content`); None for other arrays than frozen features."""
+    precision: str | None = None
+    """Floating-point precision of the encoder; None for other arrays than frozen features, and for those that earlier versions
+    computed, which did not record it."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def write_features(
     filled: dict[str, int] | None = None,
     cut_texts: int = 0,
     content: str | None = None,
+    precision: str | None = None,
 ) -> FeatureManifest:
     """Write a features folder, replacing an older one only when the new one is complete.
 
@@ -134,6 +138,7 @@ def write_features(
         filled: Modality to the number of items that lack it; by default none.
         cut_texts: Texts that are longer than the encoder reads.
         content: Fingerprint of the images and texts that were read, for frozen features.
+        precision: Floating-point precision of the encoder, for frozen features.
 
     Returns:
         The manifest written.
@@ -141,7 +146,9 @@ def write_features(
     check_replaceable(folder)
     widths = {name: int(table.shape[1]) for name, table in tables.items()}
     fingerprint = _fingerprint(tables, data, encoder)
-    manifest = FeatureManifest(fingerprint, data, encoder, settings or {}, widths, filled or {}, cut_texts, content)
+    manifest = FeatureManifest(
+        fingerprint, data, encoder, settings or {}, widths, filled or {}, cut_texts, content, precision
+    )
     written = asdict(manifest) | {"encoder_settings": with_hints(manifest.encoder_settings, folder)}
     with staged(folder) as fresh:
         for name, table in tables.items():

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,17 @@ class Reader:
         """
         pixels = tokens = None
         if self.load_image is not None:
-            blank = self.load_image(Image.new("RGB", (8, 8)))
-            pixels = torch.stack([blank, *(blank if image is None else image for image in images)])[1:]
+            rows = [self._blank if image is None else image for image in images]
+            pixels = torch.stack(rows or [self._blank])[: len(rows)]
         if self.tokenize is not None:
             tokens = self.tokenize(texts) if texts else self.tokenize([""])[:0]
         return pixels, tokens
+
+    @cached_property
+    def _blank(self) -> Tensor:
+        """Stands for the image of an item without one."""
+        assert self.load_image is not None
+        return self.load_image(Image.new("RGB", (8, 8)))
 
 
 def decode_item(key: str, files: Mapping[str, bytes], reader: Reader, digests: np.ndarray) -> dict[str, Any]:

@@ -63,6 +63,17 @@ class TrainingSequences:
         users_B, later_B = self.users[sequences_B], self._later_S[sequences_B]
         return self._recent.latest(torch.from_numpy(users_B), torch.from_numpy(later_B))
 
+    def per_step(self, batch_size: int) -> int:
+        """Count the sequences of a step.
+
+        Args:
+            batch_size: Targets of a step, on average.
+
+        Returns:
+            Sequences, 1 to S.
+        """
+        return min(max(1, round(batch_size * len(self.users) / self.num_targets)), len(self.users))
+
     def _refuse_no_user(self, dataset: Dataset) -> None:
         if not len(self.users):
             raise UserError(

@@ -1,7 +1,6 @@
 """Tables from files: text, JSON lines or Parquet, every column as text, or a one-line error."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from ptmrec_dist.data.formats import ENDINGS, format_of, scan
 from ptmrec_dist.data.json_rows import json_columns, read_json_columns
 from ptmrec_dist.data.malformed import explain
 from ptmrec_dist.data.parquet import MAGIC, panics_as_errors, parts_of
-from ptmrec_dist.data.text_rows import escapes_quotes, read_text_columns
+from ptmrec_dist.data.text_rows import quoting, read_text_columns
 from ptmrec_dist.data.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
@@ -79,8 +78,8 @@ class Table:
         if not self.columns:
             raise UserError(f"{setting}: {path} has no rows; expected at least one")
         self._refuse_one_column()
-        if form.quoted and self._escapes_quotes():
-            self.format, self._frame = replace(form, escaped=True), None
+        if form.quoted:
+            self._suit_quotes()
 
     def read(self, required: Iterable[str], optional: Iterable[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
         """Read some columns.
@@ -169,7 +168,10 @@ class Table:
     def _row_by_row(self, names: list[str], lists: set[str]) -> pl.DataFrame:
         if self.format.kind == "json":
             return read_json_columns(self.path, names, lists)
-        columns = read_text_columns(self.path, self.format, [self.columns.index(name) for name in names])
+        try:
+            columns = read_text_columns(self.path, self.format, [self.columns.index(name) for name in names])
+        except (ValueError, OSError, EOFError) as error:
+            raise self._unreadable(error) from error
         return columns.rename(dict(zip(columns.columns, names, strict=True)))
 
     def _by_rows(self, error: Exception, read: Callable[[], T]) -> T:
@@ -181,11 +183,16 @@ class Table:
         except (ValueError, RecursionError, OSError, EOFError):
             raise self._unreadable(error) from error
 
-    def _escapes_quotes(self) -> bool:
+    def _suit_quotes(self) -> None:
+        """Leave to polars only files whose quotes it does not mistake."""
         try:
-            return escapes_quotes(self.path, self.format)
+            suited = quoting(self.path, self.format)
         except (OSError, EOFError) as error:
             raise self._unreadable(error) from error
+        if suited is None and self.format.separator != "\t":  # in tab-separated files they may be characters as any
+            raise self._unreadable(ValueError("a quote inside of a quoted value is not written twice"))
+        if suited != self.format:
+            self.format, self._frame = suited or self.format, None
 
     def _refuse_other_kind(self, kind: str) -> None:
         """Refuse Parquet in a file with the name of a text table, and the other way round."""

@@ -3,12 +3,14 @@
 import csv
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import polars as pl
 
 from ptmrec_dist.data.compression import open_bytes
@@ -44,27 +46,28 @@ def read_text_columns(path: Path, form: Format, positions: Sequence[int]) -> pl.
         return _columns(path, replace(form, quoted=False), positions)
 
 
-def escapes_quotes(path: Path, form: Format) -> bool:
-    """Tell whether quotes inside of quoted values have a backslash before them, as Spark and MySQL write them.
+def quoting(path: Path, form: Format) -> Format | None:
+    """Find how a file writes quotes inside of quoted values: twice, or after a backslash, as Spark and MySQL write them.
 
     A quoted value may also end in a backslash. So a file is taken to have escaped quotes only if it cannot be divided into
-    rows without them, and can be with them.
+    rows without them, and can be with them. polars leaves out, without a word, quotes that are written in neither way, as in
+    `"the "best" one"`.
 
     Args:
         path: Text; may be compressed.
         form: Its format, with values that may be quoted.
 
     Returns:
-        Whether they are.
+        The format, `escaped` or as it was; None if the file can be divided into rows in neither way.
 
     Raises:
         OSError: The file cannot be read or uncompressed.
         EOFError: It is cut off.
     """
     with open_bytes(path) as file:
-        if not _holds(file, b'\\"'):
-            return False
-    return not _divides(path, form) and _divides(path, replace(form, escaped=True))
+        if _is_plain(file, form.separator):
+            return form
+    return next((way for way in (form, replace(form, escaped=True)) if _divides(path, way)), None)
 
 
 def records(lines: Iterable[str], form: Format) -> Iterator[list[str]]:
@@ -118,10 +121,24 @@ def _divides(path: Path, form: Format) -> bool:
     return True
 
 
-def _holds(file: IO[bytes], wanted: bytes) -> bool:
-    end = b""
+def _is_plain(file: IO[bytes], separator: str) -> bool:
+    """Whether quotes stand in pairs around values or side by side, none after a backslash: nothing that could be mistaken."""
+    edges = np.zeros(256, dtype=bool)
+    edges[list(b'\r\n"' + separator.encode())] = True
+    inside, before = 0, b"\n"
+    for chunk in chain(_chunks(file), [b"\n"]):
+        if b'\\"' in before + chunk:
+            return False
+        part = np.frombuffer(before + chunk, dtype=np.uint8)
+        quotes = np.flatnonzero(part[1:-1] == ord('"')) + 1
+        opens = (np.arange(len(quotes)) + inside) % 2 == 0
+        if not edges[part[np.where(opens, quotes - 1, quotes + 1)]].all():
+            return False
+        inside, before = (inside + len(quotes)) % 2, part[-2:].tobytes()
+    return not inside
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    yield file.read(_CHUNK).removeprefix(BOM_UTF8)
     while chunk := file.read(_CHUNK):
-        if wanted in end + chunk:
-            return True
-        end = chunk[1 - len(wanted) :]
-    return False
+        yield chunk

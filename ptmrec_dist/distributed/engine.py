@@ -114,6 +114,7 @@ class OneProcess:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, grad_clip: float = 0.0) -> None:
         self.module, self.optimizer, self.grad_clip = module, optimizer, grad_clip
+        self._norm: Tensor | None = None  # of the gradient as it is; None until it is asked for
 
     def __call__(self, *inputs: Any) -> Any:
         """Call the module."""
@@ -122,9 +123,15 @@ class OneProcess:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of a micro-batch."""
         loss.backward()
+        self._norm = None
 
     def gradient_norm(self) -> Tensor:
-        """Compute the norm of the gradient."""
+        """Compute the norm of the gradient, once: `step` clips by the same."""
+        if self._norm is None:
+            self._norm = self._computed_norm()
+        return self._norm
+
+    def _computed_norm(self) -> Tensor:
         return gradient_norm(self.module.parameters())
 
     def step(self) -> bool:
@@ -133,6 +140,7 @@ class OneProcess:
             clip_grads_with_norm_(self.module.parameters(), self.grad_clip, self.gradient_norm())
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._norm = None
         return True
 
     def whole(self) -> AbstractContextManager[None]:

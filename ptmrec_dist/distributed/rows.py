@@ -140,8 +140,8 @@ class RowEngine(OneProcess):
             if parameter.grad is not None:
                 parameter.grad = sum_over_ranks(parameter.grad)
 
-    def gradient_norm(self) -> Tensor:
-        """Compute the norm of the gradients of all ranks together."""
+    def _computed_norm(self) -> Tensor:
+        """Of the gradients of all ranks together."""
         norms_W = gather_rows(gradient_norm(self._cut).reshape(1), 1)
         return get_total_norm([norms_W, gradient_norm(self._whole)])
 

@@ -42,7 +42,7 @@ def extract_features(config: FeaturesConfig) -> None:
 
     Raises:
         UserError: Shards without content, an encoder that cannot be loaded, features to reuse that are of other items or of
-            another encoder, an output folder with other content.
+            another encoder or precision, an output folder with other content.
         Fault: A rank was lost, or items cannot be read.
     """
     dataset = Dataset(config.shards)
@@ -53,7 +53,7 @@ def extract_features(config: FeaturesConfig) -> None:
     require_content(dataset)
     backbone = load_backbone(config.encoder, config.raw)
     if config.reuse is not None:
-        _copy(config.reuse, config.out, dataset, backbone)
+        _copy(config, config.reuse, dataset, backbone)
         return
     _encode(config, config.encoder, dataset, backbone)
 
@@ -82,6 +82,7 @@ def _encode(config: FeaturesConfig, settings: EncoderConfig, dataset: Dataset, b
             filled={name: count for name, count in count_absent(dataset).items() if name in tables},
             cut_texts=cut_texts,
             content=dataset.content,
+            precision=config.precision,
         )
         _report(dataset, config.out, manifest)
     barrier()
@@ -111,7 +112,7 @@ class _CutTexts:
         return self.encoder.towers["text"].trimmed(ids_BN)
 
 
-def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None:
+def _copy(config: FeaturesConfig, folder: Path, dataset: Dataset, backbone: Backbone) -> None:
     """Write features that the encoder gave for another split of the same items; there is nothing to divide among ranks."""
     if not is_first_rank():
         return
@@ -125,9 +126,16 @@ def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None
                 f"reuse: {folder} was made from {name} {(before or 'none')[:12]}, expected {now[:12]}; leave out --reuse to "
                 "compute the features"
             )
+    if made.precision is None:
+        _log.warning("the precision of %s is unknown: an earlier version computed it, and did not record it", folder)
+    elif made.precision != config.precision:
+        raise UserError(
+            f"precision: got {config.precision}, but {folder} was computed in {made.precision}; give --precision "
+            f"{made.precision}, or leave out --reuse to compute the features"
+        )
     store = open_features(folder, made.data, dataset.num_items)
     manifest = write_features(
-        out,
+        config.out,
         store.tables,
         data=dataset.fingerprint,
         encoder=made.encoder,
@@ -135,9 +143,10 @@ def _copy(folder: Path, out: Path, dataset: Dataset, backbone: Backbone) -> None
         filled=made.filled,
         cut_texts=made.cut_texts,
         content=made.content,
+        precision=made.precision,
     )
     print(f"reused {folder}")
-    _report(dataset, out, manifest)
+    _report(dataset, config.out, manifest)
 
 
 def _import_arrays(config: FeaturesConfig, dataset: Dataset) -> None:

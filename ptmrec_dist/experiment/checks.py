@@ -16,6 +16,7 @@ from ptmrec_dist.config import (
     TunesEncoder,
     from_plain,
 )
+from ptmrec_dist.config.common import require
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import check_metric
@@ -23,6 +24,7 @@ from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import SOURCE, Plan, Step, settings_file, settings_of
 from ptmrec_dist.files import read_json, read_yaml, refuse_file_above, sha256
 from ptmrec_dist.lineage import check_inputs, is_foreign, read_inputs
+from ptmrec_dist.storage import is_url
 from ptmrec_dist.training.run_folder import PATHS, changed_settings
 
 _SETTINGS: dict[str, type] = {
@@ -38,6 +40,8 @@ _INPUTS = {"features": "features", "stage1": "stage1", "stage2": "run", "joint":
 """Command to what its output is called among the inputs of the steps after it."""
 _FILES = {"pack": ("items", "interactions"), "features": ("image_npy", "text_npy")}
 """Settings of the experiment's commands that name a file, other than an encoder, that its runs are made from."""
+_FOLDERS = {"pack": ("images",), "features": ()}
+"""Settings of these commands that name a folder of such files."""
 _READ_CONTENT = _SETTINGS.keys() - {"pack", "stage1"}
 """Commands that read images and texts."""
 
@@ -50,8 +54,8 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
         plan: Its plan.
 
     Raises:
-        UserError: A folder with something else, a setting that a command refuses, a step started with other settings, or an
-            encoder that cannot be loaded, lacks a modality or cannot take a method.
+        UserError: A folder with something else, a setting that a command refuses, a file that is not there, a step started
+            with other settings, or an encoder that cannot be loaded, lacks a modality or cannot take a method.
     """
     begun = (config.out / "settings").is_dir()
     if not begun and is_foreign(config.out):
@@ -61,6 +65,9 @@ def check_settings(config: ExperimentConfig, plan: Plan) -> None:
     for metric in config.metrics:
         check_metric(metric)
     parsed = {name: _parsed(config, name, step) for name, step in plan.steps.items()}
+    for name, step in plan.steps.items():
+        if step.command in _FILES and not step.is_complete:
+            _check_files(step.command, parsed[name])
     for name, step in plan.steps.items():
         before, now = settings_file(config, name), settings_of(config, step, None)
         if before.is_file():
@@ -130,6 +137,15 @@ def _parsed(config: ExperimentConfig, name: str, step: Step) -> Any:
         return from_plain(_SETTINGS[step.command], settings_of(config, step, None))
     except UserError as error:
         raise UserError(f"{step.command}: {error} (in {name})") from error
+
+
+def _check_files(command: str, settings: Any) -> None:
+    """Refuse files that are not there; those at URLs are fetched by the command itself."""
+    for name in (*_FILES[command], *_FOLDERS[command]):
+        path = getattr(settings, name)
+        there = path is None or is_url(path) or (path.is_dir() if name in _FOLDERS[command] else path.exists())
+        kind = "an existing folder" if name in _FOLDERS[command] else "an existing file"
+        require(there, f"{command}.{name}", path, kind)
 
 
 def _check_methods(config: ExperimentConfig, parsed: dict[tuple[str, str], Any]) -> None:

@@ -17,6 +17,7 @@ from ptmrec_dist.experiment.executors import Executor, end_running, open_executo
 from ptmrec_dist.experiment.grid import encoders_of
 from ptmrec_dist.experiment.plan import Step, file_name, lay_out, settings_file, settings_of
 from ptmrec_dist.experiment.results import write_results
+from ptmrec_dist.experiment.unread import unread_settings
 from ptmrec_dist.files import write_atomically
 from ptmrec_dist.lineage import write_inputs
 from ptmrec_dist.lock import exclusive_out
@@ -44,6 +45,8 @@ def run_experiment(config: ExperimentConfig) -> None:
     check_settings(config, plan)
     inputs = check_data(config, plan)
     print(plan.describe())
+    if unread := unread_settings(config, plan):
+        print(f"settings that none of these runs reads: {', '.join(unread)}")
     if config.dry_run:
         return
     out = config.out

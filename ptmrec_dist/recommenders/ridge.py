@@ -43,7 +43,11 @@ class Ridge:
         self._leverages_NS = squares_NX @ self._inverses_SX.to(squares_NX.dtype).T + 1 / self._rows
 
     def weights(self, inputs_NX: Tensor, targets_ND: Tensor) -> Tensor:
-        """Fit targets, with the best of the strengths.
+        """Fit targets, with the strength that leave-one-out cross-validation of the cosine to the target chooses.
+
+        For a ridge regression this needs no refitting: with the leverage h_n of a row, its left-out residual is 1 / (1 - h_n)
+        times its residual in the regression with it. The cosine is averaged, so that rows count equally whatever the length
+        of their targets: that of items' vectors grows with their popularity.
 
         The intercept is not returned: it maps the mean of the inputs to the mean of the targets.
 
@@ -53,29 +57,12 @@ class Ridge:
 
         Returns:
             Weights, float64 [X, D].
-        """
-        centred_NX, centred_ND = self._centred(inputs_NX, targets_ND)
-        moments_XD = self._moments(centred_NX, centred_ND)
-        return self._solve(moments_XD, self._best(centred_NX, centred_ND, moments_XD))
-
-    def best_strength(self, inputs_NX: Tensor, targets_ND: Tensor) -> float:
-        """Choose the strength by leave-one-out cross-validation of the cosine between prediction and target.
-
-        For a ridge regression this needs no refitting: with the leverage h_n of a row, its left-out residual is 1 / (1 - h_n)
-        times its residual in the regression with it. The cosine is averaged, so that rows count equally whatever the length
-        of their targets: that of items' vectors grows with their popularity.
-
-        Args:
-            inputs_NX: What it was made from, float32 [N, X].
-            targets_ND: float32 [N, D].
-
-        Returns:
-            One of the strengths.
 
         Source: Allen, The relationship between variable selection and data augmentation, Technometrics 1974 (PRESS).
         """
         centred_NX, centred_ND = self._centred(inputs_NX, targets_ND)
-        return self.strengths[self._best(centred_NX, centred_ND, self._moments(centred_NX, centred_ND))]
+        moments_XD = self._moments(centred_NX, centred_ND)
+        return self._solve(moments_XD, self._best(centred_NX, centred_ND, moments_XD))
 
     def _best(self, centred_NX: Tensor, centred_ND: Tensor, moments_XD: Tensor) -> int:
         if len(self.strengths) == 1:

@@ -18,7 +18,7 @@ from ptmrec_dist.training.finished_run import FinishedRun, untrained_recommender
 from ptmrec_dist.training.objectives.live_sequence import LiveInputs, LiveNextItem
 from ptmrec_dist.training.parts import take_over, take_over_prompts, with_source
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.sequence_batches import SequenceBatches
+from ptmrec_dist.training.sequence_batches import SequenceBatches, require_negatives
 from ptmrec_dist.training.session import report_complete
 from ptmrec_dist.training.tune import check_start, reads_tokens, train_both
 
@@ -33,8 +33,8 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
         start: An untrained recommender of the next item, which gradients of features reach.
 
     Raises:
-        UserError: Interactions without times; an encoder without tokens, where they are read; parts of another run that do
-            not fit; all that `check_start` refuses; a run folder of other settings.
+        UserError: Interactions without times; batches without negatives; an encoder without tokens, where they are read; parts
+            of another run that do not fit; all that `check_start` refuses; a run folder of other settings.
     """
     sequences = TrainingSequences(start.dataset, start.recommender.history_length, config.sequences == "latest")
     record = with_source(config, start.record)
@@ -42,6 +42,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
     start = replace(start, record=record)
     encoder = check_start(config, start, stale)
     world = join_world(config.device, config.timeout)
+    require_negatives(config, sequences, config.batch_size, world)
     start = _with_tokens(config, start, encoder)
     taken = _take_over(config, _recommender_of(start), encoder)
     run = RunFolder(config.out, config, start.record.inputs)

@@ -4,7 +4,8 @@ Shape suffixes: U users, I items, D width.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
@@ -28,8 +30,10 @@ _CONFIDENCE, _ITERATIONS = 20.0, 15
 _REGULARISATIONS = (0.05, 0.15, 0.4, 0.8)
 
 
-def start_from_als(dataset: Dataset, dim: int, seed: int, objective: RecommenderObjective, world: World) -> None:
-    """Let a recommender start from factors of the training interactions.
+def start_from_als(
+    dataset: Dataset, dim: int, seed: int, timeout: float, objective: RecommenderObjective, world: World
+) -> None:
+    """Let a recommender start from factors of the training interactions, which the first rank computes for all.
 
     Hu et al., Collaborative Filtering for Implicit Feedback Datasets, ICDM 2008, https://doi.org/10.1109/ICDM.2008.22.
 
@@ -39,19 +43,25 @@ def start_from_als(dataset: Dataset, dim: int, seed: int, objective: Recommender
         dataset: Packed data set.
         dim: Width of the embeddings.
         seed: Seed of the factorisation.
+        timeout: Seconds that ranks wait for the first.
         objective: The objective of a recommender that `starts_from_factors`, freshly initialised.
         world: This rank and its peers.
 
     Raises:
         UserError: `implicit` is not installed.
+        Fault: A rank was lost.
     """
-    users_UD, items_ID = als_factors(dataset, dim, seed)
-    if world.size > 1:  # other hosts may round otherwise
-        users_UD, items_ID = (
-            sum_over_ranks((factors if world.is_first else torch.zeros_like(factors)).to(world.device))
-            for factors in (users_UD, items_ID)
-        )
-    objective.recommender.start_from(users_UD.to(world.device), items_ID.to(world.device))
+    _least_squares()  # every rank refuses alike where it is missing
+    remedy = "run the same command again, with a longer --timeout if rank 0 was still computing the factors"
+    with Heartbeat(world, timeout, remedy):
+        factors = als_factors(dataset, dim, seed) if world.is_first else _no_factors(dataset, dim)
+        users_UD, items_ID = (sum_over_ranks(table.to(world.device)) for table in factors)
+    objective.recommender.start_from(users_UD, items_ID)
+
+
+def _no_factors(dataset: Dataset, dim: int) -> tuple[Tensor, Tensor]:
+    """What other ranks than the first add to its factors."""
+    return torch.zeros(dataset.num_users, dim), torch.zeros(dataset.num_items, dim)
 
 
 def als_factors(dataset: Dataset, dim: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -81,18 +91,24 @@ def als_factors(dataset: Dataset, dim: int, seed: int) -> tuple[Tensor, Tensor]:
     return users_UD * balance, items_ID / balance
 
 
-def _factorisations(seen: Histories, dim: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _least_squares() -> Callable[..., Any]:
     try:
         from implicit.als import AlternatingLeastSquares
     except ImportError as error:
         raise UserError(
             f"init: als needs the package implicit, which cannot be imported ({error}); pip install 'ptmrec-dist[als]'"
         ) from error
+    factorise: Callable[..., Any] = AlternatingLeastSquares
+    return factorise
+
+
+def _factorisations(seen: Histories, dim: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    factorise = _least_squares()
     shape = (seen.num_users, seen.num_items)
     taken = csr_matrix((np.ones(len(seen.items), np.float32), seen.items, seen.starts), shape)
     strength = _CONFIDENCE * taken.nnz / math.sqrt(seen.num_users * seen.num_items)
     for regularisation in _REGULARISATIONS:
-        model = AlternatingLeastSquares(
+        model = factorise(
             dim,
             regularization=regularisation * strength,
             alpha=_CONFIDENCE,

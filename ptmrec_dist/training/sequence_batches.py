@@ -4,12 +4,14 @@ Shape suffixes: G distinct items of a step, B sequences of the global batch, V s
 positions of this rank with a target, N own items of the sequences' users, I items, S sequences.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Generator
 
+from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.ahead import made_ahead
 from ptmrec_dist.data.histories import PaddedHistories
@@ -17,6 +19,35 @@ from ptmrec_dist.data.random_access import ItemFiles, Lost
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encoded_by
+
+
+def require_negatives(config: NextItemConfig, sequences: TrainingSequences, batch_size: int, world: World) -> None:
+    """Refuse steps in which no position has a negative, for the loss against the other items of the step.
+
+    What a user took is no negative of theirs: a step of one user's sequences has a loss of exactly 0.
+
+    Args:
+        config: Settings of the loss.
+        sequences: What is trained on.
+        batch_size: Targets of the global batch, on average.
+        world: This rank and its peers.
+
+    Raises:
+        UserError: All sequences are of one user, or those whose items are compared in a step are one at most.
+    """
+    if config.loss != "inbatch":
+        return
+    several = bool((sequences.users != sequences.users[0]).any())
+    require(
+        several, "shards", "training sequences of 1 user", "those of 2 or more, whose items are each other's negatives"
+    )
+    sharing = world.size if config.negatives == "rank" else 1
+    enough = math.ceil(2 * sharing * sequences.num_targets / len(sequences.users))
+    where = "a rank's step" if config.negatives == "rank" else "a step"
+    expected = (
+        f"more, such as {enough}: {where} would have 1 sequence, whose own items are no negatives, and a loss of 0"
+    )
+    require(sequences.per_step(batch_size) > sharing, "batch_size", batch_size, expected)
 
 
 class SequenceBatches:
@@ -51,7 +82,7 @@ class SequenceBatches:
     ) -> None:
         self.sequences, self.world, self.negatives = sequences, world, negatives
         self.files, self.workers = files, workers if files is not None else 0
-        self.sequences_per_step = max(1, round(batch_size * len(sequences.users) / sequences.num_targets))
+        self.sequences_per_step = sequences.per_step(batch_size)
 
     def steps(self, epoch: int) -> int:
         """Count the steps of an epoch.

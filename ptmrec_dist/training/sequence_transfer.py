@@ -12,6 +12,7 @@ import torch
 
 from ptmrec_dist.config import ReadsRun, Stage2Config
 from ptmrec_dist.config.common import require
+from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.lineage import reference_to
@@ -20,7 +21,7 @@ from ptmrec_dist.training.end_to_end import files_read_by, live_inputs
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.objectives.next_item_transfer import NextItemTeacher, NextItemTransfer
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.sequence_batches import SequenceBatches
+from ptmrec_dist.training.sequence_batches import SequenceBatches, require_negatives
 from ptmrec_dist.training.session import Report, report_complete
 from ptmrec_dist.training.tune import check_start, train_both
 
@@ -37,7 +38,8 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
 
     Raises:
         UserError: Settings that are of other recommenders; a teacher that is none of the next item, of other data, of another
-            width or that reads less; a recommender whose states score no modality alone; all that `check_start` refuses.
+            width or that reads less; a recommender whose states score no modality alone; batches without negatives; all that
+            `check_start` refuses.
     """
     _refuse_settings_of_others(config, start)
     recommender = cast(SequenceRecommender, start.recommender)
@@ -52,6 +54,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
     if report_complete(run, config.tracking):
         return
     world = join_world(config.device, config.timeout)
+    require_negatives(NextItemConfig(), sequences, config.batch_size, world)
     torch.manual_seed(config.seed)
     objective = NextItemTransfer(
         live_inputs(start, encoder, sequences, world),

@@ -40,7 +40,7 @@ from ptmrec_dist.training.plan import Plan
 from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
-from ptmrec_dist.training.sequence_batches import SequenceBatches
+from ptmrec_dist.training.sequence_batches import SequenceBatches, require_negatives
 from ptmrec_dist.training.session import Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 
@@ -145,7 +145,9 @@ def initial_factors(config: Stage1Config, dataset: Dataset) -> TakeOver | None:
     Returns:
         What sets embeddings to factors of the interactions; None where the settings ask for random numbers.
     """
-    return None if config.init is None else partial(start_from_als, dataset, vars(config.model)["dim"], config.seed)
+    if config.init is None:
+        return None
+    return partial(start_from_als, dataset, vars(config.model)["dim"], config.seed, config.timeout)
 
 
 def train_recommender(
@@ -224,7 +226,7 @@ def make_objective(
 
     Raises:
         UserError: Bad features, features to train that no gradient reaches, or a recommender of the next item on interactions
-            without times.
+            without times or in batches without negatives.
     """
     torch.manual_seed(config.seed)
     record = untrained_record(config, dataset, store)
@@ -236,6 +238,7 @@ def make_objective(
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):
         sequences = TrainingSequences(dataset, recommender.history_length, config.sequences == "latest")
+        require_negatives(config, sequences, batch_size_of(config, dataset), world)
         return NextItem(recommender, tables, config.train_features, world, sequences, config, config.seed)
     return Ranking(recommender, tables, config.train_features, world)
 

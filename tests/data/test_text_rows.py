@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,41 @@ def test_in_a_tab_separated_file_quotes_that_do_not_pair_up_are_characters_as_an
     assert [row[1] for row in _read(tmp_path / "t.tsv")] == texts
 
 
+def test_in_a_tab_separated_file_quotes_that_a_quoted_value_holds_bare_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('a\tb\n1\t"The "best" one"\n2\t""bare""\n3\t"whole"\n')
+    assert [row[1] for row in _read(tmp_path / "t.tsv")] == ['"The "best" one"', '""bare""', '"whole"']
+    (batch,) = Table(tmp_path / "t.tsv", "items").batches(["b"])
+    assert batch["b"].to_list() == ['"The "best" one"', '""bare""', '"whole"']
+    (tmp_path / "t.tsv").write_text('a\tb\n1\t"The "best" one"\n2\t3\t4\n')
+    with pytest.raises(UserError, match="cannot read"):
+        _read(tmp_path / "t.tsv")
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 2**20])
+def test_files_are_read_as_the_csv_module_reads_them_or_refused(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "_CHUNK", chunk)
+    generator, path, refused = random.Random(chunk), tmp_path / "t.csv", 0
+    for _ in range(60):
+        values = ["".join(generator.choices('ab ",', k=generator.randrange(7))).strip() for _ in range(6)]
+        written = [generator.choice((f'"{text}"', text, '"{}"'.format(text.replace('"', '""')))) for text in values]
+        text = "a,b,c\n" + "".join(f"{row},{written[row]},{written[row + 3]}\n" for row in range(3))
+        path.write_text(text)
+        try:
+            rows = [row for row in csv.reader(io.StringIO(text), strict=True) if row]
+        except csv.Error:
+            rows = []
+        if rows and all(len(row) <= 3 for row in rows):
+            expected = [tuple(value.strip() for value in [*row, "", ""][:3]) for row in rows[1:]]
+            assert [row[1:] for row in Table(path, "items").read(["a", "b", "c"]).rows()] == expected, text
+        else:
+            refused += 1
+            with pytest.raises(UserError, match="items: "):
+                Table(path, "items").read(["a", "b", "c"])
+    assert 0 < refused < 60
+
+
 def test_rows_with_quotes_inside_follow_those_that_were_read_before_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,12 +88,17 @@ def test_rows_with_quotes_inside_follow_those_that_were_read_before_in_batches(
 _REFUSED = {
     'a,b\n1,2\n3,"open\n4,5\n': r"row 2 has a quote that does not end its value \(unexpected end of data\)",
     'a,b\n1,2\n3,"x" y\n4,5\n': r"row 2 has a quote that does not end its value .*; write quotes inside of quoted values twice",
+    'a,b\n1,5" pipe\n3,"the "best" one"\n': r"row 2 has a quote that does not end its value .*; write quotes inside of",
+    'a,b\n"1","say "hi""\n': r"row 1 has a quote that does not end its value",
+    'a,b\n1,""bare""\n': r"row 1 has a quote that does not end its value",
     'a,b\n1,5" pipe\n3,4,5\n': r"row 2 has 3 columns, the first line 2: '3,4,5'",
     f"a,b\n1,{'long ' * 40000}\n3,4,5\n": r"row 2 has 3 columns, the first line 2: '3,4,5'",
 }
 
 
-@pytest.mark.parametrize("text", _REFUSED, ids=["open", "middle", "wide", "wide after a long text"])
+@pytest.mark.parametrize(
+    "text", _REFUSED, ids=["open", "middle", "inside", "inside at the end", "around", "wide", "wide after a long text"]
+)
 def test_a_row_that_cannot_be_divided_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=_REFUSED[text]):

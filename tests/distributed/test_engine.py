@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmrec_dist.distributed import engine as engine_module
 from ptmrec_dist.distributed.engine import OneProcess
 from tests.conftest import REPOSITORY, Project
 
@@ -57,6 +58,20 @@ def test_micro_batches_make_the_step_of_their_mean_with_its_gradient_clipped(gra
         for parameter, old, gradient in zip(model.parameters(), before, expected, strict=True):
             torch.testing.assert_close(parameter.detach(), old - 0.1 * factor * gradient)
             parameter.data.copy_(old)
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.1])
+def test_the_norm_of_the_gradient_is_computed_once_a_step(grad_clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer, batches = _model()
+    engine, computed, norm_of = OneProcess(model, optimizer, grad_clip), [], engine_module.gradient_norm
+    monkeypatch.setattr(engine_module, "gradient_norm", lambda grads: computed.append(norm_of(grads)) or computed[-1])
+    for steps in (1, 2):
+        for batch in batches:
+            engine.backward(engine(batch).square().mean(), last=batch is batches[-1])
+        assert engine.gradient_norm() is computed[-1]
+        engine.step()
+        assert len(computed) == steps
+    assert computed[0] != computed[1]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,6 +1,7 @@
 """Feature extraction: the same on any number of ranks, and nothing else overwritten."""
 
 import itertools
+import json
 import os
 import signal
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from ptmrec_dist.config import EncoderConfig, FeaturesConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.feature_store import open_features
+from ptmrec_dist.data.feature_store import open_features, read_feature_manifest
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 from tests.conftest import Project
@@ -81,6 +82,27 @@ def test_features_of_another_split_of_the_same_items_are_copied_and_no_others(
         with pytest.raises(UserError, match=rf"reuse: .* was made from {what} [0-9a-f]{{12}}, expected [0-9a-f]{{12}}"):
             extract_features(replace(config, out=tmp_path / "refused", reuse=tmp_path / "first"))
         assert not (tmp_path / "refused").exists()
+
+
+def test_features_are_reused_in_the_precision_that_is_recorded_alone(
+    tiny_project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coarse = replace(_config(tiny_project, tmp_path / "coarse"), precision="bf16")
+    extract_features(coarse)
+    assert read_feature_manifest(coarse.out).precision == "bf16"
+    fine = replace(coarse, precision="fp32", out=tmp_path / "copy", reuse=coarse.out)
+    with pytest.raises(UserError, match="precision: got fp32, but .*coarse was computed in bf16; give --precision bf16, or"):
+        extract_features(fine)
+    assert not fine.out.exists()
+    extract_features(replace(fine, precision="bf16"))
+    assert read_feature_manifest(fine.out) == read_feature_manifest(coarse.out)
+    assert not caplog.records
+    manifest = json.loads((coarse.out / "manifest.json").read_text())
+    del manifest["precision"]  # as earlier versions wrote it
+    (coarse.out / "manifest.json").write_text(json.dumps(manifest))
+    extract_features(fine)
+    assert f"the precision of {coarse.out} is unknown" in caplog.text
+    assert read_feature_manifest(fine.out).precision is None
 
 
 def test_shards_without_pictures_are_refused(tiny_project: Project, tmp_path: Path) -> None:

@@ -227,6 +227,33 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
+def test_settings_that_no_run_reads_are_named(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(tiny_project, tmp_path / "out", dry_run=True)
+    run_experiment(config)
+    assert "none of these runs reads" not in capsys.readouterr().out
+    other = {"tuning": {"method": "prompt"}}
+    given: dict[str, Any] = {
+        "tuned": {**config.tuned, "lora": {"rank": 3}, "prompt": {"length": 3}},
+        "joint": {"epochs": 9},
+    }
+    run_experiment(replace(config, **given, variants=config.variants | {"other": other}))
+    named = "settings that none of these runs reads: joint, tuned.prompt, variants.other\n"
+    assert capsys.readouterr().out.endswith(named)
+
+
+@pytest.mark.parametrize("name", ["items", "interactions", "images"])
+def test_files_to_pack_that_are_not_there_are_refused_before_anything_runs(
+    tiny_project: Project, tmp_path: Path, name: str
+) -> None:
+    config = _config(tiny_project, tmp_path / "out")
+    gone, kind = tmp_path / "gone", "folder" if name == "images" else "file"
+    with pytest.raises(UserError, match=f"pack.{name}: got {gone}, expected an existing {kind}"):
+        run_experiment(replace(config, pack=config.pack | {name: str(gone)}, dry_run=True))
+    assert not config.out.exists()
+
+
 @pytest.mark.parametrize("start", ["run", "scratch"])
 def test_a_model_trains_its_recommender_with_settings_of_its_own(
     tiny_project: Project, tmp_path: Path, start: str
@@ -267,6 +294,11 @@ def test_a_model_trains_its_recommender_with_settings_of_its_own(
         ({"variants": {"rank2": {"lora": {"rank": 2}}}}, "variants.rank2.tuning.method: got none, expected one of"),
         ({"variants": {"lora": RANK2}, "methods": ["lora"]}, "variants: got 'lora', expected a name that is not"),
         ({"variants": {"rank2": {**RANK2, "lora": {"rank": 0}}}}, "lora.rank: got 0, expected 1 or more"),
+        (
+            {"variants": {"rank2": {**RANK2, "prompt": {"length": 3}}}},
+            "variants.rank2.prompt: got {'length': 3}, expected none: the tuning method of this variant is lora",
+        ),
+        ({"pack": {"interactions": "nowhere.csv"}}, "pack.interactions: got nowhere.csv, expected an existing file"),
         ({"models": {"wide": {"dim": 3}}}, "models.wide.recommender: got none, expected one of bpr"),
         ({"models": {"vbpr": {"recommender": "vbpr"}}}, "models: got 'vbpr', expected a name that is not"),
         ({"models": {"a b": {"recommender": "vbpr"}}}, "models: got 'a b', expected names of letters"),

@@ -21,7 +21,6 @@ from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.files import read_json, read_json_lines
-from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
@@ -29,6 +28,7 @@ from ptmrec_dist.training.stage2 import train_stage2
 from tests.conftest import UNTRACKED, Project
 from tests.data.small_catalogue import write_catalogue
 from tests.ranks import run_on_ranks
+from tests.recommenders.test_ridge import augmented_least_squares, best_strength, penalty_of
 from tests.vectors import all_vectors
 
 
@@ -63,12 +63,9 @@ def _tuned(project: Project, folder: Path, recommender: str, settings: dict[str,
 
 
 def _ridge(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Ridge regression with an intercept, as least squares with rows that stand for the penalty."""
-    strength = Ridge(torch.tensor(inputs)).best_strength(torch.tensor(inputs), torch.tensor(targets))
-    inputs, targets = (table.astype(float) - table.mean(axis=0) for table in (inputs, targets))
-    penalty = strength * np.square(inputs).sum(axis=0).mean()
-    rows = np.vstack([inputs, np.sqrt(penalty) * np.eye(inputs.shape[1])])
-    return np.linalg.lstsq(rows, np.vstack([targets, np.zeros((inputs.shape[1], targets.shape[1]))]), rcond=None)[0]
+    """Weights with the strength that predicts left-out rows best."""
+    inputs, targets = inputs.astype(float), targets.astype(float)
+    return augmented_least_squares(inputs, targets, penalty_of(inputs, best_strength(inputs, targets)))[0]
 
 
 def _expected_vectors(run: FinishedRun, cold: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from ptmrec_dist.recommenders.sequences import SequenceRecommender
 from ptmrec_dist.training.objectives import sequence
 from ptmrec_dist.training.objectives.sequence import NextItem
 from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
-from ptmrec_dist.training.sequence_batches import SequenceBatches
+from ptmrec_dist.training.sequence_batches import SequenceBatches, require_negatives
 from tests.ranks import run_on_ranks
 from tests.recommenders.conftest import for_few_items
 
@@ -281,6 +281,26 @@ def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(data: Path) -> 
         skipped = [b.users.tolist() for (b,) in batches.epoch(epoch, 2, torch.Generator().manual_seed(epoch))]
         assert skipped == [b.users.tolist() for (b,) in steps[2:]]
     assert orders[0] != orders[1]
+
+
+def test_batches_without_negatives_are_refused(data: Path) -> None:
+    objective = _objective(data, NextItemConfig(), _alone())
+    assert objective(_batch(objective, [3]), STEP)["next_item"].item() == 0  # what is refused
+    sequences, config = objective.sequences, NextItemConfig()
+    per_sequence = sequences.num_targets / len(sequences.users)
+    with pytest.raises(UserError, match=r"batch_size: got 1, expected more, such as \d+: a step would have 1 sequence"):
+        require_negatives(config, sequences, 1, _alone())
+    require_negatives(config, sequences, math.ceil(2 * per_sequence), _alone())
+    require_negatives(NextItemConfig(loss="sampled"), sequences, 1, _alone())
+    two = World(0, 2, torch.device("cpu"))
+    require_negatives(config, sequences, math.ceil(2 * per_sequence), two)
+    own = NextItemConfig(negatives="rank")
+    with pytest.raises(UserError, match="a rank's step would have 1 sequence"):
+        require_negatives(own, sequences, math.ceil(2 * per_sequence), two)
+    require_negatives(own, sequences, math.ceil(4 * per_sequence), two)
+    sequences.users = np.full_like(sequences.users, 3)
+    with pytest.raises(UserError, match="shards: got 'training sequences of 1 user', expected those of 2 or more"):
+        require_negatives(config, sequences, 1000, _alone())
 
 
 def test_dropout_and_negatives_depend_on_seed_and_step_alone(data: Path) -> None:

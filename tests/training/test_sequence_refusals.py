@@ -48,6 +48,10 @@ def _command(case: str, project: Project, folder: Path) -> list[str]:
     commands = {
         "no times": ["stage1", "--shards", str(folder / "timeless"), "--recommender", "sasrec"],
         "one interaction": ["stage1", "--shards", str(folder / "single"), "--recommender", "gru4rec"],
+        "one sequence a step": [
+            *["stage1", "--shards", str(project.shards), "--recommender", "sasrec", "--batch_size", "1"]
+        ],
+        "one sequence a step of both": [*joint, *_sizes(), "--batch_size", "1"],
         "other width": [*joint, *transfer, *_sizes(dim=16)],
         "other length": [*joint, *transfer, *_sizes(length=9)],
         "no source run": [*joint, "--transfer", "full", "--transfer_from", str(folder / "nowhere"), *_sizes()],
@@ -72,6 +76,8 @@ def _command(case: str, project: Project, folder: Path) -> list[str]:
     [
         ("no times", "train interactions of {folder}/timeless have no time"),
         ("one interaction", "no user of {folder}/single has 2 training interactions"),
+        ("one sequence a step", "batch_size: got 1, expected more, such as "),
+        ("one sequence a step of both", "batch_size: got 1, expected more, such as "),
         ("other width", r"transfer: fusion.block.linear1.bias is (32,) in {folder}/source and (64,) here"),
         ("other length", "transfer: transformer.positions_LD is (5, 8) in {folder}/source and (9, 8) here"),
         ("no source run", "{folder}/nowhere is not a run folder"),

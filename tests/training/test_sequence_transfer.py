@@ -223,6 +223,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ({"teacher_run": runs["wide"], "user_states": "teacher"}, "user_states: got 'teacher', expected modal, or"),
         ({"teacher": "live"}, "teacher: got 'live', expected stage1 with morec"),
         ({"batching": "interaction"}, "batching: got 'interaction', expected the default with morec"),
+        ({"batch_size": 1}, "batch_size: got 1, expected more, such as"),
         ({"accumulation": 2}, "accumulation: got 2, expected 1 with morec"),
         ({"stage1": tiny_project.stage1}, "teacher_run: got .*, expected none with vbpr"),
     ):
