@@ -205,7 +205,7 @@ class Recommender(nn.Module, ABC):
         return None
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        """Compute the objective, row by row; a recommender of the next item has none: it is trained on whole sequences.
+        """Compute the objective, row by row; a sequence recommender has none: it is trained on whole sequences.
 
         Args:
             batch: The rows.
