@@ -39,7 +39,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, 
     """Read a finished run and everything that it was made from, checking every fingerprint.
 
     Args:
-        folder: Run folder of stage 1 or stage 2.
+        folder: Run folder of stage 1, stage 2, joint training or a refit.
         now: Where its inputs are now; by default beside it as before, or else where they were.
         with_test: Whether the data set's test split can be read.
         name: Option that names the folder, for messages.
