@@ -1,4 +1,4 @@
-"""Stage 2 of sequence recommenders: L = L_next + kt_weight * L_KT, PTMRec (section 2.3) on top of sequences.
+"""Stage 2 of sequence recommenders: L = L_next + kt_weight * L_KT, PTMRec (section 2.4) on top of sequences.
 
 PTMRec's users are rows of a table. Here a user is a state h after items of a history, and so a row of L_KT is a position r:
 
