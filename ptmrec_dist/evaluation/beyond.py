@@ -1,4 +1,4 @@
-r"""What lists of recommendations are like, besides their accuracy: coverage, exposure, novelty, popularity, diversity, groups.
+r"""Properties of recommendation lists beyond accuracy: coverage, exposure, novelty, popularity, diversity, groups.
 
 With lists of K items for U users, n_i the number of training interactions of item i, and C candidates:
 

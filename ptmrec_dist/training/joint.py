@@ -1,4 +1,4 @@
-"""Training from scratch: encoder and recommender learn together, with no stage 1 before and no teacher.
+"""Joint training: encoder and recommender are trained together, without stage 1 and without a teacher.
 
 ptmrec joint --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 
