@@ -35,7 +35,7 @@ class FinishedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, name: str = "run") -> FinishedRun:
+def load_run(folder: str | Path, now: ReadsRun | None = None, with_test: bool = True, name: str = "run") -> FinishedRun:
     """Read a finished run and everything that it was made from, checking every fingerprint.
 
     Args:
@@ -50,6 +50,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, 
     Raises:
         UserError: No finished run there, or data or features that are not those it was made from.
     """
+    folder = Path(folder)
     record = read_record(folder, now, name)
     dataset = open_data_of(folder, record, with_test)
     store = open_features_of(folder, record, dataset)
