@@ -36,7 +36,7 @@ def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report |
         report: As for `stage2.tune_from`.
 
     Raises:
-        UserError: Settings that are of other recommenders; a teacher that is no sequence recommender, of other data, of another
+        UserError: Settings that are of other recommenders; a teacher that is none of the next item, of other data, of another
             width or that reads less; a recommender whose states score no modality alone; all that `check_start` refuses.
     """
     _refuse_settings_of_others(config, start)

@@ -223,7 +223,7 @@ def make_objective(
         The objective, on the rank's device.
 
     Raises:
-        UserError: Bad features, features to train that no gradient reaches, or a sequence recommender on interactions
+        UserError: Bad features, features to train that no gradient reaches, or a recommender of the next item on interactions
             without times.
     """
     torch.manual_seed(config.seed)
