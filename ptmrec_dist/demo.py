@@ -1,4 +1,4 @@
-"""`ptmrec demo`: the whole pipeline in small, on a catalogue that is generated on the spot.
+"""`ptmrec demo`: the whole pipeline on a small catalogue that is generated on the spot.
 
 Every step after the drawing calls what the command of the same name calls. A finished step is not done again: a demo that
 was interrupted resumes, and one that had ended registers its model once more and writes the page anew.

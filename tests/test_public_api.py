@@ -1,13 +1,19 @@
 """What `import ptmrec_dist` promises: a version, four names, and nothing heavy until one of them is used."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import ptmrec_dist
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.training.finished_run import load_run
+from tests.conftest import REPOSITORY, Project
 
 
 def test_public_names_are_the_objects_that_the_package_uses() -> None:
@@ -26,3 +32,15 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, ptmrec_dist; assert ptmrec_dist.__version__; {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_example_of_the_api_page_scores_all_items_for_its_users(
+    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(tiny_project.stage1)
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["scores"].shape == (2, names["run"].dataset.num_items)

@@ -1,4 +1,4 @@
-"""Recommenders of the next item go the whole way: from interactions in time order to answers over HTTP."""
+"""Sequence recommenders go the whole way: from interactions in time order to answers over HTTP."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Hyper-parameters of recommenders of the next item that know items by their images and texts alone."""
+"""Hyper-parameters of sequence recommenders that know items by their images and texts alone."""
 
 from dataclasses import dataclass
 from typing import Literal

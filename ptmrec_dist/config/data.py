@@ -64,7 +64,7 @@ class ColumnsConfig(CatalogueColumnsConfig):
     time: str = "timestamp"
     """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`, `July 14, 2017 3:59 PM`; `14.07.2017`
     or `07/14/2017` where a day above 12 tells the order of the column) or a number (seconds, milliseconds, ... since 1970, by
-    its size); needed by the split `leave_one_out` and by recommenders of the next item."""
+    its size); needed by the split `leave_one_out` and by sequence recommenders."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from ptmrec_dist.config.data import PackConfig, ReadsTables
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(ReadsTables):
-    """Examine catalogues, packed data sets, features, runs, or this machine, and say what to fix before training.
+    """Examine catalogues, packed data sets, features, runs, or this machine, and list what to fix before training.
 
     Exit code: 0 without findings or with notes alone, 1 with warnings, 2 with errors.
     """

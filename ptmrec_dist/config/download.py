@@ -26,7 +26,7 @@ class DownloadColumnsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Fetch a catalogue's images from the web, so that `ptmrec pack` finds them in files; no other command does."""
+    """Fetch the images of a catalogue's URLs into files that `ptmrec pack` reads."""
 
     items: Path
     """Catalogue with a column of URLs, in any of the formats that `ptmrec pack` reads."""

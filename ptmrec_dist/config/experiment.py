@@ -45,7 +45,7 @@ TRANSFER = "transfer_"
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Compare encoders, recommenders, methods of tuning and paradigms over splits and seeds, and write the tables."""
+    """Compare encoders, recommenders, tuning methods and training paradigms over splits and seeds, and write tables."""
 
     out: Path
     """Folder of the experiment. Started again, it resumes what is not finished; the grid may grow meanwhile."""

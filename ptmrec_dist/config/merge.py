@@ -12,7 +12,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Make one packed data set of several, whose users and items keep their source: to pre-train on all of them."""
+    """Merge packed data sets into one, whose users and items keep their source, to pre-train on all of them."""
 
     leading: ClassVar[str] = "sources"
     """Setting that the first words of the command line give."""

@@ -10,10 +10,10 @@ _NUM_NEGATIVES = {"bce": 1, "gbce": 256, "sampled": 256}
 
 @dataclass(frozen=True, kw_only=True)
 class NextItemConfig:
-    """The loss over all positions of the sequences; only recommenders of the next item read it."""
+    """The loss over all positions of the sequences; only sequence recommenders read it."""
 
     loss: Literal["inbatch", "full", "bce", "gbce", "sampled"] = "inbatch"
-    """Loss of recommenders of the next item. Cross-entropy against the other items of the step (inbatch), all items (full) or
+    """Loss of sequence recommenders. Cross-entropy against the other items of the step (inbatch), all items (full) or
     sampled ones (sampled); binary cross-entropy against sampled ones, as in SASRec (bce) or calibrated as in gSASRec (gbce)."""
     sequences: Literal["all", "latest"] = "all"
     """all: a history that is longer than the recommender reads is cut into several sequences, so that every training item but a
@@ -54,7 +54,7 @@ class NextItemConfig:
         """
         for item in fields(NextItemConfig):
             value, default = getattr(self, item.name), _default(item.name)
-            expected = f"{default} with {recommender}: a recommender of the next item alone reads it, such as sasrec"
+            expected = f"{default} with {recommender}: only a sequence recommender such as sasrec reads it"
             require(value == default, item.name, value, expected)
 
 

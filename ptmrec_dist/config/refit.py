@@ -10,7 +10,7 @@ from ptmrec_dist.config.stage1 import Stage1ZeroConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RefitConfig:
-    """Train the recommender on the features of a tuned encoder, as stage 1 does; settings that are not given are stage 1's."""
+    """Train the recommender again on the features of a tuned encoder; settings that are not given are those of stage 1."""
 
     run: Path
     """Run folder of stage 2 or joint training, whose encoder was tuned; it remains an input of the new run."""

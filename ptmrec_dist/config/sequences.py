@@ -1,4 +1,4 @@
-"""Hyper-parameters of recommenders of the next item; their rows are in `config/recommenders.py`."""
+"""Hyper-parameters of sequence recommenders; their rows are in `config/recommenders.py`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from ptmrec_dist.config.table import RecommenderConfig, bounded
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceConfig(RecommenderConfig):
-    """Hyper-parameters that recommenders of the next item have in common."""
+    """Hyper-parameters that sequence recommenders have in common."""
 
     dim: int = bounded(64, 1)
     """Width of the vectors of items and of states."""

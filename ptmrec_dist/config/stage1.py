@@ -66,7 +66,7 @@ class Stage1Config(ChoosesRecommender, NextItemConfig):
     """Adam's learning rate; by default that of the recommender, times the square root of the batch size over 2,048 where
     the batch size is chosen by the size of the data."""
     batch_size: int | None = None
-    """Interactions per step, over all ranks; recommenders of the next item get as many users as have that many to predict, on
+    """Interactions per step, over all ranks; sequence recommenders get as many users as have that many to predict, on
     average. By default 2,048; for other recommenders a 200th of the interactions if that is more, since a step of those that
     propagate costs as much as a pass over all interactions."""
     epochs: int = 1000

@@ -34,7 +34,7 @@ class AshaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ReadsRun):
-    """Search settings of stage 2 on a Ray cluster by validation, and train the winner over seeds."""
+    """Search settings of stage 2 on a Ray cluster by the validation metric, and train the winner over seeds."""
 
     stage1: Path
     """Run folder of stage 1 that every trial starts from."""

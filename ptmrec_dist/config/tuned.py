@@ -185,6 +185,20 @@ class TrainsBoth(TunesEncoder):
         limit = self.users_per_item
         require(limit is None or limit >= 1, "users_per_item", limit, "1 or more")
 
+    def require_sequences(self, recommender: str) -> None:
+        """Refuse settings of batches of items or pairs with a recommender that is trained on sequences.
+
+        Args:
+            recommender: Its name.
+
+        Raises:
+            UserError: A setting is not the default.
+        """
+        with_it = f"with {recommender}: a sequence recommender is trained on users"
+        require(self.batching == "item", "batching", self.batching, f"the default {with_it}")
+        require(self.users_per_item is None, "users_per_item", self.users_per_item, f"none {with_it}")
+        require(self.accumulation == 1, "accumulation", self.accumulation, f"1 {with_it}, whose items are shared")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config(ReadsRun, TrainsBoth):
@@ -197,9 +211,9 @@ class Stage2Config(ReadsRun, TrainsBoth):
     teacher: Literal["stage1", "live"] = "stage1"
     """Teacher of the ID distribution: the model as trained by stage 1, or the live model (with stop-gradient)."""
     teacher_run: Path | None = None
-    """Recommenders of the next item: run of another one, best by IDs alone (sasrec), that teaches instead of the model."""
+    """Sequence recommenders: run of another one, best by IDs alone (sasrec), that teaches instead of the model."""
     user_states: Literal["modal", "teacher"] = "modal"
-    """Recommenders of the next item: states that L_KT scores features with: the model's own, which features give, or the
+    """Sequence recommenders: states that L_KT scores features with: the model's own, which features give, or the
     teacher's, so that L_KT moves features alone."""
     teacher_scores: Literal["whole", "id"] = "whole"
     """whole: everything that the teacher scores with; id: its ID vectors alone (eq. 11 verbatim)."""
@@ -216,12 +230,12 @@ class Stage2Config(ReadsRun, TrainsBoth):
 
 @dataclass(frozen=True, kw_only=True)
 class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
-    """Train encoder and recommender together from scratch: no stage 1, and no knowledge to transfer."""
+    """Train encoder and recommender together, without stage 1 and without knowledge transfer."""
 
     shards: Path
     """Packed data set."""
     batch_size: int = 256
-    """Items (or pairs) per step, over all ranks; recommenders of the next item get as many users as have that many to predict,
+    """Items (or pairs) per step, over all ranks; sequence recommenders get as many users as have that many to predict,
     on average."""
     epochs: int = 100
     """Largest number of epochs."""
@@ -230,7 +244,7 @@ class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
     patience: int = 10
     """Evaluations without an improvement before training stops, where the best is kept."""
     transfer: Literal["none", "full", "items", "user", "text", "image", "prompts"] = "none"
-    """Parts that are taken over from the run `transfer_from`, of the same recommender of the next item, and are trained
+    """Parts that are taken over from the run `transfer_from`, of the same sequence recommender, and are trained
     further: full: all; items: encoder, projections and fusion; user: the user encoder; text, image: the encoder and the
     projection of this modality, which alone is read, and the user encoder; prompts: those alone that a run of any recommender
     tuned in the same encoder."""
@@ -252,10 +266,7 @@ class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
         if not isinstance(self.model, SequenceConfig):
             self.require_no_next_item(self.recommender)
             return
-        of_items = f"with {self.recommender}: a recommender of the next item is trained on users"
-        require(self.batching == "item", "batching", self.batching, f"the default {of_items}")
-        require(self.users_per_item is None, "users_per_item", self.users_per_item, f"none {of_items}")
-        require(self.accumulation == 1, "accumulation", self.accumulation, f"1 {of_items}, whose items are shared")
+        self.require_sequences(self.recommender)
         expected = "inbatch: the others compare items beyond those of a step, which are not encoded"
         require(self.loss == "inbatch", "loss", self.loss, expected)
 

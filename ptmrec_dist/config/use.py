@@ -19,10 +19,10 @@ from ptmrec_dist.config.data import CatalogueColumnsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ReadsRun):
-    """Rank every item for every user with a finished run and rewrite its metrics.json."""
+    """Compute the metrics of a finished run again, by full ranking, and rewrite its metrics.json."""
 
     run: Path
-    """Run folder of stage 1 or stage 2."""
+    """Run folder of stage 1, stage 2, joint training or a refit."""
     cold_below: int | None = None
     """Also measure cold start, into `cold_start.json`: all items are ranked after every prefix of a user's whole sequence that
     an item with fewer training interactions than this follows (10 in PMMRec). `all` are all such rows, as in the paper,
@@ -53,7 +53,7 @@ class RegisterConfig(ReadsRun):
     """Register a finished run as a model that recommends."""
 
     run: Path
-    """Run folder of stage 1 or stage 2."""
+    """Run folder of stage 1, stage 2, joint training or a refit."""
     name: str
     """Name in the model registry."""
     alias: str = "candidate"
@@ -261,7 +261,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole pipeline in small: generate a catalogue, train a tiny CLIP, both stages, register, recommend, report."""
+    """Run the whole pipeline on a small generated catalogue: a tiny CLIP, both stages, the refit, registry and report."""
 
     out: Path = Path("demo")
     """Folder for everything that the demo writes; `report.html` is in it."""

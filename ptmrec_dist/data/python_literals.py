@@ -1,4 +1,4 @@
-"""Python literals, the form of data sets of 2014 to 2017 (Amazon, Steam), turned into JSON: no line meets Python's own parser.
+"""Python literals, the form of data sets of 2014 to 2017 (Amazon, Steam), turned into JSON without Python's own parser.
 
 That parser executes nothing for literals either, but takes hundreds of bytes of memory for each byte of a line.
 """

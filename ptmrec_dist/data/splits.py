@@ -26,7 +26,7 @@ def split_random(users_E: np.ndarray, seed: int, scratch: Scratch = IN_MEMORY) -
     4.3 billion on): NumPy shuffles at random places.
 
     Args:
-        users_E: User of each interaction, integers.
+        users_E: User of each interaction, integers [E].
         seed: Seed of the split.
         scratch: Where arrays are made.
 
@@ -48,10 +48,10 @@ def split_leave_one_out(
     """Test on each user's last interaction and validate on the one before it.
 
     Args:
-        users_E: User of each interaction, integers.
-        items_E: Item of each interaction: of two at the same time, the one with the larger item is later, and of two with
-            the same item the one that comes later in the array.
-        times_E: Time of each interaction.
+        users_E: User of each interaction, integers [E].
+        items_E: Item of each interaction, integers [E]: of two at the same time, the one with the larger item is later, and of
+            two with the same item the one that comes later in the array.
+        times_E: Time of each interaction, [E].
         scratch: Where arrays are made.
 
     Returns:
@@ -87,9 +87,9 @@ def split_cold_items(
     """Give the interactions of cold items their item's label, and divide the others at random.
 
     Args:
-        users_E: User of each interaction, integers.
-        items_E: Item of each interaction, integers.
-        labels_I: Label of each item, from `sample_cold_items`.
+        users_E: User of each interaction, integers [E].
+        items_E: Item of each interaction, integers [E].
+        labels_I: Label of each item, from `sample_cold_items`, int8 [I].
         seed: Seed of the split.
         scratch: Where arrays are made.
 
@@ -113,8 +113,8 @@ def without_training(users_E: np.ndarray, labels_E: np.ndarray, scratch: Scratch
     """Find the interactions of users who have none to train on.
 
     Args:
-        users_E: User of each interaction, integers.
-        labels_E: Label of each interaction.
+        users_E: User of each interaction, integers [E].
+        labels_E: Label of each interaction, int8 [E].
         scratch: Where arrays are made.
 
     Returns:

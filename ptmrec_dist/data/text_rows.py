@@ -1,4 +1,4 @@
-"""Text tables row by row, for files with quotes inside of values (`5" pipe`) or behind backslashes, which polars mistakes."""
+"""Text tables row by row, for files with quotes inside values (`5" pipe`) or behind backslashes, which polars mistakes."""
 
 import csv
 import re

@@ -96,7 +96,7 @@ class Heartbeat:
         first = self._attempt(self._beats)
         time.sleep(2 * self.pause + 0.5)
         stopped, second = self._attempt(self._reason_of_others), self._attempt(self._beats)
-        mine = f"rank {self.world.rank} lost touch with the others at step {self._step}"
+        mine = f"rank {self.world.rank} lost contact with the other ranks at step {self._step}"
         if stopped:
             return f"{mine}: {stopped}; {self.remedy}"
         if first is None or second is None:

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO as an `Engine`. Everything that the project knows about DeepSpeed's inside is in this file.
+"""DeepSpeed's ZeRO as an `Engine`. Everything that depends on DeepSpeed's internals is in this file.
 
 DeepSpeed's own checkpoints are pickles cut to the ranks and the ZeRO stage that wrote them. Here weights and moments are
 described whole, by the names of their parameters, so that any number of ranks and any stage read them; on the same ranks a

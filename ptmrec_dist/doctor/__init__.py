@@ -1,1 +1,1 @@
-"""What is wrong with a catalogue, shards, features, a run or this machine, before a night of training."""
+"""Checks of catalogues, shards, features, runs and this machine before training (`ptmrec doctor`)."""

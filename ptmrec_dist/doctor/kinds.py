@@ -1,4 +1,4 @@
-"""The table of findings: how bad each kind is, and its remedy. Its name is its heading in docs/troubleshooting.md."""
+"""The table of findings: severity and remedy of each kind. Its name is its heading in docs/troubleshooting.md."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -22,7 +22,7 @@ def encode_by_length(tower: Tower, texts_BN: Tensor, encode: Callable[[Tensor], 
 
     Args:
         tower: The text tower.
-        texts_BN: Token ids, int64.
+        texts_BN: Token ids, int64 [B, N].
         encode: Encodes texts by their row numbers, cut to the longest of them.
 
     Returns:
@@ -40,7 +40,7 @@ def groups_of_similar_length(tower: Tower, texts_BN: Tensor) -> list[Tensor]:
 
     Args:
         tower: The text tower.
-        texts_BN: Token ids, int64.
+        texts_BN: Token ids, int64 [B, N].
 
     Returns:
         Row numbers, int64, from short to long; one group in the given order where more would hardly save padding.

@@ -1,1 +1,1 @@
-"""Ranking metrics."""
+"""Evaluation: ranking metrics, significance tests, figures and pages."""

@@ -1,4 +1,4 @@
-r"""What lists of recommendations are like, besides their accuracy: coverage, exposure, novelty, popularity, diversity, groups.
+r"""Properties of recommendation lists beyond accuracy: coverage, exposure, novelty, popularity, diversity, groups.
 
 With lists of K items for U users, n_i the number of training interactions of item i, and C candidates:
 
@@ -39,7 +39,7 @@ def list_properties(
     """Measure lists of recommendations.
 
     Args:
-        lists_UK: Item indices, int64, best first; `NO_ITEM` where a user has no more.
+        lists_UK: Item indices, int64 [U, K], best first; `NO_ITEM` where a user has no more.
         candidates: Items that could have been recommended, int64 [C].
         train: Training interactions.
         num_items: Number of items I.

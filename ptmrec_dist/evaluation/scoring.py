@@ -223,7 +223,7 @@ def choose(num_items: int, candidates: np.ndarray | None) -> tuple[np.ndarray, n
 
     Args:
         num_items: Number of items I.
-        candidates: Item indices, int64; by default all.
+        candidates: Item indices, int64 [C]; by default all.
 
     Returns:
         Item of each column, ascending, int64 [C], and column of each item, `NO_ITEM` if it has none, int64 [I].

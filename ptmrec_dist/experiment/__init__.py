@@ -1,1 +1,1 @@
-"""The comparing experiment: recommenders, methods of tuning and paradigms over seeds, and the tables about them."""
+"""Experiments (`ptmrec experiment`): a grid of runs that are compared, and the tables of the comparison."""

@@ -205,7 +205,7 @@ class Recommender(nn.Module, ABC):
         return None
 
     def loss(self, batch: Batch, tables: Tables, features: FeatureRows) -> dict[str, Tensor]:
-        """Compute the objective, row by row; a recommender of the next item has none: it is trained on whole sequences.
+        """Compute the objective, row by row; a sequence recommender has none: it is trained on whole sequences.
 
         Args:
             batch: The rows.
@@ -255,8 +255,8 @@ class Recommender(nn.Module, ABC):
         """
         if self.multimodal:
             raise UserError(
-                f"recommender: got {type(self).__name__}, whose vectors of items are no linear maps of features, by which "
-                "stage 2 transfers knowledge; expected a recommender of all items, such as vbpr"
+                f"recommender: got {type(self).__name__}, whose item vectors are no linear maps of features, which knowledge "
+                "transfer in stage 2 needs; expected a recommender that has them, such as vbpr"
             )
         raise UserError(
             f"recommender: got {type(self).__name__}, which knows items by their IDs only; expected one that "

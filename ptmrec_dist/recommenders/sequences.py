@@ -1,4 +1,4 @@
-"""Recommenders of the next item: a user is the state after the latest items.
+"""Sequence recommenders: a user is the state after the latest items.
 
 An item has one vector, from its ID, its features or both. The user encoder reads it, and what is scored is computed from it:
 
@@ -172,7 +172,7 @@ class SequenceRecommender(Recommender):
 
 
 class IDSequenceRecommender(SequenceRecommender):
-    """A recommender of the next item whose vectors of items are a table of IDs.
+    """A sequence recommender whose vectors of items are a table of IDs.
 
     Args:
         inputs: What it is built from.

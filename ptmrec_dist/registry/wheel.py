@@ -1,4 +1,4 @@
-"""The wheel of this package, as it is installed here: a registered model carries it, since no package index has it.
+"""The wheel of this package, as it is installed here: a registered model contains it, since no package index has it.
 
 MLflow makes environments (`mlflow models serve`, `mlflow models build-docker`) from the model's `requirements.txt`, in various
 working folders. `--find-links` is the only option that pip resolves relative to that file; the wheel's own path is not.

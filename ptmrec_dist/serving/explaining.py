@@ -51,8 +51,8 @@ def reasons_for(requesters: Requesters, rows_N: np.ndarray, items_N: np.ndarray,
 
     Args:
         requesters: Users and visitors of the request, [B].
-        rows_N: Row of each recommendation, ascending, int64.
-        items_N: Its item, int64.
+        rows_N: Row of each recommendation, ascending, int64 [N].
+        items_N: Its item, int64 [N].
         scored: What the lists are ranked by.
 
     Returns:

@@ -25,7 +25,7 @@ def append_items(folder: Path, new: pl.DataFrame, vectors_ND: Tensor) -> None:
     Args:
         folder: Folder of the model, which is changed.
         new: `item_id` and `title` of each, and the attributes that the model has; it has none of these ids.
-        vectors_ND: Their vectors of the cold score, float32.
+        vectors_ND: Their vectors of the cold score, float32 [N, D].
     """
     items = read_parquet(folder / "items.parquet")
     new = new.with_columns(warm=pl.lit(False)).select(pl.col(name).cast(kind) for name, kind in items.schema.items())

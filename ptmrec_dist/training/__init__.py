@@ -1,1 +1,1 @@
-"""Both stages: the only room that knows encoders and recommenders."""
+"""Training: the only package that imports both encoders and recommenders."""

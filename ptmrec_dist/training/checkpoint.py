@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, renamed when whole, the last few kept, a damaged one passed over.
+"""Checkpoints of a run: renamed when complete; the last few are kept, damaged ones are skipped.
 
 A checkpoint is a folder: weights and moments, what else the objective needs, and `loop.json` with the state of the trainer
 and the sha256 of every file.

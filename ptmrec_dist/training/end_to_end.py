@@ -1,4 +1,4 @@
-"""Train an encoder with a recommender of the next item, on users and their sequences: MoRec and PMMRec as published."""
+"""Train an encoder with a sequence recommender, on users and their sequences: MoRec and PMMRec as published."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def train_on_sequences(config: JointConfig, start: FinishedRun) -> None:
 
     Args:
         config: Settings.
-        start: An untrained recommender of the next item, which gradients of features reach.
+        start: An untrained sequence recommender, which gradients of features reach.
 
     Raises:
         UserError: Interactions without times; batches without negatives; an encoder without tokens, where they are read; parts
@@ -86,7 +86,7 @@ def live_inputs(start: FinishedRun, encoder: Encoder | None, sequences: Training
     """Move what `LiveNextItem` takes to the device.
 
     Args:
-        start: A recommender of the next item with its features.
+        start: A sequence recommender with its features.
         encoder: The encoder, with what is tuned; None keeps all features frozen.
         sequences: What is trained on.
         world: This rank and its peers.

@@ -1,4 +1,4 @@
-"""`ptmrec evaluate`: metrics of a finished run anew, and what its lists are like besides their accuracy."""
+"""`ptmrec evaluate`: the metrics of a finished run, computed again, and properties of its lists beyond accuracy."""
 
 import json
 

@@ -35,11 +35,11 @@ class FinishedRun:
     """Its recommender with trained weights."""
 
 
-def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, name: str = "run") -> FinishedRun:
+def load_run(folder: str | Path, now: ReadsRun | None = None, with_test: bool = True, name: str = "run") -> FinishedRun:
     """Read a finished run and everything that it was made from, checking every fingerprint.
 
     Args:
-        folder: Run folder of stage 1 or stage 2.
+        folder: Run folder of stage 1, stage 2, joint training or a refit.
         now: Where its inputs are now; by default beside it as before, or else where they were.
         with_test: Whether the data set's test split can be read.
         name: Option that names the folder, for messages.
@@ -50,6 +50,7 @@ def load_run(folder: Path, now: ReadsRun | None = None, with_test: bool = True, 
     Raises:
         UserError: No finished run there, or data or features that are not those it was made from.
     """
+    folder = Path(folder)
     record = read_record(folder, now, name)
     dataset = open_data_of(folder, record, with_test)
     store = open_features_of(folder, record, dataset)

@@ -1,9 +1,9 @@
-"""Training from scratch: encoder and recommender learn together, with no stage 1 before and no teacher.
+"""Joint training: encoder and recommender are trained together, without stage 1 and without a teacher.
 
 ptmrec joint --shards shards/movies --features features/movies --recommender vbpr --out runs/j
 
 The end-to-end way of Large Multi-modal Encoders for Recommendation (arXiv 2310.20343), and of PTMRec's comparison with
-prompts that no recommender has prepared. As stage 2, started from an untrained recommender; a recommender of the next item is
+prompts that no recommender has prepared. As stage 2, started from an untrained recommender; a sequence recommender is
 trained on users and their sequences, as in stage 1, and each distinct item of a step is encoded once (MoRec, PMMRec).
 """
 

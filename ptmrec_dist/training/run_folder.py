@@ -1,4 +1,4 @@
-"""Run folders: what a run was asked, what it came from, what it reached.
+"""Run folders: the settings of a run, its inputs and its results.
 
 config.yaml   the settings            history.jsonl   a line per evaluation
 inputs.json   fingerprints of what it is made from, written first and compared whenever the run is started again

@@ -1,4 +1,4 @@
-"""Batches of training sequences, for recommenders of the next item.
+"""Batches of training sequences, for sequence recommenders.
 
 Shape suffixes: G distinct items of a step, B sequences of the global batch, V sequences of this rank, L items that are read, R
 positions of this rank with a target, N own items of the sequences' users, I items, S sequences.

@@ -1,4 +1,4 @@
-"""Stage 2 from a run of a recommender of the next item: on users and their sequences, with a recommender by IDs as the teacher.
+"""Stage 2 from a run of a sequence recommender: on users and their sequences, with a recommender by IDs as the teacher.
 
 ptmrec stage1 --shards shards/movies --recommender sasrec --out runs/ids
 ptmrec stage1 --shards shards/movies --features features/movies --recommender morec --out runs/features
@@ -27,7 +27,7 @@ from ptmrec_dist.training.tune import check_start, train_both
 
 
 def tune_on_sequences(config: Stage2Config, start: FinishedRun, report: Report | None = None) -> None:
-    """Tune the encoder of a finished run of a recommender of the next item, and write the run folder.
+    """Tune the encoder of a finished run of a sequence recommender, and write the run folder.
 
     Collective: every rank must call this.
 
@@ -75,12 +75,9 @@ def _taught_by(run: FinishedRun, world: World) -> NextItemTeacher:
 
 
 def _refuse_settings_of_others(config: Stage2Config, start: FinishedRun) -> None:
-    """Settings that only recommenders read whose users are rows of a table."""
-    of_items = f"with {start.record.recommender}: a recommender of the next item is trained on users"
-    require(config.batching == "item", "batching", config.batching, f"the default {of_items}")
-    require(config.users_per_item is None, "users_per_item", config.users_per_item, f"none {of_items}")
-    require(config.accumulation == 1, "accumulation", config.accumulation, f"1 {of_items}, whose items are shared")
-    other = f"with {start.record.recommender}: another recommender of the next item is named by --teacher_run"
+    """Refuse settings that only recommenders read whose users are rows of a table."""
+    config.require_sequences(start.record.recommender)
+    other = f"with {start.record.recommender}: another sequence recommender is named by --teacher_run"
     require(config.teacher == "stage1", "teacher", config.teacher, f"stage1 {other}")
     require(config.teacher_scores == "whole", "teacher_scores", config.teacher_scores, f"whole {other}")
     keep = f"keep with {start.record.recommender}, whose known positives are always left out"
@@ -96,7 +93,7 @@ def _teacher_of(config: Stage2Config, start: FinishedRun) -> FinishedRun:
     found, expected = teacher.dataset.fingerprint[:12], start.dataset.fingerprint[:12]
     require(found == expected, "teacher_run", f"a run on {found}", f"one on the data set of {start.folder}, {expected}")
     model = teacher.recommender
-    kind = "one of a recommender of the next item, such as sasrec"
+    kind = "one of a sequence recommender such as sasrec"
     require(isinstance(model, SequenceRecommender), "teacher_run", f"a run of {teacher.record.recommender}", kind)
     length = f"{read} or more, as many as {start.folder} reads; train it with --model.length {read}"
     require(model.history_length >= read, "teacher_run", f"a history of {model.history_length} items", length)

@@ -85,7 +85,7 @@ def train_stage1(config: Stage1Config) -> None:
 def batch_size_of(config: Stage1Config, dataset: Dataset) -> int:
     """Return the interactions per step: what was set, or what suits the size of the data.
 
-    Recommenders of the next item read the histories of a batch alone: a step of theirs costs the same however much data there
+    Sequence recommenders read the histories of a batch alone: a step of theirs costs the same however much data there
     is.
 
     Args:

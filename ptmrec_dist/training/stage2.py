@@ -50,7 +50,7 @@ def tune_from(config: Stage2Config, start: FinishedRun, report: Report | None = 
     if isinstance(start.recommender, SequenceRecommender):
         tune_on_sequences(config, start, report)
         return
-    alone = f"with {start.record.recommender}: recommenders of the next item alone read it, such as morec"
+    alone = f"with {start.record.recommender}: only sequence recommenders such as morec read it"
     require(config.teacher_run is None, "teacher_run", config.teacher_run, f"none {alone}")
     require(config.user_states == "modal", "user_states", config.user_states, f"modal {alone}")
     transfer = TransferSettings(

@@ -1,7 +1,7 @@
 """The loop of stage 1, stage 2, joint and contrastive training: interrupted at any point, it resumes from there.
 
 `fit` runs epochs, `train_epoch` steps, `train_step` one step of the optimiser: the engine calls the objective, whose `forward`
-returns the terms of the loss. Between epochs the model is evaluated, and kept where the evaluation says so.
+returns the terms of the loss. Between epochs the model is evaluated, and the weights to keep are written.
 """
 
 from pathlib import Path

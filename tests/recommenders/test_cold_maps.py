@@ -40,7 +40,7 @@ def test_whatever_scores_cold_items_is_trained_by_a_term_or_fitted(
 
 
 def _objective(name: str, model: Recommender, toy: Toy) -> Tensor:
-    """Sum of the terms; of a recommender of the next item, that of pairs of items, as every loss of it compares scores."""
+    """Sum of the terms; of a sequence recommender, that of pairs of items, as every loss of it compares scores."""
     if not is_sequential(name):
         return torch.stack(list(toy.loss(model).values())).sum()
     tables = model.tables(toy.features)

@@ -1,4 +1,4 @@
-"""Recommenders of the next item: causality, padding, and that they learn what follows what."""
+"""Sequence recommenders: causality, padding, and that they learn what follows what."""
 
 import numpy as np
 import pytest

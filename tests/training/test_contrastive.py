@@ -265,7 +265,7 @@ def test_a_lost_rank_is_named_and_the_same_command_ends_as_if_nothing_had_been(
     arguments = _arguments(tiny_project, tmp_path / "clip")
     assert exit_codes_on_ranks(2, _befallen, arguments, tmp_path, "1", signal.SIGKILL) == [3, -9]
     log = (tmp_path / "rank0").read_text()
-    assert "rank 0 lost touch with the others at step 6: rank 1 sends no heartbeat (last one at step" in log
+    assert "rank 0 lost contact with the other ranks at step 6: rank 1 sends no heartbeat (last one at step" in log
     assert "Traceback" not in log
     assert not (tmp_path / "clip" / "open_clip_config.json").exists()
     assert exit_codes_on_ranks(2, command_on_rank, "contrastive", arguments, tmp_path) == [0, 0]

@@ -59,14 +59,19 @@ def _without_a_shard(rank: int, step: int) -> None:
             _killed,
             "30",
             [3, -9],
-            "rank 0 lost touch with the others at step 4: rank 1 sends no heartbeat (last one at step",
+            "rank 0 lost contact with the other ranks at step 4: rank 1 sends no heartbeat (last one at step",
         ),
-        (_hanging, "3", [3, 3], "rank 0 lost touch with the others at step 4: rank 1 is alive at step 4 but does not"),
+        (
+            _hanging,
+            "3",
+            [3, 3],
+            "rank 0 lost contact with the other ranks at step 4: rank 1 is alive at step 4 but does not",
+        ),
         (
             _without_a_shard,
             "30",
             [3, 3],
-            "rank 0 lost touch with the others at step 4: rank 1 stopped at step 4: shards: 7",
+            "rank 0 lost contact with the other ranks at step 4: rank 1 stopped at step 4: shards: 7",
         ),
     ],
 )
@@ -107,7 +112,7 @@ def test_a_lost_rank_of_stage_1_ends_the_other_with_its_name_and_the_run_goes_on
     ]
     assert exit_codes_on_ranks(2, _stage1_until_step_3, arguments, tmp_path) == [3, -9]
     log = (tmp_path / "rank0").read_text()
-    assert "rank 0 lost touch with the others at step 4: rank 1 sends no heartbeat (last one at step" in log
+    assert "rank 0 lost contact with the other ranks at step 4: rank 1 sends no heartbeat (last one at step" in log
     assert "Traceback" not in log
     assert exit_codes_on_ranks(2, command_on_rank, "stage1", arguments, tmp_path) == [0, 0]
     assert (tmp_path / "run" / "metrics.json").is_file()

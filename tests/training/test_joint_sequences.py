@@ -1,4 +1,4 @@
-"""Joint training of an encoder and a recommender of the next item: MoRec and PMMRec."""
+"""Joint training of an encoder and a sequence recommender: MoRec and PMMRec."""
 
 import json
 from pathlib import Path

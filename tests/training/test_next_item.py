@@ -1,4 +1,4 @@
-"""The objective of recommenders of the next item, against slow forms that encode every item wherever it stands."""
+"""The objective of sequence recommenders, against slow forms that encode every item wherever it stands."""
 
 import math
 from dataclasses import dataclass, replace

@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ({"stage1": fdsa}, "stage1: got a run of FDSA, which scores no modality alone"),
         (
             {"teacher_run": tiny_project.stage1},
-            "teacher_run: got 'a run of vbpr', expected one of a recommender of the",
+            "teacher_run: got 'a run of vbpr', expected one of a sequence recommender",
         ),
         ({"teacher_run": short}, "teacher_run: got 'a history of 2 items', expected 4 or more"),
         ({"teacher_run": runs["wide"], "user_states": "teacher"}, "user_states: got 'teacher', expected modal, or"),

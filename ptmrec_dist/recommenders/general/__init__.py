@@ -1,1 +1,1 @@
-"""Recommenders whose users are indices: a table of vectors, or what a graph makes of it."""
+"""Recommenders whose users are rows of a table of vectors, learned or propagated over a graph."""

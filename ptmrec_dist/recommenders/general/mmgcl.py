@@ -1,4 +1,4 @@
-"""MMGCL: users contrasted with items on graphs that lack some edges, or some nodes of one modality.
+"""MMGCL: users contrasted with items on graphs without some edges, or without some nodes of one modality.
 
 Shape suffixes: B batch rows, G rows of all ranks' batches, Q distinct users of a rank's batch, K distinct positives of all
 ranks' batches, C all keys, U users, I items, D width of a pass, P all passes side by side, those of IDs first.

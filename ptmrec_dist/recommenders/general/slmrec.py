@@ -1,4 +1,4 @@
-"""SLMRec: interactions and modalities contrasted, without negatives.
+"""SLMRec: users contrasted with items, and IDs with modalities, by in-batch negatives.
 
 Shape suffixes: B batch rows, Q distinct nodes of a rank's batch, K distinct nodes of all ranks' batches, U users, I items,
 D width of a pass, P all passes side by side, those of IDs first.

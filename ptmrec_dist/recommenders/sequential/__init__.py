@@ -1,1 +1,1 @@
-"""Recommenders of the next item, whose users are histories."""
+"""Sequence recommenders, whose users are histories."""

@@ -1,4 +1,4 @@
-"""What recommenders of the next item that read features have in common: the scores of cold items.
+"""What sequence recommenders that read features have in common: the scores of cold items.
 
 Shape suffixes: B histories, L items of a history, C chosen items, I items, D width of the vectors, E width of the ID vectors.
 """

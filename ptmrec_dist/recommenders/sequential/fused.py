@@ -1,4 +1,4 @@
-"""Recommenders of the next item over fused images and texts: what the losses other than that of the next item need of them.
+"""Sequence recommenders over fused images and texts: what the losses other than that of the next item need of them.
 
 Shape suffixes: K classes of noise, D width.
 """

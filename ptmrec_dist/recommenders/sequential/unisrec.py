@@ -1,6 +1,6 @@
 """UniSRec: items are their features, whitened by a mixture of experts (Hou et al., KDD 2022, arXiv 2206.05941).
 
-    e_i = sum_k g_k (x_i - b_k) W_k,   g = softmax(x_i W_g + noise . softplus(x_i W_n)),
+    e_i = sum_k g_k (x_i - b_k) W_k,   g = softmax(x_i W_g + noise . (softplus(x_i W_n) + 0.01)),
     h_1 .. h_L = Transformer(e_1 + p_1, .., e_L + p_L),   score(u, i) = cos(h_L, e_i) / temperature
 
 It is the inductive form: no IDs, so that an item without interactions is scored as any other. The noise, of the normal

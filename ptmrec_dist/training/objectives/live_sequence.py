@@ -1,4 +1,4 @@
-"""Training of an encoder with a recommender of the next item: each distinct item of a step is encoded once, on one rank.
+"""Training of an encoder with a sequence recommender: each distinct item of a step is encoded once, on one rank.
 
 Legend: B items that a rank encodes, I items, D width.
 """
@@ -39,7 +39,7 @@ class LiveInputs:
 
 
 class LiveNextItem(TrainsEncoder, NextItem):
-    """Encoder and recommender of the next item, trained together.
+    """Encoder and sequence recommender, trained together.
 
     Args:
         inputs: What is trained, and on what.

@@ -1,4 +1,4 @@
-"""Stage 2 of recommenders of the next item: L = L_next + kt_weight * L_KT, PTMRec (section 2.3) on top of sequences.
+"""Stage 2 of sequence recommenders: L = L_next + kt_weight * L_KT, PTMRec (section 2.4) on top of sequences.
 
 PTMRec's users are rows of a table. Here a user is a state h after items of a history, and so a row of L_KT is a position r:
 
@@ -31,7 +31,7 @@ from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch
 
 
 class NextItemTeacher:
-    """A recommender of the next item as it is now, whatever becomes of its weights and of features.
+    """A sequence recommender as it is now, whatever becomes of its weights and of features.
 
     Args:
         recommender: The recommender.
@@ -71,7 +71,7 @@ class NextItemTeacher:
 
 
 class NextItemTransfer(LiveNextItem):
-    """Encoder and recommender of the next item, trained together with a teacher.
+    """Encoder and sequence recommender, trained together with a teacher.
 
     Args:
         inputs: What is trained, and on what; the recommender has `modal_vectors`.

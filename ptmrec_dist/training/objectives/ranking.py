@@ -1,4 +1,4 @@
-"""Stage 1: a recommender learns to rank what a user took above what not, on features that an encoder gave (PTMRec section 2.2).
+"""Stage 1: a recommender learns to rank items that a user took above others, on features of an encoder (PTMRec section 2.2).
 
 Legend: B interactions of this rank, G interactions of the global batch.
 """

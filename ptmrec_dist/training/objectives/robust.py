@@ -1,4 +1,4 @@
-"""Robustness-aware contrast (RCL): a history resembles itself with noise (PMMRec, arXiv 2312.09602, eq. 11).
+"""Robustness-aware contrast (RCL): histories are contrasted with their noised versions (PMMRec, arXiv 2312.09602, eq. 11).
 
     -log exp(h_u . h~_u / sqrt(D)) / sum_k exp(h_u . h~_k / sqrt(D))
 

@@ -1,4 +1,4 @@
-"""Stage 1 of recommenders of the next item: every item of a sequence is predicted from those before it.
+"""Stage 1 of sequence recommenders: every item of a sequence is predicted from those before it.
 
 Each distinct item of a step is encoded once, and weighs as often as the step's sequences have it: equal in value and
 gradient to encoding it wherever it stands. Positions of this rank's users are compared with the items of all ranks.
@@ -28,7 +28,7 @@ from ptmrec_dist.training.objectives.sequence_batch import SequenceBatch, encode
 
 
 class NextItem(RecommenderObjective):
-    """A recommender of the next item, as a function from sequences to the mean loss over all positions of all ranks.
+    """A sequence recommender, as a function from sequences to the mean loss over all positions of all ranks.
 
     Args:
         recommender: The recommender.

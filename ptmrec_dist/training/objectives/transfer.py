@@ -1,4 +1,4 @@
-"""Stage 2: encoder and recommender learn together over the global batch, L = L_rec + kt_weight * L_KT (PTMRec section 2.3).
+"""Stage 2: encoder and recommender learn together over the global batch, L = L_rec + kt_weight * L_KT (PTMRec section 2.4).
 
 Each rank encodes its own items; features and item indices are gathered over the ranks with gradient; each rank computes
 the rows of its own users against the items of all ranks.
