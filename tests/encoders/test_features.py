@@ -91,7 +91,9 @@ def test_features_are_reused_in_the_precision_that_is_recorded_alone(
     extract_features(coarse)
     assert read_feature_manifest(coarse.out).precision == "bf16"
     fine = replace(coarse, precision="fp32", out=tmp_path / "copy", reuse=coarse.out)
-    with pytest.raises(UserError, match="precision: got fp32, but .*coarse was computed in bf16; give --precision bf16, or"):
+    with pytest.raises(
+        UserError, match=r"precision: got fp32, but .*coarse was computed in bf16; give --precision bf16, or"
+    ):
         extract_features(fine)
     assert not fine.out.exists()
     extract_features(replace(fine, precision="bf16"))
