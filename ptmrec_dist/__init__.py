@@ -5,14 +5,25 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptmrec_dist.encoders.encoder import Encoder
+    from ptmrec_dist.config import EncoderConfig
+    from ptmrec_dist.encoders.encoder import Encoder, load_encoder
     from ptmrec_dist.recommenders import build_recommender
+    from ptmrec_dist.recommenders.base import Queries
     from ptmrec_dist.registry.loading import load_model
     from ptmrec_dist.training.finished_run import load_run
 
     __version__: str
 
-__all__ = ["Encoder", "__version__", "build_recommender", "load_model", "load_run"]
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "Queries",
+    "__version__",
+    "build_recommender",
+    "load_encoder",
+    "load_model",
+    "load_run",
+]
 
 # Ray reads this when it is first imported. Under `uv run` it would upload the working folder and build an environment anew for
 # every worker; ours is installed on all machines of a cluster, and runs are found by the paths that the driver has.
@@ -21,7 +32,10 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # Imported when they are first asked for: torch alone takes seconds, and `ptmrec --help` needs none of it.
 _PUBLIC = {
     "Encoder": "ptmrec_dist.encoders.encoder",
+    "EncoderConfig": "ptmrec_dist.config",
+    "Queries": "ptmrec_dist.recommenders.base",
     "build_recommender": "ptmrec_dist.recommenders",
+    "load_encoder": "ptmrec_dist.encoders.encoder",
     "load_model": "ptmrec_dist.registry.loading",
     "load_run": "ptmrec_dist.training.finished_run",
 }

@@ -1,4 +1,4 @@
-"""What `import ptmrec_dist` promises: a version, four names, and nothing heavy until one of them is used."""
+"""What `import ptmrec_dist` promises: a version, a few names, and nothing heavy until one of them is used."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ptmrec_dist
-from ptmrec_dist.encoders.encoder import Encoder
+from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.training.finished_run import load_run
@@ -21,6 +21,7 @@ def test_public_names_are_the_objects_that_the_package_uses() -> None:
     assert ptmrec_dist.build_recommender is build_recommender
     assert ptmrec_dist.load_model is load_model
     assert ptmrec_dist.load_run is load_run
+    assert ptmrec_dist.load_encoder is load_encoder
 
 
 def test_every_public_name_exists() -> None:

@@ -294,22 +294,24 @@ class Encoder(nn.Module):
 
 
 def load_encoder(
-    backbone_folder: Path, weights: Path | None, modalities: tuple[str, ...] = ("image", "text")
+    model: str | Path | EncoderConfig, weights: Path | None = None, modalities: tuple[str, ...] | None = None
 ) -> Encoder:
-    """Load a backbone with its tuned weights, ready to encode.
+    """Load a pretrained or tuned encoder, ready to encode.
 
     Args:
-        backbone_folder: Folder that `save_backbone` wrote.
-        weights: `encoder.safetensors` of a stage 2 run, or None for the frozen encoder.
-        modalities: Towers to run.
+        model: What `--encoder.model` takes: a name, or the folder of a model or of a run that tuned one; or all settings of
+            an encoder.
+        weights: `encoder.safetensors` of a stage 2 run whose encoder `model` was; by default none.
+        modalities: Towers to run, among `image` and `text`; by default all that it has.
 
     Returns:
         The encoder in eval mode, without trainable weights; low-rank updates are merged into the weights.
 
     Raises:
-        UserError: Weights that cannot be read, or that belong to another encoder.
+        UserError: No such model; weights that cannot be read, or that belong to another encoder.
     """
-    encoder = Encoder(load_backbone(EncoderConfig(model=str(backbone_folder))), modalities)
+    backbone = load_backbone(model if isinstance(model, EncoderConfig) else EncoderConfig(model=str(model)))
+    encoder = Encoder(backbone, modalities or backbone.modalities)
     if weights is not None:
         encoder.load_tuned(weights)
         encoder.merge()
