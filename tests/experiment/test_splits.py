@@ -17,6 +17,7 @@ from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.plan import lay_out
 from ptmrec_dist.experiment.run import run_experiment
+from ptmrec_dist.lock import locked
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
@@ -225,6 +226,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "4 runs to compare, 0 that repeat one of them, 0 left out" in printed
     assert "10 steps, 0 finished" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["experiment.yaml"]
+
+
+def test_a_dry_run_beside_the_experiment_is_not_refused(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(_config(tiny_project, tmp_path / "out"), dry_run=True)
+    with locked(config.out):
+        run_experiment(config)
+    assert "10 steps, 0 finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", ["run", "scratch"])
