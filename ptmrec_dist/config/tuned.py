@@ -289,7 +289,8 @@ class JointConfig(ChoosesRecommender, NextItemConfig, FindsEncoder, TrainsBoth):
     def _choose_losses(self) -> None:
         """Turn the losses of pre-training off where they are not wanted."""
         if not isinstance(self.model, PMMRecConfig):
-            require(self.tokens, "tokens", self.tokens, f"true with {self.recommender}, which reads none")
+            expected = f"the default with {self.recommender}, which reads no tokens; leave it out"
+            require(self.tokens, "tokens", self.tokens, expected)
             expected = f"auto with {self.recommender}, which has no losses of pre-training"
             require(self.pretraining == "auto", "pretraining", self.pretraining, expected)
         elif self.pretraining == "off" or (self.pretraining == "auto" and self.transfer not in ("none", "prompts")):

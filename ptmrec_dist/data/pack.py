@@ -129,11 +129,19 @@ def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Re
     print(f"{out}: {held}, {len(manifest.shards)} shards; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
         print("items that lack image or text were left out; --missing keep keeps them and their interactions")
-    for part in splits.PARTS[3:]:
-        count = items["part"].eq(part).sum()
-        if 0 < count <= _LIST_LENGTH:
-            whole = f"which are all in any list of {_LIST_LENGTH}: recall@{_LIST_LENGTH} is always 1 there"
-            print(f"{part} has {count} items, {whole}")
+    _report_short_rankings(manifest, items)
+
+
+def _report_short_rankings(manifest: Manifest, items: pl.DataFrame) -> None:
+    """Name the parts where all models and epochs are equal, because every list has all items."""
+    for parts, ranked in ((splits.PARTS[1:3], "train"), *(((part,), part) for part in splits.PARTS[3:])):
+        measured = [part for part in parts if part in manifest.interactions]
+        count = items["part"].eq(ranked).sum()
+        if measured and count <= _LIST_LENGTH:
+            print(
+                f"{' and '.join(measured)}: all items that are ranked ({count}) are in any list of {_LIST_LENGTH}, so that "
+                f"recall@{_LIST_LENGTH} is always 1 and selects nothing"
+            )
 
 
 def read_tables(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple[pl.DataFrame, pl.DataFrame, Report]:

@@ -104,7 +104,8 @@ def _popularity_skew(log: pl.DataFrame, where: str) -> Iterator[Finding]:
     counts = log.group_by("item").len().sort("len", "item", descending=[True, False])
     top = counts.head(max(1, round(0.01 * counts.height)))
     fraction = top["len"].sum() / max(log.height, 1)
-    if counts.height > 1 and fraction >= _SKEWED:
+    equal = top.height / max(counts.height, 1)  # of few items even one has much
+    if fraction >= max(_SKEWED, 2 * equal):
         named = f"{top.height:,} of {counts.height:,} items"
         examples = tuple(f"item {item!r}: {count:,}" for item, count in top.head(MOST_EXAMPLES).rows())
         yield Finding("popularity-skew", where, f"{named} have {fraction:.0%} of all interactions", examples)

@@ -15,7 +15,7 @@ from ptmrec_dist.errors import FAULT_CODE, Fault, UserError
 from ptmrec_dist.experiment.checks import check_data, check_settings
 from ptmrec_dist.experiment.executors import Executor, end_running, open_executor
 from ptmrec_dist.experiment.grid import encoders_of
-from ptmrec_dist.experiment.plan import Step, file_name, lay_out, settings_file, settings_of
+from ptmrec_dist.experiment.plan import Plan, Step, file_name, lay_out, settings_file, settings_of
 from ptmrec_dist.experiment.results import write_results
 from ptmrec_dist.experiment.unread import unread_settings
 from ptmrec_dist.files import write_atomically
@@ -28,9 +28,8 @@ _SECONDS = 0.5
 """Longest wait in one piece: polars' handler of SIGINT lets a wait continue, so that Ctrl-C is seen after it."""
 
 
-@exclusive_out
 def run_experiment(config: ExperimentConfig) -> None:
-    """Run an experiment and write its tables (`ptmrec experiment`).
+    """Run an experiment and write its tables (`ptmrec experiment`); of a dry run, which may be beside it, print the plan.
 
     Args:
         config: Settings.
@@ -41,14 +40,26 @@ def run_experiment(config: ExperimentConfig) -> None:
         Fault: A run that was lost or killed.
         KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
+    if config.dry_run:
+        _planned(config)
+    else:
+        _run_and_compare(config)
+
+
+def _planned(config: ExperimentConfig) -> tuple[Plan, dict[str, str]]:
+    """Check the settings, print the plan, and return it with the inputs."""
     plan = lay_out(config)
     check_settings(config, plan)
     inputs = check_data(config, plan)
     print(plan.describe())
     if unread := unread_settings(config, plan):
         print(f"settings that none of these runs reads: {', '.join(unread)}")
-    if config.dry_run:
-        return
+    return plan, inputs
+
+
+@exclusive_out
+def _run_and_compare(config: ExperimentConfig) -> None:
+    plan, inputs = _planned(config)
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
     write_inputs(out, inputs)

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ptmrec_dist.distributed import World, sum_over_ranks
+from ptmrec_dist.distributed.tensor_file import pieces_of, write_pieces
 from ptmrec_dist.topk import largest
 
 _log = logging.getLogger(__name__)
@@ -144,9 +145,9 @@ def _write(found: Neighbours, file: Path) -> None:
     fresh = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: column.cpu() for name, column in vars(found).items()}, fresh)
+        write_pieces(fresh, pieces_of(vars(found)))
         os.replace(fresh, file)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         _log.warning("neighbours are not cached: %s", error)
         with contextlib.suppress(OSError):
             fresh.unlink()

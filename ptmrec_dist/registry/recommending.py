@@ -11,6 +11,7 @@ from ptmrec_dist.files import refuse_file_above, unwritable
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.serving.batch import write_lists
+from ptmrec_dist.serving.ids import unknown_of
 from ptmrec_dist.serving.params import Params
 
 if TYPE_CHECKING:
@@ -50,11 +51,14 @@ def recommend(config: RecommendConfig) -> None:
         if world.is_first and empty:
             print(f"{len(users) + empty} lines of {config.users_file} read, {empty} left out: empty")
         write_lists(model, config.out, world, params, None if config.all else users)
+        if world.is_first:
+            _print_left_out(model, config)
         return
     requesters = model.users.resolve(users, [None] * len(users), config.unknown)
     found = model.recommend(requesters, params)
     _print_table(found)
     _print_empty(len(users), "users", found)
+    _print_left_out(model, config)
 
 
 def _params(config: RecommendConfig) -> Params:
@@ -144,6 +148,15 @@ def _print_empty(number: int, asked: str, columns: dict[str, list[Any]]) -> None
     empty = number - columns["rank"].count(1)
     if empty:
         print(f"{empty} of {number} {asked} have none: nothing is left to recommend")
+
+
+def _print_left_out(model: "ServedModel", config: RecommendConfig) -> None:
+    """Say which of the items that options name are none of the model: no list can show them."""
+    known = set(model.item_ids)
+    for name in ("items", "exclude"):
+        unknown = [item for item in getattr(config, name) if item not in known]
+        if unknown:
+            print(f"{name}: {unknown_of(unknown)}, left out")
 
 
 def _reasons(row: dict[str, Any]) -> list[str]:

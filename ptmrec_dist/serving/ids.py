@@ -10,6 +10,7 @@ import numpy as np
 from ptmrec_dist.errors import UserError
 
 Id = str | int
+_NAMES_SHOWN = 5
 _EXACT = 2**53  # floats from here on skip whole numbers
 
 
@@ -65,6 +66,20 @@ def shown(value: Any) -> str:
         return "null"
     text = " ".join(repr(value).split())
     return f"{type(value).__name__} {text[:40]}{'…' if len(text) > 40 else ''}"
+
+
+def unknown_of(names: Sequence[str]) -> str:
+    """Format unknown ids for a message.
+
+    Args:
+        names: Ids, some perhaps repeatedly.
+
+    Returns:
+        How many there are, and the first of them.
+    """
+    names = list(dict.fromkeys(names))
+    listed = ", ".join(map(repr, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"{len(names)} unknown ({listed})"
 
 
 class IdIndex:

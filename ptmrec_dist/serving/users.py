@@ -16,12 +16,10 @@ from torch import Tensor
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.serving.ids import Id, IdIndex, is_absent, parse_id, shown
+from ptmrec_dist.serving.ids import Id, IdIndex, is_absent, parse_id, shown, unknown_of
 from ptmrec_dist.serving.limits import Limits
 from ptmrec_dist.serving.params import Unknown
 from ptmrec_dist.serving.vectors import UserVectors
-
-_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class UserIndex:
         found = [self._items.find(name) for name in names]
         unknown = [str(name) for name, item in zip(names, found) if item is None]
         if unknown:
-            raise UserError(f"item_id: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
+            raise UserError(f"item_id: got {unknown_of(unknown)}, expected some of the {len(self._items.ids)} items")
         return [item for item in found if item is not None]
 
     def _parse(self, history: Any, row: int) -> list[Id]:
@@ -180,7 +178,7 @@ class UserIndex:
         unknown = [str(name) for name, row in zip(names, found) if name is not None and row is None]
         if unknown:
             raise UserError(
-                f"user_id: got {_some(unknown)}, expected some of the {len(self.user_ids)} users of the training data; "
+                f"user_id: got {unknown_of(unknown)}, expected some of the {len(self.user_ids)} users of the training data; "
                 "send others as a history"
             )
 
@@ -188,7 +186,7 @@ class UserIndex:
         pairs = [pair for history, indices in zip(histories, found) for pair in zip(history, indices)]
         unknown = [str(name) for name, item in pairs if item is None]
         if unknown:
-            raise UserError(f"history: got {_some(unknown)}, expected some of the {len(self._items.ids)} items")
+            raise UserError(f"history: got {unknown_of(unknown)}, expected some of the {len(self._items.ids)} items")
         unusable = [name for name, item in pairs if not self._vectors.usable[item]]
         if unusable:
             raise UserError(
@@ -214,9 +212,3 @@ def _in_order(rows_and_groups: Sequence[tuple[np.ndarray, Requesters]]) -> Reque
         torch.cat([group.users_BD for group in groups])[torch.from_numpy(order)],
         Interactions(np.concatenate(seen_rows), np.concatenate([group.seen.items for group in groups])),
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    names = list(dict.fromkeys(names))
-    listed = ", ".join(map(repr, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
-    return f"{len(names)} unknown ({listed})"

@@ -9,7 +9,7 @@
 Shape suffixes: U users, I items, K of them known, E training interactions of the run that is continued.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,7 @@ class PreviousRun:
         before = self._open_data()
         self._users = _matches(dataset.user_ids, before.user_ids)
         self._items = _matches(dataset.item_ids, before.item_ids)
+        self._examples = before.item_ids[0], dataset.item_ids[0]
         self._warning = self._warn_of_overlap(dataset, before)
 
     @property
@@ -100,7 +101,8 @@ class PreviousRun:
         objective.load_weights(weights)
         objective.rebuild(world)
         if world.is_first:
-            print(f"continuing {self._folder}: users {self._users}; items {self._items}{self._warning}")
+            strangers = self._warn_of_strangers(weights, objective.recommender)
+            print(f"continuing {self._folder}: users {self._users}; items {self._items}{self._warning}{strangers}")
 
     def _warn_of_overlap(self, dataset: Dataset, before: Dataset) -> str:
         """Say how many validation interactions the run was trained on: a random split is another one on other data."""
@@ -117,6 +119,17 @@ class PreviousRun:
         return (
             f"; warning: {count} of {len(held_out.users)} validation interactions were trained on before, so that metrics are "
             "too high; pack both data sets with --split leave_one_out"
+        )
+
+    def _warn_of_strangers(self, names: Iterable[str], recommender: Recommender) -> str:
+        """Say that no row is taken over, where no id is in both data sets: one may have been merged, which prefixes ids."""
+        by_id = any(self._rows_of(name, recommender) is not None for name in names)
+        if not by_id or len(self._users.here) or len(self._items.here):
+            return ""
+        there, here = self._examples
+        return (
+            "; warning: no id is in both data sets, so that no row of users and items is taken over; items are called "
+            f"{there!r} there and {here!r} here"
         )
 
     def _rows_of(self, name: str, recommender: Recommender) -> Matches | None:

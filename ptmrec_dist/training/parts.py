@@ -166,7 +166,7 @@ def _refuse_misfit(folder: Path, here: dict[str, Tensor], there: dict[str, Tenso
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"transfer: {name} is {shapes[1]} in {folder} and {shapes[0]} here; expected the same: give the run's "
-                "hyper-parameters (--model.dim, --model.length, ...) and an encoder of its widths"
+                "settings (--model.dim, --model.length, --tokens, ...) and an encoder of its widths"
             )
 
 

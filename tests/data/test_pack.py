@@ -272,15 +272,18 @@ def test_report_is_printed_with_counts_and_examples(tmp_path: Path, capsys: pyte
         assert words in printed
 
 
-def test_cold_parts_that_fit_into_one_list_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_whose_items_fit_into_one_list_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_catalogue(tmp_path, num_items=140)
     pack(dataclasses.replace(config, split="cold_items"))
     assert [len(Dataset(config.out).cold_items(part)) for part in ("cold_validation", "cold_test")] == [7, 21]
     printed = capsys.readouterr().out
-    assert "cold_validation has 7 items, which are all in any list of 20: recall@20 is always 1 there" in printed
-    assert "cold_test has" not in printed
+    always = "are in any list of 20, so that recall@20 is always 1 and selects nothing"
+    assert f"cold_validation: all items that are ranked (7) {always}" in printed
+    assert printed.count(always) == 1
     pack(dataclasses.replace(config, split="random"))
     assert "is always 1" not in capsys.readouterr().out
+    pack(write_catalogue(tmp_path / "few", num_items=12))
+    assert f"validation and test: all items that are ranked (12) {always}" in capsys.readouterr().out
 
 
 def test_items_without_interactions_stay_without_a_core_and_leave_with_one(tmp_path: Path) -> None:

@@ -279,6 +279,13 @@ def test_one_bestseller_is_popularity_skew(tmp_path: Path) -> None:
     assert {finding.kind for finding in _examine(tmp_path / "c")} == {"popularity-skew", "below-core"}
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_few_items_that_are_taken_equally_are_not_skewed(tmp_path: Path, number: int) -> None:
+    rows = [f"u{user},i{item}" for user in range(5) for item in range(number)]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id", *rows]))
+    assert "popularity-skew" not in {finding.kind for finding in _examine(tmp_path)}
+
+
 def test_a_copy_of_a_trained_item_in_the_test_part_leaks_its_content(tmp_path: Path) -> None:
     write_catalogue(tmp_path / "c")
     _copy_in_the_test_part(tmp_path / "c")

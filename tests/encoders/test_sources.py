@@ -169,6 +169,17 @@ def test_raw_features_keep_their_length_also_after_saving(tmp_path: Path) -> Non
     assert copy.fingerprint == raw.fingerprint
 
 
+def test_what_is_saved_may_be_read_by_others_as_the_umask_allows(tiny_clip: Path, tmp_path: Path) -> None:
+    image, text = write_image_encoder(tmp_path / "image"), write_text_encoder(tmp_path / "text")
+    pair = EncoderConfig(image=f"timm:{image}", text=f"hf:{text}")
+    for number, settings in enumerate((EncoderConfig(model=str(tiny_clip)), EncoderConfig(model="vlmo:tiny"), pair)):
+        saved = tmp_path / str(number)
+        save_backbone(load_backbone(settings), saved)
+        (saved / "new").touch()
+        modes = {path.name: path.stat().st_mode for path in saved.rglob("*") if path.is_file()}
+        assert {name for name, mode in modes.items() if mode != modes["new"]} == set()
+
+
 def test_fingerprints_follow_all_that_features_depend_on(tmp_path: Path) -> None:
     def fingerprint(folder: Path, **settings: Any) -> str:
         return load_backbone(EncoderConfig(text=f"hf:{folder}", **settings)).fingerprint

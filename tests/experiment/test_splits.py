@@ -17,6 +17,7 @@ from ptmrec_dist.data.manifest import Manifest
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.experiment.plan import lay_out
 from ptmrec_dist.experiment.run import run_experiment
+from ptmrec_dist.lock import locked
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import run_on_ranks
 
@@ -252,6 +253,15 @@ def test_files_to_pack_that_are_not_there_are_refused_before_anything_runs(
     with pytest.raises(UserError, match=f"pack.{name}: got {gone}, expected an existing {kind}"):
         run_experiment(replace(config, pack=config.pack | {name: str(gone)}, dry_run=True))
     assert not config.out.exists()
+
+
+def test_a_dry_run_beside_the_experiment_is_not_refused(
+    tiny_project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(_config(tiny_project, tmp_path / "out"), dry_run=True)
+    with locked(config.out):
+        run_experiment(config)
+    assert "10 steps, 0 finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", ["run", "scratch"])

@@ -74,6 +74,13 @@ def test_a_damaged_cache_file_is_computed_again(tmp_path: Path, caplog: pytest.L
     assert not caplog.text
 
 
+def test_the_cache_may_be_read_by_others_as_the_umask_allows(tmp_path: Path) -> None:
+    nearest_neighbours(torch.eye(3), 1, tmp_path)
+    (file,) = tmp_path.iterdir()
+    (tmp_path / "new").touch()
+    assert file.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_cache_that_cannot_be_written_costs_the_cache_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

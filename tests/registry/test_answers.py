@@ -181,6 +181,15 @@ def test_recommend_says_whose_lists_are_empty(catalogue, registered, capsys):
     assert "nothing is left" not in capsys.readouterr().out
 
 
+def test_recommend_names_listed_items_that_the_model_does_not_know(catalogue, registered, capsys, tmp_path):
+    item = load_run(catalogue.stage2).dataset.item_ids[0]
+    ask = ["recommend", "--model", "models:/films@champion", "--items", f"gone,{item}", "--exclude", "lost,gone"]
+    for wanted in (["--users", "nobody"], ["--all", "--out", str(tmp_path / "lists.parquet")]):
+        assert main([*ask, *wanted]) == 0
+        ending = "items: 1 unknown ('gone'), left out\nexclude: 2 unknown ('lost', 'gone'), left out\n"
+        assert capsys.readouterr().out.endswith(ending)
+
+
 def test_recommend_prints_ids_as_they_are_on_one_line_each(registered, capsys):
     odd = ["[bold]a[/bold]", "[/b]", ":smile:", "x" * 200]
     assert main(["recommend", "--model", "models:/films@champion", "--users", ",".join(odd), "--top_k", "1"]) == 0

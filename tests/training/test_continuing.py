@@ -140,6 +140,26 @@ def test_a_continued_run_is_evaluated_first_and_names_the_run_before(
     assert "from_run: got" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("prefix", "warned"), [("films:", True), ("", False)])
+def test_data_without_a_common_id_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str, warned: bool
+) -> None:
+    packed = []
+    for name, before in (("old", prefix), ("new", "")):
+        rows = [f"{before}u{user},{before}i{(user * 5 + step) % 30}" for user in range(20) for step in range(10)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["user_id,item_id", *rows]))
+        packed.append(tmp_path / name)
+        pack(PackConfig(interactions=tmp_path / f"{name}.csv", out=packed[-1], core=0, seed=len(packed)))
+    words = ["--recommender", "bpr", "--epochs", "1", "--tracking.enabled", "false", "--device", "cpu"]
+    runs = [tmp_path / "run", tmp_path / "continued"]
+    assert cli.run("stage1", ["--shards", str(packed[0]), "--out", str(runs[0]), *words]) == 0
+    assert cli.run("stage1", ["--shards", str(packed[1]), "--from", str(runs[0]), "--out", str(runs[1]), *words]) == 0
+    line = (
+        "no id is in both data sets, so that no row of users and items is taken over; items are called 'films:i0' there"
+    )
+    assert (line in capsys.readouterr().out) == warned
+
+
 def test_trained_feature_tables_are_taken_over_by_id(tiny_project: Project, changed: Project, tmp_path: Path) -> None:
     train_stage1(_config(tiny_project, tmp_path / "before", train_features=True))
     run = tmp_path / "after"

@@ -80,7 +80,9 @@ def test_a_transfer_turns_the_losses_of_pre_training_off_unless_they_are_asked_f
     assert losses(**transfer) == losses(pretraining="off") == {"none"}
     with pytest.raises(UserError, match="pretraining: got 'off', expected auto with morec"):
         losses(recommender="morec", pretraining="off")
-    with pytest.raises(UserError, match="tokens: got False, expected true with morec"):
+    with pytest.raises(
+        UserError, match="tokens: got False, expected the default with morec, which reads no tokens; leave it"
+    ):
         losses(recommender="morec", tokens=False)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.tower import TokenStates, Tower
 from ptmrec_dist.errors import UserError, in_brief
 
@@ -96,7 +97,7 @@ def save_space(space: CommonSpace, folder: Path) -> None:
         space: The common space.
         folder: Existing folder.
     """
-    save_file({name: value.contiguous() for name, value in space.state_dict().items()}, folder / SPACE_FILE)
+    save_tensors(folder / SPACE_FILE, space.state_dict())
 
 
 def load_space(folder: Path, widths: Mapping[str, int], width: Any) -> CommonSpace:

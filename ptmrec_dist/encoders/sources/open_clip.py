@@ -17,11 +17,11 @@ from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, PILToTensor
 
 from ptmrec_dist.config import EncoderConfig
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import Backbone, weights_digest
 from ptmrec_dist.encoders.sources.open_clip_texts import OpenClipTexts
 from ptmrec_dist.encoders.sources.open_clip_towers import ImageTower, TextTower
@@ -86,7 +86,7 @@ class OpenClip(Backbone):
         image_config = {key: value for key, value in asdict(self.image_config).items() if key in image_keys}
         config = {"model_cfg": self.model_config, "preprocess_cfg": image_config}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1))
-        save_file({key: value.contiguous() for key, value in self.model.state_dict().items()}, folder / WEIGHTS_FILE)
+        save_tensors(folder / WEIGHTS_FILE, self.model.state_dict())
         hugging_face = getattr(getattr(self.model, "text", None), "config", None)
         if hugging_face is not None:
             hugging_face.save_pretrained(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import weights_digest
 from ptmrec_dist.encoders.sources.layouts import hugging_face_blocks
 from ptmrec_dist.encoders.sources.pooling import OPTION, WEIGHTS_FILE, Pooling, SentenceModules, read_settings
@@ -172,4 +172,4 @@ def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
 
 
 def _save(module: nn.Module, folder: Path) -> None:
-    save_file({name: value.contiguous().clone() for name, value in module.state_dict().items()}, folder / WEIGHTS_FILE)
+    save_tensors(folder / WEIGHTS_FILE, module.state_dict())

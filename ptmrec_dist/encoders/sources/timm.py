@@ -13,12 +13,13 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import weights_digest
 from ptmrec_dist.encoders.sources.layouts import timm_blocks
 from ptmrec_dist.encoders.sources.normalisation import Normalisation
@@ -88,8 +89,7 @@ class TimmTower:
             folder: Existing folder.
         """
         (folder / CONFIG_FILE).write_text(json.dumps(self.config | {"num_classes": 0}, indent=1))
-        state = {name: value.contiguous().clone() for name, value in self.model.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE)
+        save_tensors(folder / WEIGHTS_FILE, self.model.state_dict())
 
 
 def load_timm(source: str) -> TimmTower:

@@ -14,10 +14,10 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, resize
 
+from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.encoders.base import LARGEST_SCALE, Backbone, weights_digest
 from ptmrec_dist.encoders.sources.vlmo import published
 from ptmrec_dist.encoders.sources.vlmo.beit3 import Beit3, Beit3Config
@@ -101,7 +101,7 @@ class Unified(Backbone):
     def save(self, folder: Path) -> None:
         """Write `config.json`, `model.safetensors` and `tokenizer.json`."""
         (folder / CONFIG_FILE).write_text(json.dumps(_described(self.model, self.features), indent=1))
-        save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, folder / WEIGHTS_FILE)
+        save_tensors(folder / WEIGHTS_FILE, self.model.state_dict())
         self.tokens.tokenizer.save(str(folder / TOKENIZER_FILE))
 
 
