@@ -64,7 +64,7 @@ class ColumnsConfig(CatalogueColumnsConfig):
     time: str = "timestamp"
     """Time of the interaction: a date (`2017-07-14`, `2017-07-14T03:59:00+02:00`, `July 14, 2017 3:59 PM`; `14.07.2017`
     or `07/14/2017` where a day above 12 tells the order of the column) or a number (seconds, milliseconds, ... since 1970, by
-    its size); needed by the split `leave_one_out` and by sequence recommenders."""
+    its size); needed by the splits `leave_one_out` and `temporal` and by sequence recommenders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +88,12 @@ class ReadsTables:
     """`separator` of the catalogue, if it differs from that of the interactions."""
     items_header: bool | None = None
     """`header` of the catalogue, if it differs from that of the interactions."""
-    split: Literal["random", "leave_one_out", "given", "cold_items"] = "random"
+    split: Literal["random", "leave_one_out", "temporal", "given", "cold_items"] = "random"
     """random: 8:1:1 per user; leave_one_out: the last two per user by time (at equal times, the item
-    that comes later in the catalogue is the later); given: as in the column `x_label` (0 training, 1 validation, 2 test);
-    cold_items: 5 % and 15 % of the items held out with all their interactions for validation and test, the rest as random."""
+    that comes later in the catalogue is the later); temporal: the latest tenth of all interactions for test and the tenth
+    before for validation, divided at the same two times for all users; given: as in the column `x_label` (0 training,
+    1 validation, 2 test); cold_items: 5 % and 15 % of the items held out with all their interactions for validation and test,
+    the rest as random."""
     core: int = 5
     """Keep only users and items with at least this many interactions (repeated until stable); 0 keeps all."""
     min_rating: float | None = None
@@ -115,6 +117,11 @@ class ReadsTables:
         require(allowed, "max_aspect_ratio", self.max_aspect_ratio, f"1 to {MAX_ASPECT_RATIO}")
         for name in ("separator", "items_separator"):
             require(getattr(self, name) != "", name, "", "one character or more")
+
+    @property
+    def splits_in_time(self) -> bool:
+        """Whether the split needs the time of every interaction."""
+        return self.split in ("leave_one_out", "temporal")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def read_interactions(config: PackConfig, scratch: Scratch = IN_MEMORY) -> tuple
     extras = {"rating": columns.rating, "timestamp": columns.time, "label": _LABEL}
     needed = {
         "rating": config.min_rating is not None or columns.names("rating"),
-        "timestamp": config.split == "leave_one_out" or columns.names("time"),
+        "timestamp": config.splits_in_time or columns.names("time"),
         "label": config.split == "given",
     }
     required = [user, item, *(name for extra, name in extras.items() if needed[extra])]
@@ -128,7 +128,7 @@ def _drop_bad_rows(rows: pl.DataFrame, tally: Tally, config: PackConfig, scratch
         rows = drop(
             rows, pl.col("rating") < config.min_rating, f"rating below {config.min_rating:g}", show, fault=False
         )
-    if config.split == "leave_one_out":
+    if config.splits_in_time:
         rows = drop(rows, pl.col("timestamp").is_null(), _NO_TIME, SHOW + ", time {timestamp_text!r}")
     if config.split == "given":
         reason = f"{_LABEL} is not 0, 1 or 2"

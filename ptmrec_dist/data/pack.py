@@ -15,9 +15,9 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data import splits
-from ptmrec_dist.data.blocks import counts_of
+from ptmrec_dist.data.blocks import counts_of, slices_of
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
-from ptmrec_dist.data.filters import drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
+from ptmrec_dist.data.filters import SHOW, drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
 from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, range_of, sort_ids
 from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
 from ptmrec_dist.data.interactions import read_interactions
@@ -244,6 +244,19 @@ def _split(tables: Tables, config: PackConfig) -> None:
     report.stop_if_nothing_left()
     left_U = counts_of(numbers_of(tables.rows["user_id"]), len(known)) > 0
     _number(tables, known.filter(pl.Series(left_U)), tables.items["item_id"])
+    _note_untrained(tables)
+
+
+def _note_untrained(tables: Tables) -> None:
+    """Count the items that have no training rows although they are not cold, and the interactions with them: both are kept."""
+    rows, report = tables.rows, tables.report
+    items_E, labels_E = numbers_of(rows["item_id"]), numbers_of(rows["part"])
+    untrained_I = ~splits.trained(items_E, labels_E, tables.items.height)
+    untrained_I &= tables.items["part"].eq(splits.PARTS[splits.TRAIN]).to_numpy()
+    report.items.note_incomplete(tables.items.filter(untrained_I), "no training rows", show="item {item_id!r}")
+    for block in slices_of(rows.height):
+        with_untrained = rows[block].filter(untrained_I[items_E[block]])
+        report.interactions.note_incomplete(with_untrained, "item without training rows", show=SHOW)
 
 
 def _number(tables: Tables, users: pl.Series, items: pl.Series) -> None:
@@ -260,6 +273,8 @@ def _labels(tables: Tables, labels_I: np.ndarray, config: PackConfig) -> np.ndar
         return rows["label"].to_numpy()
     if config.split == "leave_one_out":
         return splits.split_leave_one_out(users_E, items_E, rows["timestamp"].to_numpy(), scratch)
+    if config.split == "temporal":
+        return splits.split_temporal(rows["timestamp"].to_numpy(), scratch)
     return splits.split_cold_items(users_E, items_E, labels_I, config.seed, scratch)
 
 

@@ -104,13 +104,15 @@ class Tally:
         """Record rows that are kept although something is missing.
 
         Args:
-            table: The rows.
+            table: The rows, or those of a block.
             reason: What is missing, a few words.
             show: Format string of an example, with the table's columns as fields.
         """
         if table.height:
             examples = [show.format(**row)[:_LONGEST_EXAMPLE] for row in table.head(_MOST_EXAMPLES).to_dicts()]
-            self._incomplete[reason] = {"count": table.height, "examples": examples}
+            noted = self._incomplete.setdefault(reason, {"count": 0, "examples": []})
+            noted["count"] += table.height
+            noted["examples"] += examples[: _MOST_EXAMPLES - len(noted["examples"])]
 
     def faults(self) -> list[str]:
         """List the mistakes in the input.

@@ -9,6 +9,7 @@ import numpy as np
 
 from ptmrec_dist.data.blocks import computed, counts_of, for_users, inverse_of, slices_of
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
+from ptmrec_dist.errors import UserError
 
 PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
 """Names of the parts; a label is an index into them."""
@@ -62,6 +63,39 @@ def split_leave_one_out(
     return _label_last(users_E, (items_E, times_E), counts_U, one_U, one_U, scratch)
 
 
+def split_temporal(times_E: np.ndarray, scratch: Scratch = IN_MEMORY) -> np.ndarray:
+    """Train on what came first, validate on what came next and test on the latest, 8:1:1, at the same times for all users.
+
+    Interactions at the same time stay together: each part begins at the change of time that is nearest to its place, and has
+    one time at least. Places are those of a random split of one user with all interactions. A sorted copy of the times is in
+    scratch space.
+
+    Args:
+        times_E: Time of each interaction, float64, all finite.
+        scratch: Where arrays are made.
+
+    Returns:
+        Label of each interaction, int8 [E].
+
+    Raises:
+        UserError: Less than three different times.
+    """
+    sorted_E = computed(lambda block: times_E[block], len(times_E), np.float64, scratch)
+    sorted_E.sort()
+    second, last = np.searchsorted(sorted_E, sorted_E[0], "right"), np.searchsorted(sorted_E, sorted_E[-1])
+    if second >= last:
+        found = 1 if last == 0 else 2
+        raise UserError(
+            f"split: got temporal for interactions at {found} time{'s' * (found > 1)}, expected 3 different ones or more, as "
+            "each part begins at another; give finer times (--columns.time) or use another split"
+        )
+    held_out = len(sorted_E) // 5
+    tests = second + _nearest_change(sorted_E[second:], len(sorted_E) - held_out + held_out // 2 - second)
+    validates = _nearest_change(sorted_E[:tests], len(sorted_E) - held_out)
+    starts = sorted_E[[validates, tests]]
+    return computed(lambda block: np.searchsorted(starts, times_E[block], "right"), len(times_E), np.int8, scratch)
+
+
 def sample_cold_items(num_items: int, seed: int) -> np.ndarray:
     """Sample the items all of whose interactions are held out: 5 % for validation, 15 % for test, at least one each.
 
@@ -109,6 +143,23 @@ def split_cold_items(
     return labels_E
 
 
+def trained(numbers_E: np.ndarray, labels_E: np.ndarray, size: int) -> np.ndarray:
+    """Find the users, or the items, who have interactions to train on.
+
+    Args:
+        numbers_E: User, or item, of each interaction, integers.
+        labels_E: Label of each interaction.
+        size: How many users or items there are.
+
+    Returns:
+        True for each such user or item, bool [size].
+    """
+    found = np.zeros(size, dtype=bool)
+    for block in slices_of(len(numbers_E)):
+        found[numbers_E[block][labels_E[block] == TRAIN]] = True
+    return found
+
+
 def without_training(users_E: np.ndarray, labels_E: np.ndarray, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Find the interactions of users who have none to train on.
 
@@ -120,9 +171,7 @@ def without_training(users_E: np.ndarray, labels_E: np.ndarray, scratch: Scratch
     Returns:
         True for each such interaction, bool [E].
     """
-    trained_U = np.zeros(_size(users_E), dtype=bool)
-    for block in slices_of(len(users_E)):
-        trained_U[users_E[block][labels_E[block] == TRAIN]] = True
+    trained_U = trained(users_E, labels_E, _size(users_E))
     return computed(lambda block: ~trained_U[users_E[block]], len(users_E), bool, scratch)
 
 
@@ -134,6 +183,13 @@ def _warm(items_E: np.ndarray, labels_I: np.ndarray) -> Iterator[tuple[slice, np
         end = start + int(warm_R.sum())
         yield block, warm_R, slice(start, end)
         start = end
+
+
+def _nearest_change(sorted_E: np.ndarray, place: int) -> int:
+    """The position of the first of some equal times, but not of the lowest ones, that is nearest to a place."""
+    time = sorted_E[min(max(place, 0), len(sorted_E) - 1)]
+    changes = (int(np.searchsorted(sorted_E, time, side)) for side in ("left", "right"))
+    return min((change for change in changes if 0 < change < len(sorted_E)), key=lambda change: abs(change - place))
 
 
 def _label_last(

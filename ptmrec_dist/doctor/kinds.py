@@ -53,7 +53,9 @@ KINDS = {
     "leaking-interactions": Kind(_ERROR, "put each pair of user and item into one part"),
     "leaking-content": Kind(_WARNING, "merge items with the same image and text before splitting"),
     "cold-items-in-training": Kind(_ERROR, "pack again: all interactions of a cold item are held out"),
-    "time-travel": Kind(_WARNING, "split by time (--split leave_one_out), or do not call the result a forecast"),
+    "time-travel": Kind(
+        _WARNING, "split by time (--split leave_one_out or temporal), or do not call the result a forecast"
+    ),
     "future-times": Kind(_WARNING, "check the unit and the column of times (--columns.time)"),
     "unreadable-times": Kind(_WARNING, "write seconds since 1970 or dates such as 2017-07-14 03:59 in every row"),
     # Shards, features, runs

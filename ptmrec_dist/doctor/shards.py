@@ -19,7 +19,7 @@ from ptmrec_dist.files import sha256
 if TYPE_CHECKING:
     from ptmrec_dist.doctor.encoder import LoadedEncoder  # torch takes seconds
 
-_IN_TIME = ("leave_one_out", "given")
+_IN_TIME = ("leave_one_out", "temporal", "given")
 """Splits that may predict what comes later; the others hold out at random."""
 
 

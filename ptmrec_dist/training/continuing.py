@@ -118,7 +118,7 @@ class PreviousRun:
             return ""
         return (
             f"; warning: {count} of {len(held_out.users)} validation interactions were trained on before, so that metrics are "
-            "too high; pack both data sets with --split leave_one_out"
+            "too high; pack both data sets with --split leave_one_out or temporal"
         )
 
     def _warn_of_strangers(self, names: Iterable[str], recommender: Recommender) -> str:

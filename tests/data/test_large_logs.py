@@ -43,6 +43,7 @@ def _write_log(path: Path) -> Path:
 _SETTINGS = {
     "random": {"repeats": "keep", "core": 0},
     "leave_one_out": {"min_rating": 2.0, "core": 3},
+    "temporal": {"core": 2},
     "given": {},
     "cold_items": {"seed": 3},
 }

@@ -328,6 +328,7 @@ def test_given_split_of_baby_is_kept_to_the_row(shared_data, tmp_path: Path) -> 
         ({"images": Path("none")}, "images: got none, expected the folder"),
         ({"core": 1000}, "nothing is left to pack: 6 items read, 6 left out: fewer than 1000 interactions .*, 0 kept"),
         ({"split": "leave_one_out"}, "has no column 'timestamp'; it has 'user_id', 'item_id'"),
+        ({"split": "temporal"}, "has no column 'timestamp'; it has 'user_id', 'item_id'"),
         ({"split": "given"}, "has no column 'x_label'"),
         ({"min_rating": 3.0}, "has no column 'rating'"),
         ({"items": None, "split": "cold_items"}, "split: got cold_items without --items"),

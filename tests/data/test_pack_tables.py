@@ -12,7 +12,7 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED
-from tests.data.small_catalogue import read_report, write_catalogue
+from tests.data.small_catalogue import folder_bytes, read_report, write_catalogue
 
 
 def _rewrite(config: PackConfig, items: dict[str, pl.Expr], interactions: dict[str, pl.Expr]) -> None:
@@ -35,6 +35,61 @@ def test_leave_one_out_holds_out_the_same_items_whatever_the_order_of_rows(newes
     data = Dataset(tmp_path / "out")
     found = {part: [data.item_ids[item] for item in data.interactions(part).items] for part in data.parts}
     assert found == {"train": ["i0", "i1", "i2", "i3"], "validation": ["i4"], "test": ["i5"]}
+
+
+def _write_log(path: Path, rows: list[tuple[str, str, object]]) -> Path:
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row", strict=False).write_csv(path)
+    return path
+
+
+def test_a_temporal_split_drops_users_and_keeps_items_that_are_new_after_the_cut_and_counts_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"u{number % 4}", f"i{number // 2}", number) for number in range(20)]  # 0 to 15 train, 16 and 17 validate
+    log = _write_log(tmp_path / "a.csv", [*rows[:17], ("late", "i1", 17), ("u0", "i5", 18), rows[19]][::-1])
+    pack(PackConfig(interactions=log, out=tmp_path / "out", split="temporal", core=0))
+    data = Dataset(tmp_path / "out")
+    found = {
+        part: [
+            (data.user_ids[user], data.item_ids[item])
+            for user, item in zip(*(column.tolist() for column in (read.users, read.items)), strict=True)
+        ]
+        for part in data.parts
+        for read in [data.interactions(part)]
+    }
+    train = [(user, item) for user, item, _ in rows[:16]]
+    assert found == {"train": train, "validation": [("u0", "i8")], "test": [("u0", "i5"), ("u3", "i9")]}
+    report = read_report(tmp_path / "out")
+    assert report["interactions"]["dropped"]["user without training rows"]["count"] == 1
+    assert report["interactions"]["incomplete"]["item without training rows"]["count"] == 2
+    assert report["items"]["incomplete"] == {"no training rows": {"count": 2, "examples": ["item 'i8'", "item 'i9'"]}}
+    for account, kept in ((report["interactions"], 19), (report["items"], 10)):
+        assert account["kept"] == kept == account["read"] - sum(drop["count"] for drop in account["dropped"].values())
+    assert "of them item without training rows" in capsys.readouterr().out
+
+
+def test_a_temporal_split_leaves_out_rows_without_a_time_and_counts_them(tmp_path: Path) -> None:
+    log = _write_log(
+        tmp_path / "a.csv", [(f"u{row % 4}", f"i{row % 7}", row if row % 9 else None) for row in range(28)]
+    )
+    pack(PackConfig(interactions=log, out=tmp_path / "out", split="temporal", core=0))
+    (reason, entry), *_ = read_report(tmp_path / "out")["interactions"]["dropped"].items()
+    assert reason.startswith("time is neither a number nor a date")
+    assert entry["count"] == 4
+    with pytest.raises(UserError, match="bad input: interactions: 4 time is neither a number nor a date"):
+        pack(PackConfig(interactions=log, out=tmp_path / "other", split="temporal", core=0, on_error="fail"))
+
+
+def test_a_temporal_split_at_one_time_is_refused_and_what_was_packed_stays(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    config = PackConfig(interactions=log, out=tmp_path / "out", split="temporal", core=0)
+    _write_log(log, [(f"u{row % 4}", f"i{row % 7}", row) for row in range(28)])
+    pack(config)
+    before = folder_bytes(config.out)
+    _write_log(log, [(f"u{row % 4}", f"i{row % 7}", "2017-07-14") for row in range(28)])
+    with pytest.raises(UserError, match=r"split: got temporal for interactions at 1 time, .*--columns\.time"):
+        pack(config)
+    assert folder_bytes(config.out) == before
 
 
 def test_packed_rows_are_in_time_order_and_a_random_split_is_that_of_the_file_without_times(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_a_long_history_is_cut_into_sequences_that_have_every_item_but_the_first
     assert "not trained on" not in caplog.text
 
 
+def test_sequences_of_a_temporal_split_end_where_validation_begins_for_all_users(tmp_path: Path) -> None:
+    data = _packed(tmp_path, {"u": list("abcdefgh"), "v": list("bcadfehg"), "short": list("ec")}, split="temporal")
+    sequences = TrainingSequences(data, LENGTH)
+    assert {user: _of(data, user, sequences) for user in data.user_ids} == {
+        "u": ["cdef", "abc"],
+        "v": ["adfe", "bca"],
+        "short": ["ec"],
+    }
+
+
 def test_data_without_an_order_of_time_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id\n" + "".join(f"u{n % 5},i{n % 7}\n" for n in range(35)))
     pack(PackConfig(interactions=tmp_path / "a.csv", out=tmp_path / "packed", core=0))

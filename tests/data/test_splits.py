@@ -1,6 +1,7 @@
 """Splits against slow, obvious references."""
 
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ptmrec_dist.data import blocks, splits
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 from ptmrec_dist.data.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
+from ptmrec_dist.errors import UserError
 
 
 def _users_with(*counts: int) -> np.ndarray:
@@ -67,6 +69,44 @@ def test_leave_one_out_holds_out_the_last_two_and_ties_follow_items_then_file_or
     assert np.array_equal(splits.split_leave_one_out(users, items, times), expected)
 
 
+def _temporal_by_trying_all(times: list[float]) -> list[int]:
+    """Of all divisions of the times into three, that with the nearest place of test, then of validation; else the earlier."""
+    held_out = len(times) // 5
+    places = (len(times) - held_out + held_out // 2, len(times) - held_out)
+
+    def misplaced(starts: tuple[float, float]) -> tuple[int, ...]:
+        validates, tests = (sum(time < start for time in times) for start in starts)
+        return abs(tests - places[0]), tests, abs(validates - places[1]), validates
+
+    validates, tests = min(combinations(sorted(set(times))[1:], 2), key=misplaced)
+    return [TEST if time >= tests else VALIDATION if time >= validates else TRAIN for time in times]
+
+
+@pytest.mark.parametrize("different", [3, 4, 6, 40, 10_000])
+def test_temporal_split_is_the_nearest_to_8_1_1_that_divides_no_instant(different: int) -> None:
+    rng = np.random.default_rng(different)
+    for count in [3, 4, 5, 9, 10, 11, *rng.integers(20, 60, 20)]:
+        # Squares: some times have many interactions, also at either end.
+        times = rng.choice([-1, 1]) * (rng.random(count) ** 3 * different).astype(int) * 60.0 - 1e9
+        if len(set(times)) >= 3:
+            assert splits.split_temporal(times).tolist() == _temporal_by_trying_all(times.tolist())
+
+
+def test_temporal_split_of_distinct_times_has_the_counts_of_a_random_split() -> None:
+    times = np.random.default_rng(0).permutation(1234).astype(float)
+    labels = splits.split_temporal(times)
+    assert np.bincount(labels).tolist() == np.bincount(splits.split_random(np.zeros(1234, int), seed=0)).tolist()
+    assert labels[np.argsort(times)].tolist() == sorted(labels.tolist())
+
+
+@pytest.mark.parametrize(
+    ("times", "found"), [([5.0], "1 time,"), ([5.0] * 50, "1 time,"), ([1.0, 2.0, 2.0], "2 times,")]
+)
+def test_temporal_split_of_less_than_three_times_is_refused(times: list[float], found: str) -> None:
+    with pytest.raises(UserError, match=rf"^split: got temporal for interactions at {found} expected 3 different ones"):
+        splits.split_temporal(np.array(times))
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_large_logs_are_split_in_blocks_as_small_ones_are_at_once(
     on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +120,7 @@ def test_large_logs_are_split_in_blocks_as_small_ones_are_at_once(
         return [
             splits.split_random(users, 1, scratch),
             splits.split_leave_one_out(users, items, times, scratch),
+            splits.split_temporal(times, scratch),
             labels,
             splits.without_training(users, labels, scratch),
         ]

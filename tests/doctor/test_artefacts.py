@@ -95,11 +95,10 @@ def test_each_fault_of_a_packed_data_set_is_found_alone(project: Project) -> Non
     assert _kinds(shards) == {"damaged-shards"}
 
 
-def test_a_split_in_time_that_tests_before_training_is_time_travel(project: Project) -> None:
-    out = project.source / "in-time"
-    pack(
-        PackConfig(interactions=project.source / "interactions.csv", out=out, split="leave_one_out", core=2, workers=1)
-    )
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+def test_a_split_in_time_that_tests_before_training_is_time_travel(split: str, project: Project) -> None:
+    out = project.source / f"in-time-{split}"
+    pack(PackConfig(interactions=project.source / "interactions.csv", out=out, split=split, core=2, workers=1))
     assert _kinds(out) == set()
     _rewrite(out, "test", lambda test: test.with_columns(timestamp=pl.lit(-1.0)))
     assert _kinds(out) == {"time-travel"}
