@@ -231,7 +231,7 @@ def test_a_metric_from_outside_stands_in_help_is_computed_selects_and_is_shown(
     done = subprocess.run([sys.executable, "-c", _WITH_A_METRIC, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    assert shown.count("Metrics: recall, ndcg, hr, mrr, miss, each at 10, 20 and 50") == 4
+    assert shown.count("Metrics: recall, ndcg, hr, mrr, precision, map, miss, each at 10, 20 and 50") == 4
     assert shown.count("selected by miss@20; tables show recall@20, miss@10.") == 4
     test = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     assert test["miss@20"] == pytest.approx(1 - test["recall@20"], abs=1e-9)

@@ -19,7 +19,7 @@ from ptmrec_dist.config.data import CatalogueColumnsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ReadsRun):
-    """Compute the metrics of a finished run again, by full ranking, and rewrite its metrics.json."""
+    """Compute the metrics of a finished run again, by full ranking, compare with popularity, and rewrite metrics.json."""
 
     run: Path
     """Run folder of stage 1, stage 2, joint training or a refit."""

@@ -48,7 +48,9 @@ KINDS = {
     "long-texts": Kind(_WARNING, "put what matters first, choose other --columns.text, or an encoder that reads more"),
     # Interactions
     "below-core": Kind(_WARNING, "lower --core, or collect more interactions"),
-    "popularity-skew": Kind(_WARNING, "compare with a popularity baseline; report coverage and tail items"),
+    "popularity-skew": Kind(
+        _WARNING, "compare with popularity (`ptmrec evaluate` does); report coverage and tail items"
+    ),
     "repeated-interactions": Kind(_NOTE, "nothing, or pack with --repeats keep for what users take again"),
     "leaking-interactions": Kind(_ERROR, "put each pair of user and item into one part"),
     "leaking-content": Kind(_WARNING, "merge items with the same image and text before splitting"),

@@ -79,6 +79,36 @@ def reciprocal_rank(found: "UserRanks", k: int) -> "np.ndarray":
     return values_N
 
 
+def precision(found: "UserRanks", k: int) -> "np.ndarray":
+    """Fraction of the first K that are positives of the user; out of K also where fewer items are left to rank.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    values_N: np.ndarray = found.hits(k) / k
+    return values_N
+
+
+def average_precision(found: "UserRanks", k: int) -> "np.ndarray":
+    """Sum over the hits, at ranks r <= K, of the precision among the first r, divided by min(K, positives of the user).
+
+    Its mean over users is MAP as RecBole and MMRec define it. It is 1 where all positives come first, or fill all K.
+
+    Args:
+        found: Ranks.
+        k: Cut-off K.
+
+    Returns:
+        float64 [N].
+    """
+    values_N: np.ndarray = found.precisions(k) / found.counts.clip(max=k)
+    return values_N
+
+
 @dataclass(frozen=True)
 class Metric:
     """A row of the table."""
@@ -94,6 +124,8 @@ METRICS = {
     "ndcg": Metric("NDCG", ndcg),
     "hr": Metric("HR", hit_rate),
     "mrr": Metric("MRR", reciprocal_rank),
+    "precision": Metric("Precision", precision),
+    "map": Metric("MAP", average_precision),
 }
 """Name to metric; with a cut-off it is called `recall@20`."""
 CUTOFFS = (10, 20, 50)

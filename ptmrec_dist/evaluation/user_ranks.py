@@ -4,6 +4,7 @@ Shape suffixes: P positives, N users with positives, K cut-off.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -62,6 +63,18 @@ class UserRanks:
         best_N: np.ndarray = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(self.counts, k) - 1]
         return best_N
 
+    def precisions(self, k: int) -> np.ndarray:
+        """Sum, over the positives among the first K, the fraction of positives among the items up to each of them.
+
+        Args:
+            k: Cut-off K.
+
+        Returns:
+            float64 [N].
+        """
+        places_P = np.arange(1, len(self.ranks) + 1) - np.repeat(self._starts, self.counts)
+        return self.sum((self._ascending <= k) * places_P / self._ascending)
+
     def best(self) -> np.ndarray:
         """Return the rank of the best positive of each user.
 
@@ -72,6 +85,14 @@ class UserRanks:
             return np.zeros(0, np.int64)
         best_N: np.ndarray = np.minimum.reduceat(self.ranks, self._starts)
         return best_N
+
+    @cached_property  # one sort for all K
+    def _ascending(self) -> np.ndarray:
+        """Ranks, ascending within each user, int64 [P]."""
+        width = self.ranks.max(initial=0) + 1
+        offsets_P = np.repeat(np.arange(len(self.counts)) * width, self.counts)
+        ranks_P: np.ndarray = np.sort(offsets_P + self.ranks) - offsets_P
+        return ranks_P
 
     @property
     def _starts(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`ptmrec evaluate`: the metrics of a finished run, computed again, and properties of its lists beyond accuracy."""
+"""`ptmrec evaluate`: the metrics of a finished run, computed again, those of popularity, and what its lists are like."""
 
 import json
 
@@ -16,9 +16,11 @@ from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.cold_start import cold_start
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import load_run
+from ptmrec_dist.training.popularity import evaluate_popularity
 from ptmrec_dist.training.printing import print_beyond, print_cold_start, print_comparison, print_metrics, stages_of
 
 COLD_START_FILE = "cold_start.json"
+POPULARITY_FILE = "popularity.json"
 LIST_LENGTH = 20
 """Items of the lists that are measured besides their accuracy."""
 
@@ -44,9 +46,12 @@ def evaluate_run(config: EvaluateConfig) -> None:
     if config.cold_below is not None:
         cold = cold_start(run.dataset, recommender, features, config.cold_below, masking.history)
     metrics = evaluate_phases(run.dataset, recommender, features, world, masking)
+    popularity = evaluate_popularity(run.dataset, recommender, features, world, masking)
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)
+        write_atomically(config.run / POPULARITY_FILE, json.dumps(popularity, indent=1))
+        print_metrics(popularity, "ranking items by number of training interactions")
         if cold:
             write_atomically(config.run / COLD_START_FILE, json.dumps({"below": config.cold_below, **cold}, indent=1))
             print_cold_start(cold)

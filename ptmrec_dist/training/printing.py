@@ -9,14 +9,15 @@ from ptmrec_dist.training.evaluate import Metrics
 from ptmrec_dist.training.records import RunRecord
 
 
-def print_metrics(metrics: Metrics) -> None:
+def print_metrics(metrics: Metrics, title: str | None = None) -> None:
     """Print metrics as a table.
 
     Args:
         metrics: Part to metric to value.
+        title: What they are of, on a line above; by default nothing.
     """
     rows = [[part, *(f"{values[name]:.4f}" for name in SHOWN)] for part, values in metrics.items()]
-    _print_table(["part"], SHOWN, [rows])
+    _print_table(["part"], SHOWN, [rows], title)
 
 
 def print_cold_start(found: Metrics) -> None:
@@ -77,12 +78,17 @@ def _formatted(values: Iterable[float | None]) -> list[str]:
     return ["" if value is None else f"{value:.4f}" for value in values]
 
 
-def _print_table(texts: Sequence[str], numbers: Sequence[str], sections: Sequence[Sequence[Sequence[str]]]) -> None:
+def _print_table(
+    texts: Sequence[str],
+    numbers: Sequence[str],
+    sections: Sequence[Sequence[Sequence[str]]],
+    title: str | None = None,
+) -> None:
     """Print rows in sections: columns of texts, then columns of numbers, which are aligned on the right."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    table = Table(title=title)
     for heading in texts:
         table.add_column(heading, no_wrap=True)
     for heading in numbers:

@@ -22,15 +22,29 @@ def test_reciprocal_rank_is_that_of_the_best_positive_within_the_cut_off() -> No
     assert values["mrr@1"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_a_row_of_the_table_is_all_that_a_metric_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def precision(found, k):
-        return found.sum(found.ranks <= k) / k
+def test_average_precision_takes_hits_in_the_order_of_their_ranks_and_at_most_k_of_the_positives() -> None:
+    values = metrics_of(RANKED, (1, 4, 20)).values
+    # The first user has 3 positives, at ranks 2 and 12 and beyond, the last one 2, at ranks 4 and 10.
+    assert values["map@20"].tolist() == pytest.approx([(1 / 2 + 2 / 12) / 3, 0.0, (1 / 4 + 2 / 10) / 2])
+    assert values["map@4"].tolist() == pytest.approx([1 / 2 / 3, 0.0, 1 / 4 / 2])
+    best = Ranked(users=np.zeros(3, np.int64), items=np.arange(3), ranks=np.array([3, 1, 2]))
+    assert metrics_of(best, (1, 2, 10)).values["map@2"].tolist() == [1.0]  # 2 of 3 positives fill the list
 
-    with pytest.raises(UserError, match="metric: got 'precision@10', expected one of recall@10, "):
-        check_metric("precision@10")
-    monkeypatch.setitem(METRICS, "precision", Metric("Precision", precision))
-    assert metrics_of(RANKED).values["precision@10"].tolist() == [0.1, 0.0, 0.2]
-    assert title_of(check_metric("precision@10")) == "Precision@10"
+
+def test_precision_is_of_the_k_items_also_for_users_with_fewer_positives() -> None:
+    assert metrics_of(RANKED, (4, 20)).values["precision@20"].tolist() == [2 / 20, 0.0, 2 / 20]
+    assert metrics_of(RANKED, (4, 20)).values["precision@4"].tolist() == [1 / 4, 0.0, 1 / 4]
+
+
+def test_a_row_of_the_table_is_all_that_a_metric_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found_items(found, k):
+        return found.sum(found.ranks <= k)
+
+    with pytest.raises(UserError, match="metric: got 'found@10', expected one of recall@10, "):
+        check_metric("found@10")
+    monkeypatch.setitem(METRICS, "found", Metric("Found", found_items))
+    assert metrics_of(RANKED).values["found@10"].tolist() == [1.0, 0.0, 2.0]
+    assert title_of(check_metric("found@10")) == "Found@10"
 
 
 def test_users_without_positives_give_no_values() -> None:

@@ -60,7 +60,7 @@ def brute_force_metrics(
 ) -> dict[str, dict[int, float]]:
     scores = (users @ items.T).numpy()
     values: dict[str, dict[int, float]] = {
-        f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr", "mrr")
+        f"{name}@{k}": {} for k in cutoffs for name in ("recall", "ndcg", "hr", "mrr", "precision", "map")
     }
     for user in range(USERS):
         wanted = set(positives.items[positives.users == user].tolist())
@@ -74,6 +74,9 @@ def brute_force_metrics(
             values[f"ndcg@{k}"][user] = sum(1 / math.log2(rank + 1) for rank in hits) / best
             values[f"hr@{k}"][user] = float(bool(hits))
             values[f"mrr@{k}"][user] = 1 / hits[0] if hits else 0.0
+            values[f"precision@{k}"][user] = len(hits) / k
+            precisions = [sum(item in wanted for item in ranked[:rank]) / rank for rank in hits]
+            values[f"map@{k}"][user] = sum(precisions) / min(k, len(wanted))
     return values
 
 
