@@ -100,7 +100,7 @@ def test_a_rank_that_is_lost_while_the_first_factorises_ends_the_other(
     codes = exit_codes_on_ranks(2, _killed_while_it_factorises, lost, arguments, tmp_path)
     assert codes == ([-9, 3] if lost == 0 else [3, -9])
     log = (tmp_path / f"rank{1 - lost}").read_text()
-    assert f"rank {1 - lost} lost touch with the others at step 0" in log
+    assert f"rank {1 - lost} lost contact with the other ranks at step 0" in log
     assert "Traceback" not in log
     assert not (tmp_path / "run").exists()
 
