@@ -220,7 +220,12 @@ def masking_of(record: RunRecord) -> Masking:
 
 
 def evaluate_phases(
-    dataset: Dataset, recommender: Recommender, features: Features, world: World, masking: Masking
+    dataset: Dataset,
+    recommender: Recommender,
+    features: Features,
+    world: World,
+    masking: Masking,
+    kind: type[Evaluator] = Evaluator,
 ) -> Metrics:
     """Evaluate validation and, where the data set shows it, test, once training has ended.
 
@@ -232,13 +237,14 @@ def evaluate_phases(
         features: Features of all items, on the model's device.
         world: This rank and its peers.
         masking: Items that are left out of the ranking.
+        kind: How the items of each phase are ranked; by default by the model.
 
     Returns:
         Metrics of every part.
     """
     found: Metrics = {}
     for phase in ("validation", "test"):
-        evaluator = Evaluator(dataset, phase, masking)
+        evaluator = kind(dataset, phase, masking)
         found |= evaluator(recommender, features, world)
         if world.is_first:
             evaluator.warn_of_repeats(recommender)

@@ -16,7 +16,7 @@ from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.cold_start import cold_start
 from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import load_run
-from ptmrec_dist.training.popularity import evaluate_popularity
+from ptmrec_dist.training.popularity import PopularityEvaluator
 from ptmrec_dist.training.printing import print_beyond, print_cold_start, print_comparison, print_metrics, stages_of
 
 COLD_START_FILE = "cold_start.json"
@@ -46,7 +46,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
     if config.cold_below is not None:
         cold = cold_start(run.dataset, recommender, features, config.cold_below, masking.history)
     metrics = evaluate_phases(run.dataset, recommender, features, world, masking)
-    popularity = evaluate_popularity(run.dataset, recommender, features, world, masking)
+    popularity = evaluate_phases(run.dataset, recommender, features, world, masking, PopularityEvaluator)
     if world.is_first:
         write_atomically(config.run / "metrics.json", json.dumps(metrics, indent=1))
         print_metrics(metrics)

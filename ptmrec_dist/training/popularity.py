@@ -9,44 +9,32 @@ import numpy as np
 import torch
 
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.distributed import World
 from ptmrec_dist.evaluation.scoring import Scorer
 from ptmrec_dist.evaluation.tasks import Task
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics
+from ptmrec_dist.training.evaluate import Evaluator
 
 
-def evaluate_popularity(
-    dataset: Dataset, recommender: Recommender, features: Features, world: World, masking: Masking
-) -> Metrics:
-    """Evaluate a ranking of items by their number of training interactions as a model is: same users, items and masking.
-
-    Collective: every rank must call this.
-
-    Args:
-        dataset: The packed data set.
-        recommender: The model, which decides what is left out of the ranking besides `masking`.
-        features: Features of all items, on the model's device.
-        world: This rank and its peers.
-        masking: Items that are left out of the ranking.
-
-    Returns:
-        Metrics of every part but those of cold items, which have no training interactions.
-    """
-    found: Metrics = {}
-    for phase in ("validation", "test"):
-        found |= _PopularityEvaluator(dataset, phase, masking)(recommender, features, world)
-    return found
-
-
-class _PopularityEvaluator(Evaluator):
-    """Ranks what a model's evaluation ranks, by popularity; ties by item index, as everywhere."""
+class PopularityEvaluator(Evaluator):
+    """Ranks what a model's evaluation ranks, for the same users, by the number of training interactions; ties by item index."""
 
     def tasks(self, recommender: Recommender, features: Features) -> dict[str, Task]:
+        """Return what is ranked in each part of the phase but those of cold items, which have no training interactions.
+
+        Args:
+            recommender: The model, which decides what is left out of the ranking besides the masking.
+            features: Features of all items, [I, d_m], on the model's device.
+
+        Returns:
+            Part to what is ranked, and for whom; in a merged data set the parts of each source.
+        """
         scorer = _popularity_scorer(self.dataset, next(recommender.parameters()).device)
         found = super().tasks(recommender, features)
         return {part: replace(task, scorer=scorer) for part, task in found.items() if not part.startswith("cold_")}
+
+    def warn_of_repeats(self, recommender: Recommender) -> None:
+        """Do nothing: the evaluation of the model itself warns of the same positives."""
 
 
 def _popularity_scorer(dataset: Dataset, device: torch.device) -> Scorer:

@@ -14,8 +14,8 @@ from ptmrec_dist.data.pack import pack
 from ptmrec_dist.distributed import World
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.evaluate import Masking
-from ptmrec_dist.training.popularity import evaluate_popularity
+from ptmrec_dist.training.evaluate import Masking, evaluate_phases
+from ptmrec_dist.training.popularity import PopularityEvaluator
 from tests.conftest import Project
 from tests.data.small_catalogue import write_catalogue
 
@@ -69,7 +69,8 @@ _MASKS = [
 def test_items_are_ranked_by_training_interactions_without_what_the_models_evaluation_leaves_out(
     dataset: Dataset, name: str, masking: Masking, seen: tuple[str, ...]
 ) -> None:
-    found = evaluate_popularity(dataset, _built(dataset, name), {}, World(0, 1, torch.device("cpu")), masking)
+    world = World(0, 1, torch.device("cpu"))
+    found = evaluate_phases(dataset, _built(dataset, name), {}, world, masking, PopularityEvaluator)
     assert list(found) == ["validation", "test"]
     for part in found:
         known = tuple(one for one in seen if one != part)
