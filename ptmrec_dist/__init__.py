@@ -5,8 +5,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptmrec_dist.cli import run_command
     from ptmrec_dist.config import EncoderConfig
     from ptmrec_dist.encoders.encoder import Encoder, load_encoder
+    from ptmrec_dist.errors import Fault, UserError
     from ptmrec_dist.recommenders import build_recommender
     from ptmrec_dist.recommenders.base import Queries
     from ptmrec_dist.registry.loading import load_model
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "Fault",
     "Queries",
+    "UserError",
     "__version__",
     "build_recommender",
     "load_encoder",
     "load_model",
     "load_run",
+    "run_command",
 ]
 
 # Ray reads this when it is first imported. Under `uv run` it would upload the working folder and build an environment anew for
@@ -33,11 +38,14 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 _PUBLIC = {
     "Encoder": "ptmrec_dist.encoders.encoder",
     "EncoderConfig": "ptmrec_dist.config",
+    "Fault": "ptmrec_dist.errors",
     "Queries": "ptmrec_dist.recommenders.base",
+    "UserError": "ptmrec_dist.errors",
     "build_recommender": "ptmrec_dist.recommenders",
     "load_encoder": "ptmrec_dist.encoders.encoder",
     "load_model": "ptmrec_dist.registry.loading",
     "load_run": "ptmrec_dist.training.finished_run",
+    "run_command": "ptmrec_dist.cli",
 }
 
 

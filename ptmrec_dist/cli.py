@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -152,6 +152,29 @@ def run(command: str, argv: Sequence[str], prog: str | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def run_command(command: str, settings: Mapping[str, Any]) -> None:
+    """Run one command in this process, from Python: a notebook, a script, a scheduler's task.
+
+    It does what `ptmrec COMMAND --config FILE` does with a file of these settings, but raises what the command line reports.
+
+    Args:
+        command: Name of the command: `pack`, `features`, `stage1`, ...
+        settings: Values by the keys of its YAML file, nested (`{"model": {"dim": 64}}`) or dotted (`{"model.dim": 64}`); what is
+            left out has its default.
+
+    Raises:
+        UserError: An unknown command or key, a value that is refused, or any mistake in the input.
+        Fault: An external failure: a lost rank, a full disk.
+
+    Example:
+        >>> run_command("stage1", {"shards": "shards/movies", "recommender": "lightgcn", "out": "runs/a", "model.layers": 3})
+    """
+    if command not in COMMANDS:
+        raise UserError(_unknown(command))
+    found = config.from_plain(COMMANDS[command].settings, config.nested(settings))
+    _function(COMMANDS[command].function)(with_local_copies(found))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ptmrec`.
 
@@ -171,8 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("ptmrec-dist"))
         return 0
     if argv[0] not in COMMANDS:
-        known = f"expected one of {', '.join(COMMANDS)}{nearest(argv[0].lower(), COMMANDS)}"
-        print(f"ptmrec: error: unknown command {argv[0]!r}; {known}", file=sys.stderr)
+        print(f"ptmrec: error: {_unknown(argv[0])}", file=sys.stderr)
         return 2
     return run(argv[0], argv[1:])
 
@@ -187,6 +209,10 @@ def launch(command: str) -> NoReturn:
         SystemExit: With the exit code of `run`.
     """
     raise SystemExit(run(command, sys.argv[1:], prog=f"launchers/{command}.py"))
+
+
+def _unknown(command: str) -> str:
+    return f"unknown command {command!r}; expected one of {', '.join(COMMANDS)}{nearest(command.lower(), COMMANDS)}"
 
 
 def _report_mistake(prog: str, error: UserError) -> int:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import ptmrec_dist
+from ptmrec_dist import UserError, run_command
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.training.finished_run import load_run
-from tests.conftest import REPOSITORY, Project
+from tests.conftest import REPOSITORY, write_source
 
 
 def test_public_names_are_the_objects_that_the_package_uses() -> None:
@@ -35,13 +36,34 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_example_of_the_api_page_scores_all_items_for_its_users(
-    tiny_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_examples_of_the_api_page_train_a_run_and_score_all_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a").symlink_to(tiny_project.stage1)
+    write_source(tmp_path, num_items=60, num_users=40)
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), flags=re.DOTALL)
+    training, scoring = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(example, names)
+    exec(training, names)
+    capsys.readouterr()
+    exec(training.replace("20", "21"), names)  # the same folder with other settings
+    assert "runs/a" in capsys.readouterr().out
+    exec(scoring, names)
     assert names["scores"].shape == (2, names["run"].dataset.num_items)
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "message"),
+    [
+        ("stage3", {}, "unknown command 'stage3'; expected one of .*stage1"),
+        ("stage1", {"shards": "s", "recommender": "bpr", "out": "r", "epoch": 3}, "epoch"),
+        ("stage1", {"shards": "s", "recommender": "bpr", "out": "r", "model": {"layers": 3}}, "layers"),
+        ("stage1", {"shards": Path("absent"), "recommender": "bpr", "out": Path("r")}, "absent"),
+    ],
+)
+def test_a_command_run_from_python_raises_what_the_command_line_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run_command(command, settings)
+    assert not list(tmp_path.iterdir())
