@@ -79,10 +79,13 @@ def _expected_vectors(run: FinishedRun, cold: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recommender", "settings"),
-    [("vbpr", {}), ("mgcn", {}), ("smore", {}), ("lattice", {}), ("freedom", {"reg_weight": 0.1})],
+    ("recommender", "kt_weight", "zero", "settings"),
+    [
+        *[("vbpr", kt_weight, zero, {}) for kt_weight in (0.0, 1.0) for zero in (1, 3)],
+        *[(name, *pair, {}) for name in ("mgcn", "smore", "lattice") for pair in ((0.0, 3), (1.0, 1))],
+        *[("freedom", *pair, {"reg_weight": 0.1}) for pair in ((0.0, 1), (1.0, 3))],
+    ],
 )
-@pytest.mark.parametrize(("kt_weight", "zero"), [(0.0, 1), (0.0, 3), (1.0, 1), (1.0, 3)])
 def test_cold_items_are_scored_by_maps_fitted_to_what_is_kept(
     tiny_project: Project, tmp_path: Path, recommender: str, settings: dict[str, Any], kt_weight: float, zero: int
 ) -> None:
