@@ -186,15 +186,16 @@ def test_ranks_and_divided_parameters_train_it_as_one_process_does(chain: Path, 
         assert all(found[part] == pytest.approx(values, abs=1e-6) for part, values in expected.items())
 
 
-def test_a_known_user_is_recommended_items_by_the_training_history(
+def test_a_known_user_is_recommended_items_by_all_that_the_user_took(
     chain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = load_run(chain / "stage2")
     assert cli.main(["recommend", "--model", "models:/mean@champion", "--users", "u3", "--top_k", "3"]) == 0
     printed = capsys.readouterr().out
     user = run.dataset.user_ids.index("u3")
-    taken = _taken(run.dataset, user, "train")
-    best = _ranking(_vectors(run), taken, [item for item in _warm(run.dataset) if item not in taken])[:3]
+    warm, taken = _warm(run.dataset), _sorted_by_time(run.dataset, user, list(run.dataset.parts))
+    readable = [item for item in taken if item in warm]  # it has no vectors of the others
+    best = _ranking(_vectors(run), readable, [item for item in warm if item not in taken])[:3]
     found = [line.split("│")[3].strip() for line in printed.splitlines() if line.count("│") > 4]
     assert found == [run.dataset.item_ids[item] for item in best]
 

@@ -100,7 +100,9 @@ def _best(chain: Path, history: list[int]) -> list[str]:
 
 
 def _taken(dataset: Dataset, user: int) -> list[int]:
-    return [item for taker, item in zip(*_columns(dataset, "train"), strict=True) if taker == user]
+    """What a user took in all parts, in the order of time."""
+    taken = dataset.sequences(*dataset.parts)
+    return taken.items[taken.users == user].tolist()
 
 
 def test_known_users_and_visitors_are_ranked_by_the_state_after_their_history(chain: Path) -> None:

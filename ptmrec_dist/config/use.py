@@ -208,7 +208,7 @@ class RecommendConfig:
     top_k: int = 10
     """Items per user."""
     exclude_seen: bool = True
-    """Leave out the user's training items."""
+    """Leave out what the user took, in training, validation and test."""
     candidates: Literal["warm", "cold", "all"] = "warm"
     """Items to choose from. warm: those with interactions, by the full score; cold: those without any; all: both, by the cold
     score."""

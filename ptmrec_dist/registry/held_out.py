@@ -8,8 +8,8 @@ those count that neither version was trained on, with items known to both versio
   of either version;
 - `cold_held_out`: items that both know and neither was trained on, ranked by the cold score among themselves.
 
-A user whom a version was trained on has the vector of that version; any other one is a visitor, whose history is the user's
-training items of the other version, or empty. Both versions thus score as they would in production.
+A user whom a version was trained on has the vector of that version, which reads the user's training items alone even where the
+version knows more; any other one is a visitor, whose history is the user's training items of the other version, or empty.
 
 Legend: U users of the set, B some of them, K items ranked, E their interactions, D width of the scores.
 """
@@ -30,6 +30,7 @@ from ptmrec_dist.data.parquet import read_parquet
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import Scorer
+from ptmrec_dist.serving.taken import read_trained
 from ptmrec_dist.serving.vectors import open_vectors
 
 PHASE = "held_out"
@@ -55,14 +56,13 @@ class _Version:
         self.tables = load_file(folder / "tables.safetensors")
         self.users = _numbered(read_parquet(folder / "users.parquet"))
         self.items = _numbered(read_parquet(folder / "items.parquet", ["item_id", "warm"]))
-        seen = read_parquet(folder / "seen.parquet")
-        taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
-        scoring = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), taken)
+        trained = read_trained(folder)  # what is known besides may be what is held out
+        scoring = open_vectors(folder, self.tables, self.items["warm"].to_numpy(), trained)
         self.vectors, self.score = scoring.users, scoring.score
         self.seen = pl.DataFrame(
             {
-                "user_id": self.users["user_id"].gather(seen["user_index"]),
-                "item_id": self.items["item_id"].gather(seen["item_index"]),
+                "user_id": self.users["user_id"].gather(trained.users),
+                "item_id": self.items["item_id"].gather(trained.items),
             }
         )
 

@@ -28,7 +28,7 @@ class Audience:
     Args:
         vectors: Vectors of users.
         num_users: Number of users U.
-        taken: Training interactions.
+        taken: All known interactions.
         items_ID: Vectors of the full score, float32 [I, D].
         modal_items_ID: Vectors of the cold score, float32 [I, D]; None for a recommender that reads no features.
         warm: Whether an item occurred in training, bool [I].
@@ -57,7 +57,7 @@ class Audience:
         Args:
             items_N: Item indices.
             k: Users per item K.
-            exclude_seen: Leave out the users who took an item in training.
+            exclude_seen: Leave out the users who took an item.
 
         Returns:
             User indices int64 [N, K] and scores float32 [N, K], best first; `NO_ITEM` and -inf where no more are left.

@@ -37,6 +37,7 @@ from ptmrec_dist.serving.observer import Observer
 from ptmrec_dist.serving.packages import compare_packages
 from ptmrec_dist.serving.params import Params, refuse_others
 from ptmrec_dist.serving.tables import FILLER
+from ptmrec_dist.serving.taken import read_known
 from ptmrec_dist.serving.users import Requesters, UserIndex
 from ptmrec_dist.serving.vectors import open_vectors
 
@@ -85,8 +86,7 @@ class ServedModel:
         self.item_ids: pl.Series = items["item_id"]
         self.titles: pl.Series = items["title"]
         warm = items["warm"].to_numpy()
-        seen = read_parquet(folder / "seen.parquet")
-        taken = Interactions(seen["user_index"].to_numpy(), seen["item_index"].to_numpy())
+        taken = read_known(folder)
         self._scoring = open_vectors(folder, self._tables, warm, taken)
         vectors, self._score = self._scoring.users, self._scoring.score
         self._warm = warm

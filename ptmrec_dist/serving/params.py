@@ -20,7 +20,7 @@ class Params:
     top_k: int = 10
     """Items per row, 1 or more."""
     exclude_seen: bool = True
-    """Leave out a user's training items, or the items of a visitor's history."""
+    """Leave out what a user took in any part of the data, or the items of a visitor's history."""
     candidates: Candidates = "warm"
     """Items to choose from. warm: those with interactions, ranked by the full score; cold: those without any, by the cold
     score; all: both, by the cold score; items: those of `items`, by the full score if all of them are warm, else by the

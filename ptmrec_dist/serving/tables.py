@@ -9,7 +9,7 @@
     recommender/         see vectors.py; if vectors of users are computed, or the score is no dot product
     users.parquet        user_id
     items.parquet        item_id, title, warm, and what the catalogue was packed with for filters
-    seen.parquet         user_index, item_index
+    seen.parquet, known.parquet    what users took; see taken.py
     per_user.parquet     part, user_id, and each metric, for the comparison at promotion
     index.faiss          if the model was registered with such an index
     encoder/             backbone, and encoder.safetensors with its tuned weights; if the model scores new items
@@ -43,7 +43,8 @@ from ptmrec_dist.serving.fold_in import fit_fold_in
 from ptmrec_dist.serving.index import FILE_NAME as INDEX_FILE
 from ptmrec_dist.serving.index import write_faiss
 from ptmrec_dist.serving.packages import installed_packages
-from ptmrec_dist.serving.vectors import is_stored, save_recommender
+from ptmrec_dist.serving.taken import read_known, write_taken
+from ptmrec_dist.serving.vectors import is_stored, open_vectors, save_recommender
 from ptmrec_dist.training.evaluate import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun
 
@@ -74,14 +75,14 @@ def write_tables(
     if is_stored(run.recommender):
         _refuse_faiss(run, index)
         save_recommender(folder, run)
-    tables, scorer = _tables_of(run, train)
+    tables = _tables_of(run, train)
     tables |= _fillers(run, modalities)
     _refuse_not_finite(run, tables)
     warm = _warm_items(dataset)
-    baselines = {BEST_SCORE: _best_scores(scorer, train, dataset.num_users, warm)}
-    baselines |= {IMAGE_SIDE: image_sides(dataset)} if "image" in modalities else {}
     save_tensors(folder / "tables.safetensors", tables)
     _write_catalogue(folder, dataset, warm)
+    baselines = {BEST_SCORE: _best_scores(folder, tables, dataset.num_users, warm)}
+    baselines |= {IMAGE_SIDE: image_sides(dataset)} if "image" in modalities else {}
     _per_user(run).write_parquet(folder / PER_USER_FILE)
     if index == "faiss":
         write_faiss(folder / INDEX_FILE, tables["items"][torch.from_numpy(warm)])
@@ -103,13 +104,12 @@ def _warm_items(dataset: Dataset) -> np.ndarray:
 
 
 def _write_catalogue(folder: Path, dataset: Dataset, warm: np.ndarray) -> None:
-    """Write the ids of users, what is known of items, and what each user has interacted with in training."""
+    """Write the ids of users, what is known of items, and what each user took."""
     pl.DataFrame({"user_id": dataset.user_ids}).write_parquet(folder / "users.parquet")
     items = {"item_id": dataset.item_ids, "title": dataset.titles, "warm": warm}
     attributes = dataset.attributes.rename(lambda name: ATTRIBUTE + name)
     pl.DataFrame(items).hstack(attributes.get_columns()).write_parquet(folder / "items.parquet")
-    train = dataset.interactions("train")
-    pl.DataFrame({"user_index": train.users, "item_index": train.items}).write_parquet(folder / "seen.parquet")
+    write_taken(folder, dataset)
 
 
 def _per_user(run: FinishedRun) -> pl.DataFrame:
@@ -124,7 +124,7 @@ def _per_user(run: FinishedRun) -> pl.DataFrame:
 
 
 @torch.no_grad()
-def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor], Scorer]:
+def _tables_of(run: FinishedRun, train: Interactions) -> dict[str, Tensor]:
     recommender, features = run.recommender, run.features
     scorer = scorer_of(recommender, features, recent_items(recommender, run.dataset, ("train",), torch.device("cpu")))
     tables = {"items": scorer.items.detach()}  # of an ID-only recommender they may be its parameter itself
@@ -141,7 +141,7 @@ def _tables_of(run: FinishedRun, train: Interactions) -> tuple[dict[str, Tensor]
             "fold_in.weight": fitted.weight_DT,
             "fold_in.bias": fitted.bias_T,
         }
-    return tables, scorer
+    return tables
 
 
 def _fillers(run: FinishedRun, modalities: Sequence[str]) -> dict[str, Tensor]:
@@ -150,10 +150,13 @@ def _fillers(run: FinishedRun, modalities: Sequence[str]) -> dict[str, Tensor]:
     return {FILLER + name: run.features[name][items[0]].clone() for name, items in lacking.items() if len(items)}
 
 
-def _best_scores(scorer: Scorer, train: Interactions, num_users: int, warm: np.ndarray) -> Baseline | None:
-    """Best score of evenly chosen users, in buckets between its deciles."""
+def _best_scores(folder: Path, tables: Mapping[str, Tensor], num_users: int, warm: np.ndarray) -> Baseline | None:
+    """Best score of evenly chosen users as they will be served, in buckets between its deciles."""
+    known = read_known(folder)
+    scoring = open_vectors(folder, tables, warm, known)
+    scorer = Scorer(scoring.users.known, tables["items"], scoring.score)
     users = np.unique(np.linspace(0, num_users - 1, min(num_users, _USERS_OF_SCORES)).astype(np.int64))
-    seen = Histories(train, num_users, len(warm))
+    seen = Histories(known, num_users, len(warm))
     scores = top_items(scorer, users, seen, 1, np.flatnonzero(warm))[1][:, 0].numpy()
     found = scores[np.isfinite(scores)]
     return Baseline.of(found.tolist(), np.quantile(found, np.linspace(0.1, 0.9, 9)).tolist()) if len(found) else None

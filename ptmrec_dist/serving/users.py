@@ -45,7 +45,7 @@ class UserIndex:
         vectors: Vectors of users and visitors.
         user_ids: User ids by user index.
         item_ids: Item ids by item index.
-        seen: Training interactions.
+        seen: All known interactions of these users.
         limits: Limits of a request.
     """
 

@@ -29,6 +29,7 @@ from ptmrec_dist.recommenders import build_recommender, recorded_config
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.serving.fold_in import FoldIn
+from ptmrec_dist.serving.taken import read_trained
 from ptmrec_dist.training.finished_run import FinishedRun
 
 _FOLDER = "recommender"
@@ -101,17 +102,19 @@ class ComputedVectors:
     Args:
         recommender: The recommender, in evaluation mode.
         tables: What its `tables` returned when it was registered.
-        seen: Training interactions, in time order.
-        usable: Items that histories may contain, bool [I].
+        taken: The users' interactions, in time order.
+        usable: Items that histories may contain, bool [I]; others are left out.
     """
 
-    def __init__(self, recommender: Recommender, tables: Tables, seen: Interactions, usable: np.ndarray) -> None:
+    def __init__(self, recommender: Recommender, tables: Tables, taken: Interactions, usable: np.ndarray) -> None:
         self._recommender, self._tables, self.usable = recommender, tables, usable
-        recent = RecentItems(seen, int(seen.users.max()) + 1, recommender.history_length)
+        read_E = usable[taken.items]
+        readable = Interactions(taken.users[read_E], taken.items[read_E])
+        recent = RecentItems(readable, int(taken.users.max()) + 1, recommender.history_length)
         self._known = user_vectors(recommender, tables, recent, torch.device("cpu"))
 
     def known(self, users_B: np.ndarray) -> Tensor:
-        """Compute vectors from the users' training interactions; see `UserVectors`."""
+        """Compute vectors from the users' interactions; see `UserVectors`."""
         return self._known(users_B)
 
     @torch.no_grad()
@@ -201,14 +204,14 @@ def _described(folder: Path) -> dict[str, Any]:
     return described
 
 
-def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, seen: Interactions) -> Scoring:
+def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, taken: Interactions) -> Scoring:
     """Open what a registered model scores with.
 
     Args:
         folder: Folder of the served model.
         tensors: Its tables.
         warm: Whether an item occurred in training, bool [I].
-        seen: Training interactions, in time order.
+        taken: Interactions that are the users' histories, in time order; those of users with vectors of their own are not read.
 
     Returns:
         All of it.
@@ -219,11 +222,11 @@ def open_vectors(folder: Path, tensors: Mapping[str, Tensor], warm: np.ndarray, 
             return torch.cat([*features.values()], dim=1) @ tensors["projection"] + tensors["projection_bias"]
 
         return Scoring(StoredVectors(tensors, warm), projected)
-    recommender, tables = load_recommender(folder, seen)
+    recommender, tables = load_recommender(folder, read_trained(folder))
     score = recommender.score if recommender.has_own_score else dot_product
     if not recommender.history_length:
         return Scoring(StoredVectors(tensors, warm), recommender.cold_items, score, recommender)
     # Items that were added later have no vectors in its tables.
     usable = np.arange(len(warm)) < _described(folder)["num_items"] if recommender.reads_cold_items else warm
-    computed = ComputedVectors(recommender, tables, seen, usable)
+    computed = ComputedVectors(recommender, tables, taken, usable)
     return Scoring(computed, recommender.cold_items, score, recommender)

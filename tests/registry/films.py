@@ -149,9 +149,10 @@ def expected_list(run: FinishedRun, scores: torch.Tensor, user: int, allowed: se
     return [run.dataset.item_ids[item] for item in ranked[:top_k]]
 
 
-def seen_items(run: FinishedRun, user: int) -> set[int]:
-    train = run.dataset.interactions("train")
-    return {int(item) for other, item in zip(train.users, train.items) if other == user}
+def seen_items(run: FinishedRun, user: int, *parts: str) -> set[int]:
+    """What a user took in some parts of the data, by default in all."""
+    taken = run.dataset.sequences(*(parts or run.dataset.parts))
+    return {int(item) for other, item in zip(taken.users, taken.items) if other == user}
 
 
 def lists_of(answer: pd.DataFrame) -> list[list[str]]:

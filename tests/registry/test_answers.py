@@ -262,7 +262,9 @@ def reference_fold_in(run: FinishedRun, history: list[int]) -> torch.Tensor:
     def inputs_of(taken: list[int], table: torch.Tensor) -> torch.Tensor:
         return sum(table[item] - centre for item in taken) / (len(taken) + PRIOR)
 
-    inputs = torch.stack([inputs_of(sorted(seen_items(run, user)), items) for user in range(len(users))]).double()
+    inputs = torch.stack(
+        [inputs_of(sorted(seen_items(run, user, "train")), items) for user in range(len(users))]
+    ).double()
     spread = inputs - inputs.mean(dim=0)
     strength = PENALTY * spread.square().sum() / inputs.shape[1]
     rows = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
