@@ -159,8 +159,8 @@ def run_command(command: str, settings: Mapping[str, Any]) -> None:
 
     Args:
         command: Name of the command: `pack`, `features`, `stage1`, ...
-        settings: Values by the keys of its YAML file, nested (`{"model": {"dim": 64}}`) or dotted (`{"model.dim": 64}`); what is
-            left out has its default.
+        settings: Values by the keys of its YAML file, nested (`{"model": {"dim": 64}}`) or dotted (`{"model.dim": 64}`); what
+            is left out has its default.
 
     Raises:
         UserError: An unknown command or key, a value that is refused, or any mistake in the input.
@@ -171,7 +171,7 @@ def run_command(command: str, settings: Mapping[str, Any]) -> None:
     """
     if command not in COMMANDS:
         raise UserError(_unknown(command))
-    found = config.from_plain(COMMANDS[command].settings, config.nested(settings))
+    found: Any = config.from_plain(COMMANDS[command].settings, config.nested(settings))
     _function(COMMANDS[command].function)(with_local_copies(found))
 
 

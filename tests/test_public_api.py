@@ -41,7 +41,9 @@ def test_the_examples_of_the_api_page_train_a_run_and_score_all_items(
 ) -> None:
     write_source(tmp_path, num_items=60, num_users=40)
     monkeypatch.chdir(tmp_path)
-    training, scoring = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), flags=re.DOTALL)
+    training, scoring = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), flags=re.DOTALL
+    )
     names: dict[str, Any] = {}
     exec(training, names)
     capsys.readouterr()
