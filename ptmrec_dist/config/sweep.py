@@ -1,6 +1,6 @@
-"""Settings of `ptmrec sweep`: hyper-parameter search over stage 2."""
+"""Settings of `ptmrec sweep`: hyper-parameter search over stage 1 or stage 2."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,29 +22,37 @@ class AshaConfig:
 
     enabled: bool = True
     """Stop trials early; otherwise each trains to its end."""
-    grace: int = 1
-    """Epochs that every trial trains, the first rung."""
+    grace: int | None = None
+    """Epochs that every trial trains, the first rung; by default 1 in stage 2, and 10 in stage 1, whose epochs are shorter and
+    whose recommenders may stay at chance level for hundreds of steps."""
     reduction: int = 3
     """Reduction factor R: at each rung one of R trials continues, and each rung is R times as many epochs as the last."""
 
     def __post_init__(self) -> None:
-        require(self.grace >= 1, "asha.grace", self.grace, "1 or more epochs")
+        require(self.grace is None or self.grace >= 1, "asha.grace", self.grace, "1 or more epochs")
         require(self.reduction >= 2, "asha.reduction", self.reduction, "2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(ReadsRun):
-    """Search settings of stage 2 on a Ray cluster by the validation metric, and train the winner over seeds."""
+    """Search settings of stage 1 or stage 2 on a Ray cluster by the validation metric, and train the winner over seeds."""
 
-    stage1: Path
-    """Run folder of stage 1 that every trial starts from."""
+    stage1: Path | None = None
+    """Search stage 2: run folder of stage 1 that every trial starts from."""
     out: Path
     """Folder of the sweep, on a file system shared by all nodes. Started again with the same settings, it resumes."""
     space: dict[str, dict[str, Any]]
-    """Dotted key of stage 2 (`optim.encoder_lr`) to the distribution to sample: `{choice: [..]}`, or, with both ends included,
-    `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
+    """Dotted key of a trial's settings (`optim.encoder_lr`) to the distribution to sample: `{choice: [..]}`, or, with both ends
+    included, `{uniform: [low, high]}`, `{loguniform: [low, high]}`, `{randint: [low, high]}`, `{lograndint: [low, high]}`."""
     stage2: dict[str, Any] = field(default_factory=dict)
-    """Settings of `ptmrec stage2` that are the same in all trials."""
+    """Settings of `ptmrec stage2` that are the same in all trials, with `stage1`."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Search stage 1, instead of `stage1`: settings of `ptmrec stage1` that are the same in all trials (`shards`, `features`,
+    `recommender`, `model`, `epochs`)."""
+    shards: Path | None = None
+    """Packed data set: with `stage1` that of the run, if it was moved; with `train` the one to train on, in its place."""
+    features: Path | None = None
+    """Frozen features, likewise."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna: tree-structured Parzen estimator; random; grid: every combination of the choices."""
     trials: int | None = None
@@ -76,6 +84,12 @@ class SweepConfig(ReadsRun):
     """Tracking; each trial is a child of the sweep's run."""
 
     def __post_init__(self) -> None:
+        for name in ("space", "stage2", "train"):
+            for key in getattr(self, name):
+                require(isinstance(key, str), name, key, "names of settings as keys")
+        self._check_stage()
+        if self.asha.grace is None:
+            object.__setattr__(self, "asha", replace(self.asha, grace=10 if self.train else 1))
         require(len(self.space) > 0, "space", self.space, "one key or more")
         require(self.trials is None or self.trials >= 1, "trials", self.trials, "1 or more")
         grid = self.search == "grid"
@@ -94,3 +108,15 @@ class SweepConfig(ReadsRun):
         require(
             not self.name or len(seeds) > 0, "name", self.name, "winner_seeds: without any there is nothing to register"
         )
+
+    def _check_stage(self) -> None:
+        """Either stage 1 is searched or stage 2."""
+        one = "either stage1, a run of stage 1, to search stage 2, or train, settings of stage 1, to search those"
+        require(self.stage1 is not None or bool(self.train), "stage1", self.stage1, one)
+        require(self.stage1 is None or not self.train, "train", self.train, f"{one}, not both")
+        for name in ("stage2", "encoder", "image_encoder", "text_encoder"):
+            value = getattr(self, name)
+            require(not (self.train and value), name, value, "none with train, by which stage 1 alone is searched")
+        for name in ("shards", "features"):
+            value = getattr(self, name)
+            require(not (value and name in self.train), name, value, f"none with train.{name}, which names them, too")

@@ -94,7 +94,7 @@ def entry_of(table: Mapping[str, Row], setting: str, name: str) -> Row:
     Raises:
         UserError: An unknown name.
     """
-    require(name in table, setting, name, f"one of {', '.join(table)}")
+    require(isinstance(name, str) and name in table, setting, name, f"one of {', '.join(table)}")
     return table[name]
 
 

@@ -37,8 +37,9 @@ def as_declared(settings: type, values: Mapping[str, Any], prefix: str = "") -> 
         elif nested is not None and isinstance(value, Mapping):
             found[name] = as_declared(nested, value, f"{prefix}{name}.")
         elif nested is not None and not isinstance(value, str | None):
-            names = ", ".join(item.name for item in fields(nested)[:3])
-            raise UserError(f"{prefix}{name}: got {value!r}, expected settings by name ({names}, …)")
+            names = "".join(f"{item.name}, " for item in fields(nested)[:3])
+            like = f" ({names}…)" if names else ""
+            raise UserError(f"{prefix}{name}: got {value!r}, expected settings by name{like}")
         elif get_origin(declared) is tuple:
             found[name] = _as_list(value, get_args(declared)[0], f"{prefix}{name}")
         elif declared in _TEXTS or {*get_args(declared)} in [{kind, type(None)} for kind in _TEXTS]:

@@ -1,5 +1,6 @@
-"""`ptmrec sweep`: search settings of stage 2 on a Ray cluster, then train the winner over seeds.
+"""`ptmrec sweep`: search settings of stage 1 or stage 2 on a Ray cluster, then train the winner over seeds.
 
+ptmrec sweep --config ray_configs/search-stage1.yaml
 ptmrec sweep --config ray_configs/search-prompt.yaml
 ray job submit --working-dir . -- python launchers/sweep.py --config ray_configs/search-prompt.yaml
 """
@@ -15,22 +16,20 @@ from typing import Any
 
 import yaml
 
-from ptmrec_dist.config import Stage2Config, SweepConfig, from_plain, plain_settings
+from ptmrec_dist.config import SweepConfig, plain_settings
 from ptmrec_dist.distributed.cluster import connected, remove_group, resources_of_rank, room_for
 from ptmrec_dist.errors import Fault, UserError
-from ptmrec_dist.evaluation.metrics import selecting_part
 from ptmrec_dist.files import read_yaml, write_atomically
 from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.progress import Progress
 from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
+from ptmrec_dist.sweep.stages import STAGES, Common, command_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
 from ptmrec_dist.tracking import Tracker, has_tracked_run
-from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.run_folder import CHECKPOINTS, PATHS, changed_settings, flatten
-from ptmrec_dist.training.tune import check_start
 
 # Settings that may differ when a sweep is resumed: where, how fast and how long it runs, and what is done with the winner.
 _INCIDENTAL = {
@@ -49,28 +48,27 @@ def run_sweep(config: SweepConfig) -> None:
         config: Settings.
 
     Raises:
-        UserError: A searched key or value that stage 2 refuses, a trial larger than the cluster, a folder with another
+        UserError: A searched key or value that a trial would refuse, a trial larger than the cluster, a folder with another
             sweep or none to resume: all before any trial starts. No trial with an evaluation.
         Fault: Trials or runs of the winner that did not end.
         KeyboardInterrupt: The user stopped it; the same command resumes it.
     """
     space = read_space(config)
-    start = load_run(config.stage1, config, with_test=False, name="stage1")
-    settings = _check(config, space, start)
-    part = selecting_part(start.dataset.parts, settings.select_on)
+    common = STAGES[command_of(config)].check(config, check_space(config, space))
+    _check_folder(config, common.inputs)
     with connected(config.ray):
         for note in (config.out / "logs").glob(f"*{GROUP_FILE}"):  # left by a killed driver
             remove_group(note)
         concurrent = room_for(config.ranks, config.ray)
-        sweep = Sweep(config, space, part, settings, min(concurrent, config.concurrent or concurrent))
-        write_inputs(_made(config.out), start.record.inputs)
+        sweep = Sweep(config, space, common, min(concurrent, config.concurrent or concurrent))
+        write_inputs(_made(config.out), common.inputs)
         write_atomically(config.out / "sweep.yaml", yaml.safe_dump(plain_settings(config), sort_keys=False))
         with Tracker.start(
             config.tracking,
             name=config.out.name,
             params=flatten(plain_settings(config) | {"space": json.dumps(config.space)}),
-            tags={"stage": "sweep", "data": start.dataset.fingerprint, "started_from": start.record.fingerprint},
-            parent=start.record.mlflow_run,
+            tags={"stage": "sweep", **common.tags},
+            parent=common.parent,
             folder=config.out,
         ) as tracker:
             sweep.search(tracker)
@@ -84,21 +82,14 @@ class Sweep:
     Args:
         config: Settings.
         space: Search space.
-        part: Deciding part of the data.
-        settings: Settings that all trials have in common.
+        common: What all trials have in common.
         concurrent: Trials at a time.
     """
 
-    def __init__(self, config: SweepConfig, space: Space, part: str, settings: Stage2Config, concurrent: int) -> None:
-        self.config, self.space, self.part, self.epochs, self.concurrent = (
-            config,
-            space,
-            part,
-            settings.epochs,
-            concurrent,
-        )
+    def __init__(self, config: SweepConfig, space: Space, common: Common, concurrent: int) -> None:
+        self.config, self.space, self.common, self.concurrent = config, space, common, concurrent
         self.out = config.out.resolve()
-        self.book = TrialBook(self.out, part, settings.keep)
+        self.book = TrialBook(self.out, common.part, common.keep)
         self.scratch = self.out / "ray"
         shutil.rmtree(self.scratch, ignore_errors=True)  # Ray's own files are never read back
 
@@ -127,7 +118,7 @@ class Sweep:
             bar.total = search.left
             bar.refresh()
             if search.left:
-                scheduler = make_scheduler(self.config, self.epochs, self.book)
+                scheduler = make_scheduler(self.config, self.common.epochs, self.book)
                 self._run({}, "search", num_samples=-1, search_alg=search, scheduler=scheduler)
         trials = self.book.read()
         if any(trial.state == "open" for trial in trials):
@@ -162,12 +153,14 @@ class Sweep:
         tracker.metrics({f"best.{self.book.metric}": best.value or 0.0, "best.trial": best.number}, len(trials))
         tracker.artifacts([self.out / "best.yaml", self.out / "trials.csv", self.out / "sweep.yaml", *figures])
         if self.config.winner_seeds:
-            winner = Winner(self.config, settings, self.out, self.part)
+            winner = Winner(self.config, settings, self.out, self.common.part)
             self._run_all(winner.jobs(self._job(tracker.run_id)))
             winner.report(tracker)
 
     def _job_of(self, parent: str | None) -> Callable[[Trial], dict[str, Any]]:
-        job = self._job(parent)
+        from ptmrec_dist.sweep.search import rungs_of
+
+        job = self._job(parent) | {"rungs": rungs_of(self.config, self.common.epochs)}
 
         def of(trial: Trial) -> dict[str, Any]:
             run = self.book.run(trial)
@@ -181,7 +174,10 @@ class Sweep:
         """Settings that all runs on the cluster have in common."""
         ours = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "PTMREC_"))}
         return {
-            "part": self.part,
+            "command": command_of(self.config),
+            "part": self.common.part,
+            "keep": self.common.keep,
+            "rungs": [],
             "ranks": self.config.ranks,
             "resources": resources_of_rank(self.config.ray),
             "placement": self.config.ray.placement,
@@ -241,23 +237,22 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _check(config: SweepConfig, space: Space, start: FinishedRun) -> Stage2Config:
-    """Refuse up front what a trial would refuse; returns the settings of one trial."""
+def _check_folder(config: SweepConfig, inputs: dict[str, str]) -> None:
+    """Refuse a folder of another sweep or of something else, and inputs that changed since the sweep was started."""
     before = config.out / "sweep.yaml"
     if before.is_file():
-        old, new = (
-            {name: value for name, value in settings.items() if name not in _INCIDENTAL}
-            for settings in (read_yaml(before, "out"), plain_settings(config))
-        )
+        old, new = (_deciding(settings) for settings in (read_yaml(before, "out"), plain_settings(config)))
         if changed := changed_settings(old, new):
             what = ", ".join(changed.values())
             raise UserError(f"out: {config.out} holds a sweep with other settings ({what}); choose another --out")
-        check_inputs(config.out, start.record.inputs)
+        check_inputs(config.out, inputs)
     elif config.resume:
         raise UserError(f"resume: {config.out} holds no sweep to resume; leave --resume out to start one")
     elif is_foreign(config.out):
         raise UserError(f"out: {config.out} exists and holds no sweep; choose another --out")
-    found = {str((one.tuning, one.select_on)): one for one in check_space(config, space)}
-    for settings in found.values():
-        check_start(settings, start)  # the encoder refuses methods that its towers do not support
-    return from_plain(Stage2Config, settings_of(config, {}, out="trial"))
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that must be the same when a sweep is resumed."""
+    train = {name: value for name, value in (settings.get("train") or {}).items() if name not in PATHS}
+    return {name: value for name, value in settings.items() if name not in _INCIDENTAL} | {"train": train}

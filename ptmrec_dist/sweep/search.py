@@ -124,6 +124,24 @@ class SweepSearch(Searcher):
         """
 
 
+def rungs_of(config: SweepConfig, epochs: int) -> list[int]:
+    """List the rungs of ASHA.
+
+    Args:
+        config: Settings of the sweep.
+        epochs: Maximum number of epochs of a trial.
+
+    Returns:
+        Epochs after which trials are compared, ascending: none where all train to their end.
+    """
+    rungs, rung = [], config.asha.grace
+    assert rung is not None  # SweepConfig chose one
+    while config.asha.enabled and rung < epochs:
+        rungs.append(rung)
+        rung *= config.asha.reduction
+    return rungs
+
+
 def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialScheduler:
     """Make the scheduler that stops trials early, with the results of ended trials replayed.
 
@@ -135,14 +153,15 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
     Returns:
         The scheduler.
     """
-    if not config.asha.enabled or epochs <= config.asha.grace:
+    rungs = rungs_of(config, epochs)
+    if not rungs:
         return FIFOScheduler()
     asha = ASHAScheduler(
         time_attr="epoch",
         metric=SELECT,
         mode="max",
         max_t=epochs - 1,  # a trial that has trained to the end is not stopped
-        grace_period=config.asha.grace,
+        grace_period=rungs[0],
         reduction_factor=config.asha.reduction,
         stop_last_trials=False,
     )
@@ -156,7 +175,7 @@ def make_scheduler(config: SweepConfig, epochs: int, book: TrialBook) -> TrialSc
 
 
 def refusal(run: Path) -> str:
-    """Read why stage 2 refused to continue a run: a user's mistake, or a loss that is not finite.
+    """Read why a run was refused or stopped: a user's mistake, or a loss that is not finite.
 
     Args:
         run: Run folder.

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import (
@@ -12,19 +13,14 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ptmrec_dist.config import (
-    Stage2Config,
-    SweepConfig,
-    from_plain,
-    merged,
-    nested,
-    require_used,
-    used_settings,
-)
+from ptmrec_dist.config import SweepConfig, from_plain, merged, nested
 from ptmrec_dist.errors import UserError, on_one_line
+from ptmrec_dist.storage import is_url
+from ptmrec_dist.sweep.stages import STAGES, Stage, command_of
+from ptmrec_dist.training.run_folder import PATHS
 
 Space = dict[str, BaseDistribution]
-"""Dotted key of stage 2 to the distribution that it is sampled from."""
+"""Dotted key of what a trial trains to the distribution that it is sampled from."""
 
 Point = dict[str, Any]
 """Dotted key to value: the hyper-parameters of one trial."""
@@ -35,9 +31,6 @@ _RANGES: dict[str, Any] = {
     "randint": (IntDistribution, {}),
     "lograndint": (IntDistribution, {"log": True}),
 }
-_INPUTS = ("shards", "features", "encoder", "image_encoder", "text_encoder")
-# The sweep sets these itself: they determine where a trial starts and writes, and what its result is.
-_FIXED = {*_INPUTS, "stage1", "out", "device", "tracking", "select_on", "keep", "epochs"}
 
 
 def read_space(config: SweepConfig) -> Space:
@@ -74,7 +67,7 @@ def grid_points(space: Space) -> list[Point]:
 
 
 def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, Any]:
-    """Assemble the settings of stage 2 at a point.
+    """Assemble the settings of a trial at a point.
 
     Args:
         config: Settings of the sweep.
@@ -83,16 +76,18 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
 
     Returns:
         Nested plain settings, every path absolute.
+
+    Raises:
+        UserError: An unknown recommender.
     """
-    own: dict[str, Any] = {"stage1": str(config.stage1.resolve()), "device": config.device}
-    for name in _INPUTS:
-        if getattr(config, name) is not None:
-            own[name] = str(getattr(config, name).resolve())
-    return used_settings(merged(merged(merged(own, config.stage2), nested(point)), fixed))
+    stage = STAGES[command_of(config)]
+    plain = merged(nested(getattr(config, stage.option)), nested(point))
+    absolute = {name: _absolute(plain[name]) for name in PATHS & plain.keys() if isinstance(plain[name], str)}
+    return stage.used(config, merged(plain | absolute | stage.given(config), fixed))
 
 
-def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
-    """Check every choice and both ends of every range with the parser of stage 2.
+def check_space(config: SweepConfig, space: Space) -> list[Any]:
+    """Check every choice and both ends of every range with the parser of what a trial trains.
 
     Args:
         config: Settings of the sweep.
@@ -102,33 +97,41 @@ def check_space(config: SweepConfig, space: Space) -> list[Stage2Config]:
         The parsed settings, each with one searched key changed.
 
     Raises:
-        UserError: A key that stage 2 lacks or the sweep sets itself, or a value that stage 2 refuses.
+        UserError: A key that the command lacks or the sweep sets itself, or a value that the command refuses.
     """
+    stage = STAGES[command_of(config)]
     for key in config.space:
-        if key.split(".")[0] in _FIXED:
+        name = key.split(".")[0]
+        if name in stage.decided:
             raise UserError(f"space.{key}: the sweep itself decides on it, it cannot be searched")
-    for key in config.stage2:
-        if key in _FIXED - {"epochs", "select_on", "keep"}:
-            raise UserError(f"stage2.{key}: the sweep itself decides on it; leave it out")
-    points = list(_checked(config, space))
-    require_used((key.split(".")[0] for key in (*space, *config.stage2)), {point.tuning.method for point in points})
-    return points
+        if name in stage.shared:
+            raise UserError(f"space.{key}: cannot be searched, expected one value for all trials: {stage.option}.{key}")
+    for key in getattr(config, stage.option):
+        if key.split(".")[0] in stage.decided:
+            raise UserError(f"{stage.option}.{key}: the sweep itself decides on it; leave it out")
+    return [_parsed(config, stage, first | change, change) for first, change in _changes(space, stage.chooser)]
 
 
-def _checked(config: SweepConfig, space: Space) -> Iterator[Stage2Config]:
+def _changes(space: Space, chooser: str) -> Iterator[tuple[Point, Point]]:
+    """A point, and what is changed of it: each candidate of each key, beside each choice that has settings of its own."""
     first = {key: _candidates(distribution)[0] for key, distribution in space.items()}
+    choices = _candidates(space[chooser]) if chooser in space else []
     for key, distribution in space.items():
-        for value in _candidates(distribution):
-            plain = settings_of(config, first | {key: value}, out="trial")
-            try:
-                settings = from_plain(Stage2Config, plain)
-            except UserError as error:
-                raise UserError(f"space or stage2, with {key} = {value!r}: {error}") from error
-            if settings.batch_size % config.ranks:
-                raise UserError(
-                    f"batch_size: got {settings.batch_size}, expected a multiple of the {config.ranks} ranks of a trial"
-                )
-            yield settings
+        beside = [{chooser: choice} for choice in choices if key != chooser] or [{}]
+        for value, other in itertools.product(_candidates(distribution), beside):
+            yield first, other | {key: value}
+
+
+def _parsed(config: SweepConfig, stage: Stage, point: Point, changed: Mapping[str, Any]) -> Any:
+    try:
+        return from_plain(stage.settings, settings_of(config, point, out="trial"))
+    except UserError as error:
+        values = ", ".join(f"{key} = {value!r}" for key, value in changed.items())
+        raise UserError(f"space or {stage.option}, with {values}: {error}") from error
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(Path(path)) else str(Path(path).resolve())
 
 
 def _candidates(distribution: BaseDistribution) -> list[Any]:

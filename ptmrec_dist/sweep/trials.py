@@ -1,7 +1,7 @@
 """Records of a sweep's trials: readable files in its folder, from which a killed sweep is resumed.
 
 trials/0007.json   hyper-parameters of the trial, and once it has ended its state and result
-trials/0007/       its run folder, as of `ptmrec stage2` but without anything of the test split
+trials/0007/       its run folder, as of `ptmrec stage1` or `ptmrec stage2` but without anything of the test split
 logs/0007-0.log    output of its rank 0
 """
 

@@ -15,18 +15,18 @@ from ptmrec_dist.config import RegisterConfig, SweepConfig, merged
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.evaluation.tables import mean_of_seeds
 from ptmrec_dist.files import read_json, write_atomically
+from ptmrec_dist.sweep.stages import STAGES, command_of
 from ptmrec_dist.sweep.trials import Trial
 from ptmrec_dist.tracking import Tracker
-from ptmrec_dist.training.refit import REFIT_FOLDER
 from ptmrec_dist.training.run_folder import flatten
 
 
 class Winner:
-    """Runs of stage 2 with the best settings, one per seed; where the settings ask for a refit, what counts is the refit.
+    """Runs with the best settings, one per seed; where the settings ask for a refit, what counts is the refit.
 
     Args:
         config: Settings of the sweep.
-        settings: The best plain settings of stage 2.
+        settings: The best plain settings.
         out: Folder of the sweep.
         part: Deciding part of the data.
     """
@@ -34,8 +34,8 @@ class Winner:
     def __init__(self, config: SweepConfig, settings: dict[str, Any], out: Path, part: str) -> None:
         self.config, self.settings, self.out, self.part = config, settings, out, part
         self.runs = {seed: out / "winner" / f"seed-{seed}" for seed in config.winner_seeds}
-        refits = bool(settings.get("refit"))
-        self.results = {seed: run / REFIT_FOLDER if refits else run for seed, run in self.runs.items()}
+        stage = STAGES[command_of(config)]
+        self.results = {seed: stage.result(settings, run) for seed, run in self.runs.items()}
 
     def jobs(self, common: dict[str, Any]) -> list[dict[str, Any]]:
         """List the jobs that are left.

@@ -1,13 +1,10 @@
-"""Jobs on the cluster: one run of stage 2 on several DeepSpeed workers, started and restarted by Ray Train."""
+"""Jobs on the cluster: one training run on several DeepSpeed workers, started and restarted by Ray Train."""
 
 import os
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ptmrec_dist.config import Stage2Config
+from typing import Any
 
 GROUP_FILE = ".placement_group"
 """Suffix to a job's `log`: the file that records its placement group."""
@@ -24,8 +21,9 @@ def train_on_ranks(config: dict[str, Any]) -> None:
     """Run a job, as a trial of Ray Tune.
 
     Args:
-        config: `job`: `settings` of stage 2 (plain), `with_test`, deciding `part`, `ranks`, `resources` of a rank,
-            `placement`, `max_failures`, `scratch` of Ray, `log` (path without rank), `folder` to run in, `environment`.
+        config: `job`: `command` and its `settings` (plain), `with_test`, deciding `part`, which epoch to `keep`, `rungs`
+            after which to report, `ranks`, `resources` of a rank, `placement`, `max_failures`, `scratch` of Ray, `log` (path
+            without rank), `folder` to run in, `environment`.
     """
     job = config["job"]
     for name, value in _RAY_TRAIN.items():
@@ -72,15 +70,13 @@ def train_rank(job: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    from ptmrec_dist.config import Stage2Config, from_plain
+    from ptmrec_dist.config import from_plain
     from ptmrec_dist.distributed.cluster import record_group
     from ptmrec_dist.errors import UserError
-    from ptmrec_dist.training.finished_run import load_run
-    from ptmrec_dist.training.refit import refit_if_asked
-    from ptmrec_dist.training.stage2 import tune_from
+    from ptmrec_dist.sweep.stages import STAGES
 
-    settings = from_plain(Stage2Config, job["settings"])
-    report = _reporter(settings, job["part"])
+    stage = STAGES[job["command"]]
+    settings: Any = from_plain(stage.settings, job["settings"])
     context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
     rank = context.get_world_rank()
     log = Path(f"{job['log']}-{rank}.log")
@@ -90,26 +86,31 @@ def train_rank(job: dict[str, Any]) -> None:
     with log.open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
         print(f"rank {rank} of {context.get_world_size()} on node {node[:12]}")
         try:
-            tune_from(settings, load_run(settings.stage1, settings, job["with_test"]), report)
-            if job["with_test"]:  # trials are compared by stage 2 itself
-                refit_if_asked(settings)
+            stage.train(settings, job["with_test"], _reporter(job))
         except UserError as error:  # raised by all ranks, and again in every attempt
             print(f"error: {error}")
             if rank == 0:
                 Path(f"{job['settings']['out']}.refused").write_text(str(error))
 
 
-def _reporter(settings: "Stage2Config", part: str) -> Callable[[dict[str, Any]], None]:
-    """Make the function that tells Ray Tune, after each evaluation, the result that the run would have if it ended there."""
+def _reporter(job: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Make the function that tells Ray Tune the result that the run would have if it ended there.
+
+    Only at the first evaluation after each rung, where it is decided whether the run goes on: Ray takes one report per
+    health check, and a fast run would wait for that in every epoch.
+    """
     import ray.train
 
     from ptmrec_dist.evaluation.metrics import SELECT
     from ptmrec_dist.training.early_stopping import EarlyStopping
 
-    stopping = EarlyStopping(settings.patience, settings.keep)
+    stopping, rungs = EarlyStopping(patience=1, keep=job["keep"]), list(job["rungs"])
 
     def report(line: dict[str, Any]) -> None:
-        stopping.update(line[f"{part}.{SELECT}"], line["epoch"])
-        ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
+        stopping.update(line[f"{job['part']}.{SELECT}"], line["epoch"])
+        left = [rung for rung in rungs if rung > line["epoch"]]
+        if left != rungs:
+            rungs[:] = left
+            ray.train.report({"epoch": line["epoch"], SELECT: stopping.kept})
 
     return report

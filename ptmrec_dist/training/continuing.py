@@ -140,7 +140,7 @@ class PreviousRun:
 
     def _open_data(self) -> Dataset:
         try:
-            return open_data_of(self._folder, self._record)
+            return open_data_of(self._folder, self._record, with_test=False)
         except UserError as error:
             raise UserError(
                 f"from_shards: the ids of users and items are read from the data set that {self._folder} was trained on; give "

@@ -21,6 +21,8 @@ from ptmrec_dist.training.session import Session
 
 MOST_USERS = 100_000
 """Users that are evaluated between epochs, at most."""
+DECIDING_PART = "validation"
+"""Part whose metric decides which epoch is kept."""
 
 
 class RankingEvaluation:
@@ -55,8 +57,8 @@ class RankingEvaluation:
             return self.evaluator(recommender, features, self.world)
 
     def deciding_part(self, metrics: Metrics) -> str:
-        """Return `validation`."""
-        return "validation"
+        """Return the part of known items, whatever else was evaluated."""
+        return DECIDING_PART
 
     def keep(self) -> None:
         """Write the average of the weights."""

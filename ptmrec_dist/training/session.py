@@ -19,7 +19,7 @@ from ptmrec_dist.training.records import ENCODER_FILE, RECOMMENDER_FILE, RunReco
 from ptmrec_dist.training.run_folder import CHECKPOINTS, RunFolder, flatten
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value."""
+"""Takes an evaluation: `epoch`, `loss/…` and `PART.METRIC` to value; also those that an interrupted run had made before."""
 
 _LOGGED = ("config.yaml", "run.json", "metrics.json", "history.jsonl", RECOMMENDER_FILE, ENCODER_FILE)
 

@@ -10,7 +10,7 @@ part of the rows: N ranks train as one process would on the same batches. With `
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -41,7 +41,7 @@ from ptmrec_dist.training.ranking_evaluation import RankingEvaluation
 from ptmrec_dist.training.records import RunRecord
 from ptmrec_dist.training.run_folder import RunFolder
 from ptmrec_dist.training.sequence_batches import SequenceBatches, require_negatives
-from ptmrec_dist.training.session import Session, open_session, report_complete
+from ptmrec_dist.training.session import Report, Session, open_session, report_complete
 from ptmrec_dist.training.trainer import Trainer
 
 _CHECK_EVERY = 100  # steps; each read waits for the device
@@ -65,21 +65,68 @@ def train_stage1(config: Stage1Config) -> None:
             run to continue that does not fit.
         Fault: A rank was lost.
     """
+    train_on(config, Dataset(config.shards))
+
+
+def train_on(config: Stage1Config, dataset: Dataset, report: Report | None = None) -> None:
+    """Train a recommender on an opened data set.
+
+    Collective: every rank must call this.
+
+    Args:
+        config: Settings.
+        dataset: Their data set. Where it does not show the test split, the run ends with metrics of validation alone.
+        report: Called with each evaluation on every rank, also with those that an interrupted run had made before.
+
+    Raises:
+        UserError: As for `train_stage1`.
+        Fault: A rank was lost.
+    """
+    start = check_start(config, dataset)
+    config = replace(config, batch_size=batch_size_of(config, dataset), lr=learning_rate_of(config, dataset))
+    run = RunFolder(config.out, config, start.record.inputs)
+    train_recommender(config, run, dataset, start.store, start.record, start.take_over, report=report)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run of stage 1 starts from."""
+
+    store: FeatureStore | None
+    """The features; None for an ID-only recommender."""
+    record: RunRecord
+    """Lineage."""
+    take_over: TakeOver | None
+    """Sets the weights to start from; None leaves new ones as they were sampled."""
+
+
+def check_start(config: Stage1Config, dataset: Dataset) -> Start:
+    """Check that stage 1 can start, and open what it starts from.
+
+    Args:
+        config: Settings.
+        dataset: Packed data set.
+
+    Returns:
+        Features, lineage and weights.
+
+    Raises:
+        UserError: As for `train_stage1`, but for its run folder.
+    """
     recommender = recommender_class(config.recommender)
     whole = config.tables == "whole" or recommender.cuts_tables
     require(whole, "tables", config.tables, f"whole with {config.recommender}, which reads more than a batch's rows")
     starts = config.init is None or recommender.starts_from_factors
     require(starts, "init", config.init, f"none with {config.recommender}, which cannot start from factors")
-    dataset = Dataset(config.shards)
+    trainable = recommender.trains_features or not config.train_features
+    require(trainable, "train_features", True, f"False with {config.recommender}, which learns from codes of features")
     dataset.require("validation")
     store = open_store(config, dataset)
-    start = untrained_record(config, dataset, store)
-    config = replace(config, batch_size=batch_size_of(config, dataset), lr=learning_rate_of(config, dataset))
-    take_over = initial_factors(config, dataset)
-    if config.from_run is not None:
-        previous = PreviousRun(config, dataset, start)
-        start, take_over = replace(start, previous=previous.reference), previous.take_over
-    train_recommender(config, RunFolder(config.out, config, start.inputs), dataset, store, start, take_over)
+    record = untrained_record(config, dataset, store)
+    if config.from_run is None:
+        return Start(store, record, initial_factors(config, dataset))
+    previous = PreviousRun(config, dataset, record)
+    return Start(store, replace(record, previous=previous.reference), previous.take_over)
 
 
 def batch_size_of(config: Stage1Config, dataset: Dataset) -> int:
@@ -159,6 +206,7 @@ def train_recommender(
     take_over: TakeOver | None = None,
     *,
     parent: str | None = None,
+    report: Report | None = None,
 ) -> None:
     """Train a recommender on features as they are, and write its run folder.
 
@@ -172,6 +220,7 @@ def train_recommender(
         start: Lineage of what the run starts from.
         take_over: Sets the weights to start from, which are evaluated as epoch 0; by default new ones.
         parent: MLflow run that this one is shown under.
+        report: As for `train_on`.
 
     Raises:
         UserError: Bad features, weights that do not fit the settings, or ranks whose random numbers differ.
@@ -183,7 +232,7 @@ def train_recommender(
     world = join_world(config.device, config.timeout)
     require_same_random_numbers(len(dataset.interactions("train").items), world)
     objective = _starting_objective(config, dataset, store, world, take_over)
-    with open_session(config, run, world, _tags(dataset, start), parent=parent) as session:
+    with open_session(config, run, world, _tags(dataset, start), parent=parent, report=report) as session:
         evaluation = RankingEvaluation(config, session, objective, dataset)
         trainer = make_trainer(config, session, objective, dataset, evaluation)
         if take_over is not None and not trainer.state.history:
@@ -225,15 +274,13 @@ def make_objective(
         The objective, on the rank's device.
 
     Raises:
-        UserError: Bad features, features to train that no gradient reaches, or a recommender of the next item on interactions
-            without times or in batches without negatives.
+        UserError: Bad features, or a recommender of the next item on interactions without times or in batches without
+            negatives.
     """
     torch.manual_seed(config.seed)
     record = untrained_record(config, dataset, store)
     owners = world if config.tables == "rows" and world.size > 1 else None
     recommender = recommender_on(record, dataset, store, world, owners).to(world.device)
-    trainable = recommender.trains_features or not config.train_features
-    require(trainable, "train_features", True, f"False with {config.recommender}, which learns from codes of features")
     features = tensors_of(store, record.modalities, owners)
     tables = {modality: table.to(world.device) for modality, table in features.items()}
     if isinstance(recommender, SequenceRecommender):

@@ -257,6 +257,8 @@ class Trainer:
         state.world_size, state.layout = self.world.size, self.batches.layout
         if self.world.is_first:
             print(f"resuming at step {state.total_steps} (epoch {state.epoch + 1}, step {state.step + 1}){changed}")
+        for line in state.history:
+            self.session.report_line(line)
         return state
 
     def _mean_losses(self) -> dict[str, float]:

@@ -92,8 +92,6 @@ def train_both(
         store_frozen_states(config, session, start.dataset, objective.encoder)
         evaluation = TunedEvaluation(config, session, objective, start)
         trainer = make_trainer(config, session, objective, batches, evaluation)
-        for line in trainer.state.history:
-            session.report_line(line)
         if not trainer.state.history:
             stored = bool(objective.features) and start.record.source is None  # those of the encoder as it is
             evaluation.features_are_current = stored and method_entry(config.tuning.method).neutral_start

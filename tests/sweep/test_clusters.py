@@ -78,3 +78,10 @@ def test_sigterm_ends_a_process_that_is_connected_to_ray_in_order() -> None:
 def test_the_searches_that_we_ship_are_such_that_stage_2_takes_them(name: str, setting: str, values: set[int]) -> None:
     config = cli.parse(SweepConfig, ["--config", str(CONFIGS / f"search-{name}.yaml")], "ptmrec sweep")
     assert {getattr(point.tuning.settings, setting) for point in check_space(config, read_space(config))} == values
+
+
+def test_the_search_of_stage_1_that_we_ship_is_one_that_stage_1_takes() -> None:
+    config = cli.parse(SweepConfig, ["--config", str(CONFIGS / "search-stage1.yaml")], "ptmrec sweep")
+    points = check_space(config, read_space(config))
+    assert {point.model.dim for point in points} == {32, 64, 128}
+    assert {point.model.reg_weight for point in points} == {0.0001, 1.0}

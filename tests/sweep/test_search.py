@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 from ptmrec_dist.config import AshaConfig, SweepConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
-from ptmrec_dist.sweep.search import SweepSearch, make_scheduler
+from ptmrec_dist.sweep.search import SweepSearch, make_scheduler, rungs_of
 from ptmrec_dist.sweep.space import read_space
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 
@@ -132,6 +132,39 @@ def test_a_trial_that_has_trained_to_its_end_is_not_stopped_there(tmp_path: Path
     assert scheduler.on_trial_result(None, late, {"epoch": 1, SELECT: 0.95}) == "CONTINUE"
     assert scheduler.on_trial_result(None, late, {"epoch": 2, SELECT: 0.95}) == "CONTINUE"
     assert scheduler.on_trial_result(None, late, {"epoch": 4, SELECT: 0.95}) == "CONTINUE"
+
+
+def test_reports_after_each_rung_alone_lead_to_the_decisions_that_those_of_every_evaluation_do(tmp_path: Path) -> None:
+    config, book = _config(asha=AshaConfig(grace=2, reduction=2)), TrialBook(tmp_path, "validation", "best")
+    every, after_rungs = (make_scheduler(config, 20, book) for _ in range(2))
+    stopped = []
+    for number, step in enumerate([3, 1, 5, 2, 3, 1]):  # epochs between evaluations
+        stub = SimpleNamespace(trial_id=f"{number}")
+        every.on_trial_add(None, stub)
+        after_rungs.on_trial_add(None, stub)
+        left = rungs_of(config, 20)
+        for epoch in range(step, 21, step):
+            result = {"epoch": epoch, SELECT: ((number * 7) % 5) / 10 + epoch / 100}
+            decision, later = every.on_trial_result(None, stub, result), [rung for rung in left if rung > epoch]
+            assert decision == (after_rungs.on_trial_result(None, stub, result) if later != left else "CONTINUE")
+            left = later
+            if decision == "STOP":
+                stopped.append((number, epoch))
+                break
+    assert len(stopped) > 1
+
+
+@pytest.mark.parametrize(
+    ("asha", "epochs", "rungs"),
+    [
+        (AshaConfig(), 1000, [1, 3, 9, 27, 81, 243, 729]),
+        (AshaConfig(enabled=False), 1000, []),
+        (AshaConfig(grace=4), 4, []),
+        (AshaConfig(grace=4), 5, [4]),
+    ],
+)
+def test_no_rung_is_at_the_end_of_a_trial(asha: AshaConfig, epochs: int, rungs: list[int]) -> None:
+    assert rungs_of(_config(asha=asha), epochs) == rungs
 
 
 def test_where_runs_keep_their_last_epoch_that_one_counts(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def _config(**changes: Any) -> SweepConfig:
             "space.prompt.depth: got [1, 1], expected each choice only once",
         ),
         ({"space": {"out": {"choice": ["a", "b"]}}}, "space.out: the sweep itself decides on it"),
-        ({"space": {"select_on": {"choice": ["validation"]}}}, "space.select_on: the sweep itself decides on it"),
+        (
+            {"space": {"select_on": {"choice": ["validation"]}}},
+            "space.select_on: cannot be searched, expected one value for all trials",
+        ),
         ({"space": {"prompt.depth": {"choice": [1, 9]}}}, "prompt.depth: got 9, but the image tower has 3 layers"),
         ({"search": "grid"}, "space.optim.encoder_lr: got {'loguniform': [0.0001, 0.01]}, but a grid takes"),
         ({"search": "grid", "trials": 3}, "trials: got 3, expected nothing with --search grid"),
@@ -57,6 +60,15 @@ def _config(**changes: Any) -> SweepConfig:
         ({"stage2": {"tuning": {"method": "lora"}}}, "prompt: got settings of a tuning method that is not used"),
         ({"stage2": {"out": "elsewhere"}}, "stage2.out: the sweep itself decides on it"),
         ({"ranks": 3, "stage2": {"batch_size": 8}}, "batch_size: got 8, expected a multiple of the 3 ranks of a trial"),
+        (
+            {
+                "space": {
+                    "tuning.method": {"choice": ["lora", "prompt"]},
+                    "prompt.length": {"choice": [2, 0]},
+                }
+            },
+            "tuning.method = 'prompt', prompt.length = 0: prompt.length: got 0, expected 1 or more",
+        ),
         ({"resume": True}, "holds no sweep to resume"),
         ({"ray": {"address": "ray://head:10001"}}, "from outside use `ray job submit`"),
         ({"name": "m", "winner_seeds": []}, "without any there is nothing to register"),

@@ -1,4 +1,4 @@
-"""A whole sweep on a real cluster of two nodes, one of which is lost: no trial reads the test split, each is reported once."""
+"""Whole sweeps on a real cluster of two nodes, one of which is lost: no trial reads the test split, each is reported once."""
 
 import json
 import re
@@ -14,9 +14,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from ptmrec_dist.config import AshaConfig, RayConfig, SweepConfig
+from ptmrec_dist.config import AshaConfig, RayConfig, Stage1Config, SweepConfig, from_plain
 from ptmrec_dist.distributed.cluster import record_group, remove_group
 from ptmrec_dist.errors import UserError
+from ptmrec_dist.files import read_yaml
 from ptmrec_dist.sweep.driver import run_sweep
 from tests.conftest import Project
 
@@ -223,3 +224,49 @@ def test_a_resumed_sweep_keeps_what_has_ended_runs_the_rest_and_tests_the_winner
     assert version.tags["stage2"] == json.loads((refit.parent / "run.json").read_text())["fingerprint"]
     run_sweep(replace(resumed, resume=False))  # nothing is done twice
     assert len(MlflowClient(swept.store).search_model_versions("name='swept'")) == 1
+
+
+def test_a_sweep_of_stage_1_is_resumed_and_its_winner_alone_is_tested_and_registered(
+    swept: Swept, tiny_project: Project, tmp_path: Path
+) -> None:
+    shards, store = tmp_path / "shards", f"sqlite:///{tmp_path}/mlflow.db"
+    shutil.copytree(tiny_project.shards, shards)
+    for name in TEST_FILES:
+        shutil.move(shards / "interactions" / name, tmp_path / name)
+    config = SweepConfig(
+        train={"features": str(tiny_project.features), "epochs": 5, "batch_size": 64, "model": {"dim": 8}, "lr": 0.02},
+        shards=shards,
+        out=tmp_path / "out",
+        space={"recommender": {"choice": ["lightgcn", "vbpr"]}, "model.layers": {"choice": [1]}},
+        search="grid",
+        asha=AshaConfig(grace=2),
+        winner_seeds=(),
+        device="cpu",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        run_sweep(config)
+        trials = _trials(config)
+        for name in TEST_FILES:
+            shutil.move(tmp_path / name, shards / "interactions" / name)
+        run_sweep(replace(config, winner_seeds=(5,), name="films"))
+    assert _trials(config) == trials
+    for trial, recommender in zip(trials, ("lightgcn", "vbpr"), strict=True):
+        run = config.out / "trials" / f"{trial['number']:04d}"
+        history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        assert trial["value"] == max(line["validation.recall@20"] for line in history)  # stage 1 keeps the best epoch
+        assert "test" not in (run / "history.jsonl").read_text()
+        if trial["state"] == "complete":
+            assert "test" not in (run / "metrics.json").read_text()
+            record = json.loads((run / "run.json").read_text())
+            assert (record["recommender"], record["kept_epoch"]) == (recommender, trial["epoch"])
+    assert {"0000", "0001", "seed-5"} == _runs(store, _parent(config)).keys()
+    best = yaml.safe_load((config.out / "best.yaml").read_text())
+    winner = config.out / "winner" / "seed-5"
+    assert (
+        from_plain(Stage1Config, best | {"out": "a"}).recommender
+        == read_yaml(winner / "config.yaml", "out")["recommender"]
+    )
+    assert {"validation", "test"} <= json.loads((winner / "metrics.json").read_text()).keys()
+    version = MlflowClient(store).get_model_version_by_alias("films", "candidate")
+    assert version.tags["run"] == json.loads((winner / "run.json").read_text())["fingerprint"]

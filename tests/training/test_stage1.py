@@ -25,7 +25,7 @@ from ptmrec_dist.training.early_stopping import EarlyStopping
 from ptmrec_dist.training.evaluating import evaluate_run
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.inputs import open_store
-from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_stage1
+from ptmrec_dist.training.stage1 import make_objective, make_trainer, train_on, train_stage1
 from tests.conftest import UNTRACKED, Project
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
 from tests.recommenders.conftest import for_few_items, is_sequential
@@ -75,6 +75,25 @@ def test_the_learning_rate_is_the_recommenders_unless_one_is_given(
         found.append(load_file(run / "recommender.safetensors")["user_embeddings.weight"])
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_a_resumed_run_reports_the_evaluations_before_the_interruption_too(
+    tiny_project: Project, tmp_path: Path
+) -> None:
+    config = _config(tiny_project, tmp_path / "run", recommender="bpr", epochs=4, eval_every=2, checkpoint_every=1)
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on(config, Dataset(config.shards), stop)
+    lines: list[dict[str, Any]] = []
+    train_on(config, Dataset(config.shards, with_test=False), lines.append)
+    assert [line["epoch"] for line in lines] == [2, 4]
+    history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert lines == [json.loads(line) for line in history]
+    assert _metrics(tmp_path / "run").keys() == {"validation"}
 
 
 def _stopped_at(values: list[float], **settings: Any) -> int | None:
