@@ -29,8 +29,8 @@ MMREC = {
     "slmrec": "SLMRec",
 }
 """Our name of a recommender to MMRec's."""
-TRAINS_TABLES = ("freedom", "mgcn", "smore", "lattice")
-"""Those whose feature tables MMRec trains."""
+TRAINS_TABLES = ("freedom", "mgcn", "smore", "lattice", "mmgcn", "slmrec")
+"""Those that are measured with trained feature tables, too; MMRec always freezes those of the last two."""
 # Where its files list several values, those of our defaults.
 _SETTINGS = {
     "n_layers": 2,
@@ -100,7 +100,7 @@ def mmrec(
         interactions: The .inter file.
         features: Folder of our features, whose tables it reads.
         steps: Steps that are measured.
-        train_tables: Let it train the feature tables, as it does by default.
+        train_tables: Let it train the feature tables, which is the default of most of its models.
 
     Returns:
         CPU seconds of an epoch and of an evaluation of the validation part.
@@ -177,11 +177,18 @@ def _build(name: str, folder: Path, train_tables: bool) -> tuple[Any, Any, Any, 
     valid_data = EvalDataLoader(config, valid, additional_dataset=train, batch_size=config["eval_batch_size"])
     train_data.pretrain_setup()
     model = get_model(name)(config, train_data)
-    for table in ("image_embedding", "text_embedding"):
-        if not train_tables and hasattr(model, table):
-            getattr(model, table).weight.requires_grad_(False)
+    _train_tables(model, train_tables)
     model.train()
     return model, get_trainer()(config, model), train_data, valid_data
+
+
+def _train_tables(model: torch.nn.Module, trained: bool) -> None:
+    """Let the optimizer have the feature tables, or not; some models hold them as weights, others as constants."""
+    for weights, constant in (("image_embedding", "v_feat"), ("text_embedding", "t_feat")):
+        if hasattr(model, weights):
+            getattr(model, weights).weight.requires_grad_(trained)
+        elif trained:
+            setattr(model, constant, torch.nn.Parameter(getattr(model, constant)))
 
 
 def pyg_lightgcn(folder: Path, steps: int) -> dict[str, Any]:

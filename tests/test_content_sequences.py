@@ -102,8 +102,9 @@ def test_users_are_ranked_by_their_history_and_new_items_by_their_content(
     assert not np.allclose(_scores(run, with_new)[0], _scores(run, history)[0], atol=1e-3)
     assert found["unknown_items"][0] == []
 
-    train = dataset.sequences("train")
-    best = _best(run, train.items[train.users == dataset.user_ids.index("u3")].tolist(), cold)
+    # A registered model reads, and leaves out, what all parts of the data know of a user.
+    known = dataset.sequences(*dataset.parts)
+    best = _best(run, known.items[known.users == dataset.user_ids.index("u3")].tolist(), cold)
     assert cli.main(["recommend", "--model", f"models:/{name}/1", "--users", "u3", "--top_k", "3"]) == 0
     printed = [line.split("│")[3].strip() for line in capsys.readouterr().out.splitlines() if line.count("│") > 4]
     assert printed == best
