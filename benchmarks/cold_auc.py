@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of
 from ptmrec_dist.evaluation.tables import mean_of_seeds
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 
 

@@ -16,7 +16,7 @@ from benchmarks.cold_auc import print_means
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 
 METRICS = ("recall@20", "ndcg@20")

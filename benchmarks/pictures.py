@@ -17,7 +17,7 @@ import jsonargparse
 import numpy as np
 from PIL import Image
 
-from ptmrec_dist.data.images import Limits, prepare_image
+from ptmrec_dist.data.packing.images import Limits, prepare_image
 
 SIDE = 224
 LIMITS = Limits(shorter_side=SIDE, pixels=100_000_000, aspect_ratio=10)

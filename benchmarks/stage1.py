@@ -100,7 +100,7 @@ def prepare(interactions: Path, folder: Path) -> None:
     from ptmrec_dist.config import PackConfig
     from ptmrec_dist.data.dataset import Dataset
     from ptmrec_dist.data.feature_store import write_features
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
 
     pack(PackConfig(interactions=interactions, out=folder / "shards", split="given", core=0))
     dataset, rng = Dataset(folder / "shards"), np.random.default_rng(0)
@@ -202,7 +202,7 @@ def evaluator(dataset: Any, phase: str) -> Callable[[Any], dict[str, dict[str, f
     Returns:
         Function of a trainer; metrics by part.
     """
-    from ptmrec_dist.training.evaluate import Evaluator
+    from ptmrec_dist.training.evaluator import Evaluator
 
     part = Evaluator(dataset, phase)
     return lambda trainer: part(trainer.objective.recommender, trainer.objective.features, trainer.world)

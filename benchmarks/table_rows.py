@@ -34,7 +34,7 @@ from benchmarks.communication import Counted
 from ptmrec_dist import cli
 from ptmrec_dist.config import PackConfig, Stage1Config, TrackingConfig, recommender_config
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.distributed import World, join_world
 from ptmrec_dist.distributed.engine import Engine
 from ptmrec_dist.distributed.engines import make_engine

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ptmrec_dist import config
+from ptmrec_dist.config.command_line import chosen_recommender, in_full, with_files
 from ptmrec_dist.config.messages import in_our_form
-from ptmrec_dist.config.words import chosen_recommender, in_full, with_files
 from ptmrec_dist.errors import (
     FAULT_CODE,
     REMEDIES,
@@ -45,8 +45,8 @@ class Command:
 COMMANDS = {
     "import": Command(config.ImportConfig, "ptmrec_dist.data.importers.command:import_data"),
     "download": Command(config.DownloadConfig, "ptmrec_dist.data.downloading:download"),
-    "pack": Command(config.PackConfig, "ptmrec_dist.data.pack:pack"),
-    "merge": Command(config.MergeConfig, "ptmrec_dist.data.merge:merge"),
+    "pack": Command(config.PackConfig, "ptmrec_dist.data.packing.pack:pack"),
+    "merge": Command(config.MergeConfig, "ptmrec_dist.data.packing.merge:merge"),
     "doctor": Command(config.DoctorConfig, "ptmrec_dist.doctor.command:doctor"),
     "features": Command(config.FeaturesConfig, "ptmrec_dist.encoders.features:extract_features"),
     "stage1": Command(config.Stage1Config, "ptmrec_dist.training.stage1:train_stage1", measures=True),

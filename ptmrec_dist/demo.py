@@ -30,7 +30,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.synthetic import INTERACTIONS_FILE, ITEMS_FILE, generate_catalogue, generate_pairs
+from ptmrec_dist.data.synthetic.catalogue import INTERACTIONS_FILE, ITEMS_FILE, generate_catalogue, generate_pairs
 from ptmrec_dist.demo_page import (
     BASELINE,
     CANDIDATE,
@@ -116,7 +116,7 @@ def _claim(out: Path, seed: int) -> None:
 
 def _make_inputs(out: Path, seed: int, steps: _Steps) -> None:
     """The catalogue and the encoder, packed shards and frozen features."""
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
     from ptmrec_dist.encoders.features import extract_features
 
     catalogue, clip, shards, features = (out / name for name in ("catalogue", "clip", "shards", "features"))

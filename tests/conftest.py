@@ -141,7 +141,7 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> P
 
 def make_project(folder: Path, clip: Path) -> Project:
     """Write, pack, extract and train a tiny project."""
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
     from ptmrec_dist.encoders.features import extract_features
     from ptmrec_dist.training.stage1 import train_stage1
 

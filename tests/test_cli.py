@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ptmrec_dist import cli, config
-from ptmrec_dist.config.words import list_options
+from ptmrec_dist.config.command_line import list_options
 from ptmrec_dist.errors import FoundByFirst, UserError
 from ptmrec_dist.hardware import cores
 from tests.conftest import REPOSITORY, Project

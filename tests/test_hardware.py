@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptmrec_dist.data.workers import open_workers
+from ptmrec_dist.data.packing.workers import open_workers
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.hardware import cores
 from tests.ranks import run_on_ranks

@@ -99,7 +99,7 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
 
     from ptmrec_dist.config import PackConfig
     from ptmrec_dist.data.dataset import Dataset
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
 
     rows = pl.read_csv(options.interactions, infer_schema=False)
     rows = rows.sort(pl.col("timestamp").cast(pl.Float64, strict=False), maintain_order=True)
@@ -168,7 +168,7 @@ def _measure(recommender: Any, dataset: Any, phase: str, probabilities: bool) ->
     import torch
 
     from ptmrec_dist.evaluation.scoring import choose
-    from ptmrec_dist.training.evaluate import Evaluator
+    from ptmrec_dist.training.evaluator import Evaluator
 
     recommender.eval()
     task = Evaluator(dataset, phase).tasks(recommender, {})[phase]

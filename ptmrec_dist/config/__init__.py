@@ -28,7 +28,7 @@ from ptmrec_dist.config.download import DownloadColumnsConfig, DownloadConfig
 from ptmrec_dist.config.experiment import PARADIGMS_OF_THE_PAPER, TRANSFER, ExperimentConfig, Paradigm
 from ptmrec_dist.config.export import ExportConfig
 from ptmrec_dist.config.merge import MergeConfig
-from ptmrec_dist.config.plain import (
+from ptmrec_dist.config.parsing import (
     build,
     chooses_recommender,
     from_plain,
@@ -81,7 +81,7 @@ from ptmrec_dist.config.use import (
     RollbackConfig,
     ServeConfig,
 )
-from ptmrec_dist.config.written import as_declared
+from ptmrec_dist.config.yaml_values import as_declared
 
 __all__ = [
     "MAX_ASPECT_RATIO",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from ptmrec_dist.config.values import NO_PATH
+from ptmrec_dist.config.refused_values import NO_PATH
 from ptmrec_dist.errors import nearest
 
 _WRONG = re.compile(r'Parser key "(?P<name>[^"]+)": (?P<why>.*?)\.? (?:Got|Given) value: ?(?P<got>.*)')

@@ -15,8 +15,8 @@ import polars as pl
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.ids import range_of, without_fraction
 from ptmrec_dist.data.npy import open_npy
-from ptmrec_dist.data.parquet import read_parquet
-from ptmrec_dist.data.values import as_text
+from ptmrec_dist.data.tables.parquet import read_parquet
+from ptmrec_dist.data.tables.values import as_text
 from ptmrec_dist.errors import UserError, on_one_line
 
 _log = logging.getLogger(__name__)

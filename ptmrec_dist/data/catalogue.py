@@ -11,7 +11,7 @@ from ptmrec_dist.config import CatalogueColumnsConfig
 from ptmrec_dist.config.pattern import Pattern, is_pattern
 from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables.reading import Table
 
 _log = logging.getLogger(__name__)
 ATTRIBUTE = "attribute:"

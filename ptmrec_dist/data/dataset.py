@@ -14,7 +14,7 @@ import polars as pl
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.manifest import Manifest
-from ptmrec_dist.data.parquet import parquet_columns, read_parquet
+from ptmrec_dist.data.tables.parquet import parquet_columns, read_parquet
 from ptmrec_dist.errors import Fault, UserError, first_line
 
 TEST_PARTS = ("test", "cold_test")

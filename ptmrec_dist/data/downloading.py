@@ -16,7 +16,7 @@ from ptmrec_dist.config import DownloadConfig
 from ptmrec_dist.data.catalogue import columns_of, filled_in, with_paths
 from ptmrec_dist.data.ids import without_fraction
 from ptmrec_dist.data.report import Tally
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables.reading import Table
 from ptmrec_dist.data.web_images import WebLimits, fetch_images
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.fetching import host_of, is_allowed

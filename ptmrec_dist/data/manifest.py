@@ -12,6 +12,8 @@ from ptmrec_dist.files import parse_json, typed, write_atomically
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
+PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
+"""Names of the parts of the interactions."""
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 """Names of files: no path, and no URL either."""
 
@@ -175,6 +177,19 @@ class Manifest:
             folder: Packed data set.
         """
         write_atomically(folder / FILE_NAME, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def item_digest(image_sha256: str, text: bytes) -> str:
+    """Compute the digest of an item's content, independent of its shard.
+
+    Args:
+        image_sha256: Digest of its image file, in hexadecimal digits; that of no bytes where it has none.
+        text: Its text in UTF-8, empty where it has none.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256(image_sha256.encode() + text).hexdigest()
 
 
 def _check_version(version: int, path: Path, option: str) -> None:

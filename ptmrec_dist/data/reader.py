@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
-from ptmrec_dist.data.shards import item_digest
+from ptmrec_dist.data.manifest import item_digest
 from ptmrec_dist.errors import Fault
 
 

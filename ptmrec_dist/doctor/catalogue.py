@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ptmrec_dist.config import DoctorConfig, PackConfig
-from ptmrec_dist.data.filters import drop_unknown_items
-from ptmrec_dist.data.images import Limits
-from ptmrec_dist.data.item_rows import READABLE, keep_readable
-from ptmrec_dist.data.pack import read_tables
+from ptmrec_dist.data.manifest import PARTS
+from ptmrec_dist.data.packing.filters import drop_unknown_items
+from ptmrec_dist.data.packing.images import Limits
+from ptmrec_dist.data.packing.item_rows import READABLE, keep_readable
+from ptmrec_dist.data.packing.pack import read_tables
 from ptmrec_dist.data.report import Dropped, Tally
 from ptmrec_dist.data.report import Report as Counts
-from ptmrec_dist.data.splits import PARTS
 from ptmrec_dist.doctor.estimates import Sizes, check_sizes, packed_bytes
 from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.doctor.images import check_images, check_readable, look_at

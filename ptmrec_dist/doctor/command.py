@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptmrec_dist.config import DoctorConfig
-from ptmrec_dist.data.formats import ENDINGS
 from ptmrec_dist.data.manifest import FILE_NAME, Manifest
+from ptmrec_dist.data.tables.formats import ENDINGS
 from ptmrec_dist.doctor.catalogue import examine_tables
 from ptmrec_dist.doctor.features import examine_features
 from ptmrec_dist.doctor.findings import Finding, Report

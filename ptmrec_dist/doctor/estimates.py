@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptmrec_dist.config import DoctorConfig, PackConfig
 from ptmrec_dist.data.decoding import BadImageError
-from ptmrec_dist.data.images import Limits, prepare_image
+from ptmrec_dist.data.packing.images import Limits, prepare_image
 from ptmrec_dist.doctor.findings import Finding, Report
 from ptmrec_dist.hardware import memory_bytes
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ptmrec_dist.data.catalogue import where_instead
 from ptmrec_dist.data.decoding import MISSING, BadImageError, decoded, to_rgb
-from ptmrec_dist.data.images import Limits, start_worker
-from ptmrec_dist.data.workers import open_workers
+from ptmrec_dist.data.packing.images import Limits, start_worker
+from ptmrec_dist.data.packing.workers import open_workers
 from ptmrec_dist.doctor.findings import Finding, note_if_rare
 from ptmrec_dist.doctor.kinds import Severity
 from ptmrec_dist.files import sha256

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ptmrec_dist.config import DoctorConfig
-from ptmrec_dist.data.formats import format_of
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables.formats import format_of
+from ptmrec_dist.data.tables.reading import Table
 from ptmrec_dist.errors import UserError
 
 

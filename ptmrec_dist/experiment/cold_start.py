@@ -15,7 +15,7 @@ from ptmrec_dist.experiment.grid import groups_of
 from ptmrec_dist.experiment.plan import Plan
 from ptmrec_dist.files import read_json, write_atomically
 from ptmrec_dist.training.cold_start import cold_start
-from ptmrec_dist.training.evaluate import masking_of
+from ptmrec_dist.training.evaluator import masking_of
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.records import read_record
 

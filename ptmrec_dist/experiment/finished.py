@@ -11,7 +11,7 @@ from ptmrec_dist.evaluation.outcomes import SeedRun, Setting
 from ptmrec_dist.evaluation.ranking import Ranked
 from ptmrec_dist.files import read_json_lines, staged
 from ptmrec_dist.lineage import read_inputs, write_inputs
-from ptmrec_dist.training.evaluate import Evaluator, masking_of
+from ptmrec_dist.training.evaluator import Evaluator, masking_of
 from ptmrec_dist.training.finished_run import load_run, open_data_of, open_features_of
 from ptmrec_dist.training.records import read_record
 

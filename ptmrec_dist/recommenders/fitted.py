@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.recommenders.base import Inputs, LinearMap, Recommender
 from ptmrec_dist.recommenders.layers import modal_maps
-from ptmrec_dist.recommenders.once import OncePerTable
+from ptmrec_dist.recommenders.memo import OncePerTable
 from ptmrec_dist.recommenders.ridge import Ridge
 from ptmrec_dist.recommenders.rows import Features
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.recommenders.base import Inputs
-from ptmrec_dist.recommenders.once import OncePerTable
+from ptmrec_dist.recommenders.memo import OncePerTable
 
 _log = logging.getLogger(__name__)
 _ROWS = 2**14  # of larger tables, as many rows at equal distances give the directions

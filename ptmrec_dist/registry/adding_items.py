@@ -16,7 +16,7 @@ from torch import Tensor
 from ptmrec_dist.config import AddItemsConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
-from ptmrec_dist.data.item_rows import keep_readable, note_incomplete
+from ptmrec_dist.data.packing.item_rows import keep_readable, note_incomplete
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.mlflow_store import mlflow_errors

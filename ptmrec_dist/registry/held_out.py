@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories, grouped
-from ptmrec_dist.data.parquet import read_parquet
+from ptmrec_dist.data.tables.parquet import read_parquet
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import Scorer

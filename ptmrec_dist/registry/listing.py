@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptmrec_dist.config import ModelsConfig
+from ptmrec_dist.data.manifest import PARTS
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT, check_metric, metric_names
 from ptmrec_dist.mlflow_store import metric_name, mlflow_errors
 from ptmrec_dist.registry.loading import client_of_registry
 from ptmrec_dist.registry.versions import all_models, all_versions
 
-_PARTS = ("validation", "test", "cold_validation", "cold_test")
+_PARTS = PARTS[1:]
 _ANY_WIDTH = 100_000
 _LINEAGE = ("recommender", "stage", "data")
 

@@ -25,8 +25,8 @@ from ptmrec_dist.registry.wheel import requirements, write_wheel
 from ptmrec_dist.serving.digests import tree_digest, write_digests
 from ptmrec_dist.serving.params import Params
 from ptmrec_dist.serving.tables import PER_USER_FILE, write_tables
-from ptmrec_dist.training.evaluate import masking_of
 from ptmrec_dist.training.evaluating import beyond_accuracy
+from ptmrec_dist.training.evaluator import masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.records import ENCODER_FILE, require_encoder
 from ptmrec_dist.training.run_folder import flatten

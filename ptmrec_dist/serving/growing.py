@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ptmrec_dist.data.parquet import read_parquet
+from ptmrec_dist.data.tables.parquet import read_parquet
 from ptmrec_dist.distributed.tensor_file import save_tensors
 from ptmrec_dist.serving.digests import FILE_NAME as DIGESTS
 from ptmrec_dist.serving.digests import write_digests

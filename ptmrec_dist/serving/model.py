@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Interactions
-from ptmrec_dist.data.parquet import read_parquet
+from ptmrec_dist.data.tables.parquet import read_parquet
 from ptmrec_dist.errors import Fault, UserError, first_line
 from ptmrec_dist.evaluation.scoring import NO_ITEM
 from ptmrec_dist.serving.audience import Audience

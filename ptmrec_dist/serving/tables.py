@@ -45,7 +45,7 @@ from ptmrec_dist.serving.index import write_faiss
 from ptmrec_dist.serving.packages import installed_packages
 from ptmrec_dist.serving.taken import read_known, write_taken
 from ptmrec_dist.serving.vectors import is_stored, open_vectors, save_recommender
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun
 
 PER_USER_FILE = "per_user.parquet"

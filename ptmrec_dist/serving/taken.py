@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.data.dataset import Dataset, Interactions
-from ptmrec_dist.data.parquet import read_parquet
+from ptmrec_dist.data.tables.parquet import read_parquet
 
 _TRAINED, _KNOWN = "seen.parquet", "known.parquet"
 

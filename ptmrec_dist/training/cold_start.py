@@ -17,7 +17,7 @@ from ptmrec_dist.evaluation.ranking import Ranked, metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import Scorer, dot_product
 from ptmrec_dist.recommenders.base import Queries, Recommender, Tables
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.evaluate import Metrics
+from ptmrec_dist.training.evaluator import Metrics
 
 _BLOCK_ROWS = 8192
 """Rows whose prefixes are in memory at once."""

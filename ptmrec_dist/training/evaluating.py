@@ -14,7 +14,7 @@ from ptmrec_dist.files import write_atomically
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
 from ptmrec_dist.training.cold_start import cold_start
-from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases, masking_of
+from ptmrec_dist.training.evaluator import Evaluator, Masking, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.popularity import PopularityEvaluator
 from ptmrec_dist.training.printing import print_beyond, print_cold_start, print_comparison, print_metrics, stages_of

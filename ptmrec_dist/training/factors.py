@@ -20,7 +20,7 @@ from ptmrec_dist.errors import UserError
 from ptmrec_dist.evaluation.metrics import SELECT
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import table_scorer
-from ptmrec_dist.training.evaluate import sampled_histories
+from ptmrec_dist.training.evaluator import sampled_histories
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.ranking_evaluation import MOST_USERS
 

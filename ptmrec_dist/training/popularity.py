@@ -13,7 +13,7 @@ from ptmrec_dist.evaluation.scoring import Scorer
 from ptmrec_dist.evaluation.tasks import Task
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.rows import Features
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 
 
 class PopularityEvaluator(Evaluator):

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ptmrec_dist.data.splits import PARTS
+from ptmrec_dist.data.manifest import PARTS
 from ptmrec_dist.evaluation.metrics import COLD_SHOWN, SELECT, SHOWN, read_metrics
-from ptmrec_dist.training.evaluate import Metrics
+from ptmrec_dist.training.evaluator import Metrics
 from ptmrec_dist.training.records import RunRecord
 
 

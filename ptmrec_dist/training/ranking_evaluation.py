@@ -14,7 +14,7 @@ from ptmrec_dist.distributed.tensor_file import save_pieces
 from ptmrec_dist.distributed.writing import writing
 from ptmrec_dist.training.averaging import EpochAverage
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.evaluate import Evaluator, Masking, Metrics, evaluate_phases
+from ptmrec_dist.training.evaluator import Evaluator, Masking, Metrics, evaluate_phases
 from ptmrec_dist.training.objectives.recommender import RecommenderObjective
 from ptmrec_dist.training.records import RECOMMENDER_FILE, RunRecord
 from ptmrec_dist.training.session import Session

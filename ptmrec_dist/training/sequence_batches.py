@@ -13,8 +13,8 @@ from torch import Generator
 
 from ptmrec_dist.config.common import require
 from ptmrec_dist.config.next_item import NextItemConfig
-from ptmrec_dist.data.ahead import made_ahead
 from ptmrec_dist.data.histories import PaddedHistories
+from ptmrec_dist.data.prefetching import made_ahead
 from ptmrec_dist.data.random_access import ItemFiles, Lost
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World

@@ -11,7 +11,7 @@ from ptmrec_dist.distributed.heartbeat import Heartbeat
 from ptmrec_dist.processes import is_first_rank
 from ptmrec_dist.tracking import Tracker, is_open
 from ptmrec_dist.training.checkpoint import Checkpoints
-from ptmrec_dist.training.evaluate import Metrics
+from ptmrec_dist.training.evaluator import Metrics
 from ptmrec_dist.training.interrupt import Interrupt
 from ptmrec_dist.training.meter import Meter
 from ptmrec_dist.training.printing import print_metrics

@@ -19,7 +19,7 @@ from ptmrec_dist.progress import Progress
 from ptmrec_dist.training.batches import Batches
 from ptmrec_dist.training.checkpoint import TrainState, load_engine, save_engine
 from ptmrec_dist.training.early_stopping import EarlyStopping
-from ptmrec_dist.training.evaluate import Metrics
+from ptmrec_dist.training.evaluator import Metrics
 from ptmrec_dist.training.monitor import LossMonitor
 from ptmrec_dist.training.objectives.base import Objective
 from ptmrec_dist.training.optim import schedule_of

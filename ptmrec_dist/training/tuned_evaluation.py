@@ -23,7 +23,7 @@ from ptmrec_dist.lineage import reference_to
 from ptmrec_dist.recommenders.base import Recommender
 from ptmrec_dist.recommenders.sequential.fusion import FUSED
 from ptmrec_dist.training.batches import item_stream
-from ptmrec_dist.training.evaluate import Evaluator, Metrics, evaluate_phases, masking_of
+from ptmrec_dist.training.evaluator import Evaluator, Metrics, evaluate_phases, masking_of
 from ptmrec_dist.training.finished_run import FinishedRun, tensors_of, untrained_recommender
 from ptmrec_dist.training.fused_encoder import encoder_of
 from ptmrec_dist.training.objectives.tuned import TrainsEncoder

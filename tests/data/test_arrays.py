@@ -11,7 +11,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config import FeaturesConfig, PackConfig
 from ptmrec_dist.data.arrays import read_array, unit_rows
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 

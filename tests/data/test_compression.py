@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from ptmrec_dist.data.importers.rows import TextFormat, read_rows
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables.reading import Table
 from ptmrec_dist.errors import UserError
 
 _ROWS = [{"a": "é1", "b": "x, y"}, {"a": "2", "b": "z"}]

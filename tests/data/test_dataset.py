@@ -11,7 +11,7 @@ import torch
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.errors import UserError
 
 

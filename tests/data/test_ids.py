@@ -3,7 +3,15 @@
 import polars as pl
 import pytest
 
-from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, respelled, sort_ids, spelled_as, without_fraction
+from ptmrec_dist.data.ids import (
+    as_enum,
+    known_to,
+    numbers_of,
+    respelled,
+    sort_ids,
+    spelled_as,
+    without_fraction,
+)
 
 
 def test_ids_are_ordered_by_number_only_if_all_are_numbers() -> None:

@@ -10,7 +10,7 @@ from ptmrec_dist.cli import main
 from ptmrec_dist.config import ColumnsConfig, DoctorConfig
 from ptmrec_dist.data.catalogue import drop_bad_items, read_catalogue
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from ptmrec_dist.data.decoding import BadImageError
-from ptmrec_dist.data.images import Limits, prepare_image
+from ptmrec_dist.data.packing.images import Limits, prepare_image
 
 _LIMITS = Limits(shorter_side=32, pixels=1_000_000, aspect_ratio=50)
 

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig
-from ptmrec_dist.data import tables
-from ptmrec_dist.data.filters import drop_repeats, keep_core
-from ptmrec_dist.data.interactions import read_interactions
+from ptmrec_dist.data.packing.filters import drop_repeats, keep_core
+from ptmrec_dist.data.packing.interactions import read_interactions
 from ptmrec_dist.data.report import Tally
+from ptmrec_dist.data.tables import reading
 from ptmrec_dist.errors import UserError
 
 
@@ -222,15 +222,15 @@ def test_rows_are_the_same_in_batches_whatever_comes_late_in_the_file(
         path.write_text(log.write_csv().replace(",", "::" if kind == "dat" else ","))
     settings = {"min_rating": 2, "separator": "::" if kind == "dat" else None}
     whole = _read(path, **settings)
-    monkeypatch.setattr(tables, "_BATCH", 8)
-    assert len(list(tables.Table(path, "interactions", settings["separator"]).batches(["user_id"]))) > 1
+    monkeypatch.setattr(reading, "_BATCH", 8)
+    assert len(list(reading.Table(path, "interactions", settings["separator"]).batches(["user_id"]))) > 1
     assert _read(path, **settings) == whole
     assert whole[0] == [(str(user), f"i{user % 3}", 5.0) for user in range(0, 40, 2)]
     assert whole[1]["dropped"]["rating below 2"]["examples"][0] == "row 2: user '1', item 'i1', rating '1'"
 
 
 def test_a_malformed_row_is_refused_however_late_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_BATCH", 8)
+    monkeypatch.setattr(reading, "_BATCH", 8)
     lines = ["user_id,item_id", *(f"u{row},i" for row in range(60)), "u,i,x"]
     (tmp_path / "a.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"a\.csv: row 61 has 3 columns, the first line 2"):

@@ -8,7 +8,7 @@ import pytest
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.errors import UserError
 from tests.data.small_catalogue import append, read_report, write_catalogue
 

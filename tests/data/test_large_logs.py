@@ -10,9 +10,10 @@ import pytest
 
 from ptmrec_dist.cli import run
 from ptmrec_dist.config import PackConfig
-from ptmrec_dist.data import blocks, tables
+from ptmrec_dist.data import blocks
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
+from ptmrec_dist.data.tables import reading
 from ptmrec_dist.errors import FAULT_CODE
 from tests.data.small_catalogue import folder_bytes
 from tests.data.test_scratch import space_taken
@@ -61,7 +62,7 @@ def test_a_log_packed_in_small_blocks_has_the_bytes_of_one_packed_at_once(
 ) -> None:
     pack(_config(tmp_path, split, "at_once"))
     monkeypatch.setattr(blocks, "_ROWS", 70)
-    monkeypatch.setattr(tables, "_BATCH", 64)
+    monkeypatch.setattr(reading, "_BATCH", 64)
     pack(_config(tmp_path, split, "in_blocks"))
     assert folder_bytes(tmp_path / "in_blocks") == folder_bytes(tmp_path / "at_once")
     assert not list(tmp_path.glob(".*"))
@@ -119,7 +120,7 @@ def test_packing_takes_less_than_40_bytes_of_memory_an_interaction_and_80_of_dis
     pl.DataFrame(log).write_parquet(tmp_path / "log.parquet")
     del log
     monkeypatch.setattr(blocks, "_ROWS", 2**16)
-    monkeypatch.setattr(tables, "_BATCH", 2**16)
+    monkeypatch.setattr(reading, "_BATCH", 2**16)
     config = PackConfig(interactions=tmp_path / "log.parquet", out=tmp_path / "out", split="leave_one_out")
     with peak_of(lambda: sum(space_taken(tmp_path / ".out.new"))) as disk, anonymous_memory_below(40 * rows):
         pack(config)

@@ -16,8 +16,8 @@ import pytest
 from ptmrec_dist.cli import run
 from ptmrec_dist.config import ColumnsConfig, PackConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
-from ptmrec_dist.data.splits import PARTS
+from ptmrec_dist.data.manifest import PARTS
+from ptmrec_dist.data.packing.pack import pack
 from tests.data.small_catalogue import folder_bytes, write_catalogue
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_a_fault_and_leaves_what_was_there(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = folder_bytes(pool)
-    monkeypatch.setattr("ptmrec_dist.data.merge.write_tables", full)
+    monkeypatch.setattr("ptmrec_dist.data.packing.merge.write_tables", full)
     assert _merge(sources.values(), pool, "films,books") == 3
     reason = "No space left on device; make room and run the same command again"
     assert capfd.readouterr().err.splitlines()[-1].endswith(f"merging into {pool}: [Errno {errno.ENOSPC}] {reason}")
@@ -236,7 +236,7 @@ def test_a_source_that_is_gone_is_named_and_is_no_full_disk(
 ) -> None:
     shutil.copytree(sources["books"], tmp_path / "books")
     shard = Dataset(tmp_path / "books").shard_paths()[-1]
-    monkeypatch.setattr("ptmrec_dist.data.merge.check_mergeable", lambda datasets: shard.unlink())
+    monkeypatch.setattr("ptmrec_dist.data.packing.merge.check_mergeable", lambda datasets: shard.unlink())
     assert _merge([sources["films"], tmp_path / "books"], tmp_path / "out", "films,books") == 3
     message = capfd.readouterr().err.splitlines()[-1]
     assert f"No such file or directory: {str(shard)!r}" in message

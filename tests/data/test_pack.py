@@ -17,8 +17,8 @@ from PIL import Image
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
-from ptmrec_dist.data.workers import open_workers
+from ptmrec_dist.data.packing.pack import pack
+from ptmrec_dist.data.packing.workers import open_workers
 from ptmrec_dist.errors import Fault, UserError
 from tests.data.small_catalogue import append, folder_bytes, read_report, write_catalogue
 from tests.ranks import command_on_rank, exit_codes_on_ranks, run_on_ranks
@@ -160,7 +160,7 @@ def test_ranks_together_give_the_bytes_of_one_process(dirty: PackConfig, tmp_pat
 
 def _pack_in_small_tasks(config: PackConfig) -> None:
     """Chunks of three images and rounds of two tasks per rank: more than one of each for every rank."""
-    from ptmrec_dist.data import images, workers
+    from ptmrec_dist.data.packing import images, workers
 
     images._CHUNK, workers._TASKS_A_PROCESS = 3, 2
     pack(config)

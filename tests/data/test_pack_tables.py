@@ -8,7 +8,7 @@ import pytest
 
 from ptmrec_dist.config import ColumnsConfig, PackConfig, Stage1Config
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.stage1 import train_stage1
 from tests.conftest import UNTRACKED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptmrec_dist.data.importers.rows import TextFormat, Unreadable, read_rows
-from ptmrec_dist.data.python_literals import as_json
+from ptmrec_dist.data.tables.python_literals import as_json
 
 _PIECES = [
     "pan",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptmrec_dist.data.shards import Sample, divide, sample_bytes, write_shards
+from ptmrec_dist.data.packing.shards import Sample, divide, sample_bytes, write_shards
 
 
 def _write(folder: Path, num_items: int, num_shards: int) -> tuple[list[Sample], list]:

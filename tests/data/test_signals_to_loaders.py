@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ptmrec_dist.data.ahead import made_ahead
 from ptmrec_dist.data.dataset import Dataset
+from ptmrec_dist.data.prefetching import made_ahead
 from ptmrec_dist.data.reader import Reader
 from ptmrec_dist.data.stream import ItemStream
 from tests.conftest import Project
@@ -47,7 +47,7 @@ def test_nothing_is_lost(tiny_project: Project, read: object, name: str) -> None
 
 _KILLED_RANK = """
 import multiprocessing, os
-from ptmrec_dist.data.ahead import made_ahead
+from ptmrec_dist.data.prefetching import made_ahead
 
 def loader(task):
     return os.getpid()

@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ptmrec_dist.data import blocks, splits
+from ptmrec_dist.data import blocks
+from ptmrec_dist.data.packing import splits
+from ptmrec_dist.data.packing.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
-from ptmrec_dist.data.splits import COLD_TEST, COLD_VALIDATION, TEST, TRAIN, VALIDATION
 from ptmrec_dist.errors import UserError
 
 

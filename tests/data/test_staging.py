@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest
-from ptmrec_dist.data.staging import check_replaceable
+from ptmrec_dist.data.packing.staging import check_replaceable
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import locked

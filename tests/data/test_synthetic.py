@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ptmrec_dist.data.synthetic import generate_catalogue, generate_pairs
+from ptmrec_dist.data.synthetic.catalogue import generate_catalogue, generate_pairs
 
 
 def _catalogue(folder: Path, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:

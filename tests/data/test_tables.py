@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ptmrec_dist import cli
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables.reading import Table
 from ptmrec_dist.errors import UserError
 
 _BAD_FILES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ptmrec_dist.data import tables, text_rows
-from ptmrec_dist.data.tables import Table
+from ptmrec_dist.data.tables import reading, text_rows
+from ptmrec_dist.data.tables.reading import Table
 from ptmrec_dist.errors import UserError
 
 _INSIDE = 'a,b,c\n1,5" pipe,x\n2,plain,"q, ""w"""\n\n3,6" pipe\n4,"two\nlines",\n'
@@ -76,7 +76,7 @@ def test_files_are_read_as_the_csv_module_reads_them_or_refused(
 def test_rows_with_quotes_inside_follow_those_that_were_read_before_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_BATCH", 8)
+    monkeypatch.setattr(reading, "_BATCH", 8)
     values = [f"v{row}" for row in range(60)] + ['5" pipe', "last"]
     (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{row},{value}\n" for row, value in enumerate(values)))
     batches = list(Table(tmp_path / "t.csv", "items").batches(["a", "b"]))

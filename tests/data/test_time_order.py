@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from ptmrec_dist.data import blocks
+from ptmrec_dist.data.manifest import PARTS
+from ptmrec_dist.data.packing.time_order import parts_in_order
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
-from ptmrec_dist.data.splits import PARTS
-from ptmrec_dist.data.time_order import parts_in_order
 
 _TIMES = {
     "all different": lambda rng: rng.permutation(3000).astype(float),

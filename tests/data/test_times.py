@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from ptmrec_dist.data.times import Times
+from ptmrec_dist.data.tables.times import Times
 
 _SPELLINGS = {
     "2017-07-14": datetime(2017, 7, 14),

@@ -16,7 +16,7 @@ import pytest
 from ptmrec_dist.config import DoctorConfig, EncoderConfig, PackConfig
 from ptmrec_dist.data.feature_store import write_features
 from ptmrec_dist.data.manifest import Manifest
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.doctor.findings import Finding
 from ptmrec_dist.doctor.kinds import KINDS

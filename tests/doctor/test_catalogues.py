@@ -15,7 +15,7 @@ from PIL import Image
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import DoctorConfig, EncoderConfig
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.doctor.command import examine
 from ptmrec_dist.doctor.findings import Finding
 from ptmrec_dist.doctor.images import first_near_duplicates

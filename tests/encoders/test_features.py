@@ -58,7 +58,7 @@ def test_features_of_another_split_of_the_same_items_are_copied_and_no_others(
     tiny_project: Project, tiny_clip: Path, tmp_path: Path
 ) -> None:
     from ptmrec_dist.config import PackConfig
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
     from tests.tiny_clip import write_tiny_clip
 
     def packed(folder: Path, seed: int, core: int) -> FeaturesConfig:
@@ -109,7 +109,7 @@ def test_features_are_reused_in_the_precision_that_is_recorded_alone(
 
 def test_shards_without_pictures_are_refused(tiny_project: Project, tmp_path: Path) -> None:
     from ptmrec_dist.config import PackConfig
-    from ptmrec_dist.data.pack import pack
+    from ptmrec_dist.data.packing.pack import pack
 
     pack(PackConfig(interactions=tiny_project.source / "interactions.csv", out=tmp_path / "shards", core=0))
     config = replace(_config(tiny_project, tmp_path / "features"), shards=tmp_path / "shards")

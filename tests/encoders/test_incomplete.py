@@ -12,7 +12,7 @@ import torch
 
 from ptmrec_dist.config import ContrastiveConfig, EncoderConfig, FeaturesConfig, PackConfig, Stage1Config, Stage2Config
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training.contrastive import fine_tune

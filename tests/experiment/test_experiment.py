@@ -19,7 +19,7 @@ import yaml
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, ExperimentConfig, PackConfig, TrackingConfig
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.errors import Fault, UserError
 from ptmrec_dist.experiment.plan import lay_out
 from ptmrec_dist.experiment.run import _run, run_experiment

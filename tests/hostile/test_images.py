@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ptmrec_dist.data.decoding import BadImageError
-from ptmrec_dist.data.images import Limits, prepare_image
+from ptmrec_dist.data.packing.images import Limits, prepare_image
 from ptmrec_dist.doctor.images import look_at
 from tests.hostile.cases import damaged, for_all
 

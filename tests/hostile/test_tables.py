@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ptmrec_dist.config import DoctorConfig, ImportConfig, PackConfig
 from ptmrec_dist.config.data import IMPORTERS
 from ptmrec_dist.data.importers.command import import_data
-from ptmrec_dist.data.pack import read_tables
+from ptmrec_dist.data.packing.pack import read_tables
 from ptmrec_dist.doctor.command import examine
 from tests.hostile.cases import JSON, damaged, for_all, nothing_else_in, refused_in_one_line
 

@@ -6,8 +6,8 @@ import transformers  # noqa: F401
 import ptmrec_dist.data.downloading
 import ptmrec_dist.data.importers.films
 import ptmrec_dist.data.importers.tables
-import ptmrec_dist.data.merge
-import ptmrec_dist.data.pack
+import ptmrec_dist.data.packing.merge
+import ptmrec_dist.data.packing.pack
 import ptmrec_dist.demo
 import ptmrec_dist.encoders.features
 import ptmrec_dist.experiment.report

@@ -24,7 +24,7 @@ from ptmrec_dist.config import (
 from ptmrec_dist.config.recommenders import BPRConfig, VBPRConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import write_features
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.data.stream import ItemStream
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.encoders.encoder import Encoder

@@ -12,7 +12,7 @@ from PIL import Image
 from ptmrec_dist.cli import main
 from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, RegisterConfig, Stage1Config
 from ptmrec_dist.config.recommenders import VBPRConfig
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.registry import load_model
 from ptmrec_dist.registry.registering import register

@@ -12,7 +12,7 @@ from ptmrec_dist.cli import main
 from ptmrec_dist.config import PackConfig, RegisterConfig, Stage1Config
 from ptmrec_dist.config.recommenders import BPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.registry.held_out import compare_on
 from ptmrec_dist.registry.loading import verified_files
 from ptmrec_dist.registry.registering import register

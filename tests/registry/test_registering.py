@@ -27,8 +27,8 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.config.recommenders import BPRConfig
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.merge import merge
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.merge import merge
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry import load_model

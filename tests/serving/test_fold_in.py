@@ -7,7 +7,7 @@ import torch
 from ptmrec_dist.config import PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Interactions
 from ptmrec_dist.data.histories import Histories
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.evaluation.ranking import metrics_of, rank_positives
 from ptmrec_dist.evaluation.scoring import table_scorer
 from ptmrec_dist.serving.fold_in import PRIOR, FoldIn, fit_fold_in

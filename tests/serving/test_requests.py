@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ptmrec_dist.config import PackConfig, Stage1Config
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.sources.loading import load_backbone_of, save_backbone
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.serving import ServedModel, packages

@@ -12,7 +12,7 @@ from ptmrec_dist.cli import run
 from ptmrec_dist.config import recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import PaddedHistories
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.files import read_json
 from ptmrec_dist.recommenders import build_recommender

@@ -23,7 +23,7 @@ from ptmrec_dist.config import (
     TuningConfig,
     ZeroConfig,
 )
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.encoder import Encoder
 from ptmrec_dist.encoders.sources.common_space import SPACE_FILE
 from ptmrec_dist.encoders.sources.loading import load_backbone, save_backbone

@@ -15,7 +15,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.training.continuing import PreviousRun

@@ -27,7 +27,7 @@ from ptmrec_dist.config import (
 )
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.random_access import ItemFiles
-from ptmrec_dist.data.synthetic import generate_pairs
+from ptmrec_dist.data.synthetic.catalogue import generate_pairs
 from ptmrec_dist.distributed import World, gather_rows, join_world, mean_over_ranks, sum_over_ranks
 from ptmrec_dist.encoders.encoder import Encoder, load_encoder
 from ptmrec_dist.encoders.encoding import reader_of

@@ -18,10 +18,10 @@ from ptmrec_dist.config import (
     recommender_config,
 )
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.files import read_json, read_json_lines
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 from ptmrec_dist.training.finished_run import FinishedRun, load_run
 from ptmrec_dist.training.stage1 import train_stage1
 from ptmrec_dist.training.stage2 import train_stage2

@@ -13,7 +13,7 @@ from ptmrec_dist.config.sequences import SASRecConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.distributed import World
 from ptmrec_dist.training import ranking_evaluation, stage1
-from ptmrec_dist.training.evaluate import Evaluator
+from ptmrec_dist.training.evaluator import Evaluator
 from ptmrec_dist.training.finished_run import load_run
 from ptmrec_dist.training.stage1 import batch_size_of, default_batch_size, learning_rate_of, train_stage1
 from tests.conftest import UNTRACKED, Project

@@ -16,7 +16,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.feature_store import open_features
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from ptmrec_dist.encoders.sources.loading import load_backbone
 from ptmrec_dist.errors import Fault, UserError

@@ -10,13 +10,13 @@ import torch
 
 from ptmrec_dist.cli import run
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.distributed import World
 from ptmrec_dist.evaluation.ranking import metrics_of
 from ptmrec_dist.files import read_json, read_json_lines
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.evaluate import Evaluator, Masking, evaluate_phases
+from ptmrec_dist.training.evaluator import Evaluator, Masking, evaluate_phases
 from tests.data.small_catalogue import write_catalogue
 
 _NUMBERS = {"films": (30, 14), "books": (17, 9)}

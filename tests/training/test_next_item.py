@@ -17,7 +17,7 @@ from ptmrec_dist.config.next_item import NextItemConfig
 from ptmrec_dist.config.sequences import SequenceConfig
 from ptmrec_dist.data.dataset import Dataset
 from ptmrec_dist.data.histories import PaddedHistories
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.data.sequences import TrainingSequences
 from ptmrec_dist.distributed import World, join_world, sum_over_ranks
 from ptmrec_dist.errors import UserError

@@ -10,11 +10,11 @@ import torch
 
 from ptmrec_dist import cli
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.distributed import World
 from ptmrec_dist.recommenders import build_recommender
 from ptmrec_dist.recommenders.base import Recommender
-from ptmrec_dist.training.evaluate import Masking, evaluate_phases
+from ptmrec_dist.training.evaluator import Masking, evaluate_phases
 from ptmrec_dist.training.popularity import PopularityEvaluator
 from tests.conftest import Project
 from tests.data.small_catalogue import write_catalogue

@@ -16,7 +16,7 @@ from ptmrec_dist import cli
 from ptmrec_dist.config import EvaluateConfig, PackConfig, Stage1Config, recommender_config
 from ptmrec_dist.config.recommenders import RECOMMENDERS
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.distributed import join_world, rows
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.training import ranking_evaluation

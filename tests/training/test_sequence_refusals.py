@@ -7,7 +7,7 @@ import pytest
 
 from ptmrec_dist import cli
 from ptmrec_dist.config import EncoderConfig, FeaturesConfig, PackConfig
-from ptmrec_dist.data.pack import pack
+from ptmrec_dist.data.packing.pack import pack
 from ptmrec_dist.encoders.features import extract_features
 from tests.conftest import Project
 from tests.data.small_catalogue import folder_bytes

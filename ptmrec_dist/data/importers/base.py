@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ptmrec_dist.data.compression import without_compression
 from ptmrec_dist.data.importers.rows import Row, TextFormat, Unreadable, read_rows
+from ptmrec_dist.data.tables.compression import without_compression
 from ptmrec_dist.errors import UserError
 
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ptmrec_dist.data.compression import open_bytes, without_compression
-from ptmrec_dist.data.python_literals import loads
+from ptmrec_dist.data.tables.compression import open_bytes, without_compression
+from ptmrec_dist.data.tables.python_literals import loads
 
 Row = dict[str, Any]
 """Column to value."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ptmrec_dist.data.compression import COMPRESSED, for_polars, open_bytes, without_compression
-from ptmrec_dist.data.parquet import scan_parquet
+from ptmrec_dist.data.tables.compression import COMPRESSED, for_polars, open_bytes, without_compression
+from ptmrec_dist.data.tables.parquet import scan_parquet
 
 _ATOMIC = (".inter", ".item", ".user")
 _SEPARATORS = {".csv": ",", ".tsv": "\t", **dict.fromkeys(_ATOMIC, "\t")}

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from ptmrec_dist.data import splits
 from ptmrec_dist.data.blocks import Groups, computed, floats_of, length_of_blocks, slices_of
 from ptmrec_dist.data.ids import numbers_of
+from ptmrec_dist.data.manifest import PARTS
 from ptmrec_dist.data.scratch import Scratch
 
 Columns = Mapping[str, np.ndarray]
@@ -37,7 +37,7 @@ def parts_in_order(rows: pl.DataFrame, by_item: bool, scratch: Scratch) -> dict[
     columns |= {name: floats_of(rows[name], scratch) for name in ("rating", "timestamp") if name in rows.columns}
     bounds = _bounds(columns, rows.height, by_item)
     groups_a_part = 2 * len(bounds) + 1
-    size = len(splits.PARTS) * groups_a_part
+    size = len(PARTS) * groups_a_part
 
     def group_of(block: slice) -> np.ndarray:
         keys_R = _keys(columns, block, by_item)
@@ -49,7 +49,7 @@ def parts_in_order(rows: pl.DataFrame, by_item: bool, scratch: Scratch) -> dict[
     groups = Groups(computed(group_of, rows.height, np.min_scalar_type(size), scratch), size, scratch)
     columns = dict(zip(columns, groups.gathered(list(columns.values())), strict=True))
     parts = {}
-    for number, part in enumerate(splits.PARTS):
+    for number, part in enumerate(PARTS):
         places = groups.places[number * groups_a_part : (number + 1) * groups_a_part]
         if places[0].start < places[-1].stop:
             parts[part] = scratch.table(_in_order(columns, places, by_item))

@@ -10,7 +10,7 @@ from functools import cache, reduce
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from ptmrec_dist.data.products import COLOURS, CREAM, KINDS, PAINTS, SCENES, Colour, Look, Point, Shape
+from ptmrec_dist.data.synthetic.products import COLOURS, CREAM, KINDS, PAINTS, SCENES, Colour, Look, Point, Shape
 
 _INK = 222  # opacity of a pattern, of 255
 _SMOOTH = 3  # pictures are drawn this many times larger and reduced, which smooths their edges

@@ -3,7 +3,6 @@
 Shape suffixes: I items.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ptmrec_dist.data.manifest import Shard
-from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.data.packing.workers import Pool
 from ptmrec_dist.files import sha256
 from ptmrec_dist.progress import Progress
 
@@ -57,19 +56,6 @@ def sample_bytes(image_bytes: np.ndarray, text_bytes: np.ndarray, id_bytes: np.n
     members = _BLOCK + -(-sizes // _BLOCK) * _BLOCK
     total_I: np.ndarray = members.sum(axis=0)
     return total_I
-
-
-def item_digest(image_sha256: str, text: bytes) -> str:
-    """Compute the digest of an item's content, independent of its shard.
-
-    Args:
-        image_sha256: Digest of its image file, in hexadecimal digits; that of no bytes where it has none.
-        text: Its text in UTF-8, empty where it has none.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    return hashlib.sha256(image_sha256.encode() + text).hexdigest()
 
 
 def divide(sizes_I: np.ndarray, shard_bytes: int, num_shards: int | None, seed: int) -> list[np.ndarray]:

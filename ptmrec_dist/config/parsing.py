@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ptmrec_dist.config.messages import in_our_form
 from ptmrec_dist.config.recommenders import RECOMMENDERS, recommender_entry
+from ptmrec_dist.config.refused_values import path_of, refuse_odd_values
 from ptmrec_dist.config.tuning import METHODS, TuningConfig, groups, require_used
-from ptmrec_dist.config.values import path_of, refuse_odd_values
-from ptmrec_dist.config.written import as_declared
+from ptmrec_dist.config.yaml_values import as_declared
 from ptmrec_dist.errors import UserError, on_one_line
 
 if TYPE_CHECKING:

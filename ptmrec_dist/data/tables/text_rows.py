@@ -13,8 +13,8 @@ from typing import IO
 import numpy as np
 import polars as pl
 
-from ptmrec_dist.data.compression import open_bytes
-from ptmrec_dist.data.formats import Format
+from ptmrec_dist.data.tables.compression import open_bytes
+from ptmrec_dist.data.tables.formats import Format
 
 _ESCAPE = re.compile(r'(\\+)("?)')
 _CHUNK = 2**20

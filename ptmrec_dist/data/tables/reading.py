@@ -9,13 +9,13 @@ from typing import TypeVar
 import polars as pl
 from polars.exceptions import PolarsError
 
-from ptmrec_dist.data.compression import open_bytes
-from ptmrec_dist.data.formats import ENDINGS, format_of, scan
-from ptmrec_dist.data.json_rows import json_columns, read_json_columns
-from ptmrec_dist.data.malformed import explain
-from ptmrec_dist.data.parquet import MAGIC, panics_as_errors, parts_of
-from ptmrec_dist.data.text_rows import quoting, read_text_columns
-from ptmrec_dist.data.values import as_text
+from ptmrec_dist.data.tables.compression import open_bytes
+from ptmrec_dist.data.tables.formats import ENDINGS, format_of, scan
+from ptmrec_dist.data.tables.json_rows import json_columns, read_json_columns
+from ptmrec_dist.data.tables.malformed import explain
+from ptmrec_dist.data.tables.parquet import MAGIC, panics_as_errors, parts_of
+from ptmrec_dist.data.tables.text_rows import quoting, read_text_columns
+from ptmrec_dist.data.tables.values import as_text
 from ptmrec_dist.errors import UserError, first_line
 
 T = TypeVar("T")

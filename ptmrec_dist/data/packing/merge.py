@@ -12,14 +12,13 @@ from pathlib import Path
 import polars as pl
 
 from ptmrec_dist.config import MergeConfig
-from ptmrec_dist.data import splits
 from ptmrec_dist.data.catalogue import ATTRIBUTE
 from ptmrec_dist.data.dataset import Dataset
-from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard, Source
-from ptmrec_dist.data.mergeable import check_mergeable
-from ptmrec_dist.data.packed_tables import write_tables
-from ptmrec_dist.data.shards import copy_renumbered
-from ptmrec_dist.data.staging import check_replaceable
+from ptmrec_dist.data.manifest import PARTS, SCHEMA_VERSION, Manifest, Shard, Source
+from ptmrec_dist.data.packing.mergeable import check_mergeable
+from ptmrec_dist.data.packing.packed_tables import write_tables
+from ptmrec_dist.data.packing.shards import copy_renumbered
+from ptmrec_dist.data.packing.staging import check_replaceable
 from ptmrec_dist.errors import UserError, fault_of
 from ptmrec_dist.files import sha256, staged
 from ptmrec_dist.lock import exclusive_out
@@ -135,7 +134,7 @@ def _parts(datasets: Sources) -> dict[str, pl.DataFrame]:
     numbers = [(dataset.num_users, dataset.num_items) for dataset in datasets.values()]
     firsts = list(zip(*(_firsts(counts) for counts in zip(*numbers))))
     parts = {}
-    for part in splits.PARTS:
+    for part in PARTS:
         tables = [
             dataset.table(part).with_columns(pl.col("user_index") + first_user, pl.col("item_index") + first_item)
             for dataset, (first_user, first_item) in zip(datasets.values(), firsts)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ptmrec_dist.config.tuning import groups
-from ptmrec_dist.config.written import as_declared
 from ptmrec_dist.config.yaml_files import read_settings
+from ptmrec_dist.config.yaml_values import as_declared
 from ptmrec_dist.errors import UserError
 
 

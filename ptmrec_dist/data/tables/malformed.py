@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from ptmrec_dist.data.compression import open_bytes
-from ptmrec_dist.data.formats import Format
-from ptmrec_dist.data.python_literals import loads
-from ptmrec_dist.data.text_rows import records
+from ptmrec_dist.data.tables.compression import open_bytes
+from ptmrec_dist.data.tables.formats import Format
+from ptmrec_dist.data.tables.python_literals import loads
+from ptmrec_dist.data.tables.text_rows import records
 
 _LONGEST = 80
 

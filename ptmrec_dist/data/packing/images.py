@@ -14,7 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ptmrec_dist.data.decoding import BadImageError, decoded, to_rgb
-from ptmrec_dist.data.workers import Pool
+from ptmrec_dist.data.packing.workers import Pool
 from ptmrec_dist.progress import Progress
 
 _CHUNK = 64

@@ -11,9 +11,8 @@ from ptmrec_dist.data.blocks import computed, counts_of, for_users, inverse_of, 
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
 from ptmrec_dist.errors import UserError
 
-PARTS = ("train", "validation", "test", "cold_validation", "cold_test")
-"""Names of the parts; a label is an index into them."""
 TRAIN, VALIDATION, TEST, COLD_VALIDATION, COLD_TEST = range(5)
+"""Labels: indices into the names of the parts."""
 _ROW_STREAM, _ITEM_STREAM = 0, 1
 """Each use of the seed has a random stream of its own, so that no two uses sample in the same order."""
 _COLD_FRACTIONS = {COLD_VALIDATION: 0.05, COLD_TEST: 0.15}

@@ -15,12 +15,12 @@ import polars as pl
 
 from ptmrec_dist.config import PackConfig
 from ptmrec_dist.data.blocks import computed, slices_of
-from ptmrec_dist.data.filters import SHOW, drop_rows
 from ptmrec_dist.data.ids import respelled, without_fraction
+from ptmrec_dist.data.packing.filters import SHOW, drop_rows
 from ptmrec_dist.data.report import Tally
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
-from ptmrec_dist.data.tables import Table
-from ptmrec_dist.data.times import Times
+from ptmrec_dist.data.tables.reading import Table
+from ptmrec_dist.data.tables.times import Times
 from ptmrec_dist.errors import UserError
 
 _log = logging.getLogger(__name__)

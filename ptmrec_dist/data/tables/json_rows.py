@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from ptmrec_dist.data.compression import open_bytes
-from ptmrec_dist.data.python_literals import loads
+from ptmrec_dist.data.tables.compression import open_bytes
+from ptmrec_dist.data.tables.python_literals import loads
 from ptmrec_dist.errors import UserError
 
 _LARGEST_EXACT = 2**53

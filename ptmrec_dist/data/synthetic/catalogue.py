@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ptmrec_dist.data.drawing import PATTERNS, draw_product
-from ptmrec_dist.data.products import COLOURS, KINDS, SCENES, Look
+from ptmrec_dist.data.synthetic.drawing import PATTERNS, draw_product
+from ptmrec_dist.data.synthetic.products import COLOURS, KINDS, SCENES, Look
 from ptmrec_dist.progress import Progress
 
 ITEMS_FILE = "items.csv"

@@ -16,7 +16,7 @@ import torch
 
 from ptmrec_dist.data.dataset import Dataset, Interactions
 from ptmrec_dist.data.histories import Histories
-from ptmrec_dist.data.splits import PARTS
+from ptmrec_dist.data.manifest import PARTS
 from ptmrec_dist.distributed import World, sum_over_ranks
 from ptmrec_dist.evaluation.ranking import Ranked, UserMetrics, metrics_of
 from ptmrec_dist.evaluation.scoring import recent_items, scorer_of

@@ -14,22 +14,22 @@ import numpy as np
 import polars as pl
 
 from ptmrec_dist.config import PackConfig
-from ptmrec_dist.data import splits
 from ptmrec_dist.data.blocks import counts_of, slices_of
 from ptmrec_dist.data.catalogue import catalogue_of_ids, drop_bad_items, read_catalogue
-from ptmrec_dist.data.filters import SHOW, drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
 from ptmrec_dist.data.ids import as_enum, known_to, numbers_of, range_of, sort_ids
-from ptmrec_dist.data.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
-from ptmrec_dist.data.interactions import read_interactions
-from ptmrec_dist.data.item_rows import keep_readable, note_incomplete
-from ptmrec_dist.data.manifest import SCHEMA_VERSION, Manifest, Shard
-from ptmrec_dist.data.packed_tables import write_tables
+from ptmrec_dist.data.manifest import PARTS, SCHEMA_VERSION, Manifest, Shard, item_digest
+from ptmrec_dist.data.packing import splits
+from ptmrec_dist.data.packing.filters import SHOW, drop_repeats, drop_rows, drop_unknown_items, keep_core, match_items
+from ptmrec_dist.data.packing.images import NO_IMAGE, Limits, Prepared, prepare_images, start_worker
+from ptmrec_dist.data.packing.interactions import read_interactions
+from ptmrec_dist.data.packing.item_rows import keep_readable, note_incomplete
+from ptmrec_dist.data.packing.packed_tables import write_tables
+from ptmrec_dist.data.packing.shards import Sample, divide, sample_bytes, write_shards
+from ptmrec_dist.data.packing.staging import check_replaceable
+from ptmrec_dist.data.packing.time_order import parts_in_order
+from ptmrec_dist.data.packing.workers import Pool, RankPool, open_workers
 from ptmrec_dist.data.report import Report, Tally
 from ptmrec_dist.data.scratch import IN_MEMORY, Scratch
-from ptmrec_dist.data.shards import Sample, divide, item_digest, sample_bytes, write_shards
-from ptmrec_dist.data.staging import check_replaceable
-from ptmrec_dist.data.time_order import parts_in_order
-from ptmrec_dist.data.workers import Pool, RankPool, open_workers
 from ptmrec_dist.errors import UserError, fault_of
 from ptmrec_dist.files import staged
 from ptmrec_dist.lock import exclusive_out
@@ -124,7 +124,7 @@ def _write(config: PackConfig, pool: Pool, folder: Path) -> tuple[Manifest, pl.D
 def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Report) -> None:
     report.print()
     counts = ", ".join(f"{count:,} {part}" for part, count in manifest.interactions.items())
-    counts += "".join(f", none for {part}" for part in splits.PARTS[:3] if part not in manifest.interactions)
+    counts += "".join(f", none for {part}" for part in PARTS[:3] if part not in manifest.interactions)
     held = f"{manifest.num_users:,} users, {manifest.num_items:,} items{_named(manifest.modalities)}"
     print(f"{out}: {held}, {len(manifest.shards)} shards; {counts}")
     if report.items.has_dropped("empty text", "no image path"):
@@ -134,7 +134,7 @@ def _print_result(out: Path, manifest: Manifest, items: pl.DataFrame, report: Re
 
 def _report_short_rankings(manifest: Manifest, items: pl.DataFrame) -> None:
     """Name the parts where all models and epochs are equal, because every list has all items."""
-    for parts, ranked in ((splits.PARTS[1:3], "train"), *(((part,), part) for part in splits.PARTS[3:])):
+    for parts, ranked in ((PARTS[1:3], "train"), *(((part,), part) for part in PARTS[3:])):
         measured = [part for part in parts if part in manifest.interactions]
         count = items["part"].eq(ranked).sum()
         if measured and count <= _LIST_LENGTH:
@@ -234,9 +234,9 @@ def _split(tables: Tables, config: PackConfig) -> None:
     known = known_to(tables.rows["user_id"])
     _number(tables, known, items["item_id"])
     labels_I = splits.sample_cold_items(items.height, config.seed) if cold else np.zeros(items.height, dtype=np.int8)
-    tables.items = items.with_columns(part=pl.Series(splits.PARTS).gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
+    tables.items = items.with_columns(part=pl.Series(PARTS).gather(labels_I), shard=pl.lit(-1, dtype=pl.Int64))
     labels_E = _labels(tables, labels_I, config)
-    tables.rows = tables.rows.with_columns(part=pl.Series(labels_E.view(np.uint8)).cat.to(pl.Enum(splits.PARTS)))
+    tables.rows = tables.rows.with_columns(part=pl.Series(labels_E.view(np.uint8)).cat.to(pl.Enum(PARTS)))
     untrained_E = splits.without_training(numbers_of(tables.rows["user_id"]), labels_E, scratch)
     tables.rows = drop_rows(
         tables.rows, untrained_E, report.interactions, "user without training rows", fault=False, scratch=scratch
@@ -252,7 +252,7 @@ def _note_untrained(tables: Tables) -> None:
     rows, report = tables.rows, tables.report
     items_E, labels_E = numbers_of(rows["item_id"]), numbers_of(rows["part"])
     untrained_I = ~splits.trained(items_E, labels_E, tables.items.height)
-    untrained_I &= tables.items["part"].eq(splits.PARTS[splits.TRAIN]).to_numpy()
+    untrained_I &= tables.items["part"].eq(PARTS[splits.TRAIN]).to_numpy()
     report.items.note_incomplete(tables.items.filter(untrained_I), "no training rows", show="item {item_id!r}")
     for block in slices_of(rows.height):
         with_untrained = rows[block].filter(untrained_I[items_E[block]])
@@ -266,7 +266,7 @@ def _number(tables: Tables, users: pl.Series, items: pl.Series) -> None:
 
 
 def _labels(tables: Tables, labels_I: np.ndarray, config: PackConfig) -> np.ndarray:
-    """The part of each interaction, as an index into `splits.PARTS`."""
+    """The part of each interaction, as an index into `PARTS`."""
     rows, scratch = tables.rows, tables.scratch
     users_E, items_E = numbers_of(rows["user_id"]), numbers_of(rows["item_id"])
     if config.split == "given":

@@ -1,0 +1,1 @@
+"""The demo's catalogue, drawn and written on the spot."""
