@@ -254,7 +254,9 @@ def test_a_sweep_of_stage_1_is_resumed_and_its_winner_alone_is_tested_and_regist
     for trial, recommender in zip(trials, ("lightgcn", "vbpr"), strict=True):
         run = config.out / "trials" / f"{trial['number']:04d}"
         history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-        assert trial["value"] == max(line["validation.recall@20"] for line in history)  # stage 1 keeps the best epoch
+        values = [line["validation.recall@20"] for line in history]
+        # Stage 1 keeps the best epoch; a trial that ASHA stops may evaluate once more before it ends.
+        assert trial["value"] == max(values) if trial["state"] == "complete" else trial["value"] in values
         assert "test" not in (run / "history.jsonl").read_text()
         if trial["state"] == "complete":
             assert "test" not in (run / "metrics.json").read_text()
