@@ -1,5 +1,6 @@
 """What a process is among others: a rank of several, a child that must end with its parent; and how it ends in order."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -80,16 +81,18 @@ def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
 
 
 def start_loader(worker: int = 0) -> None:
-    """Ignore SIGINT and SIGTERM in this process, which loads data, and end it with its parent.
+    """Ignore SIGINT and SIGTERM in this process, which loads data, end it with its parent, and share the parent's memory.
 
     Terminals and schedulers send signals to all processes at once; the parent needs its loaders to finish the step that it is
-    in, and ends them itself. Those of a parent that was killed see it by themselves only where it forked them.
+    in, and ends them itself. Those of a parent that was killed see it by themselves only where it forked them. Memory is shared
+    until one of both writes to it, as Python's garbage collector does in every object that it visits.
 
     Args:
         worker: Number of the process, for `DataLoader(worker_init_fn=...)`.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
     end_with_parent()
 
 
