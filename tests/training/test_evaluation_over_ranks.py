@@ -4,13 +4,13 @@ import pytest
 
 from ptmrec_dist.distributed import join_world
 from ptmrec_dist.evaluation import tasks
-from ptmrec_dist.training import evaluate
+from ptmrec_dist.training.evaluator import Evaluator, Metrics
 from ptmrec_dist.training.finished_run import load_run
 from tests.conftest import Project
 from tests.ranks import run_on_ranks
 
 
-def _evaluated(project: Project) -> tuple[evaluate.Metrics, list[tuple[int, int]]]:
+def _evaluated(project: Project) -> tuple[Metrics, list[tuple[int, int]]]:
     run, world = load_run(project.stage1), join_world("cpu")
     shares: list[tuple[int, int]] = []
     rank_positives = tasks.rank_positives
@@ -20,7 +20,7 @@ def _evaluated(project: Project) -> tuple[evaluate.Metrics, list[tuple[int, int]
         return rank_positives(*inputs, user_range=user_range, **named)  # type: ignore[arg-type]
 
     tasks.rank_positives = spy  # type: ignore[assignment]
-    return evaluate.Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
+    return Evaluator(run.dataset, "validation")(run.recommender, run.features, world), shares
 
 
 @pytest.mark.slow
