@@ -181,7 +181,6 @@ class Sweep:
             "ranks": self.config.ranks,
             "resources": resources_of_rank(self.config.ray),
             "placement": self.config.ray.placement,
-            "max_failures": self.config.max_failures,
             "scratch": str(self.scratch),
             "folder": os.getcwd(),
             "environment": ours | {"MLFLOW_TRACKING_URI": tracking_uri()},
@@ -208,7 +207,7 @@ class Sweep:
         )
         return tune.Tuner(
             # The trial's own process only waits for its ranks, which hold the resources. It is pinned to the head node, and
-            # with it the controller that restarts the ranks: lost with another node, it would leave resources reserved.
+            # with it the controller of these: lost with another node, it would leave resources reserved.
             tune.with_resources(train_on_ranks, {"memory": _WAITING_BYTES, "node:__internal_head__": 0.001}),
             param_space=space,
             tune_config=tune.TuneConfig(

@@ -1,4 +1,4 @@
-"""Jobs on the cluster: one training run on several DeepSpeed workers, started and restarted by Ray Train."""
+"""Jobs on the cluster: one training run on several DeepSpeed workers, started by Ray Train; Ray Tune starts lost ones again."""
 
 import os
 from collections.abc import Callable
@@ -22,13 +22,13 @@ def train_on_ranks(config: dict[str, Any]) -> None:
 
     Args:
         config: `job`: `command` and its `settings` (plain), `with_test`, deciding `part`, which epoch to `keep`, `rungs`
-            after which to report, `ranks`, `resources` of a rank, `placement`, `max_failures`, `scratch` of Ray, `log` (path
-            without rank), `folder` to run in, `environment`.
+            after which to report, `ranks`, `resources` of a rank, `placement`, `scratch` of Ray, `log` (path without rank),
+            `folder` to run in, `environment`.
     """
     job = config["job"]
     for name, value in _RAY_TRAIN.items():
         os.environ.setdefault(name, value)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -48,11 +48,12 @@ def train_on_ranks(config: dict[str, Any]) -> None:
             resources_per_worker=job["resources"],
             placement_strategy=job["placement"],
         ),
+        # Without restarts: ranks of a trial that was stopped are lost, too, and a controller that replaced them in the moment
+        # before it ends would leave their resources reserved.
         run_config=RunConfig(
             name=f"train-{Path(job['settings']['out']).name}",
             storage_path=job["scratch"],
             callbacks=[TuneReportCallback()],
-            failure_config=FailureConfig(max_failures=job["max_failures"]),
         ),
     ).fit()
 
