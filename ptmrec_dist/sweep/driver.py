@@ -202,9 +202,8 @@ class Sweep:
         from ray import tune
 
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # trials are reported here, one line each
-        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
-            "1"  # a trial that ends before the first rung reports nothing
-        )
+        # A trial that ends before the first rung reports nothing.
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         return tune.Tuner(
             # The trial's own process only waits for its ranks, which hold the resources. It is pinned to the head node, and
             # with it the controller of these: lost with another node, it would leave resources reserved.

@@ -17,6 +17,8 @@ from ptmrec_dist.storage import is_url
 if TYPE_CHECKING:
     from ptmrec_dist.training.session import Report
 
+_INPUTS_OF_STAGE_2 = ("stage1", "shards", "features", "encoder", "image_encoder", "text_encoder")
+
 
 @dataclass(frozen=True)
 class Common:
@@ -126,18 +128,12 @@ class Stage2:
     settings: type = Stage2Config
     option = "stage2"
     chooser = "tuning.method"
-    decided = frozenset(
-        {
-            *("stage1", "shards", "features", "encoder", "image_encoder", "text_encoder"),
-            *("out", "device", "tracking"),
-        }
-    )
+    decided = frozenset({*_INPUTS_OF_STAGE_2, "out", "device", "tracking"})
     shared = frozenset({"select_on", "keep", "epochs"})
 
     def given(self, config: SweepConfig) -> dict[str, Any]:
         """Return the device, the run of stage 1, and those of its inputs that were moved."""
-        inputs = ("stage1", "shards", "features", "encoder", "image_encoder", "text_encoder")
-        return {"device": config.device} | _paths(config, *inputs)
+        return {"device": config.device} | _paths(config, *_INPUTS_OF_STAGE_2)
 
     def used(self, config: SweepConfig, plain: dict[str, Any]) -> dict[str, Any]:
         """Leave out settings of tuning methods that the trial does not use."""
