@@ -8,13 +8,13 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
 from open_clip.hf_configs import arch_dict
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ _WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_cli
 HF_CONFIG_FILE = "config.json"
 """Configuration of a text tower from Hugging Face; the files of its tokenizer are beside it."""
 _HUB = "hf-hub:"
+_LOCAL = "local-dir:"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def load_open_clip(settings: EncoderConfig) -> OpenClip:
         logging.getLogger().setLevel(max(quiet, logging.ERROR))
         model_config = model_config or dict(open_clip.get_model_config(name))
         clip = open_clip.create_model(name, pretrained, require_pretrained=True, **_overrides(settings, model_config))
-        tokenizer = open_clip.get_tokenizer(name, **_tokenizer_options(model_config))
+        tokenizer = _tokenizer(name, model_config["text_cfg"])
     except Exception as error:  # open_clip, timm and transformers raise all kinds of errors on a wrong configuration
         raise UserError(
             f"encoder.model: cannot load {settings.model!r} ({settings.pretrained}): {in_brief(error)}"
@@ -144,7 +145,7 @@ def _resolve(settings: EncoderConfig) -> tuple[str, str | None, dict[str, Any] |
             raise UserError(
                 f"encoder.model: {folder} has no {WEIGHTS_FILE}; expected a folder with {CONFIG_FILE} and weights"
             )
-        return f"local-dir:{folder.resolve()}", None, model_config
+        return f"{_LOCAL}{folder.resolve()}", None, model_config
     if model.startswith(_HUB):
         if settings.pretrained is not None:
             raise UserError(f"encoder.pretrained: got {settings.pretrained!r} with {model}, which has its own weights")
@@ -208,9 +209,20 @@ def _overrides(settings: EncoderConfig, model_config: dict[str, Any]) -> dict[st
     return {"text_cfg": {**text, "hf_model_name": folder, "hf_model_pretrained": False}}
 
 
-def _tokenizer_options(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Options that forbid running code that comes with a tokenizer, whatever its configuration requests."""
-    return {"trust_remote_code": False} if model_config["text_cfg"].get("hf_tokenizer_name") else {}
+def _tokenizer(name: str, text_config: dict[str, Any]) -> Any:
+    """Tokenizer of a model; runs no code that comes with one, whatever its configuration requests."""
+    if text_config.get("hf_tokenizer_name"):
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    if not name.startswith(_LOCAL):
+        return open_clip.get_tokenizer(name)
+    options = {"context_length": text_config.get("context_length", DEFAULT_CONTEXT_LENGTH)}
+    return _own_tokenizer(json.dumps(options | text_config.get("tokenizer_kwargs", {})))
+
+
+@lru_cache(maxsize=4)
+def _own_tokenizer(options: str) -> SimpleTokenizer:
+    """open_clip's own tokenizer, built once in a process for equal options (JSON): it takes longer than a small model."""
+    return SimpleTokenizer(**json.loads(options))
 
 
 def _unfold_scalars(clip: nn.Module) -> None:
