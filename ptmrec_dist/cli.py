@@ -29,6 +29,8 @@ from ptmrec_dist.errors import (
 from ptmrec_dist.processes import Terminated, deferring_signals, is_first_rank, raising_on_sigterm
 from ptmrec_dist.storage import with_local_copies
 
+_DESCRIBING = ("-h", "--help", "--print_config")
+"""Options that print what each setting is."""
 _GRACE = 10.0
 """Seconds by which another rank than the first reports a mistake later: more than their starts lie apart."""
 
@@ -104,7 +106,9 @@ def parse(settings: type, argv: Sequence[str], prog: str, epilog: str | None = N
     words = in_full(argv, settings)
     recommender = chosen_recommender(words) if config.chooses_recommender(settings) else None
     words = with_files(words, settings)
-    parser = config.settings_parser(settings, recommender, prog=prog, description=_summary(settings), epilog=epilog)
+    described = any(word.startswith(_DESCRIBING) for word in words)
+    about = {"prog": prog, "description": _summary(settings), "epilog": epilog}
+    parser = config.settings_parser(settings, recommender, described, **about)
     try:
         return config.build(settings, parser, parser.parse_args(words))
     except ArgumentError as error:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 
 
-def settings_parser(settings: type, recommender: str | None = None, **options: Any) -> "ArgumentParser":
+def settings_parser(
+    settings: type, recommender: str | None = None, described: bool = False, **options: Any
+) -> "ArgumentParser":
     """Make the parser of a command's settings.
 
     Args:
         settings: The dataclass of the command's settings.
         recommender: Recommender whose hyper-parameters are under `model`, where the command takes some; by default the
             settings' own.
+        described: Whether its help describes each option: reading the source code for that is most of the work.
         **options: Options of jsonargparse's parser.
 
     Returns:
@@ -37,7 +40,7 @@ def settings_parser(settings: type, recommender: str | None = None, **options: A
     from jsonargparse import ArgumentParser, set_parsing_settings
     from jsonargparse.typing import register_type
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=described)
     register_type(Path, str, path_of, type_check=isinstance)
     parser = ArgumentParser(exit_on_error=False, **options)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
