@@ -50,6 +50,11 @@ def test_the_rank_flag_of_the_deepspeed_launcher_is_dropped() -> None:
             "prompt: got settings of a tuning method that is not used; expected those of last_n",
         ),
         ((*STAGE2, "--prompt.depth", 0), "prompt.depth: got 0, expected 1 or more, or 'all'"),
+        ((*STAGE2, "--encoder.model", "clip"), "unknown: --encoder.model clip; the nearest is --encoder; "),
+        (
+            (*STAGE2, "--optim.encoder_lr.x", "3"),
+            "unknown: --optim.encoder_lr.x 3; the nearest is --optim.encoder_lr; ",
+        ),
         ((*STAGE2, "--zero.stage", 7), "zero.stage: got '7', expected 0, 1, 2 or 3; "),
         ((*STAGE2, "--batch_size", "many"), "batch_size: got 'many', expected a whole number; "),
         ((*STAGE2, "--optim.encoder_lr", "low"), "optim.encoder_lr: got 'low', expected a number; "),

@@ -21,6 +21,9 @@ _INSIDE = re.compile(
     r'Parser key "(?P<name>[^"]+)": (?P<union>Does not validate against any of the Union subtypes .*?)?'
     r"Problem with given class_path '[^']+': (?P<inner>.*)"
 )
+_NESTED = re.compile(
+    r"""Parser key "(?P<name>[^"]+)": .*?NestedArg\(key='(?P<key>[^']*)', val=(?P<got>'.*?'|".*?"|.*?)\)["']?.*"""
+)
 _END_OF_UNION = " Expected a <class 'NoneType'> Given value type: "
 _UNREADABLE = re.compile(r"""Parser key "(?P<name>[^"]+)": Unable to load config '(?P<got>.*?)'.*""")
 _NOT_ACCEPTED = re.compile(r"(?:Option|Group '(?P<group>[^']+)' does not accept option) '(?P<name>[^']+)'")
@@ -33,6 +36,7 @@ _KINDS = {
     "dict": "settings by name, such as {a: 1}",
     "Path": "a path",
 }
+_QUOTES = "'\""
 _REQUIRED = "the following arguments are required: "
 _UNKNOWN = "unrecognized arguments: "
 
@@ -60,6 +64,10 @@ def in_our_form(message: str, options: Iterable[str]) -> str:
         name = ".".join(filter(None, (refused["group"], refused["name"])))
         own = [option.removeprefix("--") for option in options if not option.endswith(".help")]
         return _unknown(name, name, own)
+    if nested := _NESTED.fullmatch(message):  # `--encoder.model` of a command whose `--encoder` is a single value
+        return _unknown(
+            f"--{nested['name']}.{nested['key']} {nested['got'].strip(_QUOTES)}", f"--{nested['name']}", options
+        )
     if no_path := _NO_PATH.fullmatch(message):
         return f"{no_path['name']}: got {no_path['got']}, expected a path"
     if no_settings := _NO_SETTINGS.fullmatch(message):
