@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from ptmrec_dist import cli
 
-# Loaded once in the server that ranks are forked from: seconds for each rank otherwise.
-PRELOAD = ["torch", "torch._dynamo", "open_clip", "peft", "tests.preload_deepspeed"]
+PRELOAD = ["tests.preload"]
+"""What the server that ranks are forked from loads."""
 
 # Seconds; a busy machine needs far more than a quiet one.
 _PATIENCE = 400

@@ -53,7 +53,7 @@ class Ended:
 
 def start_server() -> None:
     """Start the server that commands are forked from, and wait until it has imported everything."""
-    _CONTEXT.set_forkserver_preload([*PRELOAD, "tests.kills.preload"])
+    _CONTEXT.set_forkserver_preload(PRELOAD)
     process = _CONTEXT.Process(target=int)
     process.start()
     process.join()

@@ -1,7 +1,17 @@
-"""What commands import, loaded once in the server that they are forked from."""
+"""What ranks and commands import, loaded once in the server that they are forked from: seconds for each of them otherwise."""
 
-import mlflow.pyfunc  # noqa: F401
-import transformers  # noqa: F401
+# ruff: noqa: E402, F401
+
+import gc
+
+import jsonargparse
+import mlflow.pyfunc
+import mlflow.store.tracking.sqlalchemy_store
+import open_clip
+import peft
+import torch._dynamo
+import torch_geometric
+import transformers
 
 import ptmrec_dist.data.downloading
 import ptmrec_dist.data.importers.films
@@ -23,4 +33,12 @@ import ptmrec_dist.training.evaluating
 import ptmrec_dist.training.joint
 import ptmrec_dist.training.refit
 import ptmrec_dist.training.stage1
-import ptmrec_dist.training.stage2  # noqa: F401
+import ptmrec_dist.training.stage2
+from ptmrec_dist.distributed.zero import import_deepspeed
+
+import_deepspeed()
+import deepspeed.runtime.zero.muon.muon_optimizer
+
+# The collector of a forked process would otherwise visit, and so copy, the memory that it shares with the server.
+gc.collect()
+gc.freeze()
