@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -146,11 +147,16 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """
     from jsonargparse import ArgumentError
 
-    parser = settings_parser(settings, values.get("recommender"))
+    parser = _parser_of_values(settings, values.get("recommender"))
     try:
         return build(settings, parser, parser.parse_object(as_declared(settings, values)))
     except (ArgumentError, TypeError) as error:
         raise UserError(in_our_form(str(error), parser._option_string_actions)) from error
+
+
+@cache
+def _parser_of_values(settings: type, recommender: str | None) -> "ArgumentParser":
+    return settings_parser(settings, recommender)
 
 
 def merged(settings: Mapping[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
