@@ -12,6 +12,7 @@ Legend: I items, B users or visitors, D width of the scores.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ from ptmrec_dist.training.finished_run import FinishedRun
 
 _FOLDER = "recommender"
 _CHECKED = 64  # users whose vectors are compared with those of the rebuilt recommender
+_AVERAGED = 2000  # users whose mean vector a visitor without a history has
 
 
 ColdVectors = Callable[[Features], Tensor]
@@ -110,6 +112,7 @@ class ComputedVectors:
         self._recommender, self._tables, self.usable = recommender, tables, usable
         read_E = usable[taken.items]
         readable = Interactions(taken.users[read_E], taken.items[read_E])
+        self._users = np.unique(readable.users)
         recent = RecentItems(readable, int(taken.users.max()) + 1, recommender.history_length)
         self._known = user_vectors(recommender, tables, recent, torch.device("cpu"))
 
@@ -119,9 +122,18 @@ class ComputedVectors:
 
     @torch.no_grad()
     def visitors(self, taken: Interactions, number: int) -> Tensor:
-        """Compute vectors from the visitors' histories; see `UserVectors`."""
+        """Compute vectors from the visitors' histories, without any that of an average user; see `UserVectors`."""
         histories = RecentItems(taken, number, self._recommender.history_length).latest(torch.arange(number))
-        return self._recommender.users(Queries(torch.full((number,), -1), histories), self._tables)
+        users_BD = self._recommender.users(Queries(torch.full((number,), -1), histories), self._tables)
+        some_B1 = histories.mask.any(dim=1, keepdim=True)
+        # The state after an empty history says nothing: all items would score the same, and be listed in the catalogue's order.
+        return users_BD if some_B1.all() else users_BD.where(some_B1, self._average_D)
+
+    @cached_property
+    def _average_D(self) -> Tensor:
+        """Mean vector of evenly chosen users, float32 [D], whose scores by a dot product are their mean scores."""
+        some = np.unique(np.linspace(0, len(self._users) - 1, min(len(self._users), _AVERAGED)).astype(np.int64))
+        return self._known(self._users[some]).mean(dim=0)
 
 
 def is_stored(recommender: Recommender) -> bool:

@@ -91,6 +91,21 @@ def test_a_user_is_served_as_the_visitor_with_all_that_the_user_took(folder: Pat
     assert known["score"] == pytest.approx(visiting["score"], abs=1e-5)
 
 
+def test_without_a_history_that_can_be_read_scores_are_those_of_an_average_user(folder: Path, run: FinishedRun) -> None:
+    model, users = ServedModel(folder), run.dataset.user_ids
+    if run.record.recommender == "bpr":
+        pytest.skip("of BPR the fold-in predicts an average user")
+    everyone = pl.DataFrame(model.answer({"user_id": users}, top_k=ITEMS, exclude_seen=False), strict=False)
+    expected = dict(everyone.group_by("item_id").agg(pl.mean("score")).iter_rows())
+    rows = {"user_id": ["nobody", None, None, None], "history": [None, [], ["gone"], ["i1"]]}
+    found = pl.DataFrame(model.answer(rows, top_k=ITEMS), strict=False)
+    for row in range(3):
+        answer = found.filter(pl.col("row") == row)
+        assert answer["score"].to_list() == pytest.approx([expected[item] for item in answer["item_id"]], abs=1e-5)
+        assert len(set(answer["score"])) > 1
+    assert found.filter(pl.col("row") == 3)["score"][0] != found["score"][0]
+
+
 def test_the_gate_reads_and_leaves_out_training_items_alone(folder: Path, run: FinishedRun, tmp_path: Path) -> None:
     older = _as_registered_before(folder, tmp_path / "older")
     found, before = compare_on(run.dataset, folder, folder), compare_on(run.dataset, older, older)
