@@ -360,6 +360,33 @@ def test_a_quote_that_is_never_closed_is_one_line(tmp_path: Path, capsys: pytest
     assert "cannot read the items (field larger than field limit" in message
 
 
+def test_a_row_with_a_quote_that_is_not_written_twice_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _movielens_csv(tmp_path / "source")
+    before = (tmp_path / "source/movies.csv").read_text().count("\n") - 1
+    with (tmp_path / "source/movies.csv").open("a") as file:
+        file.write('97,"The "best", one",Horror\n98,"Say ""yes""",Horror\n99,Screen 5" wide,Horror\n')
+    assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 0
+    assert f"not written twice (row {before + 2}: ',' expected after '\"')" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out/import.json").read_text())["items"]
+    assert report["left_out"] == {"a quote inside of a quoted value is not written twice": 1}
+    assert report["read"] == before + 3
+    titles = pl.read_parquet(tmp_path / "out/items.parquet")["title"].to_list()
+    assert titles[-2:] == ['Say "yes"', 'Screen 5" wide']
+
+
+def test_rows_behind_a_quote_that_is_never_closed_are_not_lost_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _movielens_csv(tmp_path / "source")
+    with (tmp_path / "source/movies.csv").open("a") as file:
+        file.write('97,Alien,"Horror\n98,Aliens,Horror\n')
+    assert cli.run("import", ["movielens", "--source", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "cannot read the items (unexpected end of data" in message
+
+
 def test_a_full_disk_is_one_line_in_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ windows-1252, which older data sets are in.
 import codecs
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +109,16 @@ def _text_rows(file: IO[bytes], text: TextFormat) -> Iterator[Row | Unreadable]:
     decoded = io.TextIOWrapper(file, encoding="utf-8-sig", errors=_OR_WINDOWS, newline="")
     records = _divided(decoded, text.separator)
     names: Sequence[str] = text.names or next(records, [])
-    first = 1 if text.names else 2
-    for number, values in enumerate(records, start=first):
+    for number in itertools.count(1 if text.names else 2):
+        try:
+            values = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "expected after" not in str(error):  # no end was found: what belongs to the row is unknown
+                raise
+            yield Unreadable("a quote inside of a quoted value is not written twice", f"row {number}: {error}")
+            continue
         if len(values) == len(names):
             yield dict(zip(names, values, strict=True))
         elif values:
@@ -119,11 +128,10 @@ def _text_rows(file: IO[bytes], text: TextFormat) -> Iterator[Row | Unreadable]:
 
 def _divided(file: io.TextIOWrapper, separator: str) -> Iterator[list[str]]:
     lines = iter(lambda: file.readline(_LONGEST_LINE), "")
-    if len(separator) == 1:
-        csv.field_size_limit(_LONGEST_LINE)
-        yield from csv.reader(
-            lines, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        )
-    else:
-        for line in lines:
-            yield line.rstrip("\r\n").split(separator)
+    if len(separator) > 1:
+        return (line.rstrip("\r\n").split(separator) for line in lines)
+    csv.field_size_limit(_LONGEST_LINE)
+    # Without `strict` the reader drops or adds quotes that it did not expect, and takes the rest of a file for one value.
+    return csv.reader(
+        lines, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL, strict=True
+    )
