@@ -39,7 +39,7 @@ def plot(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> li
         written.append(_save(_importance(fractions, trials, metric), folder / "importance.png"))
     else:
         complete = len(_complete(trials))
-        print(f"importance.png: not plotted, got {complete} complete trials, expected several of different values")
+        print(f"importance.png: not plotted, got {_trials(complete)}, expected several of different values")
     return written
 
 
@@ -75,7 +75,11 @@ def _complete(trials: Sequence[Trial]) -> list[Trial]:
 
 def _counts(trials: Sequence[Trial]) -> str:
     complete = len(_complete(trials))
-    return f"{complete} complete trials, {len(trials) - complete} stopped early"
+    return f"{_trials(complete)}, {len(trials) - complete} stopped early"
+
+
+def _trials(complete: int) -> str:
+    return "1 complete trial" if complete == 1 else f"{complete} complete trials"
 
 
 def _importance(fractions: dict[str, float], trials: Sequence[Trial], metric: str) -> Figure:

@@ -62,4 +62,5 @@ def test_without_complete_trials_that_differ_there_is_no_importance_and_the_outp
     written = plot(SPACE, [*PRUNED, *complete], "recall@20", tmp_path)
     assert [path.name for path in written] == ["parallel_coordinates.png"]
     assert all(path.stat().st_size for path in written)
-    assert f"importance.png: not plotted, got {len(complete)} complete trials" in capsys.readouterr().out
+    trials = "complete trial" if len(complete) == 1 else "complete trials"
+    assert f"importance.png: not plotted, got {len(complete)} {trials}, expected" in capsys.readouterr().out
