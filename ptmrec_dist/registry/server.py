@@ -4,6 +4,7 @@ The files are verified against the registered digest; the server starts to liste
 warmed up; the size of a request is bounded; errors are one line without a traceback; responses name the model version.
 """
 
+import asyncio
 import io
 import json
 import logging
@@ -24,6 +25,7 @@ from ptmrec_dist.config import ServeConfig
 from ptmrec_dist.errors import UserError
 from ptmrec_dist.registry.loading import load_model, pinned, verified_files
 from ptmrec_dist.serving.limits import Limits, variable
+from ptmrec_dist.serving.params import refuse_others
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 _MODEL_VARIABLE = "PTMREC_SERVED_MODEL"  # tells workers which model to serve
 _COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client adds the counts of workers up
 _PROMETHEUS = "text/plain; version=0.0.4"
-_PARQUET = "application/vnd.apache.parquet"
+_JSON, _PARQUET = "application/json", "application/vnd.apache.parquet"
+_FIELDS = ["dataframe_records", "dataframe_split", "inputs", "instances", "params"]
 _LONGEST_MESSAGE = 1000  # characters
 
 
@@ -138,8 +141,9 @@ def _add_routes(app: "FastAPI", described: dict[str, str], limits: Limits, metri
             metrics.responded(response.status_code, time.perf_counter() - begun)
         return response
 
-    app.router.routes.insert(0, APIRoute("/version", version, methods=["GET"]))
-    app.router.routes.insert(0, APIRoute("/metrics", page, methods=["GET"]))
+    for path, endpoint in (("/version", version), ("/metrics", page)):
+        # Else `/openapi.json` would fail: FastAPI looks up the types of annotations, which are not imported here.
+        app.router.routes.insert(0, APIRoute(path, endpoint, methods=["GET"], response_model=None))
     app.middleware("http")(finish)
 
 
@@ -150,8 +154,8 @@ async def _with_short_errors(request: "Request", call_next: Any, limits: Limits)
     if request.method == "POST" and "content-type" not in request.headers:
         return JSONResponse(_one_line(b"got no Content-Type, expected application/json or text/csv", 415), 415)
     try:
-        if request.method == "POST" and _PARQUET in request.headers["content-type"].lower():
-            _check_unpacked(await request.body(), limits)
+        if request.method == "POST":
+            await _check_body(request, limits)
         response: Response = await call_next(request)
         status = response.status_code
         if status < 400:
@@ -164,6 +168,25 @@ async def _with_short_errors(request: "Request", call_next: Any, limits: Limits)
         # Whatever a parser stumbles over is the client's; what this machine lacks is not.
         status, body = (500 if isinstance(error, OSError | MemoryError) else 400), b"the request cannot be read"
     return JSONResponse(_one_line(body, status), status)
+
+
+async def _check_body(request: "Request", limits: Limits) -> None:
+    """Refuse a body for what MLflow does not look at."""
+    kind = request.headers["content-type"].lower()
+    if _PARQUET in kind:
+        _check_unpacked(await request.body(), limits)
+    elif _JSON in kind:
+        await asyncio.to_thread(_check_fields, await request.body())
+
+
+def _check_fields(body: bytes) -> None:
+    """Refuse fields beside the rows and `params`: MLflow would ignore them, so that a `top_k` there would have no effect."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return  # MLflow says why it cannot be read
+    if isinstance(found, dict):
+        refuse_others("request", found, _FIELDS)
 
 
 def _check_unpacked(body: bytes, limits: Limits) -> None:

@@ -109,7 +109,8 @@ class NewItems:
             if value == "" and modality in self.fillers:
                 continue
             if not isinstance(value, str) or not value.strip():
-                raise UserError(f"row {row}: {modality}: got {shown(value)}, expected the {modality} of a new item")
+                got = "nothing" if is_absent(value) else shown(value)
+                raise UserError(f"row {row}: {modality}: got {got}, expected the {modality} of a new item")
             if modality == "text":
                 self._limits.check("text_characters", len(value), f"row {row}: characters of the text")
                 if not value.isascii() and value != value.encode(errors="ignore").decode():

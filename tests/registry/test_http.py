@@ -161,6 +161,11 @@ BROKEN = [
     (b'{"dataframe_records": {}}', "application/json", "must be a list of records"),
     (b'{"dataframe_records": [{"userid": 1}]}', "application/json", "columns: got str 'userid', expected some of"),
     (b'{"dataframe_records": [{"user_id": 1}], "params": {"topk": 1}}', "application/json", "params: got str 'topk'"),
+    (
+        b'{"dataframe_records": [{"user_id": 1}], "top_k": 1}',
+        "application/json",
+        "request: got str 'top_k', expected some of",
+    ),
     (b'{"dataframe_records": [{"user_id": 1}], "params": 5}', "application/json", "params: got int 5"),
     (b"[" * 100_000, "application/json", "the request cannot be read"),
     (b"user_id\n1,2\n3\n4,5,6\n", "text/csv", "Failed to parse input"),
@@ -178,6 +183,12 @@ def test_bodies_that_cannot_be_read_get_one_line(body, kind, message, served):
     assert sorted(answer) == ["error_code", "message"]
     assert "\n" not in answer["message"]
     assert str(Path(sys.prefix)) not in json.dumps(answer)
+
+
+@pytest.mark.slow
+def test_the_server_describes_its_routes(served):
+    with urlopen(f"http://127.0.0.1:{served.port}/openapi.json") as response:
+        assert {"/invocations", "/version", "/metrics", "/ping"} <= set(json.load(response)["paths"])
 
 
 @pytest.mark.slow

@@ -232,6 +232,11 @@ def test_cells_that_are_no_content_of_an_item_get_one_line(column, value, model)
         model.answer(columns)
 
 
+def test_a_row_without_the_content_that_another_has_is_said_to_have_nothing(model):
+    with pytest.raises(UserError, match=r"\Arow 0: text: got nothing, expected the text of a new item\Z"):
+        model.answer({"user_id": ["u1"] * 2, "image": [PICTURE] * 2, "text": [math.nan, "a"]})
+
+
 @pytest.mark.parametrize(
     "image", ["QUJD", "A", "Ä", "http://[::1", "https://a b/", "http://", "data:image/png;base64,QUJD"]
 )
