@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402, F401
 
+import atexit
 import gc
 
 import jsonargparse
@@ -42,3 +43,4 @@ import deepspeed.runtime.zero.muon.muon_optimizer
 # The collector of a forked process would otherwise visit, and so copy, the memory that it shares with the server.
 gc.collect()
 gc.freeze()
+atexit.register(gc.unfreeze)  # else libraries would report what is frozen as leaked

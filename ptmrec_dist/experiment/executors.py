@@ -19,6 +19,8 @@ from ptmrec_dist.processes import end_with_parent
 Executor = Callable[[list[str], int, Path], int | None]
 """Runs `ptmrec` with given arguments on a number of ranks, with output to a log file, and returns its exit code."""
 
+_PRELOAD = ["mlflow.store.tracking.sqlalchemy_store", "ptmrec_dist.experiment.preload"]
+"""Modules that the fork server of the runs loads; MLflow by its name, since this room does not know it."""
 _CHILDREN = threading.Lock()
 """Held while `multiprocessing` may ask its children for their exit codes: of two threads that ask at once, one gets 255."""
 
@@ -55,7 +57,7 @@ def run_locally(arguments: list[str], ranks: int, log: Path) -> int | None:
         Its exit code.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ptmrec_dist.experiment.preload"])
+    context.set_forkserver_preload(_PRELOAD)
     process = context.Process(target=_command_line, args=(arguments, ranks, log, _environment()))
     with _CHILDREN:
         process.start()
