@@ -147,7 +147,8 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """
     from jsonargparse import ArgumentError
 
-    parser = _parser_of_values(settings, values.get("recommender"))
+    kind: type = settings  # mypy takes `type[Settings]` for unhashable
+    parser = _parser_of_values(kind, values.get("recommender"))
     try:
         return build(settings, parser, parser.parse_object(as_declared(settings, values)))
     except (ArgumentError, TypeError) as error:

@@ -90,6 +90,8 @@ def _command_line(arguments: list[str], ranks: int, log: Path, environment: dict
         words = ["--standalone", f"--nproc_per_node={ranks}", "-m", module, *words]
         module = "torch.distributed.run"
     sys.argv = [module, *words]
+    # Imported where the parent is the script `ptmrec`; runpy would warn of it.
+    sys.modules.pop("ptmrec_dist.__main__", None)
     runpy.run_module(module, run_name="__main__")
 
 
