@@ -148,7 +148,10 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     from jsonargparse import ArgumentError
 
     kind: type = settings  # mypy takes `type[Settings]` for unhashable
-    parser = _parser_of_values(kind, values.get("recommender"))
+    chosen = values.get("recommender") if chooses_recommender(settings) else None
+    if chosen:
+        recommender_entry(chosen)  # refuses what is no name
+    parser = _parser_of_values(kind, chosen or None, (*RECOMMENDERS.items(), *METHODS.items()))
     try:
         return build(settings, parser, parser.parse_object(as_declared(settings, values)))
     except (ArgumentError, TypeError) as error:
@@ -156,7 +159,8 @@ def from_plain(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 @cache
-def _parser_of_values(settings: type, recommender: str | None) -> "ArgumentParser":
+def _parser_of_values(settings: type, recommender: str | None, known: tuple[object, ...]) -> "ArgumentParser":
+    """The parser of values, made once as long as the same recommenders and methods are `known`."""
     return settings_parser(settings, recommender)
 
 

@@ -10,7 +10,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ptmrec_dist.lineage import check_inputs, is_foreign, write_inputs
 from ptmrec_dist.lock import exclusive_out
 from ptmrec_dist.mlflow_store import tracking_uri
 from ptmrec_dist.progress import Progress
-from ptmrec_dist.sweep.space import Space, check_space, read_space, settings_of
+from ptmrec_dist.sweep.space import Space, check_space, read_by, read_space, settings_of
 from ptmrec_dist.sweep.stages import STAGES, Common, command_of
 from ptmrec_dist.sweep.trials import Trial, TrialBook
 from ptmrec_dist.sweep.worker import GROUP_FILE, train_on_ranks
@@ -138,6 +139,7 @@ class Sweep:
         from ptmrec_dist.sweep.figures import plot
         from ptmrec_dist.sweep.winner import Winner, table_of
 
+        read = partial(read_by, self.config)
         trials = self.book.read()
         for trial in trials:
             shutil.rmtree(self.book.run(trial) / CHECKPOINTS, ignore_errors=True)
@@ -147,9 +149,11 @@ class Sweep:
         best = max(able, key=lambda trial: trial.value or 0.0)  # the first of equal ones
         settings = settings_of(self.config, best.point)
         write_atomically(self.out / "best.yaml", yaml.safe_dump(settings, sort_keys=False))
-        write_atomically(self.out / "trials.csv", table_of(trials))
-        print(f"best: trial {best.number}, {self.book.metric} {best.value:.4f}: {best.point}")
-        figures = plot(self.space, able, self.book.metric, self.out)
+        write_atomically(
+            self.out / "trials.csv", table_of([replace(trial, point=read(trial.point)) for trial in trials])
+        )
+        print(f"best: trial {best.number}, {self.book.metric} {best.value:.4f}: {read(best.point)}")
+        figures = plot(self.space, able, read, self.book.metric, self.out)
         tracker.metrics({f"best.{self.book.metric}": best.value or 0.0, "best.trial": best.number}, len(trials))
         tracker.artifacts([self.out / "best.yaml", self.out / "trials.csv", self.out / "sweep.yaml", *figures])
         if self.config.winner_seeds:

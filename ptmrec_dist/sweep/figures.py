@@ -1,6 +1,6 @@
 """Figures of a sweep: its trials as lines through their settings, and which settings mattered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from ptmrec_dist.evaluation.figures.style import wrapped
 from ptmrec_dist.files import replacing
-from ptmrec_dist.sweep.space import Space
+from ptmrec_dist.sweep.space import Point, Space
 from ptmrec_dist.sweep.trials import Trial
 
 _COLOUR, _GREY = "#0072b2", "#8a94a0"
@@ -21,19 +21,22 @@ _COLOURS = colormaps["cividis_r"]  # in grey, and to the colour-blind: the darke
 _WIDTH = 16  # characters of a name that fit beside the next axis
 
 
-def plot(space: Space, trials: Sequence[Trial], metric: str, folder: Path) -> list[Path]:
+def plot(
+    space: Space, trials: Sequence[Trial], read: Callable[[Point], Point], metric: str, folder: Path
+) -> list[Path]:
     """Plot a sweep as `parallel_coordinates.png` and, where complete trials differ, `importance.png`.
 
     Args:
         space: What was searched.
         trials: Trials with a value, complete or stopped early.
+        read: Leaves out what the trial at a point does not read.
         metric: Name of the value.
         folder: Folder of the figures.
 
     Returns:
         The files written.
     """
-    written = [_save(_parallel_coordinates(space, trials, metric), folder / "parallel_coordinates.png")]
+    written = [_save(_parallel_coordinates(space, trials, read, metric), folder / "parallel_coordinates.png")]
     fractions = importances(space, trials)
     if fractions:
         written.append(_save(_importance(fractions, trials, metric), folder / "importance.png"))
@@ -94,19 +97,24 @@ def _importance(fractions: dict[str, float], trials: Sequence[Trial], metric: st
     return figure
 
 
-def _parallel_coordinates(space: Space, trials: Sequence[Trial], metric: str) -> Figure:
-    """A vertical axis a setting and one for the value, each scaled to itself; a line a trial, the best on top."""
+def _parallel_coordinates(space: Space, trials: Sequence[Trial], read: Callable[[Point], Point], metric: str) -> Figure:
+    """A vertical axis a setting and one for the value, each scaled to itself; a line a trial, the best on top.
+
+    A line has a dot on the axes of what its trial reads, and passes over the others.
+    """
     ordered = sorted(trials, key=lambda trial: (trial.state == "complete", trial.value))
     values = [trial.value or 0.0 for trial in ordered]
-    columns = {name: _heights(kind, [trial.point[name] for trial in ordered]) for name, kind in space.items()}
+    points = [read(trial.point) for trial in ordered]
+    columns = {name: _column(name, kind, points) for name, kind in space.items()}
     figure = Figure(figsize=(3.0 + 1.9 * len(space), 5.0), layout="constrained")
     axes = figure.subplots()
     heights = np.array([*(found for found, _ in columns.values()), _linear(values)])
     for trial, line in zip(ordered, heights.T, strict=True):
+        (steps,) = np.nonzero(~np.isnan(line))
         if trial.state == "complete":
-            axes.plot(line, color=_COLOURS(line[-1]), linewidth=1.8)
+            axes.plot(steps, line[steps], color=_COLOURS(line[-1]), linewidth=1.8, marker=".")
         else:
-            axes.plot(line, color=_GREY, linewidth=0.8, linestyle="--")
+            axes.plot(steps, line[steps], color=_GREY, linewidth=0.8, linestyle="--", marker=".")
     for position, (_, ticks) in enumerate(columns.values()):
         _axis(axes, position, ticks)
     _axis(axes, len(columns), dict(zip(_linear([min(values), max(values)]), _words(values), strict=True)))
@@ -119,12 +127,22 @@ def _parallel_coordinates(space: Space, trials: Sequence[Trial], metric: str) ->
     return figure
 
 
+def _column(name: str, kind: BaseDistribution, points: Sequence[Point]) -> tuple[np.ndarray, dict[float, str]]:
+    """Heights of the points on an axis, NaN where it is not read, and its ticks."""
+    heights = np.full(len(points), np.nan)
+    read = [name in point for point in points]
+    heights[read], ticks = _heights(kind, [point[name] for point in points if name in point])
+    return heights, ticks
+
+
 def _heights(kind: BaseDistribution, values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
     """Values as heights from 0 to 1 on an axis of their own, and its ticks; choices are spaced evenly."""
     if isinstance(kind, CategoricalDistribution):
         heights = _linear(range(len(kind.choices)))
         of_choice = dict(zip(map(repr, kind.choices), heights, strict=True))
         return [of_choice[repr(value)] for value in values], dict(zip(heights, map(str, kind.choices), strict=True))
+    if not values:
+        return [], {}
     scaled = np.log(values) if getattr(kind, "log", False) else np.asarray(values, dtype=float)
     ends = [min(values), max(values)]
     return _linear(scaled), dict(zip(_linear(ends), _words(ends), strict=True))

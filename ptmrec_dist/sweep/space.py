@@ -86,6 +86,20 @@ def settings_of(config: SweepConfig, point: Point, **fixed: Any) -> dict[str, An
     return stage.used(config, merged(plain | absolute | stage.given(config), fixed))
 
 
+def read_by(config: SweepConfig, point: Point) -> Point:
+    """Leave out what the trial at a point does not read: settings of recommenders or tuning methods that it does not choose.
+
+    Args:
+        config: Settings of the sweep.
+        point: Sampled hyper-parameters.
+
+    Returns:
+        The others, in their order.
+    """
+    settings = settings_of(config, point)
+    return {name: value for name, value in point.items() if _has(settings, name)}
+
+
 def check_space(config: SweepConfig, space: Space) -> list[Any]:
     """Check every choice and both ends of every range with the parser of what a trial trains.
 
@@ -170,3 +184,8 @@ def _distribution(name: str, given: Any) -> BaseDistribution:
     except ValueError as error:
         raise UserError(f"{name}: {on_one_line(error)}") from error
     return distribution
+
+
+def _has(settings: Mapping[str, Any], name: str) -> bool:
+    first, _, rest = name.partition(".")
+    return first in settings and (not rest or _has(settings[first], rest))

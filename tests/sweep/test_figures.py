@@ -48,18 +48,35 @@ def test_the_pictures_count_both_kinds_of_trials_and_show_every_setting(
         texts[Path(path).name.removesuffix(UNFINISHED)] = [figure.get_suptitle(), *labels]
 
     monkeypatch.setattr(Figure, "savefig", note)
-    plot(SPACE, [*PRUNED[:7], *COMPLETE], "recall@20", tmp_path)
+    plot(SPACE, [*PRUNED[:7], *COMPLETE], dict, "recall@20", tmp_path)
     assert texts.keys() == {"parallel_coordinates.png", "importance.png"}
     for name, shown in texts.items():
         assert shown[0].startswith("18 complete trials, 7 stopped early"), name
         assert {"kt_weight", "prompt.length"} <= set(shown), name
 
 
+def test_a_line_has_dots_on_the_axes_of_what_its_trial_reads_and_on_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    lines: list[list[float]] = []
+
+    def note(figure: Figure, path: Path, **_: object) -> None:
+        if "parallel" in Path(path).name:
+            lines.extend(list(line.get_xdata()) for line in figure.axes[0].lines if line.get_marker() == ".")
+        Path(path).touch()
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    plot(SPACE, COMPLETE, lambda point: {"kt_weight": point["kt_weight"]}, "recall@20", tmp_path)
+    assert lines == [[0, 2]] * len(COMPLETE)
+
+
 @pytest.mark.parametrize("complete", [[], COMPLETE[:1], [replace(trial, value=0.5) for trial in COMPLETE]])
 def test_without_complete_trials_that_differ_there_is_no_importance_and_the_output_says_why(
     complete: list[Trial], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = plot(SPACE, [*PRUNED, *complete], "recall@20", tmp_path)
+    written = plot(SPACE, [*PRUNED, *complete], dict, "recall@20", tmp_path)
     assert [path.name for path in written] == ["parallel_coordinates.png"]
     assert all(path.stat().st_size for path in written)
     trials = "complete trial" if len(complete) == 1 else "complete trials"

@@ -9,7 +9,7 @@ import yaml
 from ptmrec_dist import cli
 from ptmrec_dist.config import AshaConfig, Stage1Config, SweepConfig
 from ptmrec_dist.errors import UserError
-from ptmrec_dist.sweep.space import check_space, read_space, settings_of
+from ptmrec_dist.sweep.space import check_space, read_by, read_space, settings_of
 from ptmrec_dist.sweep.stages import STAGES
 from tests.conftest import Project
 
@@ -94,6 +94,13 @@ def test_a_recommender_gets_its_own_hyper_parameters_alone() -> None:
         ("lightgcn", "LightGCNConfig(dim=8, layers=1, reg_weight=0.01)"),
         ("lightgcn", "LightGCNConfig(dim=8, layers=3, reg_weight=0.01)"),
     }
+
+
+def test_a_trial_reads_what_its_recommender_has_and_nothing_else_of_its_point() -> None:
+    point = {"lr": 0.1, "recommender": "lightgcn", "model.layers": 3}
+    config = _config(space=LAYERS)
+    assert read_by(config, point) == point
+    assert read_by(config, point | {"recommender": "vbpr"}) == {"lr": 0.1, "recommender": "vbpr"}
 
 
 def test_paths_are_absolute_and_those_beside_train_count_as_in_it(tmp_path: Path) -> None:
