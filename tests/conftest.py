@@ -1,6 +1,7 @@
 """Fixtures of several folders: real data where it is present, and a tiny project that every chain of commands can run on."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,12 @@ def onnxruntime() -> Any:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _default_of_sigterm() -> None:
+    """Ray leaves a handler of its own in the process of a driver, which would end a later test's process."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
